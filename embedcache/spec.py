@@ -1,0 +1,168 @@
+"""What a stored vector depends on, as a value with a digest.
+
+A `Spec` holds everything that changes a vector besides the photo's own bytes: the network, the
+digest of its weights, the crop, the preprocessing and the arithmetic. Two runs share vectors if
+and only if their specs have the same digest. How a user called the backbone, where its weights lay
+and which machine ran it are provenance: they stand in a segment's manifest and never in a spec.
+
+    spec.document()  the JSON object that a cache stores
+    spec.digest      sha256 (64 hex digits) of that object in canonical form
+    spec.difference(other)   what differs, field by field, for a message
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
+
+from embedcache.errors import CacheError
+
+MAX_DIM = 65_536
+PRECISIONS = ("float32", "bfloat16", "float16")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+def canonical_json(document: Json) -> bytes:
+    """The one byte string for a JSON value: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(
+        document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    ).encode("ascii")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """How a decoded photo (or face crop) becomes the network's input.
+
+    size: height and width of the input, in pixels.
+    resize: "squash" (both sides to `size`) or "shortest" (shorter side to `size / crop_fraction`,
+        then the centre).
+    crop_fraction: the part of the resized photo's shorter side that the centre crop keeps.
+    interpolation: Pillow's filter, antialiased: "nearest", "bilinear", "bicubic" or "lanczos".
+    mean, std: per channel, of values scaled to [0, 1].
+    decode: version of `embedcache.images`, which turns bytes into RGB (orientation, colour modes,
+        reduced-scale JPEG decoding).
+    """
+
+    size: tuple[int, int]
+    resize: Literal["squash", "shortest"]
+    crop_fraction: float
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    decode: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaceCrop:
+    """Which part of the photo is the face.
+
+    detector: digest of the detector's own document (networks, thresholds, resize kernel).
+    select: "only" embeds photos with exactly one box (the paper's 1BBOX); others end as failed.
+    margin: added around the box, as a fraction of its sides.
+    """
+
+    detector: str
+    select: Literal["only"]
+    margin: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """Everything that decides a vector, for vectors computed here or declared as foreign.
+
+    kind: "computed" by `embedcache extract`, or "foreign": imported, with nothing known but a name.
+    architecture: the network (timm's or facenet-pytorch's name for it); a foreign set's name.
+    arguments: the network's constructor arguments, as canonical JSON text.
+    weights: sha256 over the loaded tensors, "" when foreign.
+    dim: floats per vector, 1 to 65,536.
+    face: the face crop, or None for the whole photo.
+    """
+
+    kind: Literal["computed", "foreign"]
+    architecture: str
+    dim: int
+    arguments: str = "{}"
+    weights: str = ""
+    preprocessing: Preprocessing | None = None
+    face: FaceCrop | None = None
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("computed", "foreign"):
+            raise CacheError(f"a spec's kind is computed or foreign; got {self.kind!r}")
+        if not 0 < len(self.architecture) <= 512:
+            raise CacheError("a spec's architecture has 1 to 512 characters")
+        if not 1 <= self.dim <= MAX_DIM:
+            raise CacheError(f"a vector has 1 to {MAX_DIM:,} floats; got {self.dim}")
+        if self.precision not in PRECISIONS:
+            raise CacheError(f"precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}")
+        if self.kind == "computed" and (
+            self.preprocessing is None or not _DIGEST.fullmatch(self.weights)
+        ):
+            raise CacheError("a computed spec needs its preprocessing and a weights digest")
+
+    def document(self) -> dict[str, Json]:
+        """The JSON object that stands for this spec."""
+        found: dict[str, Json] = json.loads(json.dumps(asdict(self)))
+        return found
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical document, 64 hex digits."""
+        return hashlib.sha256(canonical_json(self.document())).hexdigest()
+
+    @classmethod
+    def parse(cls, document: Any) -> Self:
+        """Read a document (untrusted); CacheError says which field is wrong."""
+        try:
+            values = _fields(cls, document)
+            if values.get("preprocessing") is not None:
+                inner = _fields(Preprocessing, values["preprocessing"])
+                for name in ("size", "mean", "std"):
+                    inner[name] = tuple(inner[name])
+                values["preprocessing"] = Preprocessing(**inner)
+            if values.get("face") is not None:
+                values["face"] = FaceCrop(**_fields(FaceCrop, values["face"]))
+            if type(values["dim"]) is not int:
+                raise TypeError(f"dim is a whole number; got {values['dim']!r}")
+            if not all(type(values[n]) is str for n in ("architecture", "arguments", "weights")):
+                raise TypeError("architecture, arguments and weights are text")
+            return cls(**values)
+        except (TypeError, KeyError) as error:
+            raise CacheError(f"not a spec document: {error}") from None
+
+    def difference(self, other: "Spec") -> list[str]:
+        """One line per field that differs: `field: mine, theirs`."""
+        mine, theirs = _flat(self.document()), _flat(other.document())
+        return [
+            f"{name}: {mine.get(name)!r}, {theirs.get(name)!r}"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+def foreign(name: str, dim: int) -> Spec:
+    """The spec of vectors computed elsewhere, known by name and size only."""
+    return Spec(kind="foreign", architecture=name, dim=dim)
+
+
+def _fields(cls: type, document: Any) -> dict[str, Any]:
+    if not isinstance(document, dict):
+        raise TypeError(f"{cls.__name__} is an object; got {type(document).__name__}")
+    known = {field.name for field in fields(cls)}
+    if unknown := sorted(set(document) - known):
+        raise TypeError(f"{cls.__name__} has no field {unknown[0]!r}")
+    return dict(document)
+
+
+def _flat(document: dict[str, Json], prefix: str = "") -> dict[str, Json]:
+    flat: dict[str, Json] = {}
+    for name, value in document.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
