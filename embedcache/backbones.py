@@ -1,0 +1,340 @@
+"""Frozen backbones behind one small interface: names to networks, networks to vectors.
+
+    inception_v3.tf_in1k     any timm name (this one is the default); weights from the hub
+    hf-hub:OWNER/MODEL       a timm model on the Hugging Face hub
+    local-dir:FOLDER         timm's own folder form: config.json and weights
+    facenet:vggface2         facenet-pytorch's InceptionResnetV1; weights from its release page
+    facenet:casia-webface    the same, other weights
+    facenet:FILE             the same, a state dict of yours (.pt or .safetensors)
+    NAME@face                the same network on the face crop (facenet:* implies it)
+
+Only importer of timm and of facenet-pytorch's embedding network. What a name stands for is settled
+by `load`; the digest of the weights *as loaded* goes into the spec.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache import images, weights
+from embedcache.errors import WeightsError
+from embedcache.spec import FaceCrop, Preprocessing, Spec
+from embedcache.weights import first_line
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT = "inception_v3.tf_in1k"
+FACE_MARGIN = 0.0
+DOCTOR = "Run 'embedcache doctor' to see which weights are at hand."
+
+Decode = Literal["reduced", "full"]
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A backbone as a user writes it.
+
+    source: "timm", "hf-hub", "local-dir" or "facenet".
+    where: the model's name, the hub's id, or a path.
+    face: whether the face crop is wanted.
+    """
+
+    source: str
+    where: str
+    face: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `[SOURCE:]WHERE[@face]`; WeightsError for anything else."""
+        body, face = (text[: -len("@face")], True) if text.endswith("@face") else (text, False)
+        source, colon, where = body.partition(":")
+        if not colon:
+            source, where = "timm", body
+        if source not in ("timm", "hf-hub", "local-dir", "facenet") or not where:
+            raise WeightsError(
+                f"no such backbone: {text!r}. Give a timm name (inception_v3.tf_in1k), "
+                "hf-hub:OWNER/MODEL, local-dir:FOLDER, facenet:vggface2, facenet:casia-webface or "
+                "facenet:FILE, with @face at the end for the face crop."
+            )
+        return cls(source, where, face or source == "facenet")
+
+    @property
+    def recorded(self) -> str:
+        """The name that a cache keeps: without the folders in front, which are this machine's."""
+        return self._written(Path(self.where).resolve().name if self._is_path else self.where)
+
+    @property
+    def place(self) -> str:
+        """The name with its path made absolute, so that it can be loaded from any folder."""
+        return self._written(str(Path(self.where).resolve()) if self._is_path else self.where)
+
+    @property
+    def _is_path(self) -> bool:
+        named = self.source == "facenet" and self.where in weights.FACENET_FILES
+        return self.source in ("local-dir", "facenet") and not named
+
+    def _written(self, where: str) -> str:
+        text = where if self.source == "timm" else f"{self.source}:{where}"
+        return f"{text}@face" if self.face and self.source != "facenet" else text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backbone:
+    """A loaded network.
+
+    name: as it is recorded in a cache;  place: with this machine's path, to load it again.
+    spec: everything that changes its vectors.
+    forward: uint8 (b, h, w, 3) of preprocessed pixels -> float32 (b, spec.dim).
+    device: where it runs, as torch names it.
+    """
+
+    name: str
+    place: str
+    spec: Spec
+    forward: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+    device: str = "cpu"
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        assert self.spec.preprocessing is not None  # computed specs have one
+        return self.spec.preprocessing
+
+
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+    decode: Decode = "reduced",
+    detector: Callable[[], str] | None = None,
+) -> Backbone:
+    """Load a backbone, its weights and its preprocessing.
+
+    device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+    precision: of the network's arithmetic; vectors are float32 in any case.
+    decode: "reduced" reads large JPEGs at a reduced scale, never below twice the input's size;
+        "full" decodes every pixel, as timm does, at several times the cost.
+    detector: gives the digest of the face detector, asked only for a face crop.
+    Raises WeightsError when the name is unknown, or the weights are missing or do not fit; it says
+        where they were looked for and what to do without internet.
+    """
+    import torch
+
+    asked = Name.parse(name)
+    where = torch_device(device)
+    model, architecture, arguments, preprocessing = (
+        _facenet(asked, decode) if asked.source == "facenet" else _timm(asked, decode)
+    )
+    model.eval().requires_grad_(False)
+    digest = weights.digest_of(model.state_dict())
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    model = model.to(where, dtype[precision]).to(memory_format=torch.channels_last)
+    forward = _forward(model, preprocessing, where, dtype[precision])
+    dim = forward(np.zeros((1, *preprocessing.size, 3), np.uint8)).shape[1]
+    face = None
+    if asked.face:  # boxes count pixels of the whole photo
+        preprocessing = replace(preprocessing, decode=decoding("full"))
+        if detector is None:
+            from embedcache.faces import Detector
+
+            detector = lambda: Detector().digest  # noqa: E731
+        face = FaceCrop(detector=detector(), select="only", margin=FACE_MARGIN)
+    spec = Spec(
+        kind="computed",
+        architecture=architecture,
+        arguments=json.dumps(arguments, sort_keys=True, separators=(",", ":")),
+        weights=digest,
+        dim=dim,
+        preprocessing=preprocessing,
+        face=face,
+        precision=precision,
+    )
+    return Backbone(
+        name=asked.recorded, place=asked.place, spec=spec, forward=forward, device=str(where)
+    )
+
+
+def torch_device(device: str) -> "torch.device":
+    """The torch device for a `--device` value; WeightsError if this machine lacks it."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise WeightsError(f"no such device: {device!r}; use auto, cpu, cuda or cuda:N") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise WeightsError(
+            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices here; "
+            "use --device cpu, or install a torch that fits the driver"
+        )
+    return found
+
+
+def decoding(decode: Decode) -> str:
+    """The spec's name for how bytes become pixels."""
+    return f"{images.VERSION}-{decode}"
+
+
+def shorter_side(preprocessing: Preprocessing) -> int | None:
+    """Pixels of the shorter side that decoding has to keep for it; None: all there are."""
+    if preprocessing.decode != decoding("reduced"):
+        return None
+    return math.ceil(max(preprocessing.size) / preprocessing.crop_fraction)
+
+
+def _forward(
+    model: "torch.nn.Module", preprocessing: Preprocessing, device: "torch.device", dtype: Any
+) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
+    import torch
+
+    # As torchvision's ToTensor and Normalize do it, on the device: (x / 255 - mean) / std.
+    shape = (1, 3, 1, 1)
+    mean = torch.tensor(preprocessing.mean, device=device).reshape(shape)
+    std = torch.tensor(preprocessing.std, device=device).reshape(shape)
+
+    def forward(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            batch = torch.from_numpy(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2)
+            batch = (batch.to(torch.float32).div_(255.0) - mean) / std
+            vectors = model(batch.to(dtype).contiguous(memory_format=torch.channels_last))
+            return cast(npt.NDArray[np.float32], vectors.float().cpu().numpy())
+
+    return forward
+
+
+# --- timm ---------------------------------------------------------------------------------------
+
+
+def _timm(
+    name: Name, decode: Decode
+) -> "tuple[torch.nn.Module, str, dict[str, Any], Preprocessing]":
+    import timm
+
+    arguments: dict[str, Any] = {}
+    if name.source == "local-dir":
+        full, arguments = _local_dir(Path(name.where))
+    else:
+        full = name.where if name.source == "timm" else f"hf-hub:{name.where}"
+        _check_timm(name, full)
+    try:
+        model = timm.create_model(full, pretrained=True, num_classes=0)
+    except Exception as error:  # timm, hub, torch and safetensors raise a score of types
+        raise WeightsError(f"cannot load {full}: {first_line(error)}. {DOCTOR}") from error
+    config = timm.data.resolve_data_config({}, model=model)
+    architecture = str(model.pretrained_cfg.get("architecture") or name.where.partition(".")[0])
+    return model, architecture, arguments, _timm_preprocessing(full, config, decode)
+
+
+def _timm_preprocessing(name: str, config: dict[str, Any], decode: Decode) -> Preprocessing:
+    channels, height, width = config["input_size"]
+    mode = config.get("crop_mode") or "center"
+    if channels != 3 or mode not in ("center", "squash"):
+        raise WeightsError(f"{name} wants {channels} channels and {mode!r} cropping: not supported")
+    return Preprocessing(
+        size=(height, width),
+        resize="squash" if mode == "squash" else "shortest",
+        crop_fraction=float(config["crop_pct"]),
+        interpolation=config["interpolation"],
+        mean=_three(config["mean"]),
+        std=_three(config["std"]),
+        decode=decoding(decode),
+    )
+
+
+def _local_dir(folder: Path) -> tuple[str, dict[str, Any]]:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise WeightsError(
+            f"local-dir:{folder} needs a config.json and weights (model.safetensors), as timm's "
+            "`save_for_hf` writes them; there is no "
+            + ("config.json in it" if folder.is_dir() else "such folder")
+        )
+    try:
+        found = json.loads(config.read_text("utf-8"))
+        arguments = found.get("model_args") or {}
+        if not isinstance(arguments, dict) or not isinstance(found.get("architecture"), str):
+            raise ValueError("no architecture, or model_args is no object")
+    except (ValueError, OSError, AttributeError) as error:
+        raise WeightsError(f"cannot read {config}: {error}") from None
+    return f"local-dir:{folder}", arguments
+
+
+def _check_timm(name: Name, full: str) -> None:
+    """Say what is missing before timm spends minutes on an unreachable hub."""
+    import timm
+
+    if name.source == "timm":
+        if not timm.is_model(name.where):
+            close = timm.list_models(f"*{name.where.partition('.')[0]}*")[:5]
+            hint = f" Did you mean {', '.join(close)}?" if close else ""
+            raise WeightsError(
+                f"timm {timm.__version__} knows no model {name.where!r}.{hint} "
+                "List all with python -c 'import timm; print(timm.list_pretrained())'."
+            )
+        config = timm.get_pretrained_cfg(name.where)
+        if config is None or not config.has_weights:
+            raise WeightsError(
+                f"timm {timm.__version__} has no pretrained weights for {name.where}"
+            )
+        hub_id = config.hf_hub_id
+        if hub_id is None:
+            return
+        hub_id = hub_id if hub_id.count("/") else f"timm/{name.where}"
+        if hub_id.endswith("/"):
+            hub_id += name.where
+    else:
+        hub_id = name.where.partition("@")[0]
+    weights.need_hub(hub_id, full)
+
+
+# --- FaceNet ------------------------------------------------------------------------------------
+
+
+def _facenet(
+    name: Name, decode: Decode
+) -> "tuple[torch.nn.Module, str, dict[str, Any], Preprocessing]":
+    try:
+        from facenet_pytorch.models.inception_resnet_v1 import InceptionResnetV1
+    except ImportError:
+        raise WeightsError(
+            f"{name.recorded} needs the package facenet-pytorch: "
+            "pip install --no-deps facenet-pytorch==2.6.0"
+        ) from None
+    path = weights.facenet_file(name.where)
+    state = weights.read_state(path)
+    for key in ("logits.weight", "logits.bias"):  # the classifier that training used
+        state.pop(key, None)
+    model = InceptionResnetV1(pretrained=None)
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{path} is no state dict of facenet-pytorch's InceptionResnetV1: {first_line(error)}"
+        ) from None
+    preprocessing = Preprocessing(
+        size=(160, 160),
+        resize="squash",
+        crop_fraction=1.0,
+        interpolation="bilinear",
+        # fixed_image_standardization: (x - 127.5) / 128
+        mean=(127.5 / 255,) * 3,
+        std=(128 / 255,) * 3,
+        decode=decoding(decode),
+    )
+    return model, "facenet_inception_resnet_v1", {}, preprocessing
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    a, b, c = (float(value) for value in values)
+    if not all(map(math.isfinite, (a, b, c))):
+        raise WeightsError("mean and std are finite numbers")
+    return a, b, c

@@ -1,0 +1,70 @@
+"""Faces of photos: from the cache where they were detected before, else by detecting them now."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from embedcache.provenance import about
+from embedcache.sink import Sink
+from embedcache.store import OK, Cache, Faces, FaceSpace
+
+if TYPE_CHECKING:
+    from embedcache.faces import Detector
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+
+class FaceFinder:
+    """The detector and the faces that the cache knows; neither is loaded until it is needed."""
+
+    def __init__(self, cache: Cache, device: str) -> None:
+        self._cache = cache
+        self._device = device
+        self.sink: Sink[Faces] = Sink(lambda n: self._space.writer(n_rows=n, about=about(device)))
+
+    @cached_property
+    def detector(self) -> "Detector":
+        from embedcache.backbones import torch_device
+        from embedcache.faces import Detector
+
+        return Detector(str(torch_device(self._device)))
+
+    @cached_property
+    def _space(self) -> FaceSpace:
+        space = self._cache.face_space(self.detector.document, create=True)
+        space.salvage()
+        return space
+
+    def digest(self) -> str:
+        """The detector's digest, which is part of the spec of a face crop."""
+        return self.detector.digest
+
+    def detect(self, pictures: Sequence[Image.Image]) -> Faces:
+        """Faces of upright RGB photos, as `Detector.detect`."""
+        return self.detector.detect(pictures)
+
+    def known(self, digests: U8) -> list[F32 | str | None]:
+        """What the cache says of each photo: its only box, a reason, or None when undetected.
+
+        digests: uint8 (n, 32).
+        """
+        status = self._space.status(digests)
+        answers: list[F32 | str | None] = [None] * len(digests)
+        there = np.flatnonzero(status == OK)
+        faces, _ = self._space.read(digests[there])
+        for row, i in enumerate(there):
+            answers[i] = only_face(faces, row)
+        return answers
+
+
+def only_face(faces: Faces, i: int) -> F32 | str:
+    """The one box of photo i, float32 (4,), or the reason why there is not exactly one."""
+    n = int(faces.counts[i])
+    if n == 1:
+        return faces.box[faces.offsets[i]]
+    return "no_face" if n == 0 else "several_faces"

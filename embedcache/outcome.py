@@ -1,0 +1,179 @@
+"""What an extraction did and where its time went: values that print themselves. No torch."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from embedcache.spec import Json
+
+STEPS = ("read", "decode", "detect", "forward", "write", "idle")
+
+
+class Clock:
+    """Seconds by step, added up over threads. "idle" is the forward's thread waiting for pixels."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(STEPS, 0.0)
+        self._lock = threading.Lock()
+
+    def add(self, step: str, seconds: float) -> None:
+        with self._lock:
+            self.seconds[step] += seconds
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - start)
+
+    def shares(self) -> dict[str, float]:
+        """Each step's part of all seconds spent, over all threads; they add up to 1."""
+        total = sum(self.seconds.values())
+        return {name: round(s / total, 4) if total else 0.0 for name, s in self.seconds.items()}
+
+    def bottleneck(self) -> str:
+        """The step that a faster run would have to speed up.
+
+        While the forward's thread waits, that is the slower of what feeds it.
+        """
+        s = self.seconds
+        own = max(("detect", "forward", "write"), key=s.__getitem__)
+        if s["idle"] > s[own]:
+            return max(("read", "decode"), key=s.__getitem__)
+        return own if s[own] > 0 else "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: photos done of n, failures among them, seconds since the start."""
+
+    done: int
+    n: int
+    failed: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of photos (ids) for one backbone while a run goes on."""
+
+    wanted: int = 0
+    hit: int = 0
+    embedded: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    forwarded: int = 0
+    forward_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceOutcome:
+    """One backbone's part of a run.
+
+    wanted = hit + embedded + failed + left, in photos. A second copy of the same bytes is a hit.
+    failures: reason -> photos.
+    model_photos_per_second: the network's own rate in this run, None when nothing was embedded.
+    shares, bottleneck: of the whole run, which all its backbones share.
+    """
+
+    backbone: str
+    spec: str
+    dim: int
+    wanted: int
+    hit: int
+    embedded: int
+    failures: Mapping[str, int]
+    seconds: float
+    model_photos_per_second: float | None
+    bottleneck: str
+    shares: Mapping[str, float]
+
+    @property
+    def failed(self) -> int:
+        return sum(self.failures.values())
+
+    @property
+    def left(self) -> int:
+        """Photos that an interrupted run did not get to."""
+        return self.wanted - self.hit - self.embedded - self.failed
+
+    @property
+    def photos_per_second(self) -> float:
+        return self.embedded / self.seconds if self.seconds else 0.0
+
+    def document(self) -> dict[str, Json]:
+        model = self.model_photos_per_second
+        return {
+            "backbone": self.backbone,
+            "spec": self.spec,
+            "dim": self.dim,
+            "wanted": self.wanted,
+            "hit": self.hit,
+            "embedded": self.embedded,
+            "failed": self.failed,
+            "left": self.left,
+            "failures": dict(self.failures),
+            "seconds": round(self.seconds, 3),
+            "photos_per_second": round(self.photos_per_second, 2),
+            "model_photos_per_second": None if model is None else round(model, 2),
+            "bottleneck": self.bottleneck,
+            "shares": dict(self.shares),
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.backbone}  {self.dim}-d  spec {self.spec[:8]}",
+            f"  {self.wanted:,} photos: {self.hit:,} there already, {self.embedded:,} embedded, "
+            f"{self.failed:,} failed" + (f", {self.left:,} left" if self.left else ""),
+        ]
+        if self.failures:
+            ordered = sorted(self.failures.items(), key=lambda item: -item[1])
+            lines.append("  failed: " + ", ".join(f"{n:,} {reason}" for reason, n in ordered))
+        if self.embedded:
+            ceiling = self.model_photos_per_second
+            lines.append(
+                f"  {self.photos_per_second:.1f} photos/s"
+                + (f" (the network alone: {ceiling:.1f})" if ceiling else "")
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extraction:
+    """What `extract` did, one entry per backbone."""
+
+    spaces: tuple[SpaceOutcome, ...]
+    interrupted: bool
+    n_photos: int
+    n_without_photo: int
+    seconds: float
+
+    def document(self) -> dict[str, Json]:
+        return {
+            "spaces": [space.document() for space in self.spaces],
+            "photos": self.n_photos,
+            "without_photo": self.n_without_photo,
+            "seconds": round(self.seconds, 3),
+            "interrupted": self.interrupted,
+        }
+
+    def __str__(self) -> str:
+        lines = [str(space) for space in self.spaces]
+        if self.n_without_photo:
+            lines.append(f"{self.n_without_photo:,} rows of the table name no photo")
+        if any(space.embedded for space in self.spaces):
+            shares = self.spaces[0].shares
+            lines.append(
+                f"{self.seconds:.1f} s; bottleneck: {self.spaces[0].bottleneck} ("
+                + ", ".join(
+                    f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.01
+                )
+                + ")"
+            )
+        if self.interrupted:
+            lines.append("Interrupted: what was embedded is kept. Run the same command to go on.")
+        return "\n".join(lines)

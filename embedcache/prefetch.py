@@ -1,0 +1,152 @@
+"""Reading and decoding ahead of the network, in threads, within a bound on memory."""
+
+import hashlib
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from embedcache import images
+from embedcache.outcome import Clock
+from embedcache.photos import read_file, reason_of
+from embedcache.spec import Preprocessing
+
+READY_BYTES = 2**30
+"""Pixels that may wait for the network; with that many waiting, reading pauses."""
+
+CHANGED = "changed"
+TRANSIENT = frozenset({"vanished", "unreadable", "too_large_file", "no_decoder", CHANGED})
+"""Reasons that lie in the file system or the installation and not in the photo's bytes: a later run
+tries these again by itself, so they are reported and not recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One backbone's wish: `backbone` is its position in the run.
+
+    shorter_side: pixels to keep when decoding at a reduced scale, None for full size.
+    box: float32 (4,) of the face to crop, None for the whole photo.
+    margin: added around the box, as a fraction of its sides.
+    """
+
+    backbone: int
+    preprocessing: Preprocessing
+    shorter_side: int | None = None
+    box: npt.NDArray[np.float32] | None = None
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One content to read once for all that want it.
+
+    digest: sha256 that the file had when the run was planned.
+    detect: positions of the backbones that wait for a face box of this photo.
+    copies: photos of the run with this content.
+    """
+
+    path: str
+    digest: bytes
+    needs: tuple[Need, ...]
+    detect: tuple[int, ...]
+    copies: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A job's outcome: pixels by backbone, the upright image where faces are wanted, or a reason."""
+
+    job: Job
+    pixels: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    image: Image.Image | None = None
+    reason: str | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        held = sum(array.nbytes for array in self.pixels.values())
+        return held + (3 * self.image.width * self.image.height if self.image else 0)
+
+
+def prefetch(
+    jobs: Sequence[Job], *, workers: int, ahead: int, clock: Clock
+) -> Generator[Ready, None, None]:
+    """Yield every job's outcome, in the jobs' order, reading up to `ahead` jobs in advance."""
+    held = _Held()
+
+    def work(job: Job) -> Ready:
+        ready = prepare(job, clock)
+        held.add(ready.n_bytes)
+        return ready
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    waiting: deque[Future[Ready]] = deque()
+    coming = iter(jobs)
+    try:
+        while True:
+            while len(waiting) < ahead and (held.bytes < READY_BYTES or not waiting):
+                job = next(coming, None)
+                if job is None:
+                    break
+                waiting.append(pool.submit(work, job))
+            if not waiting:
+                return
+            start = time.perf_counter()
+            ready = waiting.popleft().result()
+            clock.add("idle", time.perf_counter() - start)
+            held.add(-ready.n_bytes)
+            yield ready
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def prepare(job: Job, clock: Clock) -> Ready:
+    """Read, check and decode one photo, and cut it to what each backbone needs."""
+    try:
+        with clock.step("read"):
+            data = read_file(job.path)
+            same = hashlib.sha256(data).digest() == job.digest
+    except OSError as error:
+        return Ready(job, reason=reason_of(error))
+    if not same:
+        return Ready(job, reason=CHANGED)
+    try:
+        with clock.step("decode"):
+            sides = [need.shorter_side for need in job.needs]
+            decoded = images.decode_each(data, sides + ([None] if job.detect else []))
+            pixels = {
+                need.backbone: cut(image, need)
+                for need, image in zip(job.needs, decoded, strict=False)
+            }
+    except images.DecodeError as error:
+        return Ready(job, reason=str(error.reason))
+    return Ready(job, pixels, decoded[-1] if job.detect else None)
+
+
+def cut(image: Image.Image, need: Need) -> npt.NDArray[np.uint8]:
+    """The network's input, uint8 (h, w, 3), from the decoded photo."""
+    if need.box is None:
+        return images.resize_crop(image, need.preprocessing)
+    from embedcache import faces
+
+    p = need.preprocessing
+    return faces.crop(
+        image, need.box, margin=need.margin, size=p.size, interpolation=p.interpolation
+    )
+
+
+class _Held:
+    """Bytes that are decoded and not taken yet."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, n_bytes: int) -> None:
+        with self._lock:
+            self.bytes += n_bytes
