@@ -1,1 +1,20 @@
-"""heads."""
+"""Stage two: light heads on cached vectors.
+
+    from embedcache.store import Cache
+    from heads import dataset, fit, load
+
+    data = dataset.load(Cache.open("faces.cache"), "facenet:vggface2", "labels.csv",
+                        target="like_ratio", weight="swipes")
+    result = fit(data)
+    print(result)
+    result.save("like_head")
+    load("like_head").predict(vectors)
+
+torch is loaded when an FC head is trained, and not before.
+"""
+
+from heads.fit import Fit, fit
+from heads.head import Head
+from heads.save import load
+
+__all__ = ["Fit", "Head", "fit", "load"]

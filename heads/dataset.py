@@ -1,0 +1,519 @@
+"""Labels joined to vectors by photo id: what a head is fitted on.
+
+    dataset = load(Cache.open("faces.cache"), "inception_v3.tf_in1k", "labels.csv",
+                   target="like_ratio", weight="swipes")
+
+A row is one labelled photo with a vector. Rows that cannot be used are dropped and counted by
+reason; what would make a figure wrong (a missing label, a torn group, two labels for one id) is an
+error instead.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import polars as pl
+from numpy.typing import ArrayLike, NDArray
+
+from embedcache.errors import LabelsError
+from embedcache.spec import Json, Spec
+from heads import split
+
+Task = Literal["regression", "binary", "multiclass"]
+TASKS = ("auto", "regression", "binary", "multiclass")
+MAX_CLASSES = 1000
+READ_ROWS = 16_384
+Floats = NDArray[np.float64]
+
+
+class Vectors(Protocol):
+    """Float32 rows that are read on demand; an ndarray is one, and so is `CacheRows`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where a dataset came from, for the cards of the heads fitted on it.
+
+    spec: the spec document of the vectors, None for vectors handed in as an array.
+    labels, split: sha256 of the label file and of who stands where. cache: the folder's name only.
+    dropped: rows left out, by reason.
+    """
+
+    backbone: str = ""
+    spec: dict[str, Json] | None = None
+    spec_digest: str = ""
+    cache: str = ""
+    ref: str | None = None
+    scope: str | None = None
+    subset_name: str = "ALL"
+    labels_name: str = ""
+    labels: str = ""
+    split: str = ""
+    split_rule: str = ""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The rows of one side. vectors (n, d) read on demand; targets (n, k); weights (n,) or None."""
+
+    vectors: Vectors
+    rows: NDArray[np.int64]
+    targets: Floats
+    weights: Floats | None
+    groups: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """The vectors of rows start to stop, float32 (rows, d)."""
+        return self.vectors[self.rows[start:stop]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """n labelled vectors, each on one side.
+
+    vectors: float32 (n, d). targets: float64 (n,), or (n, k) for several regression targets at
+        once; 0 and 1 for a binary task, class numbers for a multiclass one.
+    weights: float64 (n,), non-negative, or None. classes: what the numbers stand for, in order.
+    groups: int64 (n,), rows that must not be parted share one. subset: uint8 (n,), see `split`.
+    counts: whether targets are ratios and the weights the counts they come from.
+    by: per named column, the value of each row (for errors by group).
+    """
+
+    ids: tuple[str, ...]
+    vectors: Vectors
+    targets: Floats
+    weights: Floats | None
+    groups: NDArray[np.int64]
+    subset: NDArray[np.uint8]
+    task: Task
+    target: str
+    weight: str | None = None
+    classes: tuple[str, ...] = ()
+    counts: bool = False
+    by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+
+    @property
+    def dim(self) -> int:
+        """Floats per vector."""
+        return int(self.vectors.shape[1])
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The name of each target column."""
+        return tuple(self.target.split(",")) if self.targets.ndim == 2 else (self.target,)
+
+    @property
+    def n(self) -> dict[str, int]:
+        """Rows per side."""
+        return {name: int((self.subset == i).sum()) for i, name in enumerate(split.SUBSETS)}
+
+    def part(self, name: str) -> Part:
+        """The rows of "train", "dev" or "test"."""
+        rows = np.flatnonzero(self.subset == split.SUBSETS.index(name))
+        targets = self.targets[rows]
+        return Part(
+            vectors=self.vectors,
+            rows=rows,
+            targets=targets if targets.ndim == 2 else targets[:, None],
+            weights=None if self.weights is None else self.weights[rows],
+            groups=self.groups[rows],
+        )
+
+
+def read_table(path: str | Path, *, text: Sequence[str] = ()) -> pl.DataFrame:
+    """Read a CSV or Parquet table; columns named in `text` stay text ("007" is not 7).
+
+    LabelsError when the file is missing, of another kind, or cannot be parsed.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".csv", ".parquet"):
+        raise LabelsError(f"a label table is a .csv or .parquet file; got {path.name!r}")
+    if not path.is_file():
+        raise LabelsError(f"no label table at {path}")
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pl.read_parquet(path)
+            return table.with_columns(
+                pl.col(name).cast(pl.String) for name in text if name in table.columns
+            )
+        header = pl.read_csv(path, n_rows=0, infer_schema=False).columns
+        return pl.read_csv(
+            path,
+            infer_schema_length=None,
+            schema_overrides={name: pl.String for name in text if name in header},
+        )
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LabelsError(f"{path} cannot be read as a table: {reason}") from None
+
+
+def load(
+    cache: Any,
+    backbone: str,
+    labels_path: str | Path,
+    *,
+    target: str | Sequence[str],
+    id_column: str = "user_id",
+    weight: str | None = None,
+    task: str = "auto",
+    faces: int | None = None,
+    split_by: str | None = None,
+    split_column: str | None = None,
+    stratify: bool = False,
+    by: Sequence[str] = (),
+    seed: int = 0,
+    scope: str | None = None,
+    subset_name: str = "ALL",
+    memory_bytes: int | None = None,
+) -> Dataset:
+    """Join a label table to the cache's vectors by photo id, and split it.
+
+    cache: an open `embedcache.store.Cache`. target: a column, or several for a joint regression.
+    weight: a column of non-negative weights (swipes per photo, say).
+    faces: keep only photos in which the stored detection has exactly so many boxes.
+    split_by: a column whose equal values stay on one side; equal photo contents always do.
+    split_column: take the split from a column that says train, dev or test.
+    by: columns to report errors by. memory_bytes: when the vectors are larger, read them from the
+        cache as they are needed instead of holding them.
+    LabelsError for what cannot be used, see the module's first lines.
+    """
+    names = (target,) if isinstance(target, str) else tuple(target)
+    table = read_table(labels_path, text=(id_column,))
+    asked = [id_column, *names, *filter(None, (weight, split_by, split_column)), *by]
+    if absent := [name for name in asked if name not in table.columns]:
+        raise LabelsError(
+            f"{Path(labels_path).name} has no column {absent[0]!r}; "
+            f"it has {', '.join(table.columns)}"
+        )
+    if table.is_empty():
+        raise LabelsError(f"{Path(labels_path).name} has no rows")
+    space = cache.find(backbone)
+    dropped: Counter[str] = Counter()
+    table, digests = _present(table, cache, space, id_column, scope, dropped)
+    if faces is not None:
+        table, digests = _with_faces(table, digests, cache, space, faces, dropped)
+    ids = table[id_column].to_list()
+    values, found_task, classes = _targets([table[name] for name in names], ids, task)
+    weights = None if weight is None else _weights(table[weight], ids)
+    content = [row.tobytes().hex() for row in digests]
+    people = table[split_by].cast(pl.String).to_list() if split_by else None
+    groups, group_names = split.join_groups([people, content] if people else [content])
+    if split_column:
+        told = table[split_column].cast(pl.String).to_list()
+        subset = split.given(told, groups, ids, column=split_column)
+    else:
+        strata = _strata(values, found_task) if stratify else None
+        subset = split.by_hash(groups, group_names, seed=seed, strata=strata)
+    rule = f"column {split_column}" if split_column else f"hash, seed {seed}"
+    if len(ids) * space.dim * 4 <= (memory_bytes or 1 << 62):
+        vectors: Vectors = space.read(digests)[0]
+    else:
+        vectors = CacheRows(space, digests)
+    return Dataset(
+        ids=tuple(ids),
+        vectors=vectors,
+        targets=values,
+        weights=weights,
+        groups=groups,
+        subset=subset,
+        task=found_task,
+        target=",".join(names),
+        weight=weight,
+        classes=classes,
+        counts=_are_counts(values, weights, found_task),
+        by={name: tuple(map(str, table[name].to_list())) for name in by},
+        provenance=Provenance(
+            backbone=backbone,
+            spec=space.spec.document(),
+            spec_digest=space.digest,
+            cache=Path(str(getattr(cache, "path", ""))).name,
+            ref=getattr(cache, "ref", None),
+            scope=scope,
+            subset_name=subset_name,
+            labels_name=Path(labels_path).name,
+            labels=hashlib.sha256(Path(labels_path).read_bytes()).hexdigest(),
+            split=split.digest(ids, subset),
+            split_rule=rule + (f", grouped by {split_by}" if split_by else ""),
+            dropped=dict(dropped),
+        ),
+    )
+
+
+def from_arrays(
+    vectors: ArrayLike,
+    targets: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    groups: Sequence[object] | None = None,
+    ids: Sequence[str] | None = None,
+    subset: ArrayLike | None = None,
+    task: str = "auto",
+    target: str | None = None,
+    stratify: bool = False,
+    seed: int = 0,
+    spec: Spec | None = None,
+) -> Dataset:
+    """A dataset from arrays already in memory: vectors (n, d), targets (n,) or (n, k).
+
+    groups: rows with equal values stay on one side; without it, rows with equal vectors do.
+    subset: 0 train, 1 dev, 2 test per row; by hash when left out.
+    """
+    held = np.ascontiguousarray(vectors, np.float32)
+    if held.ndim != 2 or not held.size:
+        raise LabelsError(f"vectors are a table of (photos, floats); got shape {held.shape}")
+    if not np.isfinite(held).all():
+        raise LabelsError(f"{(~np.isfinite(held).all(1)).sum()} vectors hold NaN or infinity")
+    raw = np.asarray(targets)
+    if raw.ndim not in (1, 2) or len(raw) != len(held):
+        raise LabelsError(f"{len(held)} vectors need as many targets; got shape {raw.shape}")
+    named = [str(i) for i in range(len(held))] if ids is None else [str(i) for i in ids]
+    columns = [pl.Series(raw[:, k] if raw.ndim == 2 else raw) for k in range(raw[:1].size)]
+    values, found_task, classes = _targets(columns, named, task)
+    if raw.ndim == 2 and values.ndim == 1:
+        values = values[:, None]
+    checked = None if weights is None else _weights(pl.Series(np.asarray(weights)), named)
+    if checked is not None and len(checked) != len(held):
+        raise LabelsError(f"{len(held)} vectors need as many weights; got {len(checked)}")
+    same = groups if groups is not None else [_content(row) for row in held]
+    numbers, names = split.join_groups([[str(value) for value in same]])
+    if subset is not None:
+        sides = np.asarray(subset, np.uint8)
+    else:
+        strata = _strata(values, found_task) if stratify else None
+        sides = split.by_hash(numbers, names, seed=seed, strata=strata)
+    joint = [f"target{k}" for k in range(len(columns))] if raw.ndim == 2 else ["target"]
+    return Dataset(
+        ids=tuple(named),
+        vectors=held,
+        targets=values,
+        weights=checked,
+        groups=numbers,
+        subset=sides,
+        task=found_task,
+        target=target or ",".join(joint),
+        weight=None if weights is None else "weight",
+        classes=classes,
+        counts=_are_counts(values, checked, found_task),
+        provenance=Provenance(
+            spec=spec.document() if spec else None,
+            spec_digest=spec.digest if spec else "",
+            split=split.digest(named, sides),
+            split_rule="given" if subset is not None else f"hash, seed {seed}",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRows:
+    """Vectors left in the cache, read when rows are asked for."""
+
+    space: Any
+    digests: NDArray[np.uint8]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d)."""
+        return len(self.digests), int(self.space.dim)
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = self.space.read(self.digests[rows])[0]
+        return vectors
+
+
+def _present(
+    table: pl.DataFrame,
+    cache: Any,
+    space: Any,
+    id_column: str,
+    scope: str | None,
+    dropped: Counter[str],
+) -> tuple[pl.DataFrame, NDArray[np.uint8]]:
+    """The rows whose photo has a vector, and their photos' digests (n, 32)."""
+    ids = table[id_column].to_list()
+    if missing := sum(value is None for value in ids):
+        raise LabelsError(f"{missing} rows of the label table have no {id_column}")
+    if len(set(ids)) < len(ids):
+        twice = [name for name, times in Counter(ids).items() if times > 1]
+        raise LabelsError(
+            f"{len(twice)} ids have more than one row in the label table, {twice[0]!r} for one; "
+            f"a photo has one label: join the rows first"
+        )
+    digests, known = cache.digests_of(ids, scope=scope)
+    found = known.copy()
+    for start in range(0, len(ids), READ_ROWS):
+        block = slice(start, start + READ_ROWS)
+        found[block] &= space.read(digests[block])[1]
+    if unknown := int((~known).sum()):
+        dropped["id not in the cache"] = unknown
+    lost = np.flatnonzero(known & ~found)
+    if lost.size:
+        for reason in space.reasons(digests[lost]):
+            dropped[reason or "not embedded yet"] += 1
+    if not found.any():
+        raise LabelsError(_no_match(ids, cache, known, space, dropped))
+    return table.filter(pl.Series(found)), digests[found]
+
+
+def _no_match(
+    ids: list[str], cache: Any, known: NDArray[np.bool_], space: Any, dropped: Counter[str]
+) -> str:
+    label_ids = ", ".join(map(repr, ids[:3]))
+    if known.any():
+        told = "; ".join(f"{n} {reason}" for reason, n in dropped.most_common(4))
+        return f"no labelled photo has a vector: {told}. Run 'embedcache extract' for this backbone"
+    held = ", ".join(map(repr, _some_ids(cache)))
+    return (
+        f"none of the {len(ids)} ids of the label table is in the cache. The table has ids like "
+        f"{label_ids}; the cache has {held or 'none'}. Name the matching column with --id-column"
+    )
+
+
+def _some_ids(cache: Any) -> list[str]:
+    try:
+        return [str(name) for name in cache.some_ids(3)]
+    except AttributeError:
+        return []
+
+
+def _with_faces(
+    table: pl.DataFrame,
+    digests: NDArray[np.uint8],
+    cache: Any,
+    space: Any,
+    faces: int,
+    dropped: Counter[str],
+) -> tuple[pl.DataFrame, NDArray[np.uint8]]:
+    detectors = list(cache.face_spaces())
+    if space.spec.face is not None:
+        detectors = [d for d in detectors if d.digest == space.spec.face.detector]
+    if len(detectors) != 1:
+        found = "no face detections" if not detectors else f"{len(detectors)} face detectors' boxes"
+        raise LabelsError(
+            f"only photos with {faces} face(s) were asked for, and the cache holds {found} for "
+            f"this backbone. Run 'embedcache extract' with a backbone ending in @face"
+            + (", or use a @face backbone here" if detectors else "")
+        )
+    counts = detectors[0].counts_of(digests)
+    for count in counts[counts != faces]:
+        reason = "faces not looked for" if count < 0 else f"{count} faces"
+        dropped["1 face" if count == 1 else reason] += 1
+    kept = counts == faces
+    if not kept.any():
+        raise LabelsError(f"no labelled photo has exactly {faces} face(s): {dict(dropped)}")
+    return table.filter(pl.Series(kept)), digests[kept]
+
+
+def _targets(
+    columns: Sequence[pl.Series], ids: Sequence[str], task: str
+) -> tuple[Floats, Task, tuple[str, ...]]:
+    """Numbers for the target columns, the task they make, and the classes."""
+    if task not in TASKS:
+        raise LabelsError(f"task is one of {', '.join(TASKS)}; got {task!r}")
+    for column in columns:
+        bad = column.is_null()
+        if column.dtype.is_float():
+            bad = bad | column.is_nan() | column.is_infinite()
+        if column.dtype == pl.String:
+            bad = bad | (column.str.strip_chars() == "")
+        if (n := int(bad.sum() or 0)) > 0:
+            first = ", ".join(ids[i] for i in np.flatnonzero(bad.fill_null(True).to_numpy())[:3])
+            raise LabelsError(
+                f"{n} of {len(column)} labelled photos have no usable {column.name or 'target'!r} "
+                f"(first: {first}). Leave those rows out of the label table, or fill them in"
+            )
+    if len(columns) > 1:
+        if not all(column.dtype.is_numeric() for column in columns) or task not in (
+            "auto",
+            "regression",
+        ):
+            raise LabelsError("several targets at once are numbers (regression); fit others alone")
+        return np.stack([c.cast(pl.Float64).to_numpy() for c in columns], 1), "regression", ()
+    column = columns[0]
+    distinct = column.unique().sort()
+    chosen = task
+    if task == "auto":
+        numeric = column.dtype.is_numeric()
+        two = len(distinct) == 2 or column.dtype == pl.Boolean
+        chosen = "binary" if two else "regression" if numeric else "multiclass"
+    if chosen == "regression":
+        if not column.dtype.is_numeric() and column.dtype != pl.Boolean:
+            raise LabelsError(
+                f"a regression needs numbers; {column.name!r} holds {distinct[0]!r}. "
+                f"Leave the task on auto, or say binary"
+            )
+        return column.cast(pl.Float64).to_numpy().astype(np.float64), "regression", ()
+    if len(distinct) < 2:
+        raise LabelsError(
+            f"all labelled photos have the same {column.name or 'target'}, {distinct[0]!r}; "
+            f"a classifier needs two classes"
+        )
+    if chosen == "binary" and len(distinct) > 2:
+        raise LabelsError(f"a binary task has two classes; {column.name!r} has {len(distinct)}")
+    if len(distinct) > min(MAX_CLASSES, max(2, len(column) // 2)):
+        raise LabelsError(
+            f"{column.name!r} has {len(distinct)} different values in {len(column)} rows: too many "
+            f"for classes. Name another target, or say --task regression if they are numbers"
+        )
+    classes = tuple(_class_name(value) for value in distinct.to_list())
+    codes = distinct.search_sorted(column).to_numpy().astype(np.float64)
+    return codes, "binary" if len(classes) == 2 else "multiclass", classes
+
+
+def _class_name(value: object) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _weights(column: pl.Series, ids: Sequence[str]) -> Floats:
+    if not column.dtype.is_numeric():
+        raise LabelsError(f"weights are numbers; column {column.name!r} is not")
+    values = column.cast(pl.Float64).fill_null(float("nan")).to_numpy().astype(np.float64)
+    bad = ~np.isfinite(values) | (values < 0)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise LabelsError(
+            f"{int(bad.sum())} weights in {column.name!r} are negative or missing "
+            f"(first: {ids[first]} has {values[first]}); a weight is zero or more"
+        )
+    if not values.any():
+        raise LabelsError(f"all weights in {column.name!r} are zero: nothing would be learnt")
+    return values
+
+
+def _are_counts(values: Floats, weights: Floats | None, task: Task) -> bool:
+    """Whether the targets are ratios of whole successes to the whole numbers in `weights`."""
+    if weights is None or task != "regression" or values.ndim != 1:
+        return False
+    successes = values * weights
+    return bool(
+        values.min() >= 0
+        and values.max() <= 1
+        and (weights == np.round(weights)).all()
+        and weights.max() > 1
+        and (np.abs(successes - np.round(successes)) <= 0.01 + 1e-4 * weights).all()
+    )
+
+
+def _strata(values: Floats, task: Task) -> NDArray[np.int64]:
+    """The class per row; for numbers, which fifth of their order."""
+    if task != "regression":
+        return values.astype(np.int64)
+    first = values if values.ndim == 1 else values[:, 0]
+    edges = np.quantile(first, [0.2, 0.4, 0.6, 0.8])
+    return np.searchsorted(edges, first).astype(np.int64)
+
+
+def _content(row: NDArray[np.float32]) -> str:
+    return hashlib.sha256(row.tobytes()).hexdigest()

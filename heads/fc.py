@@ -1,0 +1,175 @@
+"""Fully connected heads: 0FC, 1FC and 2FC (paper, section 3.2), many of them side by side.
+
+A `Bank` holds any number of members, each with its own depth, learning rate and seed, in one flat
+tensor. The first layers of all members are the rows of one matrix, so that one matrix product
+serves every member; deeper layers are batched products. Forward and backward are written out: the
+gradient of the first layer is one product too, and nothing is kept for inputs that need none.
+
+    member of depth 0:  outputs        depth 1:  hidden -> outputs      depth 2:  h -> h -> outputs
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DEPTHS = {"0fc": 0, "1fc": 1, "2fc": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One network of the bank."""
+
+    depth: int
+    rate: float
+    seed: int
+
+
+class Bank:
+    """The parameters of all members and their gradients, each one flat tensor.
+
+    members: sorted by depth, so that a depth's members are adjacent.
+    dim, hidden, outputs: floats in, per hidden layer and out.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        dim: int,
+        hidden: int,
+        outputs: int,
+        device: str = "cpu",
+    ) -> None:
+        self.members = tuple(members)
+        assert list(self.members) == sorted(self.members, key=lambda member: member.depth)
+        self.dim, self.hidden, self.outputs = dim, hidden, outputs
+        self.count = tuple(sum(member.depth == depth for member in members) for depth in range(3))
+        m0, m1, m2 = self.count
+        self.cuts = (m0 * outputs, m0 * outputs + m1 * hidden, m0 * outputs + (m1 + m2) * hidden)
+        shapes = {
+            "first": (self.cuts[2], dim),
+            "first_bias": (self.cuts[2],),
+            "middle": (m2, hidden, hidden),
+            "middle_bias": (m2, 1, hidden),
+            "last": (m1 + m2, outputs, hidden),
+            "last_bias": (m1 + m2, 1, outputs),
+        }
+        sizes = [torch.Size(shape).numel() for shape in shapes.values()]
+        self.flat = torch.zeros(sum(sizes), device=device)
+        self.flat_gradient = torch.zeros(sum(sizes), device=device)
+        self._names = list(shapes)
+        pieces = zip(torch.split(self.flat, sizes), shapes.values(), strict=True)
+        slopes = zip(torch.split(self.flat_gradient, sizes), shapes.values(), strict=True)
+        self._value = {n: t.view(s) for n, (t, s) in zip(shapes, pieces, strict=True)}
+        self._slope = {n: t.view(s) for n, (t, s) in zip(shapes, slopes, strict=True)}
+
+    def parameters(self, member: int) -> list[Tensor]:
+        """Views of one member's parameters: weight, bias of each layer, in order."""
+        return self._views(self._value, member)
+
+    def gradients(self, member: int) -> list[Tensor]:
+        """Views of one member's gradients, shaped as its parameters."""
+        return self._views(self._slope, member)
+
+    def _views(self, held: dict[str, Tensor], member: int) -> list[Tensor]:
+        m0, m1, _ = self.count
+        depth = self.members[member].depth
+        width = self.outputs if depth == 0 else self.hidden
+        start = member * width if depth == 0 else self.cuts[0] + (member - m0) * width
+        rows = slice(start, start + width)
+        views = [held["first"][rows], held["first_bias"][rows]]
+        if depth == 2:
+            views += [held["middle"][member - m0 - m1], held["middle_bias"][member - m0 - m1, 0]]
+        if depth:
+            views += [held["last"][member - m0], held["last_bias"][member - m0, 0]]
+        return views
+
+    def initialise(self, *, seed: int, bias: Tensor) -> None:
+        """Draw every member's start from (seed, its own seed, its depth), whatever its neighbours.
+
+        Hidden layers get He's normal weights and no bias. The last layer is zero and its bias
+        (outputs,) is `bias`, so that every member starts as the constant baseline.
+        """
+        for place, member in enumerate(self.members):
+            source = torch.Generator().manual_seed(
+                seed * 1_000_003 + member.seed * 10 + member.depth
+            )
+            *hidden, last, last_bias = self.parameters(place)
+            for weight, offset in zip(hidden[::2], hidden[1::2], strict=True):
+                drawn = torch.randn(weight.shape, generator=source)
+                weight.copy_(drawn * (2 / weight.shape[1]) ** 0.5)
+                offset.zero_()
+            last.zero_()
+            last_bias.copy_(bias)
+
+    def forward(
+        self, inputs: Tensor, masks: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Outputs (members, rows, outputs) for inputs (rows, dim), before the link.
+
+        masks: for dropout, see `train`; factors for the hidden layer of depth 1, and the first and
+        second of depth 2. Also returns what `backward` needs.
+        """
+        value, (m0, m1, m2), (a, b, c) = self._value, self.count, self.cuts
+        rows = len(inputs)
+        first = torch.addmm(value["first_bias"], inputs, value["first"].T)
+        outputs = torch.empty(len(self.members), rows, self.outputs, device=inputs.device)
+        outputs[:m0] = first[:, :a].view(rows, m0, self.outputs).transpose(0, 1)
+        first[:, a:].clamp_(min=0)
+        one = first[:, a:b].view(rows, m1, self.hidden).transpose(0, 1)
+        two = first[:, b:c].view(rows, m2, self.hidden).transpose(0, 1)
+        if masks is not None:
+            one.mul_(masks[0])
+            two.mul_(masks[1])
+        last, last_bias = value["last"].transpose(1, 2), value["last_bias"]
+        second = torch.empty(0, device=inputs.device)
+        if m1:
+            outputs[m0 : m0 + m1] = torch.baddbmm(last_bias[:m1], one, last[:m1])
+        if m2:
+            second = torch.baddbmm(value["middle_bias"], two, value["middle"].transpose(1, 2))
+            second.clamp_(min=0)
+            if masks is not None:
+                second.mul_(masks[2])
+            outputs[m0 + m1 :] = torch.baddbmm(last_bias[m1:], second, last[m1:])
+        return outputs, [first, one, two, second]
+
+    def backward(
+        self,
+        inputs: Tensor,
+        slope: Tensor,
+        kept: Sequence[Tensor],
+        masks: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Fill the gradients from d loss / d outputs `slope` (members, rows, outputs)."""
+        value, grad, (m0, m1, m2), (a, b, c) = self._value, self._slope, self.count, self.cuts
+        first, one, two, second = kept
+        rows = len(inputs)
+        down = torch.empty_like(first)
+        down[:, :a].view(rows, m0, self.outputs).copy_(slope[:m0].transpose(0, 1))
+        if m1:
+            upper = slope[m0 : m0 + m1]
+            torch.bmm(upper.transpose(1, 2), one, out=grad["last"][:m1])
+            torch.sum(upper, 1, keepdim=True, out=grad["last_bias"][:m1])
+            target = down[:, a:b].view(rows, m1, self.hidden).transpose(0, 1)
+            target.copy_(torch.bmm(upper, value["last"][:m1]))
+            if masks is not None:
+                target.mul_(masks[0])
+        if m2:
+            upper = slope[m0 + m1 :]
+            torch.bmm(upper.transpose(1, 2), second, out=grad["last"][m1:])
+            torch.sum(upper, 1, keepdim=True, out=grad["last_bias"][m1:])
+            between = torch.bmm(upper, value["last"][m1:])
+            if masks is not None:
+                between.mul_(masks[2])
+            between.mul_(second > 0)
+            torch.bmm(between.transpose(1, 2), two, out=grad["middle"])
+            torch.sum(between, 1, keepdim=True, out=grad["middle_bias"])
+            target = down[:, b:c].view(rows, m2, self.hidden).transpose(0, 1)
+            target.copy_(torch.bmm(between, value["middle"]))
+            if masks is not None:
+                target.mul_(masks[1])
+        down[:, a:].mul_(first[:, a:] > 0)
+        torch.mm(down.T, inputs, out=grad["first"])
+        torch.sum(down, 0, out=grad["first_bias"])

@@ -1,0 +1,111 @@
+"""A fitted head: numbers, and how they turn vectors into predictions. Numpy only.
+
+Every kind of head is the same thing: standardise, apply layers with a rectifier between them, apply
+the link. The constant is a layer of zeros with a bias, ridge and logistic are one layer, and an FC
+head of several members is that many networks whose predictions are averaged.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.errors import HeadError
+
+Link = Literal["identity", "sigmoid", "softmax"]
+LINKS = ("identity", "sigmoid", "softmax")
+Matrix = NDArray[np.float32]
+_BLOCK = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Standard:
+    """Mean and scale per float of a vector, of the training rows only; a flat one has scale 1."""
+
+    mean: Matrix
+    scale: Matrix
+
+    def apply(self, vectors: Matrix) -> Matrix:
+        """(vectors - mean) / scale, a new float32 array."""
+        out = np.subtract(vectors, self.mean, dtype=np.float32)
+        out /= self.scale
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """weight float32 (members, out, in) and bias float32 (members, out)."""
+
+    weight: Matrix
+    bias: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A head that predicts.
+
+    name: const, ridge, logistic, 0fc, 1fc or 2fc. link: what the last layer passes through.
+    card: the JSON document that stands beside the weights (spec, labels, split, protocol, figures).
+    """
+
+    name: str
+    link: Link
+    standard: Standard
+    layers: tuple[Layer, ...]
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dim(self) -> int:
+        """Floats per vector."""
+        return len(self.standard.mean)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers per photo: 1, or one per class or target."""
+        return int(self.layers[-1].bias.shape[1])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes, in the order of their numbers; empty for a regression."""
+        return tuple(self.card.get("classes", ()))
+
+    def predict(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Predict for vectors (n, dim): float64 (n,), or (n, outputs) when there are several.
+
+        A binary head gives the probability of the second of `classes`. A row with a NaN gives NaN.
+        HeadError when the vectors have another length.
+        """
+        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
+            raise HeadError(
+                f"this {self.name} head takes vectors of {self.dim} floats; "
+                f"got an array of shape {vectors.shape}"
+            )
+        out = np.empty((len(vectors), self.outputs))
+        for start in range(0, len(vectors), _BLOCK):
+            block = vectors[start : start + _BLOCK].astype(np.float32, copy=False)
+            out[start : start + _BLOCK] = self._predict(self.standard.apply(block))
+        return out[:, 0] if self.outputs == 1 else out
+
+    def _predict(self, block: Matrix) -> NDArray[np.float64]:
+        total = np.zeros((len(block), self.outputs))
+        members = len(self.layers[0].weight)
+        for member in range(members):
+            hidden = block
+            for depth, layer in enumerate(self.layers):
+                if depth:
+                    hidden = np.maximum(hidden, 0)
+                hidden = hidden @ layer.weight[member].T + layer.bias[member]
+            total += linked(hidden.astype(np.float64), self.link)
+        return total / members
+
+
+def linked(values: NDArray[np.float64], link: Link) -> NDArray[np.float64]:
+    """Pass (..., outputs) through the link."""
+    if link == "identity":
+        return values
+    if link == "sigmoid":
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * values)))
+    shifted = np.exp(values - values.max(-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(-1, keepdims=True))

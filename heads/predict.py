@@ -1,0 +1,98 @@
+"""Apply a saved head to photos, through the cache that holds their vectors."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.errors import HeadError, NoSuchSpace, SpecMismatch
+from embedcache.spec import Spec
+from heads.head import Head
+from heads.save import load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """Per photo id, in the order asked for: values (n,) or (n, k), NaN where there is no vector.
+
+    reasons: why, per photo; None where there is a prediction.
+    """
+
+    ids: tuple[str, ...]
+    values: NDArray[np.float64]
+    found: NDArray[np.bool_]
+    reasons: tuple[str | None, ...]
+    head: Head
+
+    def __str__(self) -> str:
+        lost = int((~self.found).sum())
+        told = f"{int(self.found.sum())} photos predicted with the {self.head.name} head"
+        return told + (f", {lost} without a vector" if lost else "")
+
+
+def predict(
+    head_dir: str | Path,
+    ids: Sequence[str],
+    cache: Any,
+    *,
+    scope: str | None = None,
+    embed: Callable[[Sequence[str]], None] | None = None,
+) -> Predictions:
+    """Predict for photos by id.
+
+    cache: an open `embedcache.store.Cache`. embed: called with the ids that have no vector yet,
+        to compute them into the cache; the command line hands in stage one.
+    HeadError or SpecMismatch when the cache's vectors for this backbone are not those that the head
+    was fitted on.
+    """
+    head = load(head_dir)
+    if not head.card.get("spec"):
+        raise HeadError(f"{head_dir} was fitted on an array: use heads.load(...).predict(vectors)")
+    asked = list(ids)
+    space = _space(head, cache, missing_is_fine=embed is not None)
+    if embed is not None:
+        lacking = asked if space is None else _lacking(space, cache, asked, scope)
+        if lacking:
+            embed(lacking)
+            space = _space(head, cache, missing_is_fine=False)
+    digests, known = cache.digests_of(asked, scope=scope)
+    shape = (len(asked), head.outputs) if head.outputs > 1 else (len(asked),)
+    values, found = np.full(shape, np.nan), np.zeros(len(asked), bool)
+    vectors, found[known] = space.read(digests[known])
+    values[found] = head.predict(vectors[found[known]])
+    reasons: list[str | None] = [None if ok else "not in the cache" for ok in known]
+    lost = np.flatnonzero(known & ~found)
+    for place, reason in zip(lost, space.reasons(digests[lost]) if lost.size else [], strict=True):
+        reasons[place] = reason or "not embedded yet"
+    return Predictions(
+        ids=tuple(asked), values=values, found=found, reasons=tuple(reasons), head=head
+    )
+
+
+def _space(head: Head, cache: Any, *, missing_is_fine: bool) -> Any:
+    """The cache's vectors of exactly the head's spec."""
+    backbone, wanted = head.card["backbone"], head.card["spec_digest"]
+    try:
+        space = cache.find(backbone)
+    except NoSuchSpace:
+        if missing_is_fine:
+            return None
+        raise
+    if space.digest != wanted:
+        gaps = Spec.parse(head.card["spec"]).difference(space.spec)
+        raise SpecMismatch(
+            f"this head was fitted on {backbone}@{wanted[:8]}; the cache holds "
+            f"{backbone}@{space.digest[:8]}. Different (head, cache): {'; '.join(gaps)}. "
+            f"Fit a head on the cache's vectors, or use the cache that the head came from"
+        )
+    return space
+
+
+def _lacking(space: Any, cache: Any, ids: list[str], scope: str | None) -> list[str]:
+    digests, known = cache.digests_of(ids, scope=scope)
+    held = known.copy()
+    held[known] = space.read(digests[known])[1]
+    return [name for name, ok in zip(ids, held, strict=True) if not ok]

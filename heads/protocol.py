@@ -1,0 +1,64 @@
+"""How heads are fitted: the choices of one fit, checked once. Imports no torch."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from embedcache.errors import InputError
+
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+LOSSES = ("auto", "mse", "log_loss", "binomial")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """The paper's protocol (section 4.1) unless told otherwise.
+
+    epochs, batch_size: at most so many passes, of so many rows a step.
+    learning_rates: the sweep; each decays 100-fold, exponentially by step, until the last epoch.
+    optimizer: "adam" (weight decay decoupled from the gradient) or "sgd" (momentum 0.9).
+    members: networks per rate that differ in their random start; their predictions are averaged.
+    hidden: width of each hidden layer.
+    loss: "auto" is "mse" for a regression and "log_loss" for classes; "binomial" is the likelihood
+        of ratios whose weights are counts.
+    patience: stop a rate after so many epochs without a better dev figure; None never does.
+    memory_bytes: vectors held in memory at a time when they are read from a cache.
+    """
+
+    epochs: int = 20
+    batch_size: int = 256
+    learning_rates: tuple[float, ...] = RATES
+    optimizer: Literal["adam", "sgd"] = "adam"
+    seed: int = 0
+    members: int = 1
+    hidden: int = 256
+    loss: Literal["auto", "mse", "log_loss", "binomial"] = "auto"
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+    patience: int | None = None
+    memory_bytes: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        whole = {"epochs": self.epochs, "batch_size": self.batch_size, "hidden": self.hidden}
+        whole |= {"members": self.members}
+        for name, value in whole.items():
+            if value < 1:
+                raise InputError(f"{name} is 1 or more; got {value}")
+        if not self.learning_rates or not all(0 < r < float("inf") for r in self.learning_rates):
+            raise InputError(f"learning rates are above zero; got {self.learning_rates}")
+        if len(set(self.learning_rates)) < len(self.learning_rates):
+            raise InputError(f"a learning rate is named twice: {self.learning_rates}")
+        if self.optimizer not in ("adam", "sgd"):
+            raise InputError(f"optimizer is adam or sgd; got {self.optimizer!r}")
+        if self.loss not in LOSSES:
+            raise InputError(f"loss is one of {', '.join(LOSSES)}; got {self.loss!r}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is 0 or more and below 1; got {self.dropout}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InputError(f"weight_decay is 0 or more; got {self.weight_decay}")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"patience is 1 or more epochs; got {self.patience}")
+
+    def document(self) -> dict[str, Any]:
+        """The JSON object that a head's card keeps."""
+        return asdict(self) | {"learning_rates": list(self.learning_rates)}

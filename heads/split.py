@@ -1,0 +1,141 @@
+"""Which side each row stands on: train, dev or test, whole groups at a time.
+
+A group is the set of rows that must not be parted: equal photo contents, and equal values of the
+column that names the person. Where the two overlap, their union. A group's side follows from a hash
+of its key and the seed, so that adding photos moves no photo that was there before, unless it joins
+two groups.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.errors import LabelsError
+
+SUBSETS = ("train", "dev", "test")
+TRAIN, DEV, TEST = range(3)
+SHARES = (0.70, 0.15, 0.15)
+_ALIASES = {
+    "train": TRAIN,
+    "training": TRAIN,
+    "dev": DEV,
+    "val": DEV,
+    "valid": DEV,
+    "validation": DEV,
+    "test": TEST,
+}
+
+
+def join_groups(keys: Sequence[Sequence[str | None]]) -> tuple[NDArray[np.int64], list[str]]:
+    """Join rows that share a key of any kind.
+
+    keys: one sequence of n keys per kind; None joins nothing. The first kind that gives a row a key
+        names its group.
+    Returns the group number per row (n,), and per group its name: the smallest key of the first
+    kind found in it, so that it does not depend on the order of the rows.
+    """
+    n = len(keys[0])
+    parent = list(range(n))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    for kind in keys:
+        first: dict[str, int] = {}
+        for row, key in enumerate(kind):
+            if key is not None:
+                parent[root(row)] = root(first.setdefault(key, row))
+    roots = [root(row) for row in range(n)]
+    number = {row: place for place, row in enumerate(dict.fromkeys(roots))}
+    groups = np.array([number[row] for row in roots], np.int64)
+    names: list[tuple[int, str] | None] = [None] * len(number)
+    for rank, kind in enumerate(keys):
+        for group, key in zip(groups, kind, strict=True):
+            if key is not None:
+                best = names[group]
+                names[group] = (rank, key) if best is None else min(best, (rank, key))
+    return groups, [f"{name[0]}:{name[1]}" if name else f"row {i}" for i, name in enumerate(names)]
+
+
+def by_hash(
+    groups: NDArray[np.int64],
+    names: Sequence[str],
+    *,
+    seed: int,
+    shares: Sequence[float] = SHARES,
+    strata: NDArray[np.int64] | None = None,
+) -> NDArray[np.uint8]:
+    """Give each row its side (n,): 0 train, 1 dev, 2 test.
+
+    groups: group number per row; names: per group, what is hashed.
+    strata: class per row; when given, each class is cut at the shares separately (a group counts
+        with its commonest class). Shares then hold closely in each class, but a photo near a cut
+        may change sides when photos are added.
+    """
+    at = np.array([_uniform(seed, name) for name in names])
+    if strata is not None:
+        classes = int(strata.max(initial=0)) + 1
+        votes = np.bincount(groups * classes + strata, minlength=len(names) * classes)
+        votes = votes.reshape(-1, classes)
+        stratum = votes.argmax(1)
+        size = votes.sum(1)
+        for value in np.unique(stratum):
+            inside = np.flatnonzero(stratum == value)
+            inside = inside[np.argsort(at[inside], kind="stable")]
+            ends = np.cumsum(size[inside])
+            at[inside] = (ends - size[inside] / 2) / ends[-1]
+    side = np.searchsorted(np.cumsum(shares)[:-1], at, side="right").astype(np.uint8)
+    return side[groups]
+
+
+def given(
+    values: Sequence[str | None],
+    groups: NDArray[np.int64],
+    ids: Sequence[str],
+    *,
+    column: str,
+) -> NDArray[np.uint8]:
+    """Read each row's side from a column; refuse a group that stands on two.
+
+    LabelsError for a value other than train, dev (val, valid, validation) or test.
+    """
+    sides = np.zeros(len(values), np.uint8)
+    for row, value in enumerate(values):
+        side = _ALIASES.get((value or "").strip().lower())
+        if side is None:
+            raise LabelsError(
+                f"column {column!r} says train, dev or test for every row; "
+                f"{ids[row]!r} has {value!r}"
+            )
+        sides[row] = side
+    if len(values):
+        low, high = np.full(groups.max() + 1, 9), np.zeros(groups.max() + 1, int)
+        np.minimum.at(low, groups, sides)
+        np.maximum.at(high, groups, sides)
+        if (torn := np.flatnonzero(low < high)).size:
+            rows = np.flatnonzero(groups == torn[0])
+            told = ", ".join(f"{ids[r]} ({SUBSETS[sides[r]]})" for r in rows[:4])
+            raise LabelsError(
+                f"the split in column {column!r} parts {torn.size} group(s) of the same person or "
+                f"the same photo, which would leak test answers into training: {told}. Put each "
+                f"group on one side, or leave the split column out"
+            )
+    return sides
+
+
+def digest(ids: Sequence[str], sides: NDArray[np.uint8]) -> str:
+    """sha256 (hex) of who stands where, whatever the order of the rows."""
+    told = hashlib.sha256()
+    for line in sorted(f"{SUBSETS[side]}\t{name}\n" for name, side in zip(ids, sides, strict=True)):
+        told.update(line.encode())
+    return told.hexdigest()
+
+
+def _uniform(seed: int, name: str) -> float:
+    told = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
+    return int.from_bytes(told[:8], "big") / 2.0**64
