@@ -1,0 +1,153 @@
+"""What a segment's writer leaves behind while it works, so that a crash loses nothing.
+
+A segment being written has a folder `writing/` with a lease (who writes) and a journal (which rows
+have been written). Its writer holds a lock on the journal for as long as it lives; the system drops
+the lock when the process dies. A journal is a sequence of frames, each with its length and CRC, and
+is read up to the first frame that does not hold.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from embedcache import disk
+from embedcache.errors import Damaged
+from embedcache.shard import crc32c
+from embedcache.spec import Json, canonical_json
+
+FOLDER = "writing"
+LEASE_SECONDS = 3600.0
+SYNC_SECONDS = 5.0
+
+_FRAME = struct.Struct("<4sII")
+_MAGIC = b"EJ1\n"
+_MAX_FRAME = 1 << 30
+
+
+class Journal:
+    """The open journal of a segment that this process is writing."""
+
+    def __init__(self, folder: Path, lease: dict[str, Json]) -> None:
+        """Make `folder`/writing with its lease and an empty, locked journal."""
+        self._folder = folder / FOLDER
+        self._folder.mkdir()
+        disk.write_new(self._folder / "lease.json", canonical_json(lease | _whoami()))
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        self._fd = os.open(self._folder / "journal", flags, 0o666)
+        # A record lock, not flock: children that a fork leaves behind must not inherit it.
+        fcntl.lockf(self._fd, fcntl.LOCK_EX)
+
+    def moved(self, folder: Path) -> None:
+        """The segment's folder has been renamed."""
+        self._folder = folder / FOLDER
+
+    def append(self, kind: bytes, payload: bytes) -> None:
+        """Add a frame: one byte of kind, then the payload."""
+        body = kind + payload
+        disk.write_all(self._fd, _FRAME.pack(_MAGIC, len(body), crc32c(body)) + body)
+
+    def sync(self) -> None:
+        disk.sync(self._fd)
+
+    def abandon(self) -> None:
+        """Let go; the lease is withdrawn, so that anyone may salvage the rows at once."""
+        (self._folder / "lease.json").rename(self._folder / "abandoned.json")
+        self.close()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Claim:
+    """The right to salvage an abandoned segment: holds its journal's lock until closed."""
+
+    def __init__(self, folder: Path, fd: int, lease: dict[str, Any]) -> None:
+        self.folder = folder
+        self.lease = lease
+        self._fd = fd
+
+    @classmethod
+    def take(cls, folder: Path) -> "Claim | None":
+        """Claim a segment folder without a manifest; None while its writer may be alive."""
+        try:
+            lease, withdrawn = _read_lease(folder)
+            me = _whoami()
+            # A record lock falls when its own process closes any descriptor of the file: a journal
+            # that this process is writing must not even be opened here.
+            if not withdrawn and all(lease.get(key) == me[key] for key in me):
+                return None
+            fd = os.open(folder / FOLDER / "journal", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
+                return None
+            raise
+        age = time.time() - os.fstat(fd).st_mtime
+        # The lock speaks for every process on this kernel, whatever container it runs in.
+        near = lease.get("boot") == me["boot"] or lease.get("host") == me["host"]
+        elsewhere = not near and age < LEASE_SECONDS
+        if withdrawn or not elsewhere:
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    os.close(fd)
+                    raise
+            else:
+                if (folder / FOLDER / "journal").exists():
+                    return cls(folder, fd, lease)
+        os.close(fd)
+        return None
+
+    def frames(self) -> Iterator[tuple[bytes, bytes]]:
+        """(kind, payload) of each frame up to the first that does not hold."""
+        offset = 0
+        while True:
+            head = os.pread(self._fd, _FRAME.size, offset)
+            if len(head) < _FRAME.size:
+                return
+            magic, length, crc = _FRAME.unpack(head)
+            if magic != _MAGIC or not 1 <= length <= _MAX_FRAME:
+                return
+            body = os.pread(self._fd, length, offset + _FRAME.size)
+            if len(body) < length or crc32c(body) != crc:
+                return
+            yield body[:1], body[1:]
+            offset += _FRAME.size + length
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _read_lease(folder: Path) -> tuple[dict[str, Any], bool]:
+    """The lease of a segment being written, and whether its writer has withdrawn it."""
+    for name, withdrawn in (("lease.json", False), ("abandoned.json", True)):
+        try:
+            raw = disk.read_inside(folder, f"{FOLDER}/{name}", limit=1 << 20)
+            lease = json.loads(raw)
+        except FileNotFoundError:
+            continue
+        except (ValueError, RecursionError):
+            lease = None
+        if not isinstance(lease, dict):
+            raise Damaged(f"{folder / FOLDER / name} is not a lease")
+        return lease, withdrawn
+    raise FileNotFoundError(folder / FOLDER)
+
+
+def _whoami() -> dict[str, Json]:
+    """This process, told apart from a later one with the same number."""
+    try:
+        started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        started = boot = socket.gethostname()
+    return {"host": socket.gethostname(), "boot": boot, "pid": os.getpid(), "started": started}

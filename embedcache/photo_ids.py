@@ -1,0 +1,179 @@
+"""Which photo id had which content: small immutable segments, kept apart from what is shared.
+
+Ids live in scopes (two folders may both hold `a.jpg`). Within a scope an id's content is the newest
+that was recorded for it; older pairs stay until they are forgotten.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache import disk
+from embedcache.errors import CacheError, PhotosError
+from embedcache.manifest import MAX_ROWS
+from embedcache.segment import (
+    Columns,
+    Draft,
+    Segment,
+    check_pins,
+    join_text,
+    read_segment,
+    segment_folders,
+    split_text,
+)
+
+U8 = NDArray[np.uint8]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PhotoTable:
+    """Every recorded (scope, id, content), the newest first for each id.
+
+    ids, scopes: n texts. digests: (n, 32). newest: (n,), true for the pair that counts.
+    """
+
+    ids: list[str]
+    scopes: list[str]
+    digests: U8
+    newest: Bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def scope_key(scope: str) -> str:
+    """What a photo segment's manifest holds in place of a spec digest."""
+    return sha256(scope.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class PhotoIds:
+    """The pairs of one cache, as segments under `folder`/segments."""
+
+    def __init__(self, folder: Path, *, pins: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        self._pins = pins
+        self._segments: dict[str, Segment] = {}
+        self._loaded: tuple[str, ...] = ()
+        self._pairs: dict[str, dict[str, list[bytes]]] = {}
+
+    def segments(self) -> list[Segment]:
+        """The committed segments, oldest first."""
+        found = {}
+        for folder in segment_folders(self.folder / "segments"):
+            if self._pins is not None and folder.name not in self._pins:
+                continue
+            segment = self._segments.get(folder.name) or read_segment(folder, kind="photos")
+            if segment is not None:
+                found[folder.name] = segment
+        check_pins(self.folder, found, self._pins)
+        self._segments = dict(sorted(found.items()))
+        return list(self._segments.values())
+
+    def record(self, scope: str, ids: Sequence[str], digests: U8) -> None:
+        """Record n ids and their contents, (n, 32); what is known as the newest is not repeated."""
+        digests = np.ascontiguousarray(digests, dtype=np.uint8)
+        if digests.shape != (len(ids), 32):
+            raise ValueError(f"digests of shape {digests.shape}; expected {(len(ids), 32)}")
+        known = self._load().get(scope, {})
+        fresh: dict[str, int] = {}
+        for i, name in enumerate(ids):
+            if name not in known or known[name][0] != digests[i].tobytes():
+                fresh[name] = i
+        names = list(fresh)
+        for start in range(0, len(names), MAX_ROWS):
+            block = names[start : start + MAX_ROWS]
+            self._write(scope, block, digests[[fresh[name] for name in block]])
+
+    def newest(self, ids: Sequence[str], *, scope: str | None) -> tuple[U8, Bool]:
+        """The newest content of each id, ((n, 32), which are known), in one scope or in all."""
+        pairs = self._load()
+        if scope is not None and scope not in pairs:
+            pairs = {}
+        scopes = [scope] if scope is not None and pairs else list(pairs)
+        digests = np.zeros((len(ids), 32), dtype=np.uint8)
+        known = np.zeros(len(ids), dtype=np.bool_)
+        for i, name in enumerate(ids):
+            owners = {key: pairs[key][name][0] for key in scopes if name in pairs[key]}
+            if len(set(owners.values())) > 1:
+                raise CacheError(
+                    f"photo id {name!r} stands for different photos in {len(owners)} places: "
+                    f"{', '.join(sorted(owners))}. Say which one is meant by its scope"
+                )
+            for content in owners.values():
+                digests[i] = np.frombuffer(content, np.uint8)
+                known[i] = True
+        return digests, known
+
+    def table(self) -> PhotoTable:
+        """All pairs."""
+        rows = [
+            (name, scope, content, age == 0)
+            for scope, pairs in self._load().items()
+            for name, contents in pairs.items()
+            for age, content in enumerate(contents)
+        ]
+        raw = b"".join(content for _, _, content, _ in rows)
+        return PhotoTable(
+            [name for name, *_ in rows],
+            [scope for _, scope, *_ in rows],
+            np.frombuffer(raw, np.uint8).reshape(-1, 32),
+            np.array([newest for *_, newest in rows], dtype=np.bool_),
+        )
+
+    def _load(self) -> dict[str, dict[str, list[bytes]]]:
+        """{scope: {id: contents, newest first}}."""
+        segments = self.segments()
+        names = tuple(segment.id for segment in segments)
+        if names != self._loaded:
+            if names[: len(self._loaded)] != self._loaded:
+                self._loaded, self._pairs = (), {}
+            for segment in segments[len(self._loaded) :]:
+                pairs = self._pairs.setdefault(segment.manifest.name, {})
+                for name, content in zip(*read_pairs(segment), strict=True):
+                    contents = pairs.setdefault(name, [])
+                    if content in contents:
+                        contents.remove(content)
+                    contents.insert(0, content)
+            self._loaded = names
+        return self._pairs
+
+    def _write(self, scope: str, ids: Sequence[str], digests: U8) -> None:
+        after = max((segment.id for segment in self.segments()), default="")
+        write_pairs(self.folder / "segments", scope, ids, digests, after=after)
+
+
+def read_pairs(segment: Segment) -> tuple[list[str], list[bytes]]:
+    """Ids and contents of one photo segment, in row order."""
+    ids = split_text(segment.column("id_offset"), segment.column("id_text"), segment.folder)
+    raw = segment.column("digest").tobytes()
+    return ids, [raw[i : i + 32] for i in range(0, len(raw), 32)]
+
+
+def write_pairs(
+    segments: Path, scope: str, ids: Sequence[str], digests: U8, *, after: str = ""
+) -> str:
+    """Write one photo segment; its id sorts after segment `after`."""
+    for name in ids:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise PhotosError(
+                f"photo id {name!r} is not valid Unicode: rename the photo, or give it an id in a "
+                "table"
+            ) from None
+    offsets, text = join_text(list(ids))
+    columns: Columns = {"digest": digests, "id_offset": offsets, "id_text": text}
+    with disk.plain_errors("write to", segments):
+        draft = Draft(
+            segments, kind="photos", space=scope_key(scope), name=scope, about={}, after=after
+        )
+        try:
+            return draft.commit(columns, n_rows=len(ids), n_ok=len(ids))
+        except BaseException:
+            draft.abandon()
+            raise

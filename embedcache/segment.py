@@ -1,0 +1,287 @@
+"""One segment: an immutable Zarr group that exists once its manifest does.
+
+`Draft` writes one, under the commit protocol of docs/format.md. `Segment` reads one: every file but
+the shards of `embedding` is checked against the manifest when it is first needed, the shards chunk
+by chunk or row by row.
+"""
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache import disk, journal
+from embedcache.errors import Damaged
+from embedcache.manifest import (
+    COLUMNS,
+    ITEM_BYTES,
+    MAX_MANIFEST_BYTES,
+    SEGMENT_ID,
+    Kind,
+    Manifest,
+    new_segment_id,
+)
+from embedcache.shard import (
+    CRC_BYTES,
+    Geometry,
+    RowStream,
+    array_document,
+    crc32c,
+    encode_document,
+    group_document,
+)
+from embedcache.spec import Json
+
+U8 = NDArray[np.uint8]
+Columns = dict[str, NDArray[Any]]
+
+MANIFEST = "manifest.json"
+OK, FAILED = 1, 2
+
+
+class Draft:
+    """A segment that is being written: a folder, a journal, and for vectors a stream of rows."""
+
+    def __init__(
+        self,
+        segments: Path,
+        *,
+        kind: Kind,
+        space: str,
+        name: str,
+        about: Mapping[str, Json],
+        geometry: Geometry | None = None,
+        after: str = "",
+    ) -> None:
+        self.id = new_segment_id(after=after)
+        self.kind = kind
+        self.space = space
+        self.name = name
+        self.about = dict(about)
+        self.folder = segments / self.id
+        hidden = segments / f".new-{self.id}"
+        hidden.mkdir()
+        lease: dict[str, Json] = {"kind": kind, "space": space, "name": name, "about": self.about}
+        if geometry is not None:
+            lease["rows_per_chunk"] = geometry.rows_per_chunk
+            lease["chunks_per_shard"] = geometry.chunks_per_shard
+            lease["dim"] = geometry.dim
+        self.journal = journal.Journal(hidden, lease)
+        hidden.rename(self.folder)
+        self.journal.moved(self.folder)
+        self.stream = RowStream(self.folder / "embedding", geometry) if geometry else None
+
+    def sync(self) -> None:
+        """Make all rows so far durable."""
+        if self.stream is not None:
+            self.stream.sync()
+        self.journal.sync()
+
+    def commit(self, columns: Columns, *, n_rows: int, n_ok: int) -> str:
+        """Write the columns and publish the manifest: from now on the segment exists."""
+        files: dict[str, tuple[int, str]] = {}
+        chunk_crcs: list[int] = []
+        documents = {"zarr.json": group_document({})}
+        if self.stream is not None:
+            geometry = self.stream.geometry
+            written, chunk_crcs = self.stream.finish()
+            files |= {f"embedding/{path}": entry for path, entry in written.items()}
+            documents["embedding/zarr.json"] = array_document(
+                (n_rows, geometry.dim), "float32", geometry=geometry
+            )
+        for name, column in COLUMNS[self.kind].items():
+            array = np.ascontiguousarray(columns[name], dtype=np.dtype(column.dtype))
+            documents[f"{name}/zarr.json"] = array_document(array.shape, column.dtype)
+            if array.size:
+                raw = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+                raw += struct.pack("<I", crc32c(raw))
+                files[_chunk_path(name, array.ndim)] = self._write(
+                    _chunk_path(name, array.ndim), raw
+                )
+        for path, document in documents.items():
+            files[path] = self._write(path, encode_document(document))
+        disk.sync_tree(self.folder, but=journal.FOLDER)  # closing the journal would unlock it
+        manifest = Manifest(
+            segment=self.id,
+            kind=self.kind,
+            space=self.space,
+            n_rows=n_rows,
+            n_ok=n_ok,
+            lengths={name: len(columns[name]) for name in COLUMNS[self.kind]},
+            geometry=self.stream.geometry if self.stream else None,
+            chunk_crcs=np.array(chunk_crcs, dtype="<u4").tobytes(),
+            files=files,
+            name=self.name,
+            about=self.about,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            digest="",
+        ).encode()
+        if len(manifest) > MAX_MANIFEST_BYTES:
+            raise ValueError(f"a manifest of {len(manifest):,} bytes: `about` is too large")
+        disk.publish(self.folder / MANIFEST, manifest)
+        disk.sync_folder(self.folder.parent)
+        disk.remove_folder(self.folder / journal.FOLDER)
+        self.journal.close()
+        return self.id
+
+    def abandon(self) -> None:
+        """Stop, leaving what is written for salvage."""
+        if self.stream is not None:
+            self.stream.close()
+        with contextlib.suppress(OSError):
+            self.journal.abandon()
+        self.journal.close()
+
+    def discard(self) -> None:
+        """Stop, leaving nothing."""
+        if self.stream is not None:
+            self.stream.close()
+        disk.remove_folder(self.folder)
+        self.journal.close()
+
+    def _write(self, path: str, data: bytes) -> tuple[int, str]:
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        disk.write_new(target, data, durable=False)
+        return len(data), sha256(data).hexdigest()
+
+
+def _chunk_path(name: str, n_dims: int) -> str:
+    return f"{name}/c" + "/0" * n_dims
+
+
+@dataclass(slots=True)
+class Segment:
+    """A committed segment, for reading. Nothing but the manifest has been read yet."""
+
+    folder: Path
+    manifest: Manifest
+    _checked: bool = field(default=False, repr=False)
+
+    @property
+    def id(self) -> str:
+        return self.manifest.segment
+
+    @classmethod
+    def read(cls, folder: Path, *, kind: Kind, space: str | None = None) -> "Segment":
+        """Read the manifest of a segment's folder; FileNotFoundError where there is none."""
+        raw = disk.read_inside(folder, MANIFEST, limit=MAX_MANIFEST_BYTES)
+        return cls(folder, Manifest.parse(raw, segment=folder.name, kind=kind, space=space))
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A small array, whole, read-only and verified against the manifest."""
+        self._check_documents()
+        shape, dtype = self.manifest.column_shape(name), COLUMNS[self.manifest.kind][name].dtype
+        size = ITEM_BYTES[dtype]
+        for side in shape:
+            size *= side
+        little = np.dtype(dtype).newbyteorder("<")
+        if not size:
+            return np.empty(shape, dtype=little)
+        raw = self._file(_chunk_path(name, len(shape)), size=size + CRC_BYTES)
+        if crc32c(raw[:-CRC_BYTES]) != int.from_bytes(raw[-CRC_BYTES:], "little"):
+            raise Damaged(f"{self.folder / name} fails its CRC32C")
+        return np.frombuffer(raw, dtype=little, count=size // ITEM_BYTES[dtype]).reshape(shape)
+
+    def columns(self) -> Columns:
+        """All small arrays, verified."""
+        return {name: self.column(name) for name in COLUMNS[self.manifest.kind]}
+
+    def reasons(self) -> list[str]:
+        """Why each failed row failed, in row order after the good ones."""
+        return split_text(self.column("reason_offset"), self.column("reason_text"), self.folder)
+
+    def documents(self) -> dict[str, dict[str, Json]]:
+        """The zarr.json that format 1 prescribes, by path in the segment."""
+        found = {"zarr.json": group_document({})}
+        if (geometry := self.manifest.geometry) is not None:
+            shape = (self.manifest.n_rows, geometry.dim)
+            found["embedding/zarr.json"] = array_document(shape, "float32", geometry=geometry)
+        for name, column in COLUMNS[self.manifest.kind].items():
+            shape_of = self.manifest.column_shape(name)
+            found[f"{name}/zarr.json"] = array_document(shape_of, column.dtype)
+        return found
+
+    def _check_documents(self) -> None:
+        if self._checked:
+            return
+        self.manifest.check_files()
+        for path, document in self.documents().items():
+            expected = encode_document(document)
+            if self._file(path, size=len(expected)) != expected:
+                raise Damaged(f"{self.folder / path} is not as format 1 has it")
+        self._checked = True
+
+    def _file(self, path: str, *, size: int) -> bytes:
+        """A file that the manifest names, whole, checked; `size` is what it must have."""
+        entry = self.manifest.files.get(path)
+        if entry is None or entry[0] != size:
+            raise Damaged(f"the manifest of {self.id} does not name {path} ({size:,} bytes)")
+        try:
+            raw = disk.read_inside(self.folder, path, limit=size)
+        except FileNotFoundError:
+            raise Damaged(f"{self.folder / path} is missing") from None
+        if len(raw) != size or sha256(raw).hexdigest() != entry[1]:
+            raise Damaged(f"{self.folder / path} is not what was written")
+        return raw
+
+
+def segment_folders(segments: Path) -> Iterator[Path]:
+    """Folders that are, or are going to be, segments; Damaged for a link or a foreign name."""
+    with os.scandir(segments) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "zarr.json":
+                continue
+            if not SEGMENT_ID.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
+                raise Damaged(f"{entry.path} is no segment: move it out of the cache")
+            yield Path(entry.path)
+
+
+def read_segment(folder: Path, *, kind: Kind, space: str | None = None) -> Segment | None:
+    """The segment in a folder; None while it is being written, or once it has been removed."""
+    for _ in range(2):  # a commit may fall between the two looks
+        try:
+            return Segment.read(folder, kind=kind, space=space)
+        except FileNotFoundError:
+            if (folder / journal.FOLDER).is_dir() or not folder.exists():
+                return None
+    raise Damaged(f"{folder / MANIFEST} is missing. Run 'embedcache verify' on the cache")
+
+
+def check_pins(where: Path, found: Mapping[str, Segment], pins: Mapping[str, str] | None) -> None:
+    """Damaged unless every segment that a ref pins is there, and is the one it pinned."""
+    for name, digest in (pins or {}).items():
+        if name not in found or found[name].manifest.digest != digest:
+            now = "another one now" if name in found else "gone"
+            raise Damaged(
+                f"segment {name} of {where}, which the ref pins, is {now}. Run 'embedcache verify' "
+                "on the cache"
+            )
+
+
+def join_text(texts: list[str]) -> tuple[NDArray[np.int64], U8]:
+    """(offsets (n+1,), UTF-8 bytes) of n texts."""
+    encoded = [text.encode("utf-8", "backslashreplace") for text in texts]
+    offsets = np.zeros(len(texts) + 1, dtype=np.int64)
+    np.cumsum([len(text) for text in encoded], out=offsets[1:])
+    return offsets, np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+
+def split_text(offsets: NDArray[np.int64], text: U8, where: Path) -> list[str]:
+    """Undo `join_text`; Damaged for offsets that do not fit or bytes that are not UTF-8."""
+    if offsets[0] != 0 or offsets[-1] != len(text) or bool((np.diff(offsets) < 0).any()):
+        raise Damaged(f"{where}: its text offsets do not fit its text")
+    raw, cuts = text.tobytes(), offsets.tolist()
+    try:
+        return [raw[a:b].decode() for a, b in pairwise(cuts)]
+    except UnicodeDecodeError:
+        raise Damaged(f"{where} holds text that is not UTF-8: refused") from None

@@ -1,0 +1,335 @@
+"""The bytes of one matrix of float32 rows as a sharded Zarr v3 array.
+
+A shard file is its chunks one after the other, each `rows_per_chunk` whole rows and their CRC32C,
+then an index of (offset, size) pairs and the index's own CRC32C. Because no codec compresses, every
+position is known in advance: `RowStream` writes rows as they come, and `read_chunk` fetches them
+with one positioned read, checked, without going through zarr.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Self
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache import disk
+from embedcache.errors import Damaged
+from embedcache.spec import Json
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+U32 = NDArray[np.uint32]
+
+CHUNK_BYTES = 2 << 20
+CHUNKS_PER_SHARD = 32
+CRC_BYTES = 4
+# A chunk is read whole, under its one CRC, once this part of its rows is wanted; below it, rows are
+# read one by one under theirs.
+WHOLE_CHUNK_SHARE = 1 / 8
+
+
+def crc32c(data: bytes | NDArray[np.generic]) -> int:
+    """CRC32C of bytes, or of a C-contiguous array's bytes."""
+    return int(google_crc32c.value(data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """How a matrix of `dim` float32 columns is cut: rows to a chunk, chunks to a shard file."""
+
+    dim: int
+    rows_per_chunk: int
+    chunks_per_shard: int
+
+    @classmethod
+    def plan(cls, *, dim: int, n_rows: int) -> Self:
+        """Chunks of about 2 MiB that waste little when `n_rows` rows are written.
+
+        Zarr stores edge chunks whole, so ten rows get a chunk of ten rows.
+        """
+        most = max(1, CHUNK_BYTES // (4 * dim))
+        n_chunks = -(-max(1, n_rows) // most)
+        return cls(
+            dim=dim,
+            rows_per_chunk=-(-max(1, n_rows) // n_chunks),
+            chunks_per_shard=min(CHUNKS_PER_SHARD, n_chunks),
+        )
+
+    @property
+    def row_bytes(self) -> int:
+        return 4 * self.dim
+
+    @property
+    def chunk_bytes(self) -> int:
+        """A stored chunk: its rows and their CRC."""
+        return self.rows_per_chunk * self.row_bytes + CRC_BYTES
+
+    @property
+    def rows_per_shard(self) -> int:
+        return self.rows_per_chunk * self.chunks_per_shard
+
+    def n_chunks(self, n_rows: int) -> int:
+        return -(-n_rows // self.rows_per_chunk)
+
+    def n_shards(self, n_rows: int) -> int:
+        return -(-n_rows // self.rows_per_shard)
+
+    def filled(self, shard: int, n_rows: int) -> int:
+        """Chunks that shard file `shard` holds when the matrix has `n_rows` stored rows."""
+        return min(self.chunks_per_shard, self.n_chunks(n_rows) - shard * self.chunks_per_shard)
+
+    def index(self, filled: int) -> bytes:
+        """The index at the end of a shard file that holds `filled` chunks, with its CRC."""
+        entries = np.full((self.chunks_per_shard, 2), 0xFFFF_FFFF_FFFF_FFFF, dtype="<u8")
+        entries[:filled, 0] = np.arange(filled, dtype=np.uint64) * np.uint64(self.chunk_bytes)
+        entries[:filled, 1] = self.chunk_bytes
+        return entries.tobytes() + struct.pack("<I", crc32c(entries.tobytes()))
+
+    def shard_bytes(self, filled: int) -> int:
+        return filled * self.chunk_bytes + self.chunks_per_shard * 16 + CRC_BYTES
+
+
+def array_document(
+    shape: tuple[int, ...], dtype: str, *, geometry: Geometry | None = None
+) -> dict[str, Json]:
+    """The zarr.json of an array: one chunk that holds it whole, or `geometry`'s shards.
+
+    dtype: Zarr's name, such as "float32" or "uint8".
+    """
+    endian: Json = {"name": "bytes"}
+    if dtype != "uint8":
+        endian = {"name": "bytes", "configuration": {"endian": "little"}}
+    checked: list[Json] = [endian, {"name": "crc32c"}]
+    if geometry is None:
+        grid = [max(1, shape[0]), *shape[1:]]
+        codecs = checked
+    else:
+        grid = [geometry.rows_per_shard, geometry.dim]
+        numbers: Json = {"name": "bytes", "configuration": {"endian": "little"}}
+        configuration: dict[str, Json] = {
+            "chunk_shape": [geometry.rows_per_chunk, geometry.dim],
+            "codecs": checked,
+            "index_codecs": [numbers, {"name": "crc32c"}],
+            "index_location": "end",
+        }
+        codecs = [{"name": "sharding_indexed", "configuration": configuration}]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list[Json](grid)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": "NaN" if dtype.startswith("float") else 0,
+        "codecs": codecs,
+        "attributes": {},
+    }
+
+
+def group_document(attributes: dict[str, Json]) -> dict[str, Json]:
+    """The zarr.json of a group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def encode_document(document: dict[str, Json]) -> bytes:
+    """A zarr.json's bytes: the same document always gives the same bytes."""
+    return json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode("ascii")
+
+
+class RowStream:
+    """Writes a matrix row by row into shard files, each `.partial` until it is complete.
+
+    Rows are in the file as soon as `add` returns (a killed process loses none) and durable after
+    `sync`. Complete shards are sealed and hashed on a thread beside the caller's.
+    """
+
+    def __init__(self, folder: Path, geometry: Geometry) -> None:
+        self.geometry = geometry
+        self.n_rows = 0
+        self._folder = folder
+        self._fd = -1
+        self._chunk_crc = 0
+        self._chunk_crcs: list[int] = []
+        self._pool: ThreadPoolExecutor | None = None
+        self._sealed: list[Future[tuple[str, int, str]]] = []
+
+    def add(self, rows: F32) -> U32:
+        """Write (k, dim) C-contiguous little-endian rows; returns the CRC32C of each."""
+        cut = self.geometry
+        crcs = np.fromiter((google_crc32c.value(row) for row in rows), np.uint32, len(rows))
+        done = 0
+        while done < len(rows):
+            if self._fd < 0:
+                self._open()
+            chunk, row = divmod(self.n_rows % cut.rows_per_shard, cut.rows_per_chunk)
+            block = rows[done : done + cut.rows_per_chunk - row]
+            offset = chunk * cut.chunk_bytes + row * cut.row_bytes
+            disk.write_at(self._fd, block.data, offset)
+            self._chunk_crc = google_crc32c.extend(self._chunk_crc, block)
+            self.n_rows += len(block)
+            done += len(block)
+            if row + len(block) == cut.rows_per_chunk:
+                self._end_chunk(chunk)
+        return crcs
+
+    def sync(self) -> None:
+        if self._fd >= 0:
+            disk.sync(self._fd)
+
+    def finish(self) -> tuple[dict[str, tuple[int, str]], list[int]]:
+        """Complete the last shard; returns {file: (size, sha256)} and the CRC of every chunk."""
+        n_rows = self.n_rows
+        if short := -n_rows % self.geometry.rows_per_chunk:
+            self.add(np.full((short, self.geometry.dim), np.nan, dtype="<f4"))
+            self.n_rows = n_rows
+        if self._fd >= 0:
+            self._seal()
+        files = {name: (size, digest) for name, size, digest in (f.result() for f in self._sealed)}
+        self.close()
+        return files, self._chunk_crcs
+
+    def close(self) -> None:
+        """Let go of the files, complete or not."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> None:
+        for future in self._sealed:
+            if future.done():
+                future.result()
+        name = shard_name(self.n_rows // self.geometry.rows_per_shard)
+        path = self._folder / f"{name}.partial"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def _end_chunk(self, chunk: int) -> None:
+        cut = self.geometry
+        tail = struct.pack("<I", self._chunk_crc)
+        disk.write_at(self._fd, tail, (chunk + 1) * cut.chunk_bytes - CRC_BYTES)
+        self._chunk_crcs.append(self._chunk_crc)
+        self._chunk_crc = 0
+        if chunk + 1 == cut.chunks_per_shard:
+            self._seal()
+
+    def _seal(self) -> None:
+        cut = self.geometry
+        shard = (self.n_rows - 1) // cut.rows_per_shard
+        filled = len(self._chunk_crcs) - shard * cut.chunks_per_shard
+        fd, self._fd = self._fd, -1
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="embedcache-seal")
+        self._sealed.append(self._pool.submit(self._seal_file, fd, shard, filled))
+
+    def _seal_file(self, fd: int, shard: int, filled: int) -> tuple[str, int, str]:
+        name = shard_name(shard)
+        path = self._folder / name
+        try:
+            index = self.geometry.index(filled)
+            disk.write_at(fd, index, filled * self.geometry.chunk_bytes)
+            digest, size = hash_file(fd)
+            disk.sync(fd)
+        finally:
+            os.close(fd)
+        path.with_name(f"{path.name}.partial").rename(path)
+        disk.sync_folder(path.parent)
+        return name, size, digest
+
+
+def shard_name(shard: int) -> str:
+    """Where shard file `shard` of a matrix lies under the array's folder."""
+    return f"c/{shard}/0"
+
+
+def hash_file(fd: int) -> tuple[str, int]:
+    """sha256 and size of an open file, in bounded memory."""
+    digest, offset = sha256(), 0
+    while block := os.pread(fd, 4 << 20, offset):
+        digest.update(block)
+        offset += len(block)
+    return digest.hexdigest(), offset
+
+
+def open_shard(folder: Path, shard: int, *, geometry: Geometry, n_rows: int) -> int:
+    """Open a complete shard file for reading, its size and index checked."""
+    name = shard_name(shard)
+    filled = geometry.filled(shard, n_rows)
+    fd = disk.open_inside(folder, name)
+    size, expected = os.fstat(fd).st_size, geometry.shard_bytes(filled)
+    index = geometry.index(filled)
+    if size != expected or os.pread(fd, len(index), size - len(index)) != index:
+        os.close(fd)
+        raise Damaged(
+            f"{folder / name}: its index or its size ({size:,} bytes, {expected:,} expected) is "
+            "wrong. Run 'embedcache verify' on the cache"
+        )
+    return fd
+
+
+def split_by_chunk(geometry: Geometry, rows: I64, slots: I64) -> Iterator[tuple[int, I64, I64]]:
+    """Cut wanted rows (and where they go) into (chunk, rows within it, slots), in file order."""
+    order = np.argsort(rows, kind="stable")
+    rows, slots = rows[order], slots[order]
+    chunk_of = rows // geometry.rows_per_chunk
+    cuts = np.flatnonzero(np.diff(chunk_of)) + 1
+    starts = [0, *cuts.tolist()]
+    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        chunk = int(chunk_of[start])
+        yield chunk, rows[start:end] - chunk * geometry.rows_per_chunk, slots[start:end]
+
+
+def read_chunk(
+    fd: int,
+    chunk: int,
+    rows: I64,
+    slots: I64,
+    *,
+    geometry: Geometry,
+    out: F32,
+    row_crcs: U32,
+    chunk_crc: int,
+) -> None:
+    """Fetch `rows` of chunk `chunk` of the matrix into `out[slots]`, verified.
+
+    rows: ascending positions within the chunk; slots: as many rows of `out`.
+    out: (n, dim) C-contiguous little-endian float32.
+    row_crcs: of all rows of this chunk. chunk_crc: of the whole chunk, from the manifest.
+    Raises Damaged for a wrong CRC, a short file, or a row that is not finite.
+    """
+    base = (chunk % geometry.chunks_per_shard) * geometry.chunk_bytes
+    if len(rows) < WHOLE_CHUNK_SHARE * geometry.rows_per_chunk:
+        for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
+            target = out[slot]
+            if os.preadv(fd, [target.data], base + row * geometry.row_bytes) != target.nbytes:
+                raise Damaged("it is shorter than it was")
+            if google_crc32c.value(target) != row_crcs[row]:
+                raise Damaged(f"row {row} of chunk {chunk} fails its CRC32C")
+        block = out[slots]
+    else:
+        in_place = len(rows) == geometry.rows_per_chunk and bool((np.diff(slots) == 1).all())
+        if in_place and rows[0] == 0 and bool((np.diff(rows) == 1).all()):
+            block = out[slots[0] : slots[0] + len(slots)]
+        else:
+            in_place = False
+            block = np.empty((geometry.rows_per_chunk, geometry.dim), dtype="<f4")
+        tail = bytearray(CRC_BYTES)
+        if os.preadv(fd, [block.data, tail], base) != geometry.chunk_bytes:
+            raise Damaged("it is shorter than it was")
+        found = google_crc32c.value(block)
+        if found != chunk_crc or found != int.from_bytes(tail, "little"):
+            raise Damaged(f"chunk {chunk} fails its CRC32C")
+        if not in_place:
+            block = block[rows]
+            out[slots] = block
+    if not np.isfinite(block).all():
+        raise Damaged(f"chunk {chunk} holds NaN or infinite values, which embedcache never writes")

@@ -1,0 +1,358 @@
+"""A cache on disk, as everyone else sees it: open it, find vectors, write more.
+
+    cache = Cache.open("faces.cache")
+    vectors, found = cache.vectors("inception_v3.tf_in1k", ["a.jpg", "b.jpg"])   # (2, 2048), (2,)
+
+A cache is a set of immutable segments (docs/format.md). Any number of processes and hosts may write
+to one at the same time; none of them waits for another. Imports neither torch nor zarr.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache import disk
+from embedcache.errors import CacheError, Damaged, NoSuchSpace, NotACache
+from embedcache.faces_table import Faces
+from embedcache.manifest import FORMAT, HEX_DIGEST
+from embedcache.photo_ids import PhotoIds, PhotoTable
+from embedcache.refs import Pins, read_ref
+from embedcache.shard import encode_document, group_document
+from embedcache.space import ABSENT, Counts, FaceSpace, Space
+from embedcache.spec import Json, Spec, canonical_json
+from embedcache.writer import FaceWriter, SegmentWriter
+
+__all__ = [
+    "ABSENT",
+    "FAILED",
+    "OK",
+    "Cache",
+    "Counts",
+    "FaceSpace",
+    "FaceWriter",
+    "Faces",
+    "PhotoTable",
+    "SegmentWriter",
+    "Space",
+]
+
+OK, FAILED = 1, 2
+PARTS = ("spaces", "faces", "photos")
+MAX_DOCUMENT_BYTES = 1 << 20
+
+_PREFIX = re.compile(r"[0-9a-f]{6,64}")
+
+
+class Cache:
+    """An open cache. Holds no lock and no file open; use `Cache.open`."""
+
+    def __init__(self, path: Path, *, pins: Pins | None = None) -> None:
+        self.path = path
+        self._pins = pins
+        self._spaces: dict[str, Space] = {}
+        self._face_spaces: dict[str, FaceSpace] = {}
+        self._photos = PhotoIds(path / "photos", pins=None if pins is None else pins.photos)
+
+    @classmethod
+    def open(cls, path: Path | str, *, create: bool = False, ref: str | None = None) -> "Cache":
+        """Open the cache in folder `path`.
+
+        create: make it where there is nothing, or an empty folder.
+        ref: read the cache as `embedcache ref` named it: nothing written since is seen, and
+            nothing can be written.
+        Raises NotACache for a folder that is missing, that is something else, or that a later
+        version wrote.
+        """
+        path = Path(path)
+        with disk.plain_errors("open", path):
+            if not (path / "zarr.json").exists():
+                if not create:
+                    raise NotACache(_not_a_cache(path))
+                _create(path)
+            path = path.resolve()
+            _check_group(path, _root_document())
+            for part in PARTS:
+                _check_group(path / part, group_document({}))
+        return cls(path, pins=None if ref is None else read_ref(path, ref))
+
+    @property
+    def local(self) -> Path:
+        """A folder for what stays on this machine and is never shared."""
+        folder = self.path / "local"
+        with disk.plain_errors("write to", folder):
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def writable(self) -> bool:
+        """Whether this cache was opened as it is now, in a place that can be written."""
+        return self._pins is None and os.access(self.path, os.W_OK)
+
+    def spaces(self) -> list[Space]:
+        """The spaces of vectors, in the order of their digests."""
+        for digest in self._listed("spaces"):
+            if digest not in self._spaces:
+                folder = self.path / "spaces" / digest
+                spec = Spec.parse(_read_attributes(folder).get("spec"))
+                if spec.digest != digest:
+                    raise Damaged(f"{folder} holds a spec with digest {spec.digest}: refused")
+                self._spaces[digest] = Space(folder, spec, pins=self._pinned("spaces", digest))
+        return [self._spaces[digest] for digest in sorted(self._spaces)]
+
+    def find(self, backbone: str) -> Space:
+        """The space that a user calls `backbone`.
+
+        A backbone's name as recorded by its writers (of `local-dir:` and `facenet:` paths the last
+        part counts), NAME#PREFIX with the first digits of the spec digest, or only those digits.
+        Raises NoSuchSpace where none or several fit.
+        """
+        spaces = self.spaces()
+        name, _, prefix = backbone.partition("#")
+        named = [(space, {plain_name(known) for known in space.names}) for space in spaces]
+        fitting = [
+            space
+            for space, names in named
+            if plain_name(name) in names and space.digest.startswith(prefix)
+        ]
+        if not fitting and _PREFIX.fullmatch(backbone):
+            fitting = [space for space in spaces if space.digest.startswith(backbone)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            several = ", ".join(f"{name}#{space.digest[:8]}" for space in fitting)
+            raise NoSuchSpace(
+                f"{self.path} holds {len(fitting)} sets of vectors of {name!r} (other weights or "
+                f"preprocessing). Name one of: {several}"
+            )
+        held = ", ".join(f"{_label(space)} ({space.dim}-d)" for space in spaces) or "no vectors"
+        raise NoSuchSpace(
+            f"{self.path} has no vectors of {backbone!r}; it holds {held}. Name one of these, or "
+            "run 'embedcache extract' with that backbone"
+        )
+
+    def space(self, spec: Spec, *, create: bool = False) -> Space:
+        """The space of exactly `spec`; with `create`, a new one where there is none."""
+        self.spaces()
+        if spec.digest not in self._spaces:
+            if not create:
+                raise NoSuchSpace(
+                    f"{self.path} has no vectors of {spec.architecture}#{spec.digest[:8]}"
+                )
+            self._create_space("spaces", spec.digest, {"spec": spec.document()})
+            self.spaces()
+        return self._spaces[spec.digest]
+
+    def face_spaces(self) -> list[FaceSpace]:
+        """The spaces of faces, one for each detector, in the order of their digests."""
+        for digest in self._listed("faces"):
+            if digest not in self._face_spaces:
+                folder = self.path / "faces" / digest
+                document = _read_attributes(folder).get("detector")
+                if not isinstance(document, dict) or face_digest(document) != digest:
+                    raise Damaged(f"{folder} is not named after its detector: refused")
+                self._face_spaces[digest] = FaceSpace(
+                    folder, document, digest, pins=self._pinned("faces", digest)
+                )
+        return [self._face_spaces[digest] for digest in sorted(self._face_spaces)]
+
+    def face_space(self, detector: dict[str, Json], *, create: bool = False) -> FaceSpace:
+        """The space of the detector with this document; with `create`, maybe a new one."""
+        digest = face_digest(detector)
+        self.face_spaces()
+        if digest not in self._face_spaces:
+            if not create:
+                raise NoSuchSpace(
+                    f"{self.path} has no faces of detector {digest[:8]}. Run 'embedcache extract' "
+                    "with a backbone ending in @face"
+                )
+            self._create_space("faces", digest, {"detector": detector})
+            self.face_spaces()
+        return self._face_spaces[digest]
+
+    def record_photos(self, scope: str, ids: Sequence[str], digests: NDArray[np.uint8]) -> None:
+        """Record which content, (n, 32), each of n ids of `scope` has now."""
+        self._refuse_at_ref()
+        self._photos.record(scope, ids, digests)
+
+    def digests_of(
+        self, ids: Sequence[str], *, scope: str | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The newest content of each id: ((n, 32), which ids are known).
+
+        scope: where the ids come from; None looks everywhere, and raises CacheError for an id that
+        stands for different photos in two places.
+        """
+        return self._photos.newest(ids, scope=scope)
+
+    def photo_table(self) -> PhotoTable:
+        """All ids ever recorded and not forgotten, with their contents."""
+        return self._photos.table()
+
+    def some_ids(self, n: int) -> list[str]:
+        """A few of the ids that are recorded, for messages."""
+        return self.photo_table().ids[:n]
+
+    def vectors(
+        self, backbone: str, ids: Sequence[str], *, scope: str | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Vectors of photos by id: ((n, dim), which were found); rows not found are NaN."""
+        digests, known = self.digests_of(ids, scope=scope)
+        space = self.find(backbone)
+        vectors = np.full((len(ids), space.dim), np.nan, dtype=np.float32)
+        if known.all():
+            return space.read(digests, out=vectors)
+        rows, there = space.read(digests[known])
+        vectors[known] = rows
+        known[known] = there
+        return vectors, known
+
+    def _pinned(self, part: str, digest: str) -> Mapping[str, str] | None:
+        return None if self._pins is None else self._pins.of(part, digest)
+
+    def _listed(self, part: str) -> list[str]:
+        """The digests that have a space under `part`, or those that the ref pins."""
+        if self._pins is not None:
+            return sorted(getattr(self._pins, part))
+        found = []
+        with os.scandir(self.path / part) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == "zarr.json":
+                    continue
+                if not HEX_DIGEST.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
+                    raise Damaged(f"{entry.path} is not embedcache's: move it out of the cache")
+                found.append(entry.name)
+        return sorted(found)
+
+    def _create_space(self, part: str, digest: str, attributes: dict[str, Json]) -> None:
+        """Make an empty space under a hidden name, then give it its own."""
+        self._refuse_at_ref()
+        folder = self.path / part / digest
+        hidden = folder.with_name(f".new-{token_hex(8)}")
+        with disk.plain_errors("write to", self.path):
+            (hidden / "segments").mkdir(parents=True)
+            document = encode_document(group_document({"embedcache": attributes}))
+            disk.write_new(hidden / "zarr.json", document)
+            disk.write_new(hidden / "segments" / "zarr.json", encode_document(group_document({})))
+            disk.sync_tree(hidden)
+            try:
+                hidden.rename(folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                disk.remove_folder(hidden)  # another writer made the same space meanwhile
+            disk.sync_folder(folder.parent)
+
+    def _refuse_at_ref(self) -> None:
+        if self._pins is not None:
+            raise CacheError(
+                f"{self.path} was opened at a ref, which never changes: open it without to write"
+            )
+
+
+def plain_name(backbone: str) -> str:
+    """A backbone's name without the folders of a path: `local-dir:/any/NAME@face` → `NAME@face`.
+
+    The kind of name stays in front, so that a path never stands for a name of another kind.
+    """
+    kind, colon, rest = backbone.partition(":")
+    if not colon or kind not in ("local-dir", "facenet"):
+        return backbone
+    path, at, crop = rest.rpartition("@")
+    if not at or crop != "face":
+        path, at, crop = rest, "", ""
+    return f"{kind}:{path.rstrip('/').rpartition('/')[2]}{at}{crop}"
+
+
+def face_digest(detector: dict[str, Json]) -> str:
+    """The key of a detector's faces: sha256 of its canonical document."""
+    return sha256(canonical_json(detector)).hexdigest()
+
+
+def _label(space: Space) -> str:
+    name = space.names[0] if space.names else space.spec.architecture
+    return f"{name}#{space.digest[:8]}"
+
+
+def _root_document() -> dict[str, Json]:
+    return group_document({"embedcache": {"format": FORMAT}})
+
+
+def _not_a_cache(path: Path) -> str:
+    if not path.exists():
+        return f"there is no cache at {path}. 'embedcache extract' makes one"
+    if not path.is_dir():
+        return f"{path} is a file; a cache is a folder"
+    return f"{path} is a folder, but not an embedcache cache (it has no zarr.json)"
+
+
+def _create(path: Path) -> None:
+    """Lay out an empty cache; another process may be doing the same."""
+    if path.exists() and not path.is_dir():
+        raise NotACache(_not_a_cache(path))
+    path.mkdir(parents=True, exist_ok=True)
+    if strangers := sorted({entry.name for entry in path.iterdir()} - {*PARTS, "zarr.json"}):
+        raise NotACache(
+            f"{path} is a folder, but neither empty nor a cache (it holds {strangers[0]!r}). Name "
+            "a new folder for the cache"
+        )
+    empty = encode_document(group_document({}))
+    for part in (*PARTS, "photos/segments"):
+        (path / part).mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            disk.publish(path / part / "zarr.json", empty)
+    with contextlib.suppress(FileExistsError):
+        disk.publish(path / "zarr.json", encode_document(_root_document()))
+
+
+def _check_group(folder: Path, document: dict[str, Json]) -> None:
+    """Damaged, or NotACache, unless a group's zarr.json is `document`."""
+    if folder.is_symlink():
+        raise Damaged(f"{folder} is a link: refused")
+    try:
+        raw = disk.read_inside(folder, "zarr.json", limit=MAX_DOCUMENT_BYTES)
+    except FileNotFoundError:
+        raise Damaged(f"{folder / 'zarr.json'} is missing: the cache is damaged") from None
+    if raw == encode_document(document):
+        return
+    ours = _attributes(raw)
+    if ours is not None and type(ours.get("format")) is int and ours["format"] > FORMAT:
+        raise NotACache(
+            f"{folder} is a cache of format {ours['format']}; this version reads format {FORMAT}. "
+            "Update embedcache"
+        )
+    if document == _root_document() and ours is None:
+        raise NotACache(f"{folder} is a Zarr store, but not an embedcache cache")
+    raise Damaged(f"{folder / 'zarr.json'} is not as embedcache writes it")
+
+
+def _read_attributes(folder: Path) -> dict[str, Any]:
+    """What a space's zarr.json says, checked to be exactly as it was written."""
+    _check_group(folder / "segments", group_document({}))
+    if folder.is_symlink():
+        raise Damaged(f"{folder} is a link: refused")
+    try:
+        raw = disk.read_inside(folder, "zarr.json", limit=MAX_DOCUMENT_BYTES)
+    except FileNotFoundError:
+        raise Damaged(f"{folder / 'zarr.json'} is missing: the cache is damaged") from None
+    ours = _attributes(raw)
+    if ours is None or raw != encode_document(group_document({"embedcache": ours})):
+        raise Damaged(f"{folder / 'zarr.json'} is not as embedcache writes it")
+    return ours
+
+
+def _attributes(raw: bytes) -> dict[str, Any] | None:
+    try:
+        ours = json.loads(raw)["attributes"]["embedcache"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return ours if isinstance(ours, dict) else None

@@ -1,0 +1,335 @@
+"""Writers of vector and face segments, and the salvage of what a dead writer left behind."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache import disk, journal
+from embedcache.errors import Damaged
+from embedcache.faces_table import Faces
+from embedcache.manifest import MAX_ROWS, Kind
+from embedcache.segment import FAILED, MANIFEST, OK, Columns, Draft, join_text
+from embedcache.shard import Geometry, crc32c, shard_name
+from embedcache.spec import Json
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+
+
+class _Writer:
+    """Rows of one segment; used as a context manager it commits unless an exception leaves it."""
+
+    def __init__(self, begin: Callable[[], Draft]) -> None:
+        self._begin = begin
+        self._draft: Draft | None = None
+        self._digests: list[U8] = []
+        self._failed: list[U8] = []
+        self._reasons: list[str] = []
+        self._synced = time.monotonic()
+        self._ended = False
+        self.n_written = 0
+
+    def fail(self, digests: U8, reasons: Sequence[str]) -> None:
+        """Enter k photos, (k, 32), in the failure ledger, each with its reason."""
+        digests = _digests(digests, len(reasons))
+        if len(digests):
+            with self._writing() as draft:
+                payload = json.dumps(list(reasons)).encode()
+                draft.journal.append(b"F", _count(digests) + digests.tobytes() + payload)
+            self._failed.append(digests)
+            self._reasons += reasons
+            self.n_written += len(digests)
+
+    def commit(self) -> str | None:
+        """Publish the segment and return its id; None, and no segment, when nothing was written."""
+        if self._ended:
+            raise ValueError("this segment has been committed or abandoned")
+        self._ended = True
+        if self._draft is None:
+            return None
+        draft = self._draft
+        good = np.concatenate([np.empty((0, 32), np.uint8), *self._digests])
+        bad = np.concatenate([np.empty((0, 32), np.uint8), *self._failed])
+        offsets, text = join_text(self._reasons)
+        columns: Columns = {
+            "digest": np.concatenate([good, bad]),
+            "status": np.repeat(np.array([OK, FAILED], np.uint8), [len(good), len(bad)]),
+            "reason_offset": offsets,
+            "reason_text": text,
+            **self._columns(),
+        }
+        try:
+            with disk.plain_errors("write to", draft.folder):
+                return draft.commit(columns, n_rows=len(good) + len(bad), n_ok=len(good))
+        except BaseException:
+            draft.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Stop here; what is written waits for `salvage`."""
+        self._ended = True
+        if self._draft is not None:
+            self._draft.abandon()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._ended:
+            return
+        if kind is None:
+            self.commit()
+        else:
+            self.abandon()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Draft]:
+        """The draft to write to; begins it, syncs it on time, abandons it on an error."""
+        if self._ended:
+            raise ValueError("this segment has been committed or abandoned")
+        if self._draft is None:
+            self._draft = self._begin()
+        draft = self._draft
+        try:
+            with disk.plain_errors("write to", draft.folder):
+                yield draft
+                if time.monotonic() - self._synced > journal.SYNC_SECONDS:
+                    draft.sync()
+                    self._synced = time.monotonic()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _columns(self) -> Columns:
+        raise NotImplementedError
+
+
+class SegmentWriter(_Writer):
+    """Writes vectors of `dim` floats and failures. Not for two threads at once."""
+
+    def __init__(self, begin: Callable[[], Draft], *, dim: int) -> None:
+        super().__init__(begin)
+        self._dim = dim
+        self._crcs: list[NDArray[np.uint32]] = []
+
+    def add(self, digests: U8, vectors: F32) -> None:
+        """Write k vectors, (k, dim) finite float32, of photos with `digests`, (k, 32) uint8."""
+        digests = _digests(digests, len(vectors))
+        rows = np.ascontiguousarray(vectors, dtype="<f4")
+        if rows.shape != (len(digests), self._dim):
+            raise ValueError(f"vectors of shape {rows.shape}; expected {(len(digests), self._dim)}")
+        if not np.isfinite(rows).all():
+            bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+            raise ValueError(f"vector {bad} of this batch is not finite")
+        if not len(rows):
+            return
+        with self._writing() as draft:
+            assert draft.stream is not None
+            crcs = draft.stream.add(rows)
+            draft.journal.append(b"V", _count(digests) + digests.tobytes() + crcs.tobytes())
+        self._digests.append(digests)
+        self._crcs.append(crcs)
+        self.n_written += len(rows)
+
+    def _columns(self) -> Columns:
+        return {"row_crc": np.concatenate([np.empty(0, np.uint32), *self._crcs])}
+
+
+class FaceWriter(_Writer):
+    """Writes the faces of photos and failures. Not for two threads at once."""
+
+    def __init__(self, begin: Callable[[], Draft]) -> None:
+        super().__init__(begin)
+        self._faces: list[Faces] = []
+
+    def add(self, digests: U8, faces: Faces) -> None:
+        """Write the faces of k photos with `digests`, (k, 32); a photo may have none."""
+        digests = _digests(digests, len(faces))
+        if not len(digests):
+            return
+        arrays = _face_arrays(faces)
+        for array in arrays[1:]:
+            if not np.isfinite(array).all():
+                raise ValueError("a box, probability or landmark of this batch is not finite")
+        with self._writing() as draft:
+            body = b"".join(array.tobytes() for array in arrays)
+            draft.journal.append(b"A", _count(digests) + digests.tobytes() + body)
+        self._digests.append(digests)
+        self._faces.append(faces)
+        self.n_written += len(digests)
+
+    def _columns(self) -> Columns:
+        faces = Faces.concatenate(self._faces)
+        names = ("face_offset", "box", "probability", "landmark")
+        arrays: list[NDArray[Any]] = [faces.offsets, faces.box, faces.probability, faces.landmark]
+        return dict(zip(names, arrays, strict=True))
+
+
+def vector_writer(
+    segments: Path, *, space: str, dim: int, n_rows: int, name: str, about: Mapping[str, Json]
+) -> SegmentWriter:
+    """A writer of one segment of about `n_rows` vectors, failures included."""
+    if not 0 <= n_rows <= MAX_ROWS:
+        raise ValueError(f"a segment has at most {MAX_ROWS:,} rows; {n_rows:,} are planned")
+    geometry = Geometry.plan(dim=dim, n_rows=n_rows)
+
+    def begin() -> Draft:
+        return _begin(
+            segments, kind="vectors", space=space, name=name, about=about, geometry=geometry
+        )
+
+    return SegmentWriter(begin, dim=dim)
+
+
+def face_writer(segments: Path, *, space: str, about: Mapping[str, Json]) -> FaceWriter:
+    """A writer of one segment of faces."""
+    return FaceWriter(lambda: _begin(segments, kind="faces", space=space, name="", about=about))
+
+
+def _begin(segments: Path, *, kind: Kind, **rest: Any) -> Draft:
+    with disk.plain_errors("write to", segments):
+        return Draft(segments, kind=kind, **rest)
+
+
+def salvage(
+    segments: Path,
+    *,
+    reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter],
+    known: Callable[[U8], NDArray[np.bool_]],
+) -> int:
+    """Turn abandoned drafts under `segments` into segments of their valid rows; returns how many.
+
+    reopen: a new writer, from a draft's lease and its number of rows.
+    known: of (n, 32) digests, which need not be saved because the space holds them.
+    Drafts of living writers are left alone, and so is all of a cache that cannot be written.
+    """
+    saved = 0
+    for folder in sorted(segments.iterdir()):
+        if folder.name.startswith("."):
+            _collect(folder)
+        elif not folder.is_symlink() and (folder / journal.FOLDER).is_dir():
+            claim = journal.Claim.take(folder)
+            if claim is None:
+                continue
+            try:
+                if (folder / MANIFEST).exists():  # it died between publishing and tidying up
+                    disk.remove_folder(folder / journal.FOLDER)
+                    continue
+                with disk.plain_errors("salvage", folder):
+                    saved += _salvage_one(claim, reopen, known)
+                    disk.remove_folder(folder)
+            finally:
+                claim.close()
+    return saved
+
+
+def _collect(litter: Path) -> None:
+    """Remove a hidden leftover once nobody can be at work on it."""
+    with contextlib.suppress(OSError):
+        if litter.name == "zarr.json" or time.time() - litter.lstat().st_mtime < (
+            journal.LEASE_SECONDS
+        ):
+            return
+        if litter.is_dir() and not litter.is_symlink():
+            disk.remove_folder(litter)
+        else:
+            litter.unlink()
+
+
+def _salvage_one(
+    claim: journal.Claim,
+    reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter],
+    known: Callable[[U8], NDArray[np.bool_]],
+) -> int:
+    frames = list(claim.frames())
+    if not frames:
+        return 0
+    total = sum(int.from_bytes(payload[:4], "little") for _, payload in frames)
+    geometry, n_seen = None, 0
+    if "rows_per_chunk" in claim.lease:
+        cuts = ("dim", "rows_per_chunk", "chunks_per_shard")
+        geometry = Geometry(**{name: int(claim.lease[name]) for name in cuts})
+    with reopen(claim.lease, min(total, MAX_ROWS)) as writer:
+        for kind, payload in frames:
+            n = int.from_bytes(payload[:4], "little")
+            digests = np.frombuffer(payload, np.uint8, 32 * n, 4).reshape(n, 32)
+            rest = payload[4 + 32 * n :]
+            wanted = ~known(digests)
+            if kind == b"F":
+                reasons = json.loads(rest)
+                at = np.flatnonzero(wanted)
+                writer.fail(digests[at], [str(reasons[i]) for i in at])
+            elif kind == b"V" and geometry is not None and isinstance(writer, SegmentWriter):
+                crcs = np.frombuffer(rest, "<u4", n)
+                rows, valid = _draft_rows(claim.folder / "embedding", geometry, n_seen, crcs)
+                n_seen += n
+                keep = wanted & valid & np.isfinite(rows).all(axis=1)
+                writer.add(digests[keep], rows[keep])
+            elif kind == b"A" and isinstance(writer, FaceWriter):
+                writer.add(digests[wanted], _faces_from(rest, n).take(np.flatnonzero(wanted)))
+            else:
+                raise Damaged(f"{claim.folder} has a journal of another kind: move it away")
+        writer.commit()
+    return writer.n_written
+
+
+def _draft_rows(
+    folder: Path, geometry: Geometry, first: int, crcs: NDArray[np.uint32]
+) -> tuple[F32, NDArray[np.bool_]]:
+    """Rows of a draft from `first` on, and which of them are as the journal has them."""
+    rows = np.zeros((len(crcs), geometry.dim), dtype="<f4")
+    valid = np.zeros(len(crcs), dtype=np.bool_)
+    for i in range(len(crcs)):
+        shard, within = divmod(first + i, geometry.rows_per_shard)
+        chunk, row = divmod(within, geometry.rows_per_chunk)
+        offset = chunk * geometry.chunk_bytes + row * geometry.row_bytes
+        for name in (shard_name(shard), f"{shard_name(shard)}.partial"):
+            with contextlib.suppress(FileNotFoundError), (folder / name).open("rb") as file:
+                file.seek(offset)
+                got = file.readinto(rows[i].data)
+                valid[i] = got == geometry.row_bytes and crc32c(rows[i]) == crcs[i]
+                break
+    return rows, valid
+
+
+def _face_arrays(faces: Faces) -> list[NDArray[Any]]:
+    counts = faces.counts.astype("<u4")
+    rest = (faces.box, faces.probability, faces.landmark)
+    return [counts, *(np.ascontiguousarray(array, dtype="<f4") for array in rest)]
+
+
+def _faces_from(raw: bytes, n_photos: int) -> Faces:
+    offsets = np.zeros(n_photos + 1, dtype=np.int64)
+    np.cumsum(np.frombuffer(raw, "<u4", n_photos), out=offsets[1:])
+    n = int(offsets[-1])
+    numbers = np.frombuffer(raw, "<f4", n * 15, 4 * n_photos)
+    return Faces(
+        offsets,
+        numbers[: 4 * n].reshape(n, 4),
+        numbers[4 * n : 5 * n],
+        numbers[5 * n :].reshape(n, 5, 2),
+    )
+
+
+def _digests(digests: U8, n: int) -> U8:
+    """A private copy of (n, 32) digests: the caller may reuse its buffer."""
+    array = np.array(digests, dtype=np.uint8)
+    if array.shape != (n, 32):
+        raise ValueError(f"digests of shape {array.shape}; expected {(n, 32)}")
+    return array
+
+
+def _count(digests: U8) -> bytes:
+    return len(digests).to_bytes(4, "little")
