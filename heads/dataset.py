@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -21,13 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from embedcache.errors import LabelsError
 from embedcache.spec import Json, Spec
+from embedcache.store import OK, Cache, Space
 from heads import split
-
-Task = Literal["regression", "binary", "multiclass"]
-TASKS = ("auto", "regression", "binary", "multiclass")
-MAX_CLASSES = 1000
-READ_ROWS = 16_384
-Floats = NDArray[np.float64]
+from heads.targets import Floats, Task, are_counts, parse_targets, parse_weights, strata_of
 
 
 class Vectors(Protocol):
@@ -161,7 +157,7 @@ def read_table(path: str | Path, *, text: Sequence[str] = ()) -> pl.DataFrame:
 
 
 def load(
-    cache: Any,
+    cache: Cache,
     backbone: str,
     labels_path: str | Path,
     *,
@@ -177,6 +173,7 @@ def load(
     seed: int = 0,
     scope: str | None = None,
     subset_name: str = "ALL",
+    ref: str | None = None,
     memory_bytes: int | None = None,
 ) -> Dataset:
     """Join a label table to the cache's vectors by photo id, and split it.
@@ -186,7 +183,8 @@ def load(
     faces: keep only photos in which the stored detection has exactly so many boxes.
     split_by: a column whose equal values stay on one side; equal photo contents always do.
     split_column: take the split from a column that says train, dev or test.
-    by: columns to report errors by. memory_bytes: when the vectors are larger, read them from the
+    by: columns to report errors by. ref: the name that the cache was opened at, for the cards.
+    memory_bytes: when the vectors are larger, read them from the
         cache as they are needed instead of holding them.
     LabelsError for what cannot be used, see the module's first lines.
     """
@@ -206,8 +204,8 @@ def load(
     if faces is not None:
         table, digests = _with_faces(table, digests, cache, space, faces, dropped)
     ids = table[id_column].to_list()
-    values, found_task, classes = _targets([table[name] for name in names], ids, task)
-    weights = None if weight is None else _weights(table[weight], ids)
+    values, found_task, classes = parse_targets([table[name] for name in names], ids, task)
+    weights = None if weight is None else parse_weights(table[weight], ids)
     content = [row.tobytes().hex() for row in digests]
     people = table[split_by].cast(pl.String).to_list() if split_by else None
     groups, group_names = split.join_groups([people, content] if people else [content])
@@ -215,7 +213,7 @@ def load(
         told = table[split_column].cast(pl.String).to_list()
         subset = split.given(told, groups, ids, column=split_column)
     else:
-        strata = _strata(values, found_task) if stratify else None
+        strata = strata_of(values, found_task) if stratify else None
         subset = split.by_hash(groups, group_names, seed=seed, strata=strata)
     rule = f"column {split_column}" if split_column else f"hash, seed {seed}"
     if len(ids) * space.dim * 4 <= (memory_bytes or 1 << 62):
@@ -233,14 +231,14 @@ def load(
         target=",".join(names),
         weight=weight,
         classes=classes,
-        counts=_are_counts(values, weights, found_task),
+        counts=are_counts(values, weights, found_task),
         by={name: tuple(map(str, table[name].to_list())) for name in by},
         provenance=Provenance(
             backbone=backbone,
             spec=space.spec.document(),
             spec_digest=space.digest,
-            cache=Path(str(getattr(cache, "path", ""))).name,
-            ref=getattr(cache, "ref", None),
+            cache=cache.path.name,
+            ref=ref,
             scope=scope,
             subset_name=subset_name,
             labels_name=Path(labels_path).name,
@@ -281,10 +279,10 @@ def from_arrays(
         raise LabelsError(f"{len(held)} vectors need as many targets; got shape {raw.shape}")
     named = [str(i) for i in range(len(held))] if ids is None else [str(i) for i in ids]
     columns = [pl.Series(raw[:, k] if raw.ndim == 2 else raw) for k in range(raw[:1].size)]
-    values, found_task, classes = _targets(columns, named, task)
+    values, found_task, classes = parse_targets(columns, named, task)
     if raw.ndim == 2 and values.ndim == 1:
         values = values[:, None]
-    checked = None if weights is None else _weights(pl.Series(np.asarray(weights)), named)
+    checked = None if weights is None else parse_weights(pl.Series(np.asarray(weights)), named)
     if checked is not None and len(checked) != len(held):
         raise LabelsError(f"{len(held)} vectors need as many weights; got {len(checked)}")
     same = groups if groups is not None else [_content(row) for row in held]
@@ -292,7 +290,7 @@ def from_arrays(
     if subset is not None:
         sides = np.asarray(subset, np.uint8)
     else:
-        strata = _strata(values, found_task) if stratify else None
+        strata = strata_of(values, found_task) if stratify else None
         sides = split.by_hash(numbers, names, seed=seed, strata=strata)
     joint = [f"target{k}" for k in range(len(columns))] if raw.ndim == 2 else ["target"]
     return Dataset(
@@ -306,7 +304,7 @@ def from_arrays(
         target=target or ",".join(joint),
         weight=None if weights is None else "weight",
         classes=classes,
-        counts=_are_counts(values, checked, found_task),
+        counts=are_counts(values, checked, found_task),
         provenance=Provenance(
             spec=spec.document() if spec else None,
             spec_digest=spec.digest if spec else "",
@@ -320,7 +318,7 @@ def from_arrays(
 class CacheRows:
     """Vectors left in the cache, read when rows are asked for."""
 
-    space: Any
+    space: Space
     digests: NDArray[np.uint8]
 
     @property
@@ -335,8 +333,8 @@ class CacheRows:
 
 def _present(
     table: pl.DataFrame,
-    cache: Any,
-    space: Any,
+    cache: Cache,
+    space: Space,
     id_column: str,
     scope: str | None,
     dropped: Counter[str],
@@ -352,10 +350,7 @@ def _present(
             f"a photo has one label: join the rows first"
         )
     digests, known = cache.digests_of(ids, scope=scope)
-    found = known.copy()
-    for start in range(0, len(ids), READ_ROWS):
-        block = slice(start, start + READ_ROWS)
-        found[block] &= space.read(digests[block])[1]
+    found = known & (space.status(digests) == OK)
     if unknown := int((~known).sum()):
         dropped["id not in the cache"] = unknown
     lost = np.flatnonzero(known & ~found)
@@ -368,31 +363,24 @@ def _present(
 
 
 def _no_match(
-    ids: list[str], cache: Any, known: NDArray[np.bool_], space: Any, dropped: Counter[str]
+    ids: list[str], cache: Cache, known: NDArray[np.bool_], space: Space, dropped: Counter[str]
 ) -> str:
     label_ids = ", ".join(map(repr, ids[:3]))
     if known.any():
         told = "; ".join(f"{n} {reason}" for reason, n in dropped.most_common(4))
         return f"no labelled photo has a vector: {told}. Run 'embedcache extract' for this backbone"
-    held = ", ".join(map(repr, _some_ids(cache)))
+    held = ", ".join(map(repr, cache.some_ids(3)))
     return (
         f"none of the {len(ids)} ids of the label table is in the cache. The table has ids like "
         f"{label_ids}; the cache has {held or 'none'}. Name the matching column with --id-column"
     )
 
 
-def _some_ids(cache: Any) -> list[str]:
-    try:
-        return [str(name) for name in cache.some_ids(3)]
-    except AttributeError:
-        return []
-
-
 def _with_faces(
     table: pl.DataFrame,
     digests: NDArray[np.uint8],
-    cache: Any,
-    space: Any,
+    cache: Cache,
+    space: Space,
     faces: int,
     dropped: Counter[str],
 ) -> tuple[pl.DataFrame, NDArray[np.uint8]]:
@@ -414,105 +402,6 @@ def _with_faces(
     if not kept.any():
         raise LabelsError(f"no labelled photo has exactly {faces} face(s): {dict(dropped)}")
     return table.filter(pl.Series(kept)), digests[kept]
-
-
-def _targets(
-    columns: Sequence[pl.Series], ids: Sequence[str], task: str
-) -> tuple[Floats, Task, tuple[str, ...]]:
-    """Numbers for the target columns, the task they make, and the classes."""
-    if task not in TASKS:
-        raise LabelsError(f"task is one of {', '.join(TASKS)}; got {task!r}")
-    for column in columns:
-        bad = column.is_null()
-        if column.dtype.is_float():
-            bad = bad | column.is_nan() | column.is_infinite()
-        if column.dtype == pl.String:
-            bad = bad | (column.str.strip_chars() == "")
-        if (n := int(bad.sum() or 0)) > 0:
-            first = ", ".join(ids[i] for i in np.flatnonzero(bad.fill_null(True).to_numpy())[:3])
-            raise LabelsError(
-                f"{n} of {len(column)} labelled photos have no usable {column.name or 'target'!r} "
-                f"(first: {first}). Leave those rows out of the label table, or fill them in"
-            )
-    if len(columns) > 1:
-        if not all(column.dtype.is_numeric() for column in columns) or task not in (
-            "auto",
-            "regression",
-        ):
-            raise LabelsError("several targets at once are numbers (regression); fit others alone")
-        return np.stack([c.cast(pl.Float64).to_numpy() for c in columns], 1), "regression", ()
-    column = columns[0]
-    distinct = column.unique().sort()
-    chosen = task
-    if task == "auto":
-        numeric = column.dtype.is_numeric()
-        two = len(distinct) == 2 or column.dtype == pl.Boolean
-        chosen = "binary" if two else "regression" if numeric else "multiclass"
-    if chosen == "regression":
-        if not column.dtype.is_numeric() and column.dtype != pl.Boolean:
-            raise LabelsError(
-                f"a regression needs numbers; {column.name!r} holds {distinct[0]!r}. "
-                f"Leave the task on auto, or say binary"
-            )
-        return column.cast(pl.Float64).to_numpy().astype(np.float64), "regression", ()
-    if len(distinct) < 2:
-        raise LabelsError(
-            f"all labelled photos have the same {column.name or 'target'}, {distinct[0]!r}; "
-            f"a classifier needs two classes"
-        )
-    if chosen == "binary" and len(distinct) > 2:
-        raise LabelsError(f"a binary task has two classes; {column.name!r} has {len(distinct)}")
-    if len(distinct) > min(MAX_CLASSES, max(2, len(column) // 2)):
-        raise LabelsError(
-            f"{column.name!r} has {len(distinct)} different values in {len(column)} rows: too many "
-            f"for classes. Name another target, or say --task regression if they are numbers"
-        )
-    classes = tuple(_class_name(value) for value in distinct.to_list())
-    codes = distinct.search_sorted(column).to_numpy().astype(np.float64)
-    return codes, "binary" if len(classes) == 2 else "multiclass", classes
-
-
-def _class_name(value: object) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _weights(column: pl.Series, ids: Sequence[str]) -> Floats:
-    if not column.dtype.is_numeric():
-        raise LabelsError(f"weights are numbers; column {column.name!r} is not")
-    values = column.cast(pl.Float64).fill_null(float("nan")).to_numpy().astype(np.float64)
-    bad = ~np.isfinite(values) | (values < 0)
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
-        raise LabelsError(
-            f"{int(bad.sum())} weights in {column.name!r} are negative or missing "
-            f"(first: {ids[first]} has {values[first]}); a weight is zero or more"
-        )
-    if not values.any():
-        raise LabelsError(f"all weights in {column.name!r} are zero: nothing would be learnt")
-    return values
-
-
-def _are_counts(values: Floats, weights: Floats | None, task: Task) -> bool:
-    """Whether the targets are ratios of whole successes to the whole numbers in `weights`."""
-    if weights is None or task != "regression" or values.ndim != 1:
-        return False
-    successes = values * weights
-    return bool(
-        values.min() >= 0
-        and values.max() <= 1
-        and (weights == np.round(weights)).all()
-        and weights.max() > 1
-        and (np.abs(successes - np.round(successes)) <= 0.01 + 1e-4 * weights).all()
-    )
-
-
-def _strata(values: Floats, task: Task) -> NDArray[np.int64]:
-    """The class per row; for numbers, which fifth of their order."""
-    if task != "regression":
-        return values.astype(np.int64)
-    first = values if values.ndim == 1 else values[:, 0]
-    edges = np.quantile(first, [0.2, 0.4, 0.6, 0.8])
-    return np.searchsorted(edges, first).astype(np.int64)
 
 
 def _content(row: NDArray[np.float32]) -> str:

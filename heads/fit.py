@@ -117,7 +117,7 @@ class Fit:
         }
 
     def __str__(self) -> str:
-        from heads.table import table
+        from heads.summary import table
 
         return table(self)
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.errors import HeadError, NoSuchSpace, SpecMismatch
+from embedcache.errors import HeadError, SpecMismatch
 from embedcache.spec import Spec
+from embedcache.store import OK, Cache, Space
 from heads.head import Head
 from heads.save import load
 
@@ -36,7 +36,7 @@ class Predictions:
 def predict(
     head_dir: str | Path,
     ids: Sequence[str],
-    cache: Any,
+    cache: Cache,
     *,
     scope: str | None = None,
     embed: Callable[[Sequence[str]], None] | None = None,
@@ -58,6 +58,7 @@ def predict(
         if lacking:
             embed(lacking)
             space = _space(head, cache, missing_is_fine=False)
+    assert space is not None
     digests, known = cache.digests_of(asked, scope=scope)
     shape = (len(asked), head.outputs) if head.outputs > 1 else (len(asked),)
     values, found = np.full(shape, np.nan), np.zeros(len(asked), bool)
@@ -72,27 +73,24 @@ def predict(
     )
 
 
-def _space(head: Head, cache: Any, *, missing_is_fine: bool) -> Any:
-    """The cache's vectors of exactly the head's spec."""
+def _space(head: Head, cache: Cache, *, missing_is_fine: bool) -> Space | None:
+    """The cache's vectors of exactly the head's spec; None when they may yet come."""
     backbone, wanted = head.card["backbone"], head.card["spec_digest"]
-    try:
-        space = cache.find(backbone)
-    except NoSuchSpace:
-        if missing_is_fine:
-            return None
-        raise
-    if space.digest != wanted:
-        gaps = Spec.parse(head.card["spec"]).difference(space.spec)
-        raise SpecMismatch(
-            f"this head was fitted on {backbone}@{wanted[:8]}; the cache holds "
-            f"{backbone}@{space.digest[:8]}. Different (head, cache): {'; '.join(gaps)}. "
-            f"Fit a head on the cache's vectors, or use the cache that the head came from"
-        )
-    return space
+    for space in cache.spaces():
+        if space.digest == wanted:
+            return space
+    if missing_is_fine:
+        return None
+    other = cache.find(backbone)
+    gaps = Spec.parse(head.card["spec"]).difference(other.spec)
+    raise SpecMismatch(
+        f"this head was fitted on {backbone}#{wanted[:8]}; {cache.path.name} holds "
+        f"{backbone}#{other.digest[:8]}. Different (head, cache): {'; '.join(gaps)}. "
+        f"Fit a head on the cache's vectors, or use the cache that the head came from"
+    )
 
 
-def _lacking(space: Any, cache: Any, ids: list[str], scope: str | None) -> list[str]:
+def _lacking(space: Space, cache: Cache, ids: list[str], scope: str | None) -> list[str]:
     digests, known = cache.digests_of(ids, scope=scope)
-    held = known.copy()
-    held[known] = space.read(digests[known])[1]
+    held = known & (space.status(digests) == OK)
     return [name for name, ok in zip(ids, held, strict=True) if not ok]
