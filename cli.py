@@ -211,19 +211,23 @@ def predict(
     json_: JsonOption = False,
 ) -> None:
     """Apply a fitted head to photos, embedding those that the cache lacks."""
+    import heads
     from embedcache.photos import Photos
     from embedcache.provenance import place_of
     from heads.predict import predict as apply
 
     opened = _open(cache, create=True)
     table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
+    card = heads.load(head_dir).card
 
-    def embed(spec_digest: str, name: str) -> None:
-        place = backbone or place_of(opened, spec_digest) or name
+    def embed(_: object) -> None:
+        place = backbone or place_of(opened, card["spec_digest"]) or card["backbone"]
         if _extract(table, opened, [place], device=device, workers=workers).interrupted:
             raise typer.Exit(130)
 
-    _print(apply(head_dir, table, opened, out, embed=embed), json_)
+    predictions = apply(head_dir, table.ids, opened, scope=table.scope, embed=embed)
+    predictions.write(out)
+    _print(predictions, json_)
 
 
 @app.command()

@@ -273,8 +273,10 @@ def _check_timm(name: Name, full: str) -> None:
     import timm
 
     if name.source == "timm":
-        if not timm.is_model(name.where):
-            close = timm.list_models(f"*{name.where.partition('.')[0]}*")[:5]
+        base, _, tag = name.where.partition(".")
+        tags = timm.list_pretrained(f"{base}*") if timm.is_model(base) else []
+        if not timm.is_model(base) or (tag and name.where not in tags):
+            close = (tags or timm.list_pretrained(f"*{base}*"))[:5]
             hint = f" Did you mean {', '.join(close)}?" if close else ""
             raise WeightsError(
                 f"timm {timm.__version__} knows no model {name.where!r}.{hint} "

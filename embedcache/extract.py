@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.backbones import DEFAULT, Backbone, load, shorter_side
+from embedcache.backbones import DEFAULT, Backbone, Decode, load, shorter_side
 from embedcache.errors import PhotosError
 from embedcache.finder import FaceFinder, only_face
 from embedcache.outcome import Clock, Extraction, Progress, SpaceOutcome, Tally
@@ -42,6 +42,7 @@ def extract(
     precision: str = "float32",
     device: str = "auto",
     workers: int | None = None,
+    decode: Decode = "reduced",
     retry_failed: bool = False,
     strict: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -55,6 +56,7 @@ def extract(
     batch_size: images per forward pass; default 32 on a CPU, 256 on a GPU. It changes speed and
         memory, and vectors only within the tolerance in docs/format.md.
     workers: threads that read and decode; default: one per core, at most 16.
+    precision, device, decode: as in `backbones.load`.
     retry_failed: try photos again that an earlier run could not embed.
     strict: PhotosError at the first photo that fails; what was done until then is kept.
     progress: called after every photo.
@@ -71,7 +73,7 @@ def extract(
     backbones = [
         b
         if isinstance(b, Backbone)
-        else load(b, device=device, precision=precision, detector=faces.digest)
+        else load(b, device=device, precision=precision, decode=decode, detector=faces.digest)
         for b in asked
     ]
     workers = workers or min(16, os.cpu_count() or 1)
@@ -156,12 +158,12 @@ class _Run:
             failed = np.flatnonzero(status == FAILED)
             if not retry_failed:
                 reasons = space.reasons(rows[failed])
-                for i, reason in zip(failed, reasons, strict=True):
+                for i, reason in zip(failed.tolist(), reasons, strict=True):
                     tally.failed[reason or "unknown"] += int(copies[i])
             missing = status != OK if retry_failed else status == ABSENT
             for i in np.flatnonzero(missing).tolist():
                 wanted_by[i].append(b)
-        chosen = [int(i) for i in np.argsort(first, kind="stable") if wanted_by[i]]
+        chosen = [i for i in np.argsort(first, kind="stable").tolist() if wanted_by[i]]
         is_face = [b.spec.face is not None for b in self.backbones]
         of_faces = [i for i in chosen if any(is_face[b] for b in wanted_by[i])]
         boxes = self.faces.known(rows[of_faces]) if of_faces else []

@@ -174,9 +174,9 @@ class Memo:
     def read(cls, path: Path | None) -> Self:
         """The memo in `path`, empty when there is none or it cannot be read."""
         entries: dict[str, tuple[int, int, bytes]] = {}
-        with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             if path is not None:
-                with np.load(path, allow_pickle=False) as stored:
+                with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                     names = stored["paths"].tobytes().decode("utf-8", "surrogateescape")
                     blob = stored["digests"].tobytes()
                     digests = [blob[i : i + 32] for i in range(0, len(blob), 32)]

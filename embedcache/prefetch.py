@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -60,7 +60,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A job's outcome: pixels by backbone, the upright image where faces are wanted, or a reason."""
+    """A job's outcome: pixels by backbone, the upright image for detection, or a reason."""
 
     job: Job
     pixels: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)

