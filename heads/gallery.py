@@ -1,0 +1,162 @@
+"""Which photos a page shows and why, and thumbnails of them.
+
+ranked(results, fit)   Figure 1: rows are quantiles of the prediction, columns near-equal ones
+worst(results, fit)    Figures 2 and 3: the test photos with the highest log-loss
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from heads import metrics
+from heads.results import Fitted, Results, name_of
+
+ROWS, COLUMNS, WORST = 8, 8, 8
+_MAX_PIXELS = 120_000_000
+_QUALITY = 72
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One test photo. truth, prediction: as the caption says them; why: the reason it is shown."""
+
+    path: Path | None
+    truth: str
+    prediction: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """A row of pictures. title: what they have in common."""
+
+    title: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gallery:
+    """Strips of photos under one title. name: of its file; tab: its short name among others."""
+
+    name: str
+    tab: str
+    title: str
+    caption: str
+    strips: tuple[Strip, ...]
+
+
+def ranked(results: Results, fit: Fitted, *, rows: int = ROWS, columns: int = COLUMNS) -> Gallery:
+    """Test photos by predicted value, highest first; `rows` quantiles of `columns` photos each."""
+    head = fit.best_head()
+    guess = np.array(fit.predictions[head])
+    order = np.argsort(-guess, kind="stable")
+    columns = min(columns, len(order))
+    rows = max(1, min(rows, len(order) // columns))
+    strips = []
+    for row in range(rows):
+        middle = (row + 0.5) / rows * len(order)
+        first = int(np.clip(round(middle - columns / 2), 0, len(order) - columns))
+        chosen = order[first : first + columns]
+        quantile = 1 - (row + 0.5) / rows
+        told = f"about {np.median(guess[chosen]):.2f}"
+        strips.append(
+            Strip(
+                told,
+                tuple(
+                    Picture(
+                        results.photos.get(fit.ids[i]),
+                        f"{fit.truth[i]:.2f} {results.told.get(fit.ids[i], '')}".strip(),
+                        f"{guess[i]:.2f}",
+                        f"near the {100 * quantile:.0f} % quantile of the predictions",
+                    )
+                    for i in chosen
+                ),
+            )
+        )
+    return Gallery(
+        name=f"figure1_{fit.subset}_{fit.target}",
+        tab=fit.subset,
+        title=f"Figure 1. Test photos ranked by predicted {fit.target} ({fit.subset})",
+        caption=(
+            f"Predictions of {name_of(fit.backbone, head)}, highest at the top. Rows are quantiles "
+            "of the prediction, columns are photos of nearly the same prediction; under each photo "
+            f"its true {fit.target}" + (" and gender." if results.told else ".")
+        ),
+        strips=tuple(strips),
+    )
+
+
+def worst(results: Results, fit: Fitted, *, number: int = 2, n: int = WORST) -> Gallery:
+    """The test photos that a classifier was most wrong about, worst first."""
+    head = fit.best_head()
+    guess = np.array(fit.predictions[head])
+    loss = metrics.row_log_loss(np.array(fit.truth), guess)
+    pictures = []
+    for i in np.argsort(-loss, kind="stable")[:n]:
+        said = int(guess[i] > 0.5)
+        sure = guess[i] if said else 1 - guess[i]
+        pictures.append(
+            Picture(
+                results.photos.get(fit.ids[i]),
+                fit.classes[int(fit.truth[i])],
+                f"{fit.classes[said]} {100 * sure:.0f} %",
+                f"log-loss {loss[i]:.2f}",
+            )
+        )
+    name = name_of(fit.backbone, head)
+    return Gallery(
+        name=f"figure{number}_{fit.subset}_{fit.target}_{fit.backbone}",
+        tab=f"{fit.backbone}, {fit.subset}",
+        title=f"Figure {number}. {fit.target}: the highest log-loss of {name} ({fit.subset})",
+        caption=(
+            f"The {len(pictures)} test photos that {name} was most wrong about, worst first: what "
+            "it said and how sure it was, the label, and the log-loss. Mislabelled photos and "
+            "photos of several people gather here."
+        ),
+        strips=(Strip("", tuple(pictures)),),
+    )
+
+
+def all_galleries(results: Results) -> list[Gallery]:
+    """Figure 1 per subset of each ratio; Figures 2, 3, ... per backbone of each binary target."""
+    found = []
+    number = 1
+    for target in results.targets():
+        for subset in results.subsets(target):
+            best = results.best(target, subset)
+            if best.task == "regression":
+                found.append(ranked(results, best))
+    for target in results.targets():
+        for fit in _largest(results.fits_of(target)):
+            if fit.task == "binary":
+                number += 1
+                found.append(worst(results, fit, number=number))
+    return found
+
+
+def _largest(fits: list[Fitted]) -> list[Fitted]:
+    """One fit per backbone: the first subset it was fitted on, as in the paper."""
+    return list({fit.backbone: fit for fit in reversed(fits)}.values())[::-1]
+
+
+def thumbnail(path: Path | None, *, side: int = 144) -> bytes | None:
+    """A square JPEG of a photo's middle, upright; None for what is no photo of sane size."""
+    if path is None:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as photo:
+                if photo.width * photo.height > _MAX_PIXELS:
+                    return None
+                photo.draft("RGB", (2 * side, 2 * side))
+                small = ImageOps.fit(ImageOps.exif_transpose(photo).convert("RGB"), (side, side))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning):
+        return None
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=_QUALITY, optimize=True)
+    return out.getvalue()

@@ -1,0 +1,282 @@
+"""A study's page and files: report.html, tables, figures, results.json.
+
+    write(results, "out")                  the page with thumbnails inside it
+    write(results, "out", photos=False)    one that shows no photo and can be shared freely
+
+The page is one file that asks the network for nothing; it works without scripts, which only add
+sorting and tabs. No id and no path of a photo is on it.
+"""
+
+import base64
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+from markupsafe import Markup
+
+from heads import charts, figures, gallery, metrics, tables
+from heads.results import CONST, Comparison, Fitted, Results, name_of
+
+_PAPER = {"regression": 2, "binary": 3}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing a reader should take away. figure: the number in large type, or ""."""
+
+    figure: str
+    label: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Where everything was written."""
+
+    page: Path
+    files: tuple[Path, ...]
+
+    def document(self) -> dict[str, Any]:
+        return {"report": str(self.page), "files": [str(path) for path in self.files]}
+
+    def __str__(self) -> str:
+        return f"wrote {self.page} and {len(self.files)} files beside it"
+
+
+def write(
+    results: Results,
+    out: str | os.PathLike[str],
+    *,
+    photos: bool = True,
+    link: bool = False,
+) -> Report:
+    """Write report.html, results.json, tables (.md, .csv, .tex) and figures (.png) into `out`.
+
+    photos: show photos of the test set, as thumbnails of about 6 kB.
+    link: keep the thumbnails as files in OUT/thumbnails instead of inside the page.
+    """
+    out = Path(out)
+    (out / "tables").mkdir(parents=True, exist_ok=True)
+    (out / "figures").mkdir(exist_ok=True)
+    shown = tables.all_tables(results)
+    drawn = charts.all_charts(results)
+    galleries = gallery.all_galleries(results) if photos and results.photos else []
+    small = _thumbnails(galleries)
+    files = []
+    for table in shown:
+        for suffix, text in (
+            (".md", table.as_markdown()),
+            (".csv", table.as_csv()),
+            (".tex", table.as_latex()),
+        ):
+            files.append(_write(out / "tables" / f"{_slug(table.name)}{suffix}", text))
+    for old in (out / "figures").glob("*.png"):
+        old.unlink()  # a photo of an earlier run must not stay beside a page without photos
+    for chart in drawn:
+        path = out / "figures" / f"{_slug(chart.name)}.png"
+        figures.png(chart, path)
+        files.append(path)
+    for one in galleries:
+        path = out / "figures" / f"{_slug(one.name)}.png"
+        figures.gallery_png(one, small, path)
+        files.append(path)
+    files.append(
+        _write(out / "results.json", json.dumps(_plain(results.document()), indent=1) + "\n")
+    )
+    sources = _sources(small, out, link=link)
+    page = _write(out / "report.html", _page(results, shown, drawn, galleries, sources))
+    return Report(page=page, files=tuple(files))
+
+
+def findings(results: Results) -> list[Finding]:
+    """The few sentences that sum a study up, each with the number it rests on."""
+    found = []
+    for target in results.targets():
+        subset = results.subsets(target)[-1]
+        found.append(_headline(results, target, subset))
+    found += [_versus(comparison) for comparison in results.comparisons()]
+    return found
+
+
+def recovery(results: Results) -> list[tuple[str, str, float, float, float, float]]:
+    """How much of a simulated truth the best heads found, on test photos.
+
+    Per target and subset: target, subset, rank correlation of the prediction with the truth, of
+    the votes with the truth, share of the truth's variance that the prediction explains, and the
+    share of the explainable variance of the votes.
+    """
+    lines = []
+    for target in results.targets():
+        for subset in results.subsets(target):
+            fit = results.best(target, subset)
+            if fit.task != "regression" or not results.truth:
+                continue
+            truth = np.array([results.truth.get(name, np.nan) for name in fit.ids])
+            known = np.isfinite(truth)
+            guess = np.array(fit.predictions[fit.best_head()])[known]
+            votes = np.array(fit.truth)[known]
+            lines.append(
+                (
+                    target,
+                    subset,
+                    metrics.rank_correlation(truth[known], guess),
+                    metrics.rank_correlation(truth[known], votes),
+                    metrics.r2(truth[known], guess),
+                    _explained(fit) or float("nan"),
+                )
+            )
+    return lines
+
+
+def _headline(results: Results, target: str, subset: str) -> Finding:
+    fit = results.best(target, subset)
+    head = fit.best_head()
+    row = next(r for r in results.rows() if (r.target, r.subset, r.best) == (target, subset, True))
+    constant = next(
+        r for r in results.rows() if (r.target, r.subset, r.head) == (target, subset, CONST)
+    )
+    name = name_of(fit.backbone, head)
+    if fit.task == "binary":
+        return Finding(
+            figure=f"{100 * row.value:.1f} %",
+            label=f"{target} told right on {subset}",
+            text=f"{name} on {row.n_test:,} test photos, 95 % interval "
+            f"{_percent(row.low)} to {_percent(row.high)}; the constant gets "
+            f"{_percent(constant.value)}.",
+        )
+    share = _explained(fit)
+    told = (
+        f" It explains {100 * share:.0f} % of the variance that finite swipes leave to explain."
+        if share is not None
+        else ""
+    )
+    return Finding(
+        figure=f"{constant.value / row.value:.1f}×",
+        label=f"less error than the constant on {subset}",
+        text=f"{name} predicts {target} with a mean squared error of {row.value:.4f} on "
+        f"{row.n_test:,} test photos; always saying the mean gives {constant.value:.4f}.{told}",
+    )
+
+
+def _versus(c: Comparison) -> Finding:
+    accuracy = c.second.rpartition("-")[2] == "logistic" or c.first.rpartition("-")[2] == "logistic"
+    del accuracy
+    unit = f"{c.difference:.4f} [{c.low:.4f}, {c.high:.4f}]"
+    verdicts = {
+        1: "As in the paper, face vectors beat whole-photo vectors",
+        0: "Unlike in the paper, face vectors and whole-photo vectors cannot be told apart",
+        -1: "Unlike in the paper, whole-photo vectors beat face vectors",
+    }
+    return Finding(
+        figure="",
+        label=f"{c.target} on {c.subset}",
+        text=f"{verdicts[c.verdict]}: {c.first} against {c.second}, a difference in loss of {unit} "
+        f"on the same {c.n:,} test photos.",
+    )
+
+
+def _explained(fit: Fitted) -> float | None:
+    head = fit.best_head()
+    row = next((r for r in fit.rows if r["head"] == head and r["metric"] == "mse"), None)
+    value = row.get("explainable_share") if row else None
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
+def _page(
+    results: Results,
+    shown: Sequence[tables.Table],
+    drawn: Sequence[charts.Chart],
+    galleries: Sequence[gallery.Gallery],
+    sources: dict[Path, str],
+) -> str:
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = _percent
+    folder = resources.files("heads").joinpath("templates")
+    names = ("page.css", "page.js", "page.html")
+    style, script, template = (folder.joinpath(name).read_text("utf-8") for name in names)
+    by_target = {
+        target: [chart for chart in drawn if chart.name.endswith(f"_{target}")]
+        for target in results.targets()
+    }
+    study = json.dumps(_plain(results.study), indent=2, ensure_ascii=False)
+    text = environment.from_string(template).render(
+        results=results,
+        style=Markup(style),
+        script=Markup(script),
+        findings=findings(results),
+        data_tables=[t for t in shown if t.name in ("breakdown", "table1")],
+        tables={target: tables.table_of(results, target) for target in results.targets()},
+        charts=by_target,
+        svg=lambda panel, alt: Markup(figures.svg(panel, alt=alt)),
+        ranked=[one for one in galleries if one.name.startswith("figure1")],
+        worst=[one for one in galleries if not one.name.startswith("figure1")],
+        source=lambda path: sources.get(path, "") if path else "",
+        rows=results.rows(),
+        recovery=recovery(results),
+        study=study,
+    )
+    return re.sub(r"\n\s*\n+", "\n", text)
+
+
+def _thumbnails(galleries: Sequence[gallery.Gallery]) -> dict[Path, bytes]:
+    paths = {
+        picture.path
+        for one in galleries
+        for strip in one.strips
+        for picture in strip.pictures
+        if picture.path
+    }
+    made = ((path, gallery.thumbnail(path)) for path in sorted(paths))
+    return {path: small for path, small in made if small is not None}
+
+
+def _sources(small: dict[Path, bytes], out: Path, *, link: bool) -> dict[Path, str]:
+    """What stands in src: data inside the page, or files numbered without a name."""
+    folder = out / "thumbnails"
+    shutil.rmtree(folder, ignore_errors=True)
+    if not link:
+        return {
+            path: "data:image/jpeg;base64," + base64.b64encode(data).decode()
+            for path, data in small.items()
+        }
+    folder.mkdir()
+    sources = {}
+    for number, (path, data) in enumerate(small.items()):
+        name = f"{number:04d}.jpg"
+        (folder / name).write_bytes(data)
+        sources[path] = f"thumbnails/{name}"
+    return sources
+
+
+def _write(path: Path, text: str) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name.lower()).strip("_")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

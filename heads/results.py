@@ -1,0 +1,317 @@
+"""What a study found: fits kept as JSON, their rows, and which row stands out.
+
+A `Fitted` is one target x subset x backbone with all its heads; it is stored under the digest of
+everything that decides it, so that a study finds it again and never mistakes another for it.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heads import metrics
+from heads.intervals import Bootstrap, difference
+
+Floats = NDArray[np.float64]
+CONST = "const"
+HEAD_NAMES = {"ridge": "ridge", "logistic": "logistic"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One head on the test photos of one subset.
+
+    metric: "mse" or "accuracy" (log-loss beside it). dev: MSE or log-loss on dev, which chose the
+    rate. low, high: 95 % interval of value. best: the lowest dev of its target and subset.
+    spec, labels, split: sha256 of what the row came from.
+    """
+
+    target: str
+    task: str
+    subset: str
+    backbone: str
+    head: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    log_loss: float | None
+    dev: float | None
+    learning_rate: float | None
+    epoch: int | None
+    seconds: float | None
+    n_train: int
+    n_dev: int
+    n_test: int
+    noise_floor: float | None
+    spec: str
+    labels: str
+    split: str
+    ref: str | None
+    best: bool = False
+
+    @property
+    def name(self) -> str:
+        return name_of(self.backbone, self.head)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """One target, subset and backbone with all its heads.
+
+    ids, truth, weight, groups: the n test photos (a group is one person, or one photo);
+    predictions: per head (n,), a probability of the second of `classes` when binary.
+    rows, by: as `Fit.document` has them. curves: per head, (rate, epoch, train, dev) in order.
+    inputs: everything that decides this fit, `key` its digest.
+    """
+
+    key: str
+    inputs: Mapping[str, Any]
+    target: str
+    subset: str
+    backbone: str
+    face: bool
+    task: str
+    n: Mapping[str, int]
+    noise_floor: float | None
+    classes: tuple[str, ...]
+    rows: tuple[Mapping[str, Any], ...]
+    by: tuple[Mapping[str, Any], ...]
+    ids: tuple[str, ...]
+    truth: tuple[float, ...]
+    weight: tuple[float, ...] | None
+    groups: tuple[int, ...]
+    predictions: Mapping[str, tuple[float, ...]]
+    curves: Mapping[str, tuple[tuple[float, int, float | None, float | None], ...]]
+    dropped: Mapping[str, int]
+    spec: str
+    labels: str
+    split: str
+    ref: str | None
+    seconds: float
+
+    def write(self, path: Path) -> None:
+        """Publish at once, so that an interrupted study leaves whole fits or none."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, path: Path, *, key: str) -> Self | None:
+        """The fit kept at `path`, or None when there is none with this key."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["key"] != key or set(found) != {field.name for field in fields(cls)}:
+                return None
+            for name in ("ids", "truth", "classes", "rows", "by", "groups"):
+                found[name] = tuple(found[name])
+            found["weight"] = None if found["weight"] is None else tuple(found["weight"])
+            found["predictions"] = {k: tuple(v) for k, v in found["predictions"].items()}
+            found["curves"] = {k: tuple(map(tuple, v)) for k, v in found["curves"].items()}
+            return cls(**found)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return tuple(self.predictions)
+
+    def best_head(self) -> str:
+        """The head with the lowest dev figure, the constant aside unless it stands alone."""
+        dev = {head: self.dev(head) for head in self.heads if head != CONST}
+        return min(dev, key=dev.__getitem__) if dev else self.heads[0]
+
+    def dev(self, head: str) -> float:
+        """The dev figure that chose a head's rate; infinite when there is none."""
+        chooses = "mse" if self.task == "regression" else "log_loss"
+        found = [row["dev"] for row in self.rows if (row["head"], row["metric"]) == (head, chooses)]
+        return float(found[0]) if found and found[0] is not None else float("inf")
+
+    def losses(self, head: str) -> Floats:
+        """Per test photo what the table averages: squared error, or 1 for a wrong class."""
+        truth, guess = np.array(self.truth), np.array(self.predictions[head])
+        if self.task == "regression":
+            return metrics.squared_error(truth, guess)
+        return 1 - metrics.row_hit(truth, guess)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two backbones on the same test photos, each by its best head on dev.
+
+    difference: mean loss of `second` minus that of `first` (positive: first is better), in squared
+    error or share of wrong classes; low, high: its 95 % interval over photos, paired.
+    """
+
+    target: str
+    subset: str
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+    @property
+    def verdict(self) -> int:
+        """1: the first is better beyond its interval, -1: the second, 0: cannot be told apart."""
+        return int(self.low > 0) - int(self.high < 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """All fits of a study, with what the page needs to know about the photos.
+
+    photos, truth, told: per photo id its path, (simulated data only) its true like ratio, and what
+        a caption says of it (its gender, as in the paper).
+    label_counts: the document of `embedcache labels` where the study began from the swipe log.
+    reused: fits found from an earlier run.
+    """
+
+    title: str
+    study: Mapping[str, Any]
+    fits: tuple[Fitted, ...]
+    photos: Mapping[str, Path]
+    truth: Mapping[str, float]
+    told: Mapping[str, str]
+    label_counts: Mapping[str, Any] | None
+    simulated: bool
+    seconds: float
+    reused: int
+    versions: Mapping[str, str]
+
+    def rows(self) -> list[Row]:
+        """Every head of every fit, in the order of the study, the best of each column marked."""
+        lowest: dict[tuple[str, str], float] = {}
+        for fit in self.fits:
+            here = min((fit.dev(head) for head in fit.heads if head != CONST), default=np.inf)
+            at = (fit.target, fit.subset)
+            lowest[at] = min(lowest.get(at, np.inf), here)
+        return [
+            _row(fit, head, lowest[fit.target, fit.subset])
+            for fit in self.fits
+            for head in fit.heads
+        ]
+
+    def fits_of(self, target: str, subset: str | None = None) -> list[Fitted]:
+        return [f for f in self.fits if f.target == target and subset in (None, f.subset)]
+
+    def targets(self) -> list[str]:
+        return list(dict.fromkeys(fit.target for fit in self.fits))
+
+    def subsets(self, target: str) -> list[str]:
+        return list(dict.fromkeys(fit.subset for fit in self.fits_of(target)))
+
+    def best(self, target: str, subset: str) -> Fitted:
+        """The fit whose best head has the lowest dev figure."""
+        return min(self.fits_of(target, subset), key=lambda fit: fit.dev(fit.best_head()))
+
+    def comparisons(self) -> list[Comparison]:
+        """Face vectors against whole-photo ones, wherever a subset has both."""
+        found = []
+        for target in self.targets():
+            for subset in self.subsets(target):
+                fits = sorted(
+                    self.fits_of(target, subset), key=lambda fit: fit.dev(fit.best_head())
+                )
+                face = next((fit for fit in fits if fit.face), None)
+                whole = next((fit for fit in fits if not fit.face), None)
+                if face and whole:
+                    found.append(compare(face, whole))
+        return found
+
+    def document(self) -> dict[str, Any]:
+        """The JSON object of results.json: no id and no path of a photo is in it."""
+        return {
+            "title": self.title,
+            "simulated": self.simulated,
+            "seconds": self.seconds,
+            "fits": len(self.fits),
+            "fits_reused": self.reused,
+            "rows": [asdict(row) | {"name": row.name} for row in self.rows()],
+            "comparisons": [
+                asdict(comparison) | {"verdict": comparison.verdict}
+                for comparison in self.comparisons()
+            ],
+            "labels": {k: v for k, v in (self.label_counts or {}).items() if k != "labels"},
+            "versions": dict(self.versions),
+            "study": dict(self.study),
+        }
+
+    def __str__(self) -> str:
+        from heads.tables import table_of
+
+        lines = ["SIMULATED DATA\n"] if self.simulated else []
+        for target in self.targets():
+            lines.append(table_of(self, target).as_text())
+        lines.append(
+            f"{len(self.fits)} fits ({self.reused} found from an earlier run), {self.seconds:.1f} s"
+        )
+        return "\n".join(lines)
+
+
+def name_of(backbone: str, head: str) -> str:
+    """As in the paper: Inception-1FC; the constant belongs to no backbone."""
+    return "Const baseline" if head == CONST else f"{backbone}-{HEAD_NAMES.get(head, head.upper())}"
+
+
+def compare(first: Fitted, second: Fitted) -> Comparison:
+    """Pair two fits of one target by test photo; the interval resamples persons (seeded)."""
+    at = {name: i for i, name in enumerate(second.ids)}
+    mine = np.array([i for i, name in enumerate(first.ids) if name in at], np.int64)
+    theirs = np.array([at[first.ids[i]] for i in mine], np.int64)
+    heads = first.best_head(), second.best_head()
+    gap = second.losses(heads[1])[theirs] - first.losses(heads[0])[mine]
+    weight = None if first.weight is None else np.array(first.weight)[mine]
+    groups = np.array(first.groups, np.int64)[mine]
+    drawn = Bootstrap(groups).means(gap[:, None], weight)[:, 0] if len(gap) else gap
+    found = difference(metrics.mean(gap, weight), drawn, groups=len(np.unique(groups)))
+    return Comparison(
+        target=first.target,
+        subset=first.subset,
+        first=name_of(first.backbone, heads[0]),
+        second=name_of(second.backbone, heads[1]),
+        difference=found.value,
+        low=found.low,
+        high=found.high,
+        p=found.p,
+        n=len(gap),
+    )
+
+
+def _row(fit: Fitted, head: str, lowest: float) -> Row:
+    figures: Sequence[Mapping[str, Any]] = [row for row in fit.rows if row["head"] == head]
+    metric = "mse" if fit.task == "regression" else "accuracy"
+    main = next(row for row in figures if row["metric"] == metric)
+    other = next((row for row in figures if row["metric"] == "log_loss"), None)
+    return Row(
+        target=fit.target,
+        task=fit.task,
+        subset=fit.subset,
+        backbone=fit.backbone,
+        head=head,
+        metric=metric,
+        value=main["value"],
+        low=main["low"],
+        high=main["high"],
+        log_loss=other["value"] if other else None,
+        dev=(other or main)["dev"],
+        learning_rate=main["learning_rate"],
+        epoch=main["epoch"],
+        seconds=main["seconds"],
+        n_train=fit.n["train"],
+        n_dev=fit.n["dev"],
+        n_test=fit.n["test"],
+        noise_floor=fit.noise_floor,
+        spec=fit.spec,
+        labels=fit.labels,
+        split=fit.split,
+        ref=fit.ref,
+        best=head != CONST and fit.dev(head) == lowest,
+    )

@@ -1,0 +1,272 @@
+"""A study: backbones x subsets x targets x heads, from one small TOML file to result rows.
+
+    study = Study.read("study.toml")
+    results = run(study, Cache.open("photos.cache"), embed, "out")
+
+A fit is kept under OUT/fits by the digest of everything that decides it (labels, photo contents,
+spec, split, protocol), so that running a study again repeats no finished work and a changed input
+is never mistaken for the old one.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from embedcache.errors import CacheError, LabelsError
+from embedcache.spec import canonical_json
+from embedcache.store import OK, Cache
+from heads import dataset
+from heads.design import FORMAT, Backbone, Study, Subset, Target, init, read_json, sha256
+from heads.fit import Fit, fit
+from heads.results import Fitted, Results
+from heads.simulate import TRUTH
+
+__all__ = ["Backbone", "Study", "Subset", "Target", "init", "run"]
+
+_PACKAGES = ("embedcache", "numpy", "polars", "scikit-learn", "torch", "timm", "facenet-pytorch")
+
+
+def run(
+    study: Study,
+    cache: Cache,
+    embed: Callable[[str], None],
+    out: str | os.PathLike[str],
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> Results:
+    """Embed what is missing, fit what is not fitted yet, and gather the results.
+
+    cache: open for writing, if `embed` writes to it.
+    embed: called once per backbone; afterwards the cache holds the vectors of all photos that can
+        be had. It is not called for imported vectors, which cannot be computed here.
+    progress: called with one line per fit.
+    """
+    began = time.perf_counter()
+    say = progress or (lambda _line: None)
+    out = Path(out)
+    (out / "fits").mkdir(parents=True, exist_ok=True)
+    (out / "subsets").mkdir(exist_ok=True)
+    labels_path = study.label_table(out)
+    table = _labelled(study, labels_path)
+    for backbone in study.backbone:
+        if not _is_foreign(cache, backbone.name):
+            embed(backbone.name)
+    fits, reused = [], 0
+    for number, subset in enumerate(study.subset):
+        backbones = [b for b in study.backbone if study.fits_on(b, subset)]
+        chosen = _common(_where(table, subset), cache, backbones, study)
+        for target in study.target:
+            known = chosen.filter(pl.col(target.column).is_not_null())
+            for backbone in backbones:
+                one = _Task(study, target, subset, backbone, labels_path, study.seed + number)
+                found, fresh = one.fit(known, cache, out)
+                fits.append(found)
+                reused += not fresh
+                say(
+                    f"{target.column} on {subset.name} from {backbone.shown}: "
+                    + (f"fitted in {found.seconds:.1f} s" if fresh else "fitted before")
+                )
+    told = read_json(out / "labels.json") if study.labels is None else None
+    folder = labels_path.parent
+    caption = next((name for name in ("gender", *study.report_by) if name in table.columns), "")
+    return Results(
+        title=study.title,
+        study=study.document(),
+        fits=tuple(fits),
+        photos={
+            name: folder / str(photo)
+            for name, photo in _values(table, study.id_column, study.photo_column).items()
+        },
+        truth=_values(table, study.id_column, TRUTH),
+        told={name: str(v) for name, v in _values(table, study.id_column, caption).items()},
+        label_counts=told["document"] if told else None,
+        simulated=study.simulated or TRUTH in table.columns,
+        seconds=time.perf_counter() - began,
+        reused=reused,
+        versions=_versions(),
+    )
+
+
+def _values(table: pl.DataFrame, id_column: str, name: str) -> dict[str, Any]:
+    """A column by photo id, without its missing values; empty when there is no such column."""
+    if name not in table.columns:
+        return {}
+    known = table.select(id_column, name).drop_nulls()
+    return dict(zip(known[id_column], known[name], strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One fit to be had, from an earlier run or anew."""
+
+    study: Study
+    target: Target
+    subset: Subset
+    backbone: Backbone
+    labels_path: Path
+    seed: int
+
+    def fit(self, table: pl.DataFrame, cache: Cache, out: Path) -> tuple[Fitted, bool]:
+        """The fit, and whether it is fresh."""
+        study = self.study
+        ids = table[study.id_column].to_list()
+        digests, known = cache.digests_of(ids, scope=study.scope)
+        columns = [self.target.column, self.target.weight, study.split_by, *study.report_by]
+        used = table.select(study.id_column, *dict.fromkeys(filter(None, columns)))
+        inputs: dict[str, Any] = {
+            "format": FORMAT,
+            "target": asdict(self.target),
+            "faces": self.subset.faces,
+            "spec": cache.find(self.backbone.name).digest,
+            "rows": hashlib.sha256(used.write_csv().encode()).hexdigest(),
+            "photos": hashlib.sha256(digests[known].tobytes() + known.tobytes()).hexdigest(),
+            "split_by": study.split_by,
+            "seed": self.seed,
+            "heads": sorted(study.heads),
+            "protocol": study.protocol().document(),
+            "shown": [self.subset.name, self.backbone.shown, self.backbone.sees_face],
+        }
+        key = hashlib.sha256(canonical_json(inputs)).hexdigest()
+        path = out / "fits" / f"{key}.json"
+        if (kept := Fitted.read(path, key=key)) is not None:
+            return kept, False
+        subset_path = out / "subsets" / f"{key[:16]}.parquet"
+        used.write_parquet(subset_path)
+        made = self._fit(subset_path, cache, key, inputs)
+        made.write(path)
+        subset_path.unlink()
+        return made, True
+
+    def _fit(self, path: Path, cache: Cache, key: str, inputs: Mapping[str, Any]) -> Fitted:
+        study, target = self.study, self.target
+        data = dataset.load(
+            cache,
+            self.backbone.name,
+            path,
+            target=target.column,
+            id_column=study.id_column,
+            weight=target.weight,
+            task=target.task,
+            faces=self.subset.faces,
+            split_by=study.split_by,
+            by=study.report_by,
+            seed=self.seed,
+            scope=study.scope,
+            subset_name=self.subset.name,
+        )
+        if data.task == "multiclass":
+            raise LabelsError(
+                f"{target.column!r} has {len(data.classes)} classes; a study's targets are numbers "
+                "or two classes. 'embedcache fit-head' fits it"
+            )
+        made = fit(data, heads=study.heads, seed=study.seed, **study.fit)
+        return _keep(made, key=key, inputs=inputs, task=self)
+
+
+def _keep(made: Fit, *, key: str, inputs: Mapping[str, Any], task: _Task) -> Fitted:
+    document, test, source = made.document(), made.test, made.dataset.provenance
+    return Fitted(
+        key=key,
+        inputs=inputs,
+        target=task.target.column,
+        subset=task.subset.name,
+        backbone=task.backbone.shown,
+        face=task.backbone.sees_face,
+        task=document["task"],
+        n=document["n"],
+        noise_floor=document["noise_floor"],
+        classes=tuple(document["classes"]),
+        rows=tuple(document["rows"]),
+        by=tuple(document["by"]),
+        ids=tuple(test.ids),
+        truth=tuple(map(float, test.truth)),
+        weight=None if test.weight is None else tuple(map(float, test.weight)),
+        groups=tuple(map(int, test.groups)),
+        predictions={name: tuple(map(float, seen)) for name, seen in test.predictions.items()},
+        curves={
+            name: tuple((p.rate, p.epoch, _finite(p.train), _finite(p.dev)) for p in curve)
+            for name, curve in made.curves.items()
+        },
+        dropped=document["dropped"],
+        spec=source.spec_digest,
+        labels=sha256(task.labels_path),
+        split=source.split,
+        ref=source.ref,
+        seconds=made.seconds,
+    )
+
+
+def _labelled(study: Study, path: Path) -> pl.DataFrame:
+    table = dataset.read_table(path, text=(study.id_column,))
+    needed = [study.id_column, study.split_by, *study.report_by]
+    for target in study.target:
+        needed += [target.column, target.weight]
+    if missing := [name for name in needed if name is not None and name not in table.columns]:
+        raise LabelsError(
+            f"{path.name} has no column {missing[0]!r}; it has {', '.join(table.columns)}"
+        )
+    return table
+
+
+def _where(table: pl.DataFrame, subset: Subset) -> pl.DataFrame:
+    """The rows that fulfil a condition. Polars' SQL knows columns and functions, no files."""
+    if subset.where is None:
+        return table
+    try:
+        chosen = table.filter(pl.sql_expr(subset.where))
+    except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
+        raise LabelsError(
+            f"subset {subset.name!r}: {subset.where!r} is not a condition on the label table: "
+            f"{str(error).splitlines()[0]}. Write, say, \"gender = 'F'\""
+        ) from None
+    if chosen.is_empty():
+        raise LabelsError(f"subset {subset.name!r}: no row fulfils {subset.where!r}")
+    return chosen
+
+
+def _common(
+    table: pl.DataFrame, cache: Cache, backbones: list[Backbone], study: Study
+) -> pl.DataFrame:
+    """The rows whose photo every backbone has a vector of: a column compares like with like."""
+    ids = table[study.id_column].to_list()
+    if table[study.id_column].null_count():
+        raise LabelsError(f"the label table has rows without {study.id_column}")
+    digests, found = cache.digests_of(ids, scope=study.scope)
+    for backbone in backbones:
+        found &= cache.find(backbone.name).status(digests) == OK
+    if not np.any(found):
+        raise LabelsError(
+            f"no labelled photo has a vector of every backbone: "
+            f"{', '.join(backbone.shown for backbone in backbones)}. The label table has ids like "
+            f"{', '.join(map(repr, ids[:3]))}; see 'embedcache info'"
+        )
+    return table.filter(pl.Series(found))
+
+
+def _is_foreign(cache: Cache, name: str) -> bool:
+    try:
+        return bool(cache.find(name).spec.kind == "foreign")
+    except CacheError:
+        return False
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # an optional part, or a source tree
+            continue
+    return found

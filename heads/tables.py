@@ -1,0 +1,224 @@
+"""The paper's tables as data, and the four ways to write one: text, Markdown, CSV and LaTeX.
+
+table_of(results, "like_ratio")   Table 2: heads down, subsets across, best on dev in bold
+table1(counts)                    Table 1 from the document of `embedcache labels`
+breakdown(counts)                 section 3.4
+"""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from heads.results import CONST, Results, Row
+
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"\\": r"\textbackslash{}", "→": r"$\to$", "–": "--"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What stands in a table: text, what it sorts by, its interval, and whether it is the best."""
+
+    text: str = "-"
+    value: float | None = None
+    low: str = ""
+    high: str = ""
+    best: bool = False
+
+    def with_interval(self) -> str:
+        return f"{self.text} [{self.low}, {self.high}]" if self.low else self.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A titled grid. name: of its files. head: one title per column, the row titles' first."""
+
+    name: str
+    title: str
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def as_text(self) -> str:
+        lines = [
+            self.head,
+            *([c.with_interval() + " *" * c.best for c in row] for row in self.rows),
+        ]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
+        body = (
+            "  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+        return "\n".join([self.title, *body, ""])
+
+    def as_markdown(self) -> str:
+        def line(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+        def shown(cell: Cell) -> str:
+            text = f"**{cell.text}**" if cell.best else cell.text
+            return f"{text} [{cell.low}, {cell.high}]" if cell.low else text
+
+        rule = "|" + "|".join([" --- ", *[" ---: "] * (len(self.head) - 1)]) + "|"
+        rows = [line([shown(cell) for cell in row]) for row in self.rows]
+        return "\n".join(
+            [f"**{self.title}**", "", line(self.head), rule, *rows, "", self.caption, ""]
+        )
+
+    def as_csv(self) -> str:
+        """One line per row; intervals and the mark of the best in columns of their own."""
+        intervals = any(cell.low for row in self.rows for cell in row)
+        extra = ("low", "high", "best") if intervals else ()
+        head = [self.head[0]]
+        for title in self.head[1:]:
+            head += [title, *(f"{title} {name}" for name in extra)]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(head)
+        for row in self.rows:
+            line = [row[0].text]
+            for cell in row[1:]:
+                text = cell.text.replace(",", "") if cell.value is not None else ""
+                line += [text, *((cell.low, cell.high, int(cell.best)) if extra else ())]
+            writer.writerow(line)
+        return out.getvalue()
+
+    def as_latex(self) -> str:
+        """A `tabular` in a `table`, with no package needed."""
+
+        def shown(cell: Cell) -> str:
+            text = cell.text.translate(_LATEX)
+            text = rf"\textbf{{{text}}}" if cell.best else text
+            return rf"{text} {{\small [{cell.low}, {cell.high}]}}" if cell.low else text
+
+        title = re.sub(r"^Table \d+\. ", "", self.title)  # LaTeX counts its own tables
+        lines = [
+            r"\begin{table}[t]",
+            r"\centering",
+            rf"\caption{{{title.translate(_LATEX)} {self.caption.translate(_LATEX)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}",
+            r"\hline",
+            " & ".join(title.translate(_LATEX) for title in self.head) + r" \\",
+            r"\hline",
+            *(" & ".join(shown(cell) for cell in row) + r" \\" for row in self.rows),
+            r"\hline",
+            r"\end{tabular}",
+            rf"\label{{tab:{self.name}}}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def all_tables(results: Results) -> list[Table]:
+    """Every table of the study, in the order of the paper."""
+    counts = results.label_counts
+    first = [breakdown(counts), table1(counts)] if counts else []
+    return first + [table_of(results, target) for target in results.targets()]
+
+
+def table_of(results: Results, target: str) -> Table:
+    """Table 2 (or 3): the constant, then each backbone's heads; a column per subset."""
+    rows = [row for row in results.rows() if row.target == target]
+    subsets = results.subsets(target)
+    at = {(row.name, row.subset): row for row in reversed(rows)}
+    names = dict.fromkeys([row.name for row in rows if row.head == CONST])
+    names |= dict.fromkeys(row.name for row in rows)
+    accuracy = rows[0].metric == "accuracy"
+    number = 3 if accuracy else 2
+    what = "accuracy" if accuracy else "mean squared error"
+    weighted = " weighted by swipes" if rows[0].noise_floor is not None and not accuracy else ""
+    floors = [
+        f"{subset} {floor:.4f}"
+        for subset in subsets
+        if (floor := next(row.noise_floor for row in rows if row.subset == subset)) is not None
+    ]
+    tests = ", ".join(
+        f"{subset} {next(row.n_test for row in rows if row.subset == subset):,}"
+        for subset in subsets
+    )
+    return Table(
+        name=f"table{number}_{_slug(target)}",
+        title=f"Table {number}. {target}: {what} on test{', %' if accuracy else ''}.",
+        caption=(
+            f"{'Share of photos classified right' if accuracy else 'Mean squared error' + weighted}"
+            ", with 95 % bootstrap intervals. Bold: the lowest error on dev of its column (test "
+            f"photos chose nothing). Test photos: {tests}."
+            + (f" Noise floor of finite swipes: {', '.join(floors)}." if floors else "")
+        ),
+        head=("Model", *subsets),
+        rows=tuple(
+            (Cell(name), *(_cell(at.get((name, subset))) for subset in subsets)) for name in names
+        ),
+    )
+
+
+def table1(counts: Mapping[str, Any]) -> Table:
+    """Table 1: senders down, recipients across."""
+    rates: Mapping[str, Mapping[str, float | None]] = counts["table1"]
+    recipients = list(next(iter(rates.values()), {}))
+    return Table(
+        name="table1",
+        title="Table 1. Like ratios by sender's and recipient's gender.",
+        caption="Likes / swipes, pooled over all kept swipes of senders of known gender.",
+        head=("", *(f"→ {name}" for name in recipients)),
+        rows=tuple(
+            (
+                Cell(f"{sender} →"),
+                *(Cell(f"{rate:.3f}", rate) if (rate := row[r]) is not None else Cell()
+                  for r in recipients),
+            )
+            for sender, row in rates.items()
+        ),
+    )  # fmt: skip
+
+
+def breakdown(counts: Mapping[str, Any]) -> Table:
+    """Section 3.4: users and swipes by gender, before and after the filters."""
+    groups: Mapping[str, Mapping[str, int]] = counts["by_gender"]
+    lines = (
+        ("Users", "users", counts["users"]),
+        ("Users with a photo", "users_with_photo", counts["users_with_photo"]),
+        ("Users with a label", "users_labelled", counts["users_labelled"]),
+        ("Swipes made", "swipes_made", counts["swipes"]),
+        ("Swipes made, kept", "swipes_made_kept", counts["swipes_kept"]),
+        ("Swipes received", "swipes_received", counts["swipes"]),
+        ("Swipes received, kept", "swipes_received_kept", counts["swipes_kept"]),
+    )
+    removed = ", ".join(
+        f"{n:,} {name.replace('_', ' ')}" for name, n in counts["swipes_removed"].items() if n
+    )
+    return Table(
+        name="breakdown",
+        title="Dataset breakdown by gender.",
+        caption=f"Swipes removed: {removed or 'none'}.",
+        head=("", "All", *groups),
+        rows=tuple(
+            (
+                Cell(title),
+                Cell(f"{total:,}", total),
+                *(Cell(f"{group[key]:,}", group[key]) for group in groups.values()),
+            )
+            for title, key, total in lines
+        ),
+    )
+
+
+def _cell(row: Row | None) -> Cell:
+    if row is None:
+        return Cell()
+
+    def shown(value: float | None) -> str:
+        if value is None:
+            return ""
+        return f"{100 * value:.1f}" if row.metric == "accuracy" else f"{value:.4f}"
+
+    return Cell(shown(row.value), row.value, shown(row.low), shown(row.high), row.best)
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name.lower())
