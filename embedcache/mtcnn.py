@@ -104,6 +104,9 @@ class Networks:
 
     def run(self, network: torch.nn.Module, pixels: F32) -> tuple[F32, ...]:
         """Outputs for pixels (n, h, w, 3)."""
+        if not len(pixels):  # the package's networks refuse an empty batch
+            one = np.zeros((1, *pixels.shape[1:]), np.float32)
+            return tuple(out[:0] for out in self.run(network, one))
         with torch.inference_mode():
             inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
             return tuple(out.cpu().numpy() for out in network(inputs))
@@ -367,11 +370,9 @@ def _look(
         for start in range(0, max(1, len(corners)), _CROPS[size]):
             photo = found.photo[start : start + _CROPS[size]]
             some = corners[start : start + _CROPS[size]]
-            first = np.flatnonzero(np.diff(photo, prepend=-1))
             parts = pool.map(
-                lambda a, b, p=photo, s=some: integrals[p[a]].crops(s[a:b], size),
-                first,
-                [*first[1:], len(photo)],
+                lambda run, p=photo, s=some: integrals[p[run[0]]].crops(s[slice(*run)], size),
+                _runs(photo),
             )
             yield np.concatenate([np.empty((0, size, size, 3), np.float32), *parts])
 
@@ -404,14 +405,19 @@ def _suppress(box: F32, score: F32, group: I64, overlap: float) -> I64:
     group: ascending.
     """
     boxes, scores = torch.from_numpy(box), torch.from_numpy(score)
-    starts = np.flatnonzero(np.diff(group, prepend=-1))
     kept = [np.empty(0, np.int64)]
-    for start, end in zip(starts, [*starts[1:], len(group)], strict=True):
+    for start, end in _runs(group):
         if end - start == 1:
             kept.append(np.array([start]))
         else:
             kept.append(start + nms(boxes[start:end], scores[start:end], overlap).numpy())
     return np.concatenate(kept)
+
+
+def _runs(values: I64) -> list[tuple[int, int]]:
+    """First row and past-the-end row of each run of equal values."""
+    starts = np.flatnonzero(np.diff(values, prepend=-1)).tolist()
+    return list(pairwise([*starts, len(values)])) if starts else []
 
 
 def _suppress_contained(box: F32, score: F32, overlap: float) -> I64:
