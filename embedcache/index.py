@@ -4,14 +4,24 @@ A `Table` is derived from committed segments and can be rebuilt from them at any
 where to look; the segment itself, with its checksums, decides what is there.
 """
 
+import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache import disk
+from embedcache.shard import crc32c
+from embedcache.spec import Json, canonical_json
+
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
+
+VERSION = 1
+MAX_HEADER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,38 +39,72 @@ class Table:
     ok: NDArray[np.bool_]
 
     @classmethod
-    def build(cls, parts: Sequence[tuple[U8, int]]) -> "Table":
-        """Index segments given in ascending order as (digests (n, 32), how many are good).
+    def empty(cls) -> "Table":
+        none = np.empty(0, np.uint32)
+        return cls(none.astype(np.uint64), np.empty((0, 32), np.uint8), none, none, none == 0)
 
-        Of several rows with one digest a good one wins, then the lowest segment, then row.
+    def extended(self, parts: Sequence[tuple[int, U8, int]], *, renumbered: I64) -> "Table":
+        """This table with more segments: (number, digests (n, 32), how many are good) each.
+
+        renumbered: the new number of each segment that the table knows. Of several rows with one
+        digest a good one wins, then the lowest segment, then the lowest row.
         """
-        sizes = [len(digests) for digests, _ in parts]
-        digests = np.concatenate([d for d, _ in parts]) if parts else np.empty((0, 32), np.uint8)
-        segment = np.repeat(np.arange(len(parts), dtype=np.uint32), sizes)
-        row = np.concatenate([np.arange(n, dtype=np.uint32) for n in sizes] or [segment])
-        ok = row < np.repeat(np.array([n_ok for _, n_ok in parts], dtype=np.uint32), sizes)
-        return cls._sorted(digests, segment, row, ok)
+        digests, segment, row, ok = (
+            [self.digests],
+            [renumbered[self.segment]],
+            [self.row],
+            [self.ok],
+        )
+        for number, more, n_ok in parts:
+            digests.append(more)
+            segment.append(np.full(len(more), number))
+            row.append(np.arange(len(more), dtype=np.uint32))
+            ok.append(np.arange(len(more)) < n_ok)
+        return _sorted(
+            np.concatenate(digests),
+            np.concatenate(segment).astype(np.uint32),
+            np.concatenate(row),
+            np.concatenate(ok),
+        )
+
+    def save(self, path: Path, segments: Sequence[str]) -> None:
+        """Write the table to a file, with the ids of the segments that it covers."""
+        header: Json = {"version": VERSION, "rows": len(self.keys), "segments": [*segments]}
+        first = canonical_json(header)
+        arrays = [self.digests, self.segment, self.row, self.ok]
+        parts = [struct.pack("<QI", len(first), crc32c(first)), first]
+        for array in arrays:
+            raw = np.ascontiguousarray(array)
+            parts += [raw.tobytes(), struct.pack("<I", crc32c(raw))]
+        disk.replace(path, b"".join(parts))
 
     @classmethod
-    def _sorted(
-        cls,
-        digests: U8,
-        segment: NDArray[np.uint32],
-        row: NDArray[np.uint32],
-        ok: NDArray[np.bool_],
-    ) -> "Table":
-        # Stable sorts from the least to the most significant: rows are already in segment order.
-        order = np.argsort(~ok, kind="stable")
-        order = order[np.argsort(_keys(digests)[order], kind="stable")]
-        again, clash = _repeats(digests, order)
-        if clash:  # two contents that share eight bytes: nobody's accident, sort by all 32
-            order = np.argsort(~ok, kind="stable")
-            for word in (3, 2, 1, 0):
-                order = order[np.argsort(_words(digests)[order, word], kind="stable")]
-            again, _ = _repeats(digests, order)
-        order = order[~again]
-        digests = digests[order]
-        return cls(_keys(digests), digests, segment[order], row[order], ok[order])
+    def load(cls, path: Path) -> tuple["Table", list[str]] | None:
+        """Map a file that `save` wrote: (table, segments covered); None where it is not whole."""
+        try:
+            raw = np.memmap(path, dtype=np.uint8, mode="r")
+            length, crc = struct.unpack("<QI", raw[:12].tobytes())
+            first = raw[12 : 12 + min(length, MAX_HEADER_BYTES)].tobytes()
+            if crc32c(first) != crc:
+                return None
+            header = json.loads(first)
+            if header["version"] != VERSION:
+                return None
+            n, at, arrays = int(header["rows"]), 12 + len(first), []
+            for width in (32, 4, 4, 1):
+                array = raw[at : at + n * width]
+                at += n * width + 4
+                if crc32c(array) != int.from_bytes(raw[at - 4 : at].tobytes(), "little"):
+                    return None
+                arrays.append(array)
+        except (OSError, ValueError, KeyError, TypeError, struct.error):
+            return None
+        digests, segment, row, ok = arrays
+        digests = digests.reshape(n, 32)
+        table = cls(
+            _keys(digests), digests, segment.view("<u4"), row.view("<u4"), ok.view(np.bool_)
+        )
+        return table, [str(name) for name in header["segments"]]
 
     def find(self, digests: U8) -> I64:
         """Position of each of (n, 32) digests in the table, -1 where it is absent."""
@@ -84,6 +128,16 @@ class Table:
         return found
 
 
+def repeats(digests: U8) -> tuple[I64, I64]:
+    """Rows of (n, 32) digests that occur before: (first row with that digest, this row)."""
+    words = _words(digests)
+    order = np.lexsort((words[:, 3], words[:, 2], words[:, 1], words[:, 0]))
+    same = np.zeros(len(order), dtype=np.bool_)
+    same[1:] = (words[order[1:]] == words[order[:-1]]).all(axis=1)
+    starts = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
+    return order[starts[same]], order[same]
+
+
 def _words(digests: U8) -> NDArray[np.uint64]:
     return np.ascontiguousarray(digests).view(">u8").astype(np.uint64)
 
@@ -92,12 +146,22 @@ def _keys(digests: U8) -> NDArray[np.uint64]:
     return np.ascontiguousarray(digests[:, :8]).view(">u8").astype(np.uint64).reshape(-1)
 
 
-def _repeats(digests: U8, order: I64) -> tuple[NDArray[np.bool_], bool]:
-    """Which entries repeat the one before, and whether equal keys stand for other contents."""
-    same_key = np.zeros(len(order), dtype=np.bool_)
-    keys = _keys(digests)[order]
-    same_key[1:] = keys[1:] == keys[:-1]
-    again = same_key.copy()
-    at = np.flatnonzero(same_key)
-    again[at] = (digests[order[at]] == digests[order[at - 1]]).all(axis=1)
-    return again, bool((same_key & ~again).any())
+def _sorted(
+    digests: U8, segment: NDArray[np.uint32], row: NDArray[np.uint32], ok: NDArray[np.bool_]
+) -> Table:
+    keys = _keys(digests)
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    same = np.zeros(len(keys) + 1, dtype=np.bool_)
+    same[1:-1] = keys[1:] == keys[:-1]
+    at = np.flatnonzero(same[1:] | same[:-1])  # entries whose key is not theirs alone
+    if len(at):
+        shared = order[at]
+        words = _words(digests[shared])
+        ranks = (row[shared], segment[shared], ~ok[shared], *(words[:, i] for i in (3, 2, 1, 0)))
+        order[at] = shared[np.lexsort(ranks)]
+        first = np.ones(len(order), dtype=np.bool_)
+        again = at[1:][(np.diff(at) == 1)]
+        first[again] = (digests[order[again]] != digests[order[again - 1]]).any(axis=1)
+        order, keys = order[first], keys[first]
+    return Table(keys, digests[order], segment[order], row[order], ok[order])

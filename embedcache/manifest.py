@@ -235,6 +235,11 @@ def new_segment_id(*, after: str = "") -> str:
     return f"{now}-{token_hex(4)}"
 
 
+def replacement_id(segment: str) -> str:
+    """An id for what takes a segment's place: as old as it, and still its own."""
+    return f"{segment[:21]}-{token_hex(4)}"
+
+
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(message)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError, PhotosError
-from embedcache.manifest import MAX_ROWS
+from embedcache.manifest import MAX_ROWS, new_segment_id
 from embedcache.segment import (
     Columns,
     Draft,
@@ -144,7 +144,8 @@ class PhotoIds:
 
     def _write(self, scope: str, ids: Sequence[str], digests: U8) -> None:
         after = max((segment.id for segment in self.segments()), default="")
-        write_pairs(self.folder / "segments", scope, ids, digests, after=after)
+        segment_id = new_segment_id(after=after)  # newer than all that is known, by any clock
+        write_pairs(self.folder / "segments", scope, ids, digests, segment_id=segment_id)
 
 
 def read_pairs(segment: Segment) -> tuple[list[str], list[bytes]]:
@@ -155,9 +156,9 @@ def read_pairs(segment: Segment) -> tuple[list[str], list[bytes]]:
 
 
 def write_pairs(
-    segments: Path, scope: str, ids: Sequence[str], digests: U8, *, after: str = ""
+    segments: Path, scope: str, ids: Sequence[str], digests: U8, *, segment_id: str
 ) -> str:
-    """Write one photo segment; its id sorts after segment `after`."""
+    """Write one photo segment, and return its id."""
     for name in ids:
         try:
             name.encode()
@@ -170,7 +171,12 @@ def write_pairs(
     columns: Columns = {"digest": digests, "id_offset": offsets, "id_text": text}
     with disk.plain_errors("write to", segments):
         draft = Draft(
-            segments, kind="photos", space=scope_key(scope), name=scope, about={}, after=after
+            segments,
+            kind="photos",
+            space=scope_key(scope),
+            name=scope,
+            about={},
+            segment_id=segment_id,
         )
         try:
             return draft.commit(columns, n_rows=len(ids), n_ok=len(ids))

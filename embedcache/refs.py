@@ -3,11 +3,13 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged
-from embedcache.manifest import HEX_DIGEST, SEGMENT_ID, unseal
+from embedcache.manifest import FORMAT, HEX_DIGEST, SEGMENT_ID, seal, unseal
+from embedcache.spec import Json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_REF_BYTES = 64 << 20
@@ -61,3 +63,75 @@ def read_ref(cache: Path, name: str) -> Pins:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"ref {name} of {cache} is refused: {error}") from None
     return pins
+
+
+def write_ref(cache: Path, name: str, *, pins: Pins) -> None:
+    """Write refs/`name`.json; CacheError for a name that is taken or cannot be one."""
+    if not NAME.fullmatch(name):
+        raise CacheError(
+            f"a ref's name has up to 100 letters, digits, dots, dashes and underscores, and starts "
+            f"with a letter or digit; got {name!r:.120}"
+        )
+    path = cache / "refs" / f"{name}.json"
+    with disk.plain_errors("write", path):
+        path.parent.mkdir(exist_ok=True)
+        try:
+            disk.publish(path, _encode(pins, changes=[]))
+        except FileExistsError:
+            raise CacheError(f"{cache} has a ref {name!r} already, and refs never change") from None
+
+
+def repin(cache: Path, old: str, new: Mapping[str, str]) -> list[str]:
+    """In every ref, put segments `new` ({id: manifest digest}) in the place of segment `old`.
+
+    Only `forget` does this: what it removes must not be claimed by anybody. Returns the names of
+    the refs that changed; each records when.
+    """
+    changed = []
+    for path in sorted((cache / "refs").glob("*.json")):
+        pins = read_ref(cache, path.stem)
+        parts = [*pins.spaces.values(), *pins.faces.values(), pins.photos]
+        if any(old in pinned for pinned in parts):
+            document, _ = unseal(path.read_bytes(), what=path.name, limit=MAX_REF_BYTES)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            changes = [*document["changes"], {"when": now, "why": "forget", "segment": old}]
+
+            def swap(pinned: Pinned) -> dict[str, str]:
+                if old not in pinned:
+                    return dict(pinned)
+                return {key: digest for key, digest in pinned.items() if key != old} | dict(new)
+
+            replaced = Pins(
+                name=pins.name,
+                spaces={key: swap(pinned) for key, pinned in pins.spaces.items()},
+                faces={key: swap(pinned) for key, pinned in pins.faces.items()},
+                photos=swap(pins.photos),
+            )
+            disk.replace(path, _encode(replaced, changes=changes))
+            changed.append(pins.name)
+    return changed
+
+
+def pinned_segments(cache: Path) -> dict[str, list[str]]:
+    """{segment id: names of the refs that pin it}."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((cache / "refs").glob("*.json")):
+        pins = read_ref(cache, path.stem)
+        for pinned in (*pins.spaces.values(), *pins.faces.values(), pins.photos):
+            for segment in pinned:
+                found.setdefault(segment, []).append(pins.name)
+    return found
+
+
+def _encode(pins: Pins, *, changes: list[Json]) -> bytes:
+    return seal(
+        {
+            "format": FORMAT,
+            "kind": "ref",
+            "name": pins.name,
+            "spaces": {key: dict(pinned) for key, pinned in pins.spaces.items()},
+            "faces": {key: dict(pinned) for key, pinned in pins.faces.items()},
+            "photos": dict(pins.photos),
+            "changes": changes,
+        }
+    )

@@ -60,9 +60,9 @@ class Draft:
         name: str,
         about: Mapping[str, Json],
         geometry: Geometry | None = None,
-        after: str = "",
+        segment_id: str = "",
     ) -> None:
-        self.id = new_segment_id(after=after)
+        self.id = segment_id or new_segment_id()
         self.kind = kind
         self.space = space
         self.name = name

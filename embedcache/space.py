@@ -4,11 +4,10 @@ A space is the union of its segments, found anew on every call, so that what oth
 seen at once. Rows are looked up by content digest and read directly from the shard files, verified.
 """
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,8 +19,8 @@ from embedcache.errors import CacheError, Damaged
 from embedcache.faces_table import Faces
 from embedcache.index import Table
 from embedcache.manifest import Kind
+from embedcache.reader import Part, read_rows
 from embedcache.segment import Columns, Segment, check_pins, read_segment, segment_folders
-from embedcache.shard import Geometry, open_shard, read_chunk, split_by_chunk
 from embedcache.spec import Json, Spec
 from embedcache.writer import FaceWriter, SegmentWriter, face_writer, salvage, vector_writer
 
@@ -32,8 +31,8 @@ Bool = NDArray[np.bool_]
 T = TypeVar("T")
 
 ABSENT = 0
-READ_THREADS = 2
-THREADED_BYTES = 8 << 20
+INDEX_SEGMENTS = 64
+INDEX_ROWS = 65_536
 COLUMN_CACHE_BYTES = 24 << 20
 
 
@@ -61,10 +60,14 @@ class Rows:
         self.folder = folder
         self.digest = digest
         self._pins = pins
+        # The whole table of a space may be kept beside the cache, never that of a ref.
+        local = folder.parent.parent / "local" / "index"
+        self._index_path = None if pins is not None else local / f"{digest}.table"
         self._segments: dict[str, Segment] = {}
         self._columns: dict[str, Columns] = {}
-        self._indexed: tuple[str, ...] = ()
-        self._table = Table.build([])
+        self._indexed: list[str] = []
+        self._unsaved = 0
+        self._table = Table.empty()
 
     @property
     def segments_folder(self) -> Path:
@@ -87,7 +90,7 @@ class Rows:
 
     def status(self, digests: U8) -> U8:
         """ABSENT, OK or FAILED for each of (n, 32) digests; good anywhere beats failed."""
-        _, table = self._index()
+        _, table = self.row_table()
         at = table.find(digests)
         status = np.where(table.ok[at], np.uint8(1), np.uint8(2)) if len(table.ok) else at
         return np.where(at < 0, np.uint8(ABSENT), status).astype(np.uint8)
@@ -112,12 +115,12 @@ class Rows:
 
     def digests(self) -> U8:
         """Digests of all good rows, (n, 32), ascending."""
-        _, table = self._index()
+        _, table = self.row_table()
         return table.digests[table.ok]
 
     def counts(self) -> Counts:
         """Rows, failures by reason, segments, bytes, and who wrote them."""
-        segments, table = self._index()
+        segments, table = self.row_table()
         reasons = self.reasons(table.digests[~table.ok])
         manifests = [segment.manifest for segment in segments]
         created = sorted(manifest.created for manifest in manifests)
@@ -156,18 +159,42 @@ class Rows:
     def _reopen(self, lease: Mapping[str, Any], n_rows: int) -> SegmentWriter | FaceWriter:
         raise NotImplementedError
 
-    def _index(self) -> tuple[list[Segment], Table]:
+    def row_table(self) -> tuple[list[Segment], Table]:
+        """The segments, and where each digest lies in them."""
+
         def look(segments: list[Segment]) -> tuple[list[Segment], Table]:
-            names = tuple(segment.id for segment in segments)
+            names = [segment.id for segment in segments]
             if names != self._indexed:
-                parts = [(s.column("digest"), s.manifest.n_ok) for s in segments]
-                self._indexed, self._table = names, Table.build(parts)
+                self._extend(names, segments)
             return segments, self._table
 
         return self._retried(look)
 
+    def _extend(self, names: list[str], segments: list[Segment]) -> None:
+        """Bring the table up to date, from what is in memory, from the file, or from nothing."""
+        base, known = self._table, self._indexed
+        if not known and self._index_path is not None:
+            base, known = Table.load(self._index_path) or (base, known)
+        if not set(known) <= set(names):
+            base, known = Table.empty(), []
+        number = {name: i for i, name in enumerate(names)}
+        renumbered = np.array([number[name] for name in known], dtype=np.int64)
+        old = set(known)
+        fresh = [(i, segment) for i, segment in enumerate(segments) if segment.id not in old]
+        if fresh or known != names:
+            parts = [(i, s.column("digest"), s.manifest.n_ok) for i, s in fresh]
+            base = base.extended(parts, renumbered=renumbered)
+        self._indexed, self._table = names, base
+        self._unsaved += len(fresh)
+        n_fresh = sum(segment.manifest.n_rows for _, segment in fresh)
+        if self._index_path and (self._unsaved >= INDEX_SEGMENTS or n_fresh >= INDEX_ROWS):
+            self._unsaved = 0
+            with contextlib.suppress(OSError, CacheError):  # a convenience: a full disk may say no
+                self._index_path.parent.mkdir(parents=True, exist_ok=True)
+                base.save(self._index_path, names)
+
     def _steadily(self, look: Callable[[list[Segment], Table], T]) -> T:
-        return self._retried(lambda _: look(*self._index()))
+        return self._retried(lambda _: look(*self.row_table()))
 
     def _retried(self, look: Callable[[list[Segment]], T]) -> T:
         """Look again when a segment was compacted away, or forgotten, under a reader's eyes."""
@@ -196,7 +223,7 @@ class Rows:
 
     def _found(
         self, segments: list[Segment], table: Table, digests: U8
-    ) -> tuple[Bool, Iterator[tuple[Segment, Columns, I64, I64]]]:
+    ) -> tuple[Bool, Iterator[Part]]:
         """Which digests are good, and by segment: (segment, columns, its rows, their slots)."""
         at = table.find(digests)
         found = at >= 0
@@ -204,7 +231,7 @@ class Rows:
         slots = np.flatnonzero(found)
         owner = table.segment[at[slots]]
 
-        def by_segment() -> Iterator[tuple[Segment, Columns, I64, I64]]:
+        def by_segment() -> Iterator[Part]:
             for number in np.unique(owner).tolist():
                 mine = slots[owner == number]
                 rows = table.row[at[mine]].astype(np.int64)
@@ -243,24 +270,19 @@ class Space(Rows):
 
         def look(segments: list[Segment], table: Table) -> Bool:
             found, parts = self._found(segments, table, digests)
-            with _Shards() as shards:
-                jobs = _jobs(parts, shards, out)
-                if int(found.sum()) * self.dim * 4 < THREADED_BYTES:
-                    for job in jobs:
-                        job()
-                else:
-                    with ThreadPoolExecutor(READ_THREADS) as pool:
-                        for _ in pool.map(lambda job: job(), jobs):
-                            pass
+            read_rows(parts, out, n_rows=int(found.sum()))
             out[~found] = np.nan
             return found
 
         return out, self._steadily(look)
 
-    def writer(self, *, n_rows: int, name: str, about: Mapping[str, Json]) -> SegmentWriter:
+    def writer(
+        self, *, n_rows: int, name: str, about: Mapping[str, Json], segment_id: str = ""
+    ) -> SegmentWriter:
         """Begin a segment of about `n_rows` rows, failures included.
 
         name: the backbone as users will name it. about: provenance for the manifest.
+        segment_id: only for a segment that takes another one's place.
         """
         self._refuse_at_ref()
         return vector_writer(
@@ -270,6 +292,7 @@ class Space(Rows):
             n_rows=n_rows,
             name=name,
             about=about,
+            segment_id=segment_id,
         )
 
     def _reopen(self, lease: Mapping[str, Any], n_rows: int) -> SegmentWriter:
@@ -301,7 +324,7 @@ class FaceSpace(Rows):
             found, parts = self._found(segments, table, digests)
             pieces, places = [Faces.none(1)], [np.zeros(0, dtype=np.int64)]
             for segment, columns, rows, slots in parts:
-                pieces.append(_faces(segment, columns).take(rows))
+                pieces.append(faces_of(segment, columns).take(rows))
                 places.append(slots)
             where = np.zeros(len(digests), dtype=np.int64)  # 0: the photo without faces
             slots = np.concatenate(places)
@@ -315,98 +338,28 @@ class FaceSpace(Rows):
         faces, found = self.read(digests)
         return np.where(found, faces.counts, -1)
 
-    def writer(self, *, n_rows: int, about: Mapping[str, Json]) -> FaceWriter:
+    def writer(self, *, n_rows: int, about: Mapping[str, Json], segment_id: str = "") -> FaceWriter:
         """Begin a segment of about `n_rows` photos."""
         self._refuse_at_ref()
         del n_rows  # face segments are written whole and need no plan
-        return face_writer(self.segments_folder, space=self.digest, about=about)
+        return face_writer(
+            self.segments_folder, space=self.digest, about=about, segment_id=segment_id
+        )
 
     def _reopen(self, lease: Mapping[str, Any], n_rows: int) -> FaceWriter:
         return self.writer(n_rows=n_rows, about=dict(lease.get("about") or {}))
 
 
-def _faces(segment: Segment, columns: Columns) -> Faces:
+def faces_of(segment: Segment, columns: Columns) -> Faces:
+    """The faces of all good rows of a segment; Damaged where its columns do not fit."""
     names = ("face_offset", "box", "probability", "landmark")
     try:
-        return Faces(*(columns[name] for name in names))
+        faces = Faces(*(columns[name] for name in names))
+        if all(np.isfinite(columns[name]).all() for name in names[1:]):
+            return faces
+        raise ValueError("a number is not finite")
     except ValueError as error:
         raise Damaged(f"the faces of segment {segment.folder} do not fit: {error}") from None
-
-
-class _Shards:
-    """The shard files that one read has open."""
-
-    def __init__(self) -> None:
-        self._open: dict[tuple[Path, int], int] = {}
-
-    def __enter__(self) -> "_Shards":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for fd in self._open.values():
-            os.close(fd)
-
-    def fd(self, segment: Segment, shard: int, geometry: Geometry) -> int:
-        key = (segment.folder, shard)
-        if key not in self._open:
-            try:
-                self._open[key] = open_shard(
-                    segment.folder / "embedding",
-                    shard,
-                    geometry=geometry,
-                    n_rows=segment.manifest.n_ok,
-                )
-            except FileNotFoundError:
-                raise Damaged(f"shard {shard} of segment {segment.folder} is missing") from None
-        return self._open[key]
-
-
-def _jobs(
-    parts: Iterator[tuple[Segment, Columns, I64, I64]], shards: _Shards, out: F32
-) -> Iterator[Callable[[], None]]:
-    """One job for each chunk that holds wanted rows."""
-    for segment, columns, rows, slots in parts:
-        geometry = segment.manifest.geometry
-        assert geometry is not None
-        chunk_crcs = np.frombuffer(segment.manifest.chunk_crcs, "<u4")
-        for chunk, within, places in split_by_chunk(geometry, rows, slots):
-            fd = shards.fd(segment, chunk // geometry.chunks_per_shard, geometry)
-            first = chunk * geometry.rows_per_chunk
-            crcs = columns["row_crc"][first : first + geometry.rows_per_chunk]
-
-            def job(
-                fd: int = fd,
-                chunk: int = chunk,
-                within: I64 = within,
-                places: I64 = places,
-                geometry: Geometry = geometry,
-                crcs: NDArray[np.uint32] = crcs,
-                chunk_crc: int = int(chunk_crcs[chunk]),
-                folder: Path = segment.folder,
-            ) -> None:
-                with _located(folder):
-                    read_chunk(
-                        fd,
-                        chunk,
-                        within,
-                        places,
-                        geometry=geometry,
-                        out=out,
-                        row_crcs=crcs,
-                        chunk_crc=chunk_crc,
-                    )
-
-            yield job
-
-
-@contextmanager
-def _located(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except Damaged as error:
-        raise Damaged(
-            f"{folder / 'embedding'}: {error}. Run 'embedcache verify --repair' on the cache"
-        ) from None
 
 
 def _told(about: Mapping[str, Json], *names: str) -> str:

@@ -27,6 +27,7 @@ from embedcache.faces_table import Faces
 from embedcache.manifest import FORMAT, HEX_DIGEST
 from embedcache.photo_ids import PhotoIds, PhotoTable
 from embedcache.refs import Pins, read_ref
+from embedcache.segment import FAILED, OK, Segment
 from embedcache.shard import encode_document, group_document
 from embedcache.space import ABSENT, Counts, FaceSpace, Space
 from embedcache.spec import Json, Spec, canonical_json
@@ -46,7 +47,6 @@ __all__ = [
     "Space",
 ]
 
-OK, FAILED = 1, 2
 PARTS = ("spaces", "faces", "photos")
 MAX_DOCUMENT_BYTES = 1 << 20
 
@@ -80,9 +80,9 @@ class Cache:
                     raise NotACache(_not_a_cache(path))
                 _create(path)
             path = path.resolve()
-            _check_group(path, _root_document())
+            check_group(path, root_document())
             for part in PARTS:
-                _check_group(path / part, group_document({}))
+                check_group(path / part, group_document({}))
         return cls(path, pins=None if ref is None else read_ref(path, ref))
 
     @property
@@ -103,7 +103,7 @@ class Cache:
         for digest in self._listed("spaces"):
             if digest not in self._spaces:
                 folder = self.path / "spaces" / digest
-                spec = Spec.parse(_read_attributes(folder).get("spec"))
+                spec = Spec.parse(read_attributes(folder).get("spec"))
                 if spec.digest != digest:
                     raise Damaged(f"{folder} holds a spec with digest {spec.digest}: refused")
                 self._spaces[digest] = Space(folder, spec, pins=self._pinned("spaces", digest))
@@ -157,7 +157,7 @@ class Cache:
         for digest in self._listed("faces"):
             if digest not in self._face_spaces:
                 folder = self.path / "faces" / digest
-                document = _read_attributes(folder).get("detector")
+                document = read_attributes(folder).get("detector")
                 if not isinstance(document, dict) or face_digest(document) != digest:
                     raise Damaged(f"{folder} is not named after its detector: refused")
                 self._face_spaces[digest] = FaceSpace(
@@ -197,6 +197,10 @@ class Cache:
     def photo_table(self) -> PhotoTable:
         """All ids ever recorded and not forgotten, with their contents."""
         return self._photos.table()
+
+    def photo_segments(self) -> list[Segment]:
+        """The segments that hold ids, oldest first."""
+        return self._photos.segments()
 
     def some_ids(self, n: int) -> list[str]:
         """A few of the ids that are recorded, for messages."""
@@ -283,7 +287,7 @@ def _label(space: Space) -> str:
     return f"{name}#{space.digest[:8]}"
 
 
-def _root_document() -> dict[str, Json]:
+def root_document() -> dict[str, Json]:
     return group_document({"embedcache": {"format": FORMAT}})
 
 
@@ -311,10 +315,10 @@ def _create(path: Path) -> None:
         with contextlib.suppress(FileExistsError):
             disk.publish(path / part / "zarr.json", empty)
     with contextlib.suppress(FileExistsError):
-        disk.publish(path / "zarr.json", encode_document(_root_document()))
+        disk.publish(path / "zarr.json", encode_document(root_document()))
 
 
-def _check_group(folder: Path, document: dict[str, Json]) -> None:
+def check_group(folder: Path, document: dict[str, Json]) -> None:
     """Damaged, or NotACache, unless a group's zarr.json is `document`."""
     if folder.is_symlink():
         raise Damaged(f"{folder} is a link: refused")
@@ -330,14 +334,14 @@ def _check_group(folder: Path, document: dict[str, Json]) -> None:
             f"{folder} is a cache of format {ours['format']}; this version reads format {FORMAT}. "
             "Update embedcache"
         )
-    if document == _root_document() and ours is None:
+    if document == root_document() and ours is None:
         raise NotACache(f"{folder} is a Zarr store, but not an embedcache cache")
     raise Damaged(f"{folder / 'zarr.json'} is not as embedcache writes it")
 
 
-def _read_attributes(folder: Path) -> dict[str, Any]:
+def read_attributes(folder: Path) -> dict[str, Any]:
     """What a space's zarr.json says, checked to be exactly as it was written."""
-    _check_group(folder / "segments", group_document({}))
+    check_group(folder / "segments", group_document({}))
     if folder.is_symlink():
         raise Damaged(f"{folder} is a link: refused")
     try:

@@ -178,7 +178,14 @@ class FaceWriter(_Writer):
 
 
 def vector_writer(
-    segments: Path, *, space: str, dim: int, n_rows: int, name: str, about: Mapping[str, Json]
+    segments: Path,
+    *,
+    space: str,
+    dim: int,
+    n_rows: int,
+    name: str,
+    about: Mapping[str, Json],
+    segment_id: str = "",
 ) -> SegmentWriter:
     """A writer of one segment of about `n_rows` vectors, failures included."""
     if not 0 <= n_rows <= MAX_ROWS:
@@ -187,15 +194,29 @@ def vector_writer(
 
     def begin() -> Draft:
         return _begin(
-            segments, kind="vectors", space=space, name=name, about=about, geometry=geometry
+            segments,
+            kind="vectors",
+            space=space,
+            name=name,
+            about=about,
+            geometry=geometry,
+            segment_id=segment_id,
         )
 
     return SegmentWriter(begin, dim=dim)
 
 
-def face_writer(segments: Path, *, space: str, about: Mapping[str, Json]) -> FaceWriter:
+def face_writer(
+    segments: Path, *, space: str, about: Mapping[str, Json], segment_id: str = ""
+) -> FaceWriter:
     """A writer of one segment of faces."""
-    return FaceWriter(lambda: _begin(segments, kind="faces", space=space, name="", about=about))
+
+    def begin() -> Draft:
+        return _begin(
+            segments, kind="faces", space=space, name="", about=about, segment_id=segment_id
+        )
+
+    return FaceWriter(begin)
 
 
 def _begin(segments: Path, *, kind: Kind, **rest: Any) -> Draft:

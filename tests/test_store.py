@@ -2,22 +2,18 @@
 
 import subprocess
 import sys
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, NoSuchSpace, NotACache
-from embedcache.spec import Json, Spec, foreign
-from embedcache.store import ABSENT, FAILED, OK, Cache, Faces, Space
+from embedcache.spec import Spec, foreign
+from embedcache.store import ABSENT, FAILED, OK, Cache
+from tests.stores import DETECTOR, faces_of, fill, model, photos
 
 ROOT = Path(__file__).parents[1]
-U8 = NDArray[np.uint8]
-F32 = NDArray[np.float32]
-DETECTOR: dict[str, Json] = {"name": "a detector", "thresholds": [0.5, 0.75]}
 
 
 @pytest.fixture(autouse=True)
@@ -30,36 +26,6 @@ def fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     return Cache.open(tmp_path / "a.cache", create=True)
-
-
-def photos(*numbers: int) -> U8:
-    raw = b"".join(sha256(str(n).encode()).digest() for n in numbers)
-    return np.frombuffer(raw, np.uint8).reshape(-1, 32)
-
-
-def model(digests: U8, dim: int = 8) -> F32:
-    """A stand-in for a network: vectors that only the content decides."""
-    seeds = [int.from_bytes(row.tobytes()[:8], "big") for row in digests]
-    rows = [np.random.default_rng(seed).standard_normal(dim, np.float32) for seed in seeds]
-    return np.array(rows, np.float32).reshape(-1, dim)
-
-
-def faces_of(counts: list[int]) -> Faces:
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    n = int(offsets[-1])
-    numbers = np.arange(15 * n, dtype=np.float32)
-    return Faces(
-        offsets,
-        numbers[: 4 * n].reshape(n, 4),
-        numbers[4 * n : 5 * n],
-        numbers[5 * n :].reshape(n, 5, 2),
-    )
-
-
-def fill(space: Space, digests: U8, *, name: str = "net") -> str | None:
-    with space.writer(n_rows=len(digests), name=name, about={"device": "cpu"}) as writer:
-        writer.add(digests, model(digests, space.dim))
-        return writer.commit()
 
 
 def test_vectors_come_back_bit_for_bit_in_the_order_asked(cache: Cache) -> None:

@@ -1,0 +1,461 @@
+"""Verify a cache, every file and every row of it, and set aside what is damaged."""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache import disk, journal
+from embedcache.errors import CacheError, Damaged, EmbedcacheError
+from embedcache.index import repeats
+from embedcache.manifest import HEX_DIGEST, SEGMENT_ID, Kind
+from embedcache.photo_ids import read_pairs, scope_key
+from embedcache.reader import read_rows
+from embedcache.refs import read_ref
+from embedcache.segment import FAILED, MANIFEST, OK, Segment, read_segment
+from embedcache.shard import crc32c, encode_document, group_document, hash_file
+from embedcache.space import faces_of
+from embedcache.spec import Json
+from embedcache.store import PARTS, Cache, check_group, face_digest, read_attributes, root_document
+from embedcache.tombstones import Tombstones, forgotten, read_tombstones
+
+U8 = NDArray[np.uint8]
+
+BLOCK_ROWS = 1024
+OUTSIDE = {"local", "damaged"}  # nothing in there is part of the cache
+KINDS: dict[str, Kind] = {"spaces": "vectors", "faces": "faces", "photos": "photos"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that is not as it should be. path is relative to the cache.
+
+    segment: the whole segment is to be set aside. moved: where `repair` put it.
+    lost: photos whose rows are gone with it, by id where that is known.
+    """
+
+    path: str
+    problem: str
+    space: str = ""
+    segment: str = ""
+    lost_rows: int = 0
+    lost: tuple[str, ...] = ()
+    moved: str = ""
+
+
+@dataclass(slots=True)
+class Report:
+    """What `verify` found."""
+
+    cache: Path
+    files: int = 0
+    bytes_read: int = 0
+    rows: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    duplicates: int = 0
+    differing: int = 0
+    largest_difference: float = 0.0
+    leftovers: int = 0
+
+    @property
+    def clean(self) -> bool:
+        return not self.findings
+
+    def document(self) -> dict[str, Json]:
+        """The same facts for machines."""
+        return {
+            "clean": self.clean,
+            "files": self.files,
+            "bytes": self.bytes_read,
+            "rows": self.rows,
+            "duplicates": {
+                "rows": self.duplicates,
+                "differing": self.differing,
+                "largest_difference": self.largest_difference,
+            },
+            "leftovers": self.leftovers,
+            "findings": [
+                {
+                    "path": found.path,
+                    "problem": found.problem,
+                    "space": found.space,
+                    "lost_rows": found.lost_rows,
+                    "lost": list(found.lost),
+                    "moved": found.moved,
+                }
+                for found in self.findings
+            ],
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.cache}: {self.rows:,} rows in {self.files:,} files ({self.bytes_read:,} bytes) "
+            + ("as they were written" if self.clean else f"read, {len(self.findings)} problems")
+        ]
+        for found in self.findings:
+            lines.append(f"  {found.path}: {found.problem}")
+            if found.moved:
+                lines.append(f"    set aside in {found.moved}")
+            if found.lost_rows:
+                some = ", ".join(found.lost[:5]) + (", ..." if len(found.lost) > 5 else "")
+                lines.append(
+                    f"    extract again{f' for {found.space}' if found.space else ''}: "
+                    f"{found.lost_rows:,} photos{f' ({some})' if some else ''}"
+                )
+        if self.duplicates:
+            lines.append(
+                f"  {self.duplicates:,} rows are stored more than once; {self.differing:,} of them "
+                f"differ, by at most {self.largest_difference:.3g} (the lowest segment counts)"
+            )
+        if self.leftovers:
+            lines.append(f"  {self.leftovers} unfinished or abandoned leftovers (no harm)")
+        if not self.clean and not any(found.moved for found in self.findings):
+            lines.append("Run 'embedcache verify --repair' to set damaged segments aside")
+        return "\n".join(lines)
+
+
+def verify(cache: Cache | Path | str, *, repair: bool = False) -> Report:
+    """Read every file, checksum and row of a cache, and say what is wrong.
+
+    repair: move what is damaged to <cache>/damaged and rewrite group metadata that can be known;
+        the report then says which photos to extract again.
+    Raises NotACache where there is no cache at all. Refs, ids and vectors are all checked; local/
+    and damaged/ are not part of a cache.
+    """
+    root = cache.path if isinstance(cache, Cache) else Path(cache)
+    if not any((root / name).exists() for name in ("zarr.json", *PARTS)):
+        Cache.open(root)  # says that there is none
+    report = Report(root)
+    _Audit(root.resolve(), report, repair=repair).run()
+    return report
+
+
+class _Audit:
+    """One walk over a cache."""
+
+    def __init__(self, root: Path, report: Report, *, repair: bool) -> None:
+        self.root = root
+        self.report = report
+        self.repair = repair
+        self.manifests: dict[str, str] = {}
+        self.names: dict[bytes, str] = {}
+
+    def run(self) -> None:
+        self._group(self.root, root_document())
+        for name in self._children(self.root):
+            if name not in {"zarr.json", *PARTS, *OUTSIDE, "refs", "forgotten"}:
+                self._find(self.root / name, "is not embedcache's")
+        for part in PARTS:
+            if not (self.root / part).is_dir():
+                self._find(self.root / part, "is missing")
+                continue
+            self._group(self.root / part, group_document({}))
+        self._segments_of(self.root / "photos", "photos", None, "")
+        gone = self._tombstones()
+        for part in ("spaces", "faces"):
+            for name in self._children(self.root / part):
+                if name != "zarr.json" and not self._leftover(self.root / part / name):
+                    self._space(self.root / part / name, part, gone)
+        self._refs()
+
+    def _space(self, folder: Path, part: str, gone: Tombstones) -> None:
+        try:
+            if not HEX_DIGEST.fullmatch(folder.name) or folder.is_symlink():
+                raise Damaged("is not embedcache's")
+            attributes = read_attributes(folder)
+            document = attributes.get("spec" if part == "spaces" else "detector")
+            if not isinstance(document, dict) or face_digest(document) != folder.name:
+                raise Damaged("is not named after what it holds")
+        except CacheError as error:
+            inner = folder / "segments"
+            if inner.is_dir() and not inner.is_symlink():
+                self._group(inner, group_document({}), quiet=True)
+            try:
+                read_attributes(folder)
+            except CacheError:
+                self._find(folder, str(error), segment=folder.name, move=folder)
+                return
+            self._find(folder, str(error))
+        self.report.files += 2
+        for name in self._children(folder):
+            if name not in ("zarr.json", "segments"):
+                self._find(folder / name, "is not embedcache's")
+        segments = self._segments_of(folder, KINDS[part], folder.name, folder.name[:8])
+        self._across(segments, part, gone)
+
+    def _segments_of(
+        self, folder: Path, kind: Kind, space: str | None, label: str
+    ) -> list[Segment]:
+        segments = folder / "segments"
+        if not segments.is_dir() or segments.is_symlink():
+            self._find(segments, "is missing")
+            return []
+        if kind == "photos":
+            self._group(segments, group_document({}))
+        good = []
+        for name in self._children(segments):
+            path = segments / name
+            if name == "zarr.json" or self._leftover(path):
+                continue
+            if not SEGMENT_ID.fullmatch(name) or path.is_symlink():
+                self._find(path, "is not a segment")
+                continue
+            try:
+                segment = read_segment(path, kind=kind, space=space)
+                if segment is None:
+                    self.report.leftovers += 1
+                    continue
+                check_segment(segment, self.report)
+            except EmbedcacheError as error:
+                self._damaged_segment(path, kind, space, label, error)
+            else:
+                good.append(segment)
+                self.manifests[name] = segment.manifest.digest
+                if kind == "photos":
+                    for photo, content in zip(*read_pairs(segment), strict=True):
+                        self.names[content] = photo
+        return good
+
+    def _damaged_segment(
+        self, path: Path, kind: Kind, space: str | None, label: str, error: EmbedcacheError
+    ) -> None:
+        n_rows, lost, name = 0, [], label
+        try:
+            segment = Segment.read(path, kind=kind, space=space)
+            n_rows = segment.manifest.n_rows
+            name = f"{segment.manifest.name}#{label}" if segment.manifest.name else label
+            if kind == "photos":
+                lost = read_pairs(segment)[0]
+            else:
+                raw = segment.column("digest").tobytes()
+                contents = [raw[i : i + 32] for i in range(0, len(raw), 32)]
+                lost = [self.names[content] for content in contents if content in self.names]
+        except (EmbedcacheError, OSError):
+            pass
+        self._find(
+            path,
+            str(error),
+            space=name,
+            segment=path.name,
+            lost_rows=n_rows,
+            lost=lost,
+            move=path,
+        )
+
+    def _across(self, segments: Sequence[Segment], part: str, gone: Tombstones) -> None:
+        """Rows stored twice (do they differ?), and rows that were forgotten and are still here."""
+        number, row, digests = [], [], []
+        for i, segment in enumerate(segments):
+            mine = segment.column("digest")
+            before = {mark: name for mark, name in gone.items() if segment.id < name}
+            if back := int(forgotten(mine, before).sum()):
+                self._find(segment.folder, f"holds {back} forgotten photos: forget them again")
+            n_ok = segment.manifest.n_ok
+            digests.append(mine[:n_ok])
+            number.append(np.full(n_ok, i))
+            row.append(np.arange(n_ok))
+        if not digests:
+            return
+        places = np.stack([np.concatenate(number), np.concatenate(row)], axis=1)
+        again = [
+            ((int(a[0]), int(a[1])), (int(b[0]), int(b[1])))
+            for a, b in zip(*(places[at] for at in repeats(np.concatenate(digests))), strict=True)
+        ]
+        self.report.duplicates += len(again)
+        if part != "spaces":
+            return
+        for start in range(0, len(again), BLOCK_ROWS):
+            block = again[start : start + BLOCK_ROWS]
+            ours = _rows_at(segments, [place for place, _ in block])
+            theirs = _rows_at(segments, [place for _, place in block])
+            distance = np.abs(ours - theirs).max(axis=1)
+            self.report.differing += int((distance > 0).sum())
+            self.report.largest_difference = max(
+                self.report.largest_difference, float(distance.max())
+            )
+
+    def _tombstones(self) -> Tombstones:
+        try:
+            gone, files = read_tombstones(self.root)
+        except EmbedcacheError as error:
+            self._find(self.root / "forgotten", str(error))
+            return {}
+        self.report.files += files
+        return gone
+
+    def _refs(self) -> None:
+        folder = self.root / "refs"
+        if not folder.exists():
+            return
+        for name in self._children(folder):
+            path = folder / name
+            if self._leftover(path):
+                continue
+            try:
+                pins = read_ref(self.root, path.stem)
+                if path.suffix != ".json":
+                    raise Damaged("is not a ref")
+            except EmbedcacheError as error:
+                self._find(path, str(error), move=path)
+                continue
+            self.report.files += 1
+            for pinned in (*pins.spaces.values(), *pins.faces.values(), pins.photos):
+                for segment, digest in pinned.items():
+                    if self.manifests.get(segment) != digest:
+                        self._find(path, f"pins segment {segment}, which is gone or damaged")
+
+    def _group(self, folder: Path, document: dict[str, Json], *, quiet: bool = False) -> None:
+        """Check a group's zarr.json; where everything in it is known, `repair` writes it anew."""
+        try:
+            check_group(folder, document)
+        except CacheError as error:
+            moved = ""
+            if self.repair and not folder.is_symlink():
+                disk.replace(folder / "zarr.json", encode_document(document))
+                moved = "(rewritten)"
+            if not quiet:
+                self.report.findings.append(
+                    Finding(path=self._name(folder / "zarr.json"), problem=str(error), moved=moved)
+                )
+        else:
+            self.report.files += 1
+
+    def _leftover(self, path: Path) -> bool:
+        """Hidden names are work in progress, or what a crash left of it."""
+        if path.name.startswith(".") and not path.is_symlink():
+            self.report.leftovers += 1
+            return True
+        return False
+
+    def _find(
+        self,
+        path: Path,
+        problem: str,
+        *,
+        space: str = "",
+        segment: str = "",
+        lost_rows: int = 0,
+        lost: Sequence[str] = (),
+        move: Path | None = None,
+    ) -> None:
+        moved = ""
+        if self.repair and move is not None:
+            with disk.plain_errors("repair", self.root):
+                target = self.root / "damaged" / "-".join(move.relative_to(self.root).parts)
+                target.parent.mkdir(exist_ok=True)
+                if target.exists():
+                    shutil.rmtree(target)
+                move.rename(target)
+            moved = self._name(target)
+        self.report.findings.append(
+            Finding(
+                path=self._name(path),
+                problem=problem.replace(f"{self.root}{os.sep}", ""),
+                space=space,
+                segment=segment,
+                lost_rows=lost_rows,
+                lost=tuple(lost),
+                moved=moved,
+            )
+        )
+
+    def _children(self, folder: Path) -> list[str]:
+        return sorted(os.listdir(folder)) if folder.is_dir() and not folder.is_symlink() else []
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+def check_segment(segment: Segment, report: Report | None = None) -> None:
+    """Read a whole segment: every file against the manifest, every CRC, every count, every row.
+
+    Raises Damaged for the first thing that is wrong.
+    """
+    manifest = segment.manifest
+    manifest.check_files()
+    found = set(_files(segment.folder))
+    for path in sorted(found - manifest.files.keys() - {MANIFEST}):
+        raise Damaged(f"{path} is not in its manifest")
+    for path, (size, digest) in manifest.files.items():
+        if path not in found:
+            raise Damaged(f"{path} is missing")
+        fd = disk.open_inside(segment.folder, path)
+        try:
+            if os.fstat(fd).st_size != size:
+                raise Damaged(f"{path} has {os.fstat(fd).st_size:,} bytes, not {size:,}")
+            if hash_file(fd)[0] != digest:
+                raise Damaged(f"{path} is not what was written (its sha256 differs)")
+        finally:
+            os.close(fd)
+    columns = segment.columns()
+    if "status" in columns:
+        expected = np.repeat(
+            np.array([OK, FAILED], np.uint8), [manifest.n_ok, manifest.n_rows - manifest.n_ok]
+        )
+        if not np.array_equal(columns["status"], expected):
+            raise Damaged("its statuses do not fit its counts")
+        segment.reasons()
+    if manifest.kind == "photos":
+        read_pairs(segment)
+        if manifest.space != scope_key(manifest.name):
+            raise Damaged("it does not belong to its scope")
+    elif manifest.kind == "faces":
+        faces_of(segment, columns)
+    else:
+        _check_rows(segment, columns["row_crc"])
+    if report is not None:
+        report.files += len(manifest.files) + 1
+        report.bytes_read += manifest.bytes_on_disk
+        report.rows += manifest.n_rows
+
+
+def _check_rows(segment: Segment, row_crcs: NDArray[np.uint32]) -> None:
+    """Every chunk of `embedding` under its CRC, every row under its own, and all finite."""
+    geometry = segment.manifest.geometry
+    assert geometry is not None
+    columns = {"row_crc": row_crcs}
+    expected = {
+        f"embedding/c/{shard}/0" for shard in range(geometry.n_shards(segment.manifest.n_ok))
+    }
+    if expected != {path for path in segment.manifest.files if path.startswith("embedding/c/")}:
+        raise Damaged("its shard files do not fit its rows")
+    step = geometry.rows_per_chunk
+    block = np.empty((step, geometry.dim), dtype="<f4")
+    for start in range(0, segment.manifest.n_ok, step):
+        rows = np.arange(start, min(start + step, segment.manifest.n_ok))
+        part = (segment, columns, rows, rows - start)
+        read_rows([part], block, n_rows=len(rows))
+        for row in rows.tolist():
+            if crc32c(block[row - start]) != row_crcs[row]:
+                raise Damaged(f"row {row} fails its own CRC32C")
+
+
+def _rows_at(segments: Sequence[Segment], places: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
+    geometry = segments[places[0][0]].manifest.geometry
+    assert geometry is not None
+    out = np.empty((len(places), geometry.dim), dtype="<f4")
+    owner = np.array([number for number, _ in places])
+    row = np.array([row for _, row in places])
+    for number in np.unique(owner).tolist():
+        slots = np.flatnonzero(owner == number)
+        segment = segments[number]
+        columns = {"row_crc": segment.column("row_crc")}
+        read_rows([(segment, columns, row[slots], slots)], out, n_rows=len(slots))
+    return out
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Files of a segment, relative; Damaged for a link. What its writer left is not counted."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [
+            name for name in folders if name != journal.FOLDER and not name.startswith(".old-")
+        ]
+        for name in folders:
+            if Path(parent, name).is_symlink():
+                raise Damaged(f"{Path(parent, name)} is a link: refused")
+        for name in files:
+            yield Path(parent, name).relative_to(folder).as_posix()

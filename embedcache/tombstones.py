@@ -1,0 +1,61 @@
+"""Photos that were forgotten: what later merges must not bring back.
+
+A tombstone holds sha256 of a content digest, so that it names no photo to anyone who does not hold
+the photo already.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache import disk
+from embedcache.errors import Damaged
+from embedcache.manifest import FORMAT, HEX_DIGEST, SEGMENT_ID, new_segment_id, seal, unseal
+from embedcache.spec import Json
+
+FOLDER = "forgotten"
+MAX_BYTES = 64 << 20
+
+# sha256 of a forgotten content digest, and the name of the newest file that says so: older than the
+# id of a segment that was written, on purpose, after it.
+Tombstones = Mapping[bytes, str]
+
+
+def write_tombstone(cache: Path, contents: Iterable[bytes]) -> None:
+    """Record that photos with these 32-byte content digests were forgotten."""
+    folder = cache / FOLDER
+    folder.mkdir(exist_ok=True)
+    marks: list[Json] = [*sorted(sha256(content).hexdigest() for content in contents)]
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    document = seal({"format": FORMAT, "kind": "forgotten", "created": created, "contents": marks})
+    disk.publish(folder / f"{new_segment_id()}.json", document)
+
+
+def read_tombstones(cache: Path) -> tuple[Tombstones, int]:
+    """All tombstones, and the number of files that hold them."""
+    found: dict[bytes, str] = {}
+    names = sorted(path.name for path in (cache / FOLDER).glob("[!.]*"))
+    for name in names:
+        if not SEGMENT_ID.fullmatch(name.removesuffix(".json")):
+            raise Damaged(f"{cache / FOLDER / name} is no tombstone: move it out of the cache")
+        raw = disk.read_inside(cache, f"{FOLDER}/{name}", limit=MAX_BYTES)
+        document, _ = unseal(raw, what=f"tombstone {name}", limit=MAX_BYTES)
+        contents = document.get("contents")
+        if not isinstance(contents, list) or not all(
+            type(text) is str and HEX_DIGEST.fullmatch(text) for text in contents
+        ):
+            raise Damaged(f"tombstone {name} of {cache} is refused: its contents are no digests")
+        found.update((bytes.fromhex(text), name) for text in contents)
+    return found, len(names)
+
+
+def forgotten(digests: NDArray[np.uint8], tombstones: Tombstones) -> NDArray[np.bool_]:
+    """Which of (n, 32) content digests have a tombstone."""
+    if not tombstones:
+        return np.zeros(len(digests), dtype=np.bool_)
+    marks = (sha256(row.tobytes()).digest() in tombstones for row in digests)
+    return np.fromiter(marks, np.bool_, len(digests))
