@@ -1,0 +1,345 @@
+"""The embedded example: several hundred photos with a known truth, made on the spot, offline.
+
+Every photo is one of a few freely licensed pictures that scikit-image ships, framed, tilted, lit,
+coloured and blurred anew, or prints of such pictures laid on a table: with no, one or two faces.
+What decides a like is a known smooth function of those choices, so a page can say how much of the
+truth a head recovered. Nothing here is real but the pictures:
+
+- All faces are one face (the astronaut Eileen Collins, 1992). A head that does well here has
+  learned framing, light, colour and sharpness; nothing is shown about people.
+- Train and test photos derive from the same pictures. The example shows that the path works and
+  what it recovers, not how heads do on new subjects.
+- `gender` belongs to the simulated user, is drawn at random and cannot be told from the photo.
+  The second target is `light`, warm or cool: a true property of the photo.
+"""
+
+import csv
+import hashlib
+import importlib.util
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from embedcache.errors import InputError
+
+MAX_PHOTOS = 100_000
+_SIZES = (400, 448, 500)  # sides of the square photos, in pixels
+_FACE = (168, 62, 276, 206)  # the astronaut's head in her picture
+
+# As scikit-image 0.26 states them, in the docstrings of skimage.data.
+SOURCES = {
+    "astronaut.png": "Eileen Collins; NASA, public domain",
+    "chelsea.png": "the cat Chelsea; Stefan van der Walt, CC0",
+    "coffee.png": "a cup at Pikolo Espresso Bar; Rachel Michetti, CC0",
+    "rocket.jpg": "a Falcon 9; SpaceX, released in the public domain",
+    "hubble_deep_field.jpg": "the Hubble deep field; NASA, public domain",
+    "brick.png": "CC0Textures Bricks25, CC0",
+    "grass.png": "Grass 01; linolafett, CC0",
+    "gravel.png": "CC0Textures Gravel04, CC0",
+}
+_THINGS = ("chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg")
+_TABLES = {  # darkest and lightest colour of a tinted texture
+    "brick.png": ("#3a2418", "#d8b48c"),
+    "grass.png": ("#16321c", "#a9c48a"),
+    "gravel.png": ("#22303c", "#b9c6cc"),
+}
+
+# subject: (share of the photos, faces, effect on the log-odds of a like)
+_SUBJECTS = {
+    "portrait": (0.40, 1, 0.6),
+    "print": (0.14, 1, -0.1),  # two prints on a table, one of them a portrait
+    "pair": (0.12, 2, 0.2),  # two portraits as prints, or one mirrored
+    "chelsea": (0.12, 0, 0.5),
+    "coffee": (0.08, 0, 0.0),
+    "rocket": (0.07, 0, -0.4),
+    "hubble_deep_field": (0.07, 0, -0.7),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factors:
+    """How one photo was made.
+
+    faces: faces laid into the photo; a detector may see another number.
+    wide: framing, 0 (close) to 1 (wide).   tilt: degrees, counter-clockwise.
+    exposure: stops.   warmth: -1 (cool) to 1 (warm), never near 0.
+    colour: saturation, 1 as in the picture.   blur: Gaussian, in pixels of the photo.
+    """
+
+    subject: str
+    faces: int
+    wide: float
+    tilt: float
+    exposure: float
+    warmth: float
+    colour: float
+    blur: float
+
+    @property
+    def like_probability(self) -> float:
+        """The truth: smooth in every factor, about 0.1 to 0.85."""
+        odds = (
+            0.5
+            + _SUBJECTS[self.subject][2]
+            - 4.0 * (self.wide - 0.4) ** 2
+            - 0.6 * (self.tilt / 12) ** 2
+            - 0.5 * (self.exposure / 0.6) ** 2
+            + 0.35 * self.warmth
+            + 0.9 * (self.colour - 0.9)
+            - 0.4 * self.blur
+        )
+        return 1 / (1 + math.exp(-odds))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """What `make` wrote."""
+
+    folder: Path
+    users: Path
+    truth: Path
+    n_photos: int
+    n_by_faces: Mapping[int, int]
+    seconds: float
+
+    def __str__(self) -> str:
+        faces = ", ".join(f"{n} with {k}" for k, n in sorted(self.n_by_faces.items()))
+        return (
+            f"{self.n_photos} photos (faces: {faces}) in {self.folder / 'photos'}, made in "
+            f"{self.seconds:.0f} s from {len(SOURCES)} pictures that scikit-image ships"
+        )
+
+
+def make(out: str | os.PathLike[str], *, n_photos: int = 600, seed: int = 0) -> Example:
+    """Write the example: photos, users and the truth. The same seed gives the same example.
+
+    out/photos/ID.jpg      square photos of 400 to 500 pixels
+    out/users.csv          user_id, gender, photo, light, simulated_truth
+    out/truth.csv          user_id, like_probability, and the factors it is a function of
+    out/README.txt         where the pictures are from, and what is simulated
+    Raises InputError if scikit-image is not installed.
+    """
+    if not 1 <= n_photos <= MAX_PHOTOS:
+        raise InputError(f"the example has 1 to {MAX_PHOTOS:,} photos; got {n_photos}")
+    started = time.perf_counter()
+    pictures = _pictures()
+    folder = Path(out)
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    factors = _factors(n_photos, seed)
+    ids = [f"sim{hashlib.sha256(f'{seed} {i}'.encode()).hexdigest()[:10]}" for i in range(n_photos)]
+
+    def write(i: int) -> None:
+        photo = _photo(factors[i], pictures, np.random.default_rng([seed, 1, i]))
+        photo.save(folder / "photos" / f"{ids[i]}.jpg", quality=90)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(write, range(n_photos)))
+
+    genders = np.random.default_rng([seed, 2]).choice(["F", "M"], n_photos, p=[0.42, 0.58])
+    order = sorted(range(n_photos), key=ids.__getitem__)  # by id: the order tells nothing
+    truth = [f"{factor.like_probability:.6f}" for factor in factors]
+    _write_table(
+        folder / "users.csv",
+        ("user_id", "gender", "photo", "light", "simulated_truth"),
+        (
+            (
+                ids[i],
+                genders[i],
+                f"photos/{ids[i]}.jpg",
+                "warm" if factors[i].warmth > 0 else "cool",
+                truth[i],
+            )
+            for i in order
+        ),
+    )
+    names = [field.name for field in fields(Factors)]
+    _write_table(
+        folder / "truth.csv",
+        ("user_id", "like_probability", *names),
+        ((ids[i], truth[i], *(getattr(factors[i], name) for name in names)) for i in order),
+    )
+    listed = "\n".join(f"  {name}: {origin}" for name, origin in SOURCES.items())
+    (folder / "README.txt").write_text(f"{__doc__}\nPictures:\n{listed}\n", encoding="utf-8")
+    n_by_faces = {k: sum(factor.faces == k for factor in factors) for k in (0, 1, 2)}
+    return Example(
+        folder=folder,
+        users=folder / "users.csv",
+        truth=folder / "truth.csv",
+        n_photos=n_photos,
+        n_by_faces=n_by_faces,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _pictures() -> dict[str, Image.Image]:
+    """The pictures by name, at most 640 pixels a side. scikit-image itself is not imported."""
+    found = importlib.util.find_spec("skimage")
+    if found is None or not found.submodule_search_locations:
+        raise InputError(
+            "the example is made from pictures that scikit-image ships, and it is not installed. "
+            "Run 'pip install scikit-image'."
+        )
+    folder = Path(found.submodule_search_locations[0]) / "data"
+    pictures = {}
+    for name in SOURCES:
+        try:
+            with Image.open(folder / name, formats=("PNG", "JPEG")) as image:
+                picture = image.convert("RGB")
+        except OSError as error:
+            raise InputError(
+                f"the example needs {name} of scikit-image and cannot read it ({error}). "
+                "Run 'pip install --force-reinstall --no-deps scikit-image'."
+            ) from None
+        if max(picture.size) > 640:
+            picture.thumbnail((640, 640), Image.Resampling.LANCZOS)
+        pictures[name] = picture
+    return pictures
+
+
+def _factors(n: int, seed: int) -> list[Factors]:
+    """Draw every photo's factors."""
+    rng = np.random.default_rng([seed, 0])
+    names = list(_SUBJECTS)
+    share = np.array([_SUBJECTS[name][0] for name in names])
+    # as close to the shares as whole photos allow, in random order
+    subjects = rng.permutation(np.searchsorted(np.cumsum(share), (np.arange(n) + 0.5) / n))
+    wide = rng.beta(1.6, 1.6, n)
+    tilt = np.clip(rng.normal(0, 8, n), -20, 20)
+    exposure = np.clip(rng.normal(0, 0.45, n), -1.1, 1.1)
+    warmth = rng.uniform(0.15, 1, n) * rng.choice([-1, 1], n)
+    colour = rng.uniform(0.3, 1.4, n)
+    blur = np.maximum(0, rng.normal(0.4, 1.2, n))
+    return [
+        Factors(
+            subject=names[subjects[i]],
+            faces=_SUBJECTS[names[subjects[i]]][1],
+            wide=round(float(wide[i]), 4),
+            tilt=round(float(tilt[i]), 3),
+            exposure=round(float(exposure[i]), 4),
+            warmth=round(float(warmth[i]), 4),
+            colour=round(float(colour[i]), 4),
+            blur=round(float(blur[i]), 3),
+        )
+        for i in range(n)
+    ]
+
+
+def _photo(
+    factors: Factors, pictures: Mapping[str, Image.Image], rng: np.random.Generator
+) -> Image.Image:
+    side = int(rng.choice(_SIZES))
+    if factors.subject == "portrait":
+        photo = _portrait(factors, pictures, side, rng)
+    elif factors.subject == "print":
+        thing = pictures[str(rng.choice(_THINGS))]
+        shown = [_framed_face(pictures, 240), _cut(thing, 240, wide=0.8, tilt=0, rng=rng)]
+        photo = _prints(shown, factors, pictures, side, rng)
+    elif factors.subject == "pair":
+        one, two = _framed_face(pictures, 240), ImageOps.mirror(_framed_face(pictures, 240))
+        photo = _prints([one, two], factors, pictures, side, rng)
+    else:
+        name = next(name for name in _THINGS if name.startswith(factors.subject))
+        photo = _cut(pictures[name], side, wide=factors.wide, tilt=factors.tilt, rng=rng)
+    return _developed(photo, factors)
+
+
+def _portrait(
+    factors: Factors, pictures: Mapping[str, Image.Image], side: int, rng: np.random.Generator
+) -> Image.Image:
+    """The astronaut with all of her head in the frame."""
+    picture = pictures["astronaut.png"]
+    if rng.random() < 0.5:
+        picture = ImageOps.mirror(picture)
+        face = (picture.width - _FACE[2], _FACE[1], picture.width - _FACE[0], _FACE[3])
+    else:
+        face = _FACE
+    window = 190 + 250 * factors.wide
+    x = (face[0] + face[2]) / 2 + rng.uniform(-0.5, 0.5) * max(0, window - 190)
+    y = (face[1] + face[3]) / 2 + rng.uniform(0.0, 0.4) * max(0, window - 190)
+    return _window(picture, (x, y), window, factors.tilt, side)
+
+
+def _framed_face(pictures: Mapping[str, Image.Image], side: int) -> Image.Image:
+    return (
+        pictures["astronaut.png"]
+        .crop((112, 24, 332, 244))
+        .resize((side, side), Image.Resampling.LANCZOS)
+    )
+
+
+def _cut(
+    picture: Image.Image, side: int, *, wide: float, tilt: float, rng: np.random.Generator
+) -> Image.Image:
+    """A square part of a picture."""
+    window = min(picture.size) * (0.6 + 0.4 * wide)
+    x, y = (edge / 2 + rng.uniform(-0.25, 0.25) * (edge - window) for edge in picture.size)
+    if rng.random() < 0.5:
+        picture, x = ImageOps.mirror(picture), picture.width - x
+    return _window(picture, (x, y), window, tilt, side)
+
+
+def _window(
+    picture: Image.Image, centre: tuple[float, float], window: float, tilt: float, side: int
+) -> Image.Image:
+    """A tilted square of a picture, moved and shrunk as far as needed to lie inside it."""
+    cos, sin = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
+    reach = abs(cos) + abs(sin)
+    window = min(window, (min(picture.size) - 2) / reach)
+    half = window * reach / 2
+    x, y = (min(max(at, half), edge - half) for at, edge in zip(centre, picture.size, strict=True))
+    step = window / side
+    a, b = step * cos, -step * sin
+    c, f = x - (a + b) * side / 2, y - (-b + a) * side / 2
+    return picture.transform(
+        (side, side), Image.Transform.AFFINE, (a, b, c, -b, a, f), Image.Resampling.BICUBIC
+    )
+
+
+def _prints(
+    shown: list[Image.Image],
+    factors: Factors,
+    pictures: Mapping[str, Image.Image],
+    side: int,
+    rng: np.random.Generator,
+) -> Image.Image:
+    """Two prints with white borders, side by side on a tinted texture."""
+    texture = str(rng.choice(list(_TABLES)))
+    dark, light = _TABLES[texture]
+    table = ImageOps.colorize(pictures[texture].convert("L"), dark, light)
+    table = table.resize((side, side), Image.Resampling.LANCZOS)
+    rng.shuffle(shown)
+    edge = round(side * (0.44 - 0.12 * factors.wide))
+    for i, picture in enumerate(shown):
+        sheet = ImageOps.expand(picture.resize((edge, edge), Image.Resampling.LANCZOS), 9, "white")
+        turn = factors.tilt + rng.uniform(-4, 4)
+        sheet = sheet.convert("RGBA").rotate(turn, Image.Resampling.BICUBIC, expand=True)
+        x = round(side * (0.26 + 0.48 * i) - sheet.width / 2)
+        y = round(side * (0.5 + rng.uniform(-0.12, 0.12)) - sheet.height / 2)
+        shadow = Image.new("L", (side, side))
+        shadow.paste(sheet.getchannel("A").point(lambda value: value * 2 // 3), (x + 5, y + 7))
+        table.paste((10, 8, 6), mask=shadow.filter(ImageFilter.GaussianBlur(6)))
+        table.paste(sheet, (x, y), sheet)
+    return table
+
+
+def _developed(photo: Image.Image, factors: Factors) -> Image.Image:
+    """Exposure, light, colour and sharpness."""
+    level = np.linspace(0, 1, 256) ** (2**-factors.exposure)
+    gains = (1 + 0.14 * factors.warmth, 1 + 0.02 * factors.warmth, 1 - 0.16 * factors.warmth)
+    table = [round(255 * min(1, value * gain)) for gain in gains for value in level]
+    photo = ImageEnhance.Color(photo.point(table)).enhance(factors.colour)
+    return photo.filter(ImageFilter.GaussianBlur(factors.blur)) if factors.blur > 0.2 else photo
+
+
+def _write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
