@@ -154,6 +154,7 @@ class _Audit:
                 self._find(self.root / part, "is missing")
                 continue
             self._group(self.root / part, group_document({}))
+        self._strangers(self.root / "photos")
         self._segments_of(self.root / "photos", "photos", None, "")
         gone = self._tombstones()
         for part in ("spaces", "faces"):
@@ -181,11 +182,14 @@ class _Audit:
                 return
             self._find(folder, str(error))
         self.report.files += 2
+        self._strangers(folder)
+        segments = self._segments_of(folder, KINDS[part], folder.name, folder.name[:8])
+        self._across(segments, part, gone)
+
+    def _strangers(self, folder: Path) -> None:
         for name in self._children(folder):
             if name not in ("zarr.json", "segments"):
                 self._find(folder / name, "is not embedcache's")
-        segments = self._segments_of(folder, KINDS[part], folder.name, folder.name[:8])
-        self._across(segments, part, gone)
 
     def _segments_of(
         self, folder: Path, kind: Kind, space: str | None, label: str

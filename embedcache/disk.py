@@ -128,7 +128,10 @@ def open_inside(folder: Path, relative: str) -> int:
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     *folders, name = relative.split("/")
-    fd = os.open(folder, flags | os.O_DIRECTORY)
+    try:
+        fd = os.open(folder, flags | os.O_DIRECTORY)
+    except NotADirectoryError:
+        raise Damaged(f"{folder} is no folder") from None
     try:
         for part in folders:
             fd, parent = os.open(part, flags | os.O_DIRECTORY, dir_fd=fd), fd

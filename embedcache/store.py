@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 PARTS = ("spaces", "faces", "photos")
+GROUPS = (*PARTS, "photos/segments")
 MAX_DOCUMENT_BYTES = 1 << 20
 
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
@@ -81,7 +82,7 @@ class Cache:
                 _create(path)
             path = path.resolve()
             check_group(path, root_document())
-            for part in PARTS:
+            for part in GROUPS:
                 check_group(path / part, group_document({}))
         return cls(path, pins=None if ref is None else read_ref(path, ref))
 
@@ -310,7 +311,7 @@ def _create(path: Path) -> None:
             "a new folder for the cache"
         )
     empty = encode_document(group_document({}))
-    for part in (*PARTS, "photos/segments"):
+    for part in GROUPS:
         (path / part).mkdir(exist_ok=True)
         with contextlib.suppress(FileExistsError):
             disk.publish(path / part / "zarr.json", empty)
