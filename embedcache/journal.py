@@ -28,7 +28,7 @@ SYNC_SECONDS = 5.0
 
 _FRAME = struct.Struct("<4sII")
 _MAGIC = b"EJ1\n"
-_MAX_FRAME = 1 << 30
+_MAX_FRAME = 64 << 20
 
 
 class Journal:
@@ -51,6 +51,8 @@ class Journal:
     def append(self, kind: bytes, payload: bytes) -> None:
         """Add a frame: one byte of kind, then the payload."""
         body = kind + payload
+        if len(body) > _MAX_FRAME:
+            raise ValueError(f"{len(body):,} bytes of journal at once: add fewer rows at a time")
         disk.write_all(self._fd, _FRAME.pack(_MAGIC, len(body), crc32c(body)) + body)
 
     def sync(self) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -121,15 +122,15 @@ class SegmentWriter(_Writer):
 
     def __init__(self, begin: Callable[[], Draft], *, dim: int) -> None:
         super().__init__(begin)
-        self._dim = dim
+        self.dim = dim
         self._crcs: list[NDArray[np.uint32]] = []
 
     def add(self, digests: U8, vectors: F32) -> None:
         """Write k vectors, (k, dim) finite float32, of photos with `digests`, (k, 32) uint8."""
         digests = _digests(digests, len(vectors))
         rows = np.ascontiguousarray(vectors, dtype="<f4")
-        if rows.shape != (len(digests), self._dim):
-            raise ValueError(f"vectors of shape {rows.shape}; expected {(len(digests), self._dim)}")
+        if rows.shape != (len(digests), self.dim):
+            raise ValueError(f"vectors of shape {rows.shape}; expected {(len(digests), self.dim)}")
         if not np.isfinite(rows).all():
             bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
             raise ValueError(f"vector {bad} of this batch is not finite")
@@ -278,32 +279,43 @@ def _salvage_one(
     if not frames:
         return 0
     total = sum(int.from_bytes(payload[:4], "little") for _, payload in frames)
-    geometry, n_seen = None, 0
-    if "rows_per_chunk" in claim.lease:
-        cuts = ("dim", "rows_per_chunk", "chunks_per_shard")
-        geometry = Geometry(**{name: int(claim.lease[name]) for name in cuts})
     with reopen(claim.lease, min(total, MAX_ROWS)) as writer:
-        for kind, payload in frames:
-            n = int.from_bytes(payload[:4], "little")
-            digests = np.frombuffer(payload, np.uint8, 32 * n, 4).reshape(n, 32)
-            rest = payload[4 + 32 * n :]
-            wanted = ~known(digests)
-            if kind == b"F":
-                reasons = json.loads(rest)
-                at = np.flatnonzero(wanted)
-                writer.fail(digests[at], [str(reasons[i]) for i in at])
-            elif kind == b"V" and geometry is not None and isinstance(writer, SegmentWriter):
-                crcs = np.frombuffer(rest, "<u4", n)
-                rows, valid = _draft_rows(claim.folder / "embedding", geometry, n_seen, crcs)
-                n_seen += n
-                keep = wanted & valid & np.isfinite(rows).all(axis=1)
-                writer.add(digests[keep], rows[keep])
-            elif kind == b"A" and isinstance(writer, FaceWriter):
-                writer.add(digests[wanted], _faces_from(rest, n).take(np.flatnonzero(wanted)))
-            else:
-                raise Damaged(f"{claim.folder} has a journal of another kind: move it away")
+        try:
+            _replay(claim, frames, writer, known)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise Damaged(f"{claim.folder} has a journal that does not fit ({error})") from None
         writer.commit()
     return writer.n_written
+
+
+def _replay(
+    claim: journal.Claim,
+    frames: Sequence[tuple[bytes, bytes]],
+    writer: SegmentWriter | FaceWriter,
+    known: Callable[[U8], NDArray[np.bool_]],
+) -> None:
+    geometry, n_seen = None, 0
+    if isinstance(writer, SegmentWriter):
+        cuts = ("rows_per_chunk", "chunks_per_shard")
+        cut = {name: int(claim.lease[name]) for name in cuts}
+        geometry = Geometry(dim=writer.dim, **cut)
+    for kind, payload in frames:
+        n = int.from_bytes(payload[:4], "little")
+        digests = np.frombuffer(payload, np.uint8, 32 * n, 4).reshape(n, 32)
+        rest = payload[4 + 32 * n :]
+        wanted = np.flatnonzero(~known(digests))
+        if kind == b"F":
+            reasons = json.loads(rest)
+            writer.fail(digests[wanted], [str(reasons[i]) for i in wanted])
+        elif kind == b"V" and geometry is not None and isinstance(writer, SegmentWriter):
+            rows, valid = _draft_rows(claim.folder, geometry, n_seen, np.frombuffer(rest, "<u4", n))
+            n_seen += n
+            keep = wanted[valid[wanted] & np.isfinite(rows[wanted]).all(axis=1)]
+            writer.add(digests[keep], rows[keep])
+        elif kind == b"A" and isinstance(writer, FaceWriter):
+            writer.add(digests[wanted], _faces_from(rest, n).take(wanted))
+        else:
+            raise ValueError(f"a frame of kind {kind!r}")
 
 
 def _draft_rows(
@@ -317,11 +329,16 @@ def _draft_rows(
         chunk, row = divmod(within, geometry.rows_per_chunk)
         offset = chunk * geometry.chunk_bytes + row * geometry.row_bytes
         for name in (shard_name(shard), f"{shard_name(shard)}.partial"):
-            with contextlib.suppress(FileNotFoundError), (folder / name).open("rb") as file:
-                file.seek(offset)
-                got = file.readinto(rows[i].data)
-                valid[i] = got == geometry.row_bytes and crc32c(rows[i]) == crcs[i]
-                break
+            try:
+                fd = disk.open_inside(folder, f"embedding/{name}")
+            except FileNotFoundError:
+                continue
+            try:
+                got = os.preadv(fd, [rows[i].data], offset)
+            finally:
+                os.close(fd)
+            valid[i] = got == geometry.row_bytes and crc32c(rows[i]) == crcs[i]
+            break
     return rows, valid
 
 
