@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from heads import metrics
-from heads.results import CONST, Fitted, Results, name_of
+from heads.results import CONST, Fitted, Results, name_of, title_of
 
 Mark = Literal["line", "dots", "cloud", "interval"]
 TONES = ("accent", "plain", "third", "fourth")
@@ -50,6 +50,7 @@ class Panel:
     levels: tuple[tuple[float, str], ...] = ()
     band: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] | None = None
     square: bool = False
+    x_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,9 @@ def errors(results: Results, target: str) -> Chart:
     """The table as a picture: every head with its interval, the noise floor as a line."""
     colour = tones(results)
     panels = []
+    rows = [r for r in results.rows() if r.target == target]
+    ends = [end for r in rows for end in (r.value, r.low, r.high) if end is not None]
+    ends += [r.noise_floor for r in rows if r.noise_floor is not None and r.metric == "mse"]
     for subset in results.subsets(target):
         rows = [r for r in results.rows() if (r.target, r.subset) == (target, subset)]
         rows = [r for i, r in enumerate(rows) if r.head != CONST or i == 0]
@@ -127,11 +131,12 @@ def errors(results: Results, target: str) -> Chart:
                 series=tuple(series),
                 names=tuple(r.name + (" ★" if r.best else "") for r in rows),
                 lines=((floor, "noise floor"),) if floor is not None and scale == 1 else (),
+                x_range=(scale * min(ends), scale * max(ends)),
             )
         )
     return Chart(
         name=f"errors_{target}",
-        title=f"{target}: every head, with its uncertainty",
+        title=f"{title_of(target)}: every head, with its uncertainty",
         caption=(
             "Points are test figures, bars their 95 % intervals; ★ marks the head that dev chose. "
             + (
@@ -170,7 +175,7 @@ def curves(results: Results, target: str) -> Chart:
         )
     return Chart(
         name=f"learning_curves_{target}",
-        title=f"{target}: learning curves",
+        title=f"{title_of(target)}: learning curves",
         caption="Dev figure after each epoch, at the learning rate that dev chose. The ringed "
         "epoch is the one kept. Thin level lines are the linear heads.",
         alt=f"Line chart of dev figures by epoch for {target}.",
@@ -214,7 +219,7 @@ def calibration(results: Results, target: str) -> Chart:
         )
     return Chart(
         name=f"calibration_{target}",
-        title=f"{target}: calibration",
+        title=f"{title_of(target)}: calibration",
         caption="Mean prediction against mean truth in ten bins of the prediction; the larger the "
         "point, the more of the test weight it holds. On the diagonal, predictions mean what they "
         "say.",
@@ -231,7 +236,7 @@ def scatter(results: Results, target: str) -> Chart:
             best,
             np.array(best.truth),
             title=f"{subset}: {name_of(best.backbone, best.best_head())}",
-            y_label=f"true {target}",
+            y_label=f"true {target.replace('_', ' ')}",
             tone=tones(results)[best.backbone],
             band=True,
         )
@@ -240,7 +245,7 @@ def scatter(results: Results, target: str) -> Chart:
     ]
     return Chart(
         name=f"predicted_vs_true_{target}",
-        title=f"{target}: predicted against true",
+        title=f"{title_of(target)}: predicted against true",
         caption="Each point is a test photo."
         + (
             " The band is where 95 % of photos would fall if every prediction were exactly right "
@@ -271,7 +276,7 @@ def recovered(results: Results, target: str) -> Chart:
         )
     return Chart(
         name=f"recovered_truth_{target}",
-        title="How much of the truth was recovered",
+        title="Predicted against the simulated truth",
         caption="Each point is a test photo: what the head predicted from noisy votes against the "
         "like probability that the simulation used. On the diagonal, the truth was found.",
         alt="Scatter of prediction against the simulated truth.",
@@ -311,7 +316,7 @@ def by_group(results: Results, target: str) -> Chart:
         )
     return Chart(
         name=f"error_by_group_{target}",
-        title=f"{target}: error by group",
+        title=f"{title_of(target)}: error by group",
         caption="The head that dev chose, judged in each group apart, with 95 % intervals; groups "
         "of few test photos are left out.",
         alt=f"Dot plot of the test figure of {target} by group.",

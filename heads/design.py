@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
-from embedcache.errors import LabelsError
+from embedcache.errors import InputError, LabelsError
 from heads import labels
 from heads.fit import NAMES
 from heads.protocol import Protocol
@@ -167,7 +167,7 @@ class Study:
             options["learning_rates"] = tuple(options["learning_rates"])
         try:
             return Protocol(seed=self.seed, **options)
-        except TypeError as error:
+        except (TypeError, InputError) as error:
             raise LabelsError(f"[fit]: {error}") from None
 
     def fits_on(self, backbone: Backbone, subset: Subset) -> bool:

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from heads.charts import Chart, Panel, Series
@@ -162,10 +163,14 @@ def _draw(axes: Axes, panel: Panel, colour: Mapping[str, str]) -> None:
         axes.axhline(y, color=colour["muted"], linewidth=0.8, alpha=0.7)
     for series in panel.series:
         _series(axes, series, colour)
+    if panel.x_range is not None:
+        room = 0.05 * (panel.x_range[1] - panel.x_range[0]) or 0.01
+        axes.set_xlim(panel.x_range[0] - room, panel.x_range[1] + room)
     if panel.names:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_yticks(range(len(panel.names)), panel.names)
         axes.tick_params(axis="y", labelcolor=colour["ink"], length=0)
-        axes.set_ylim(len(panel.names) - 0.4, -0.6)
+        axes.set_ylim(len(panel.names) - 0.4, -1.1 if panel.lines else -0.6)
         axes.spines["left"].set_visible(False)
 
 

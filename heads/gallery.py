@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from heads import metrics
-from heads.results import Fitted, Results, name_of
+from heads.results import Fitted, Results, name_of, title_of
 
 ROWS, COLUMNS, WORST = 8, 8, 8
 _MAX_PIXELS = 120_000_000
@@ -56,6 +56,7 @@ def ranked(results: Results, fit: Fitted, *, rows: int = ROWS, columns: int = CO
     order = np.argsort(-guess, kind="stable")
     columns = min(columns, len(order))
     rows = max(1, min(rows, len(order) // columns))
+    words = fit.target.replace("_", " ")
     strips = []
     for row in range(rows):
         middle = (row + 0.5) / rows * len(order)
@@ -80,11 +81,11 @@ def ranked(results: Results, fit: Fitted, *, rows: int = ROWS, columns: int = CO
     return Gallery(
         name=f"figure1_{fit.subset}_{fit.target}",
         tab=fit.subset,
-        title=f"Figure 1. Test photos ranked by predicted {fit.target} ({fit.subset})",
+        title=f"Figure 1. Test photos ranked by predicted {words} ({fit.subset})",
         caption=(
             f"Predictions of {name_of(fit.backbone, head)}, highest at the top. Rows are quantiles "
             "of the prediction, columns are photos of nearly the same prediction; under each photo "
-            f"its true {fit.target}" + (" and gender." if results.told else ".")
+            f"its true {words}" + (" and gender." if results.told else ".")
         ),
         strips=tuple(strips),
     )
@@ -111,7 +112,7 @@ def worst(results: Results, fit: Fitted, *, number: int = 2, n: int = WORST) -> 
     return Gallery(
         name=f"figure{number}_{fit.subset}_{fit.target}_{fit.backbone}",
         tab=f"{fit.backbone}, {fit.subset}",
-        title=f"Figure {number}. {fit.target}: the highest log-loss of {name} ({fit.subset})",
+        title=f"Figure {number}. {title_of(fit.target)}: highest log-loss of {name} ({fit.subset})",
         caption=(
             f"The {len(pictures)} test photos that {name} was most wrong about, worst first: what "
             "it said and how sure it was, the label, and the log-loss. Mislabelled photos and "

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,9 +23,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from heads import charts, figures, gallery, metrics, tables
-from heads.results import CONST, Comparison, Fitted, Results, name_of
-
-_PAPER = {"regression": 2, "binary": 3}
+from heads.results import CONST, Comparison, Fitted, Results, name_of, title_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +145,7 @@ def _headline(results: Results, target: str, subset: str) -> Finding:
     if fit.task == "binary":
         return Finding(
             figure=f"{100 * row.value:.1f} %",
-            label=f"{target} told right on {subset}",
+            label=f"{title_of(target)} told right on {subset}",
             text=f"{name} on {row.n_test:,} test photos, 95 % interval "
             f"{_percent(row.low)} to {_percent(row.high)}; the constant gets "
             f"{_percent(constant.value)}.",
@@ -160,26 +158,31 @@ def _headline(results: Results, target: str, subset: str) -> Finding:
     )
     return Finding(
         figure=f"{constant.value / row.value:.1f}×",
-        label=f"less error than the constant on {subset}",
-        text=f"{name} predicts {target} with a mean squared error of {row.value:.4f} on "
-        f"{row.n_test:,} test photos; always saying the mean gives {constant.value:.4f}.{told}",
+        label=f"lower error than the constant on {subset}",
+        text=f"{name} predicts the {target.replace('_', ' ')} with a mean squared error of "
+        f"{row.value:.4f} on {row.n_test:,} test photos; always saying the mean "
+        f"gives {constant.value:.4f}.{told}",
     )
 
 
 def _versus(c: Comparison) -> Finding:
-    accuracy = c.second.rpartition("-")[2] == "logistic" or c.first.rpartition("-")[2] == "logistic"
-    del accuracy
-    unit = f"{c.difference:.4f} [{c.low:.4f}, {c.high:.4f}]"
     verdicts = {
-        1: "As in the paper, face vectors beat whole-photo vectors",
-        0: "Unlike in the paper, face vectors and whole-photo vectors cannot be told apart",
-        -1: "Unlike in the paper, whole-photo vectors beat face vectors",
+        1: "as in the paper, face vectors beat whole-photo vectors",
+        0: "unlike in the paper, face vectors and whole-photo vectors cannot be told apart",
+        -1: "unlike in the paper, whole-photo vectors beat face vectors",
     }
+    less = c.difference / c.loss if c.loss > 0 else 0.0
+    scale, unit, digits = (1, "MSE", 4) if c.task == "regression" else (100, "% wrong", 1)
+    mine, theirs, gap, low, high = (
+        f"{scale * x:.{digits}f}"
+        for x in (c.loss - c.difference, c.loss, c.difference, c.low, c.high)
+    )
     return Finding(
-        figure="",
-        label=f"{c.target} on {c.subset}",
-        text=f"{verdicts[c.verdict]}: {c.first} against {c.second}, a difference in loss of {unit} "
-        f"on the same {c.n:,} test photos.",
+        figure=f"{abs(100 * less):.0f} %",
+        label=f"{'less' if less >= 0 else 'more'} error with face vectors on {c.subset}",
+        text=f"{title_of(c.target)}: {verdicts[c.verdict]}. {c.first} against {c.second} on the "
+        f"same {c.n:,} test photos: {mine} against {theirs} {unit}, a difference of {gap} "
+        f"(95 % interval {low} to {high}).",
     )
 
 
@@ -199,6 +202,7 @@ def _page(
 ) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = _percent
+    environment.filters["title_of"] = title_of
     folder = resources.files("heads").joinpath("templates")
     names = ("page.css", "page.js", "page.html")
     style, script, template = (folder.joinpath(name).read_text("utf-8") for name in names)
@@ -206,7 +210,6 @@ def _page(
         target: [chart for chart in drawn if chart.name.endswith(f"_{target}")]
         for target in results.targets()
     }
-    study = json.dumps(_plain(results.study), indent=2, ensure_ascii=False)
     text = environment.from_string(template).render(
         results=results,
         style=Markup(style),
@@ -221,9 +224,58 @@ def _page(
         source=lambda path: sources.get(path, "") if path else "",
         rows=results.rows(),
         recovery=recovery(results),
-        study=study,
+        study=_toml(results.study),
+        commands=_commands(results),
     )
     return re.sub(r"\n\s*\n+", "\n", text)
+
+
+def _commands(results: Results) -> str:
+    """The study's steps one by one, for the first of its rows."""
+    study = results.study
+    id_column = study.get("id_column", "user_id")
+    table = study.get("labels", "labels.csv")
+    lines = []
+    if "users" in study:
+        lines.append(
+            f"embedcache labels --users {study['users']} --swipes {study['swipes']} --out {table}"
+        )
+    names = [backbone["name"] for backbone in study["backbone"]]
+    lines.append(
+        f"embedcache extract {table} --id-column {id_column} --cache photos.cache \\\n  "
+        + " ".join(f"--backbone {name}" for name in names)
+    )
+    for target in study["target"]:
+        weight = f" --weight {target['weight']}" if target.get("weight") else ""
+        lines.append(
+            f"embedcache fit-head --cache photos.cache --backbone {names[0]} --labels {table} \\\n"
+            f"  --target {target['column']}{weight} --seed {study.get('seed', 0)} "
+            f"--out head_{_slug(target['column'])}"
+        )
+    return "\n".join(lines)
+
+
+def _toml(document: Mapping[str, Any]) -> str:
+    """The study as the file that `embedcache study` reads."""
+
+    def value(item: Any) -> str:
+        if isinstance(item, list | tuple):
+            return "[" + ", ".join(map(value, item)) + "]"
+        return json.dumps(item, ensure_ascii=False)
+
+    def lines(items: Mapping[str, Any]) -> list[str]:
+        return [f"{key} = {value(item)}" for key, item in items.items() if item not in (None, "")]
+
+    tables_of = {
+        key: item for key, item in document.items() if key in ("target", "subset", "backbone")
+    }
+    told = lines({k: v for k, v in document.items() if k not in tables_of and k != "fit"})
+    for key, items in tables_of.items():
+        for item in items:
+            told += ["", f"[[{key}]]", *lines(item)]
+    if document.get("fit"):
+        told += ["", "[fit]", *lines(document["fit"])]
+    return "\n".join(told)
 
 
 def _thumbnails(galleries: Sequence[gallery.Gallery]) -> dict[Path, bytes]:

@@ -144,14 +144,16 @@ class Fitted:
 class Comparison:
     """Two backbones on the same test photos, each by its best head on dev.
 
-    difference: mean loss of `second` minus that of `first` (positive: first is better), in squared
-    error or share of wrong classes; low, high: its 95 % interval over photos, paired.
+    loss: of the second, in squared error or share of wrong classes. difference: that minus the
+    loss of the first (positive: the first is better); low, high: its 95 % interval, paired.
     """
 
     target: str
+    task: str
     subset: str
     first: str
     second: str
+    loss: float
     difference: float
     low: float
     high: float
@@ -256,6 +258,12 @@ class Results:
         return "\n".join(lines)
 
 
+def title_of(target: str) -> str:
+    """A column's name as people write it: like_ratio is "Like ratio"."""
+    words = target.replace("_", " ").strip() or target
+    return words[0].upper() + words[1:]
+
+
 def name_of(backbone: str, head: str) -> str:
     """As in the paper: Inception-1FC; the constant belongs to no backbone."""
     return "Const baseline" if head == CONST else f"{backbone}-{HEAD_NAMES.get(head, head.upper())}"
@@ -267,16 +275,19 @@ def compare(first: Fitted, second: Fitted) -> Comparison:
     mine = np.array([i for i, name in enumerate(first.ids) if name in at], np.int64)
     theirs = np.array([at[first.ids[i]] for i in mine], np.int64)
     heads = first.best_head(), second.best_head()
-    gap = second.losses(heads[1])[theirs] - first.losses(heads[0])[mine]
+    loss = second.losses(heads[1])[theirs]
+    gap = loss - first.losses(heads[0])[mine]
     weight = None if first.weight is None else np.array(first.weight)[mine]
     groups = np.array(first.groups, np.int64)[mine]
     drawn = Bootstrap(groups).means(gap[:, None], weight)[:, 0] if len(gap) else gap
     found = difference(metrics.mean(gap, weight), drawn, groups=len(np.unique(groups)))
     return Comparison(
         target=first.target,
+        task=first.task,
         subset=first.subset,
         first=name_of(first.backbone, heads[0]),
         second=name_of(second.backbone, heads[1]),
+        loss=metrics.mean(loss, weight),
         difference=found.value,
         low=found.low,
         high=found.high,

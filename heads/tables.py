@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from heads.results import CONST, Results, Row
+from heads.results import CONST, Results, Row, title_of
 
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -130,7 +130,6 @@ def table_of(results: Results, target: str) -> Table:
     names |= dict.fromkeys(row.name for row in rows)
     accuracy = rows[0].metric == "accuracy"
     number = 3 if accuracy else 2
-    what = "accuracy" if accuracy else "mean squared error"
     weighted = " weighted by swipes" if rows[0].noise_floor is not None and not accuracy else ""
     floors = [
         f"{subset} {floor:.4f}"
@@ -143,7 +142,8 @@ def table_of(results: Results, target: str) -> Table:
     )
     return Table(
         name=f"table{number}_{_slug(target)}",
-        title=f"Table {number}. {target}: {what} on test{', %' if accuracy else ''}.",
+        title=f"Table {number}. {title_of(target)}: "
+        + ("classification accuracy on test, %." if accuracy else "MSE losses on test."),
         caption=(
             f"{'Share of photos classified right' if accuracy else 'Mean squared error' + weighted}"
             ", with 95 % bootstrap intervals. Bold: the lowest error on dev of its column (test "

@@ -1,6 +1,10 @@
 """A small study with planted vectors, for the tests of study, tables, figures and page."""
 
+import atexit
+import functools
 import hashlib
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +15,14 @@ from PIL import Image, ImageDraw
 
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec
 from embedcache.store import Cache, Faces
-from heads import simulate
+from heads import simulate, study
+from heads.results import Results
 
 DETECTOR: dict[str, Json] = {"network": "planted"}
 N = 420
 
 
-def planted(folder: Path, *, n: int = N, photos: bool = True) -> Cache:
+def planted(folder: Path, *, n: int = N) -> Cache:
     """users.csv, swipes.csv and photos in `folder`, and a cache whose vectors know the truth.
 
     Backbone "whole" sees appeal and gender through noise; "net@face" sees them clearly, on the
@@ -38,8 +43,7 @@ def planted(folder: Path, *, n: int = N, photos: bool = True) -> Cache:
     users.write_csv(folder / "users.csv")
     log = simulate.swipes(pl.DataFrame({"user_id": ids, "probability": truth}), mean_swipes=60)
     log.write_csv(folder / "swipes.csv")
-    if photos:
-        _paint(folder / "photos", ids, truth, gender)
+    _paint(folder / "photos", ids, truth, gender)
     contents = np.array([list(hashlib.sha256(name.encode()).digest()) for name in ids], np.uint8)
     cache = Cache.open(folder / "photos.cache", create=True)
     cache.record_photos("users.csv-12345678", ids, contents)
@@ -127,3 +131,14 @@ epochs = 8
 learning_rates = [1e-3, 1e-2]
 hidden = 32
 """
+
+
+@functools.cache
+def ran() -> tuple[Path, Results]:
+    """The planted study, run once for all tests that only look at it, and its folder."""
+    folder = Path(tempfile.mkdtemp(prefix="embedcache-study-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    cache = planted(folder)
+    (folder / "study.toml").write_text(STUDY)
+    chosen = study.Study.read(folder / "study.toml")
+    return folder, study.run(chosen, cache, lambda _: None, folder / "out")

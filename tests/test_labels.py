@@ -1,7 +1,6 @@
 """The label table against a slow, obvious computation, planted cases and users' mistakes."""
 
 import csv
-import os
 import statistics
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -373,9 +372,8 @@ def test_a_byte_order_mark_and_empty_quotes_are_read_as_they_are_meant(tmp_path:
 
 
 @pytest.mark.real
-@pytest.mark.skipif("EMBEDCACHE_REAL_DATA" not in os.environ, reason="no real data")
-def test_mebeauty_ratios_equal_the_slow_computation(tmp_path: Path) -> None:
-    folder = Path(os.environ["EMBEDCACHE_REAL_DATA"]) / "data" / "mebeauty"
+def test_mebeauty_ratios_equal_the_slow_computation(tmp_path: Path, real_data: Path) -> None:
+    folder = real_data / "data" / "mebeauty"
     made = labels.build(folder / "users.csv", folder / "swipes.csv", tmp_path / "labels.csv")
     with (folder / "users.csv").open(newline="") as file:
         users = [{**row, "photo_updated_at": ""} for row in csv.DictReader(file)]
