@@ -1,0 +1,289 @@
+"""Vectors in and out as plain files: .npy with a list of ids, or Parquet.
+
+An import is a space of its own, declared foreign: nothing is known of it but a name, so it never
+mixes with vectors that were computed here.
+"""
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache import disk
+from embedcache.errors import InputError, NoSuchSpace
+from embedcache.spec import MAX_DIM, Json, foreign
+from embedcache.store import Cache, Space
+
+U8 = NDArray[np.uint8]
+
+BLOCK_ROWS = 4096
+SEGMENT_ROWS = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What an export wrote. skipped: ids that have no vector."""
+
+    files: tuple[str, ...]
+    rows: int
+    dim: int
+    skipped: int
+
+    def document(self) -> dict[str, Json]:
+        return {
+            "files": list(self.files),
+            "rows": self.rows,
+            "dim": self.dim,
+            "skipped": self.skipped,
+        }
+
+    def __str__(self) -> str:
+        told = f"{self.rows:,} vectors of {self.dim} floats in {' and '.join(self.files)}"
+        return told + (f"; {self.skipped:,} ids have no vector" if self.skipped else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """What an import brought in."""
+
+    name: str
+    spec: str
+    rows: int
+    already_here: int
+    dim: int
+
+    def document(self) -> dict[str, Json]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows:,} vectors of {self.dim} floats are now {self.name}#{self.spec[:8]}; "
+            f"{self.already_here:,} were here already"
+        )
+
+
+def export(
+    cache: Cache,
+    backbone: str,
+    out: Path | str,
+    *,
+    ids: Sequence[str] | None = None,
+    scope: str | None = None,
+) -> Exported:
+    """Write vectors and their photo ids to `out`; the file appears whole or not at all.
+
+    out: F.npy, which gets F.ids.csv beside it (column photo_id, same order), or F.parquet with the
+        columns photo_id and vector (a list of `dim` floats).
+    ids: which photos, in which order; all that the cache knows (of `scope`) by default. Ids without
+        a vector are left out and counted.
+    """
+    out = Path(out)
+    if out.suffix not in (".npy", ".parquet"):
+        raise InputError(f"an export is a .npy or .parquet file; got {out.name!r}")
+    space = cache.find(backbone)
+    if ids is None:
+        table = cache.photo_table()
+        at = [i for i in np.flatnonzero(table.newest) if scope in (None, table.scopes[i])]
+        names, digests = [table.ids[i] for i in at], table.digests[at]
+    else:
+        names = list(ids)
+        digests, known = cache.digests_of(names, scope=scope)
+        digests[~known] = 0
+    found = space.status(digests) == 1
+    kept = [name for name, there in zip(names, found, strict=True) if there]
+    digests = digests[found]
+    if not kept:
+        raise NoSuchSpace(
+            f"none of the {len(names):,} photo ids has a vector of {backbone!r} in {cache.path}"
+        )
+    with disk.plain_errors("write", out):
+        if out.suffix == ".parquet":
+            files = _write_parquet(space, kept, digests, out)
+        else:
+            files = _write_npy(space, kept, digests, out)
+    return Exported(
+        files=tuple(map(str, files)), rows=len(kept), dim=space.dim, skipped=len(names) - len(kept)
+    )
+
+
+def import_vectors(
+    cache: Cache,
+    vectors: Path | str,
+    ids_csv: Path | str,
+    *,
+    ids: Sequence[str],
+    digests: U8,
+    name: str,
+    scope: str | None = None,
+) -> Imported:
+    """Take vectors that were computed elsewhere, as the foreign space `name`.
+
+    vectors: a .npy file of shape (n, dim), floats. ids_csv: n photo ids in the same order: the
+        column photo_id (or id), or the only column.
+    ids, digests: the photos at hand, (m,) and (m, 32); each imported id must be one of them.
+    scope: where the ids come from; with it the photos are recorded in the cache too.
+    Raises InputError for shapes that do not fit, NaN, infinities, and ids that are missing, twice
+    there, or of no photo.
+    """
+    matrix = _load(Path(vectors))
+    names = read_ids(Path(ids_csv))
+    if len(names) != len(matrix):
+        raise InputError(
+            f"{vectors} has {len(matrix):,} rows and {ids_csv} has {len(names):,} ids: "
+            "they must be as many, in the same order"
+        )
+    place = {photo: i for i, photo in enumerate(ids)}
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        twice = next(photo for photo in names if photo in seen or seen.add(photo))  # type: ignore[func-returns-value]
+        raise InputError(f"{ids_csv} has photo id {twice!r} more than once")
+    if lost := [photo for photo in names if photo not in place]:
+        raise InputError(
+            f"{len(lost):,} of {len(names):,} ids in {ids_csv} are of no photo given, {lost[0]!r} "
+            f"for one; the photos have ids like {', '.join(map(repr, list(ids)[:3]))}"
+        )
+    _check_finite(matrix, names, Path(vectors))
+    rows = np.ascontiguousarray(digests[[place[photo] for photo in names]])
+    space = cache.space(foreign(name, matrix.shape[1]), create=True)
+    space.salvage()
+    missing = np.flatnonzero(space.status(rows) != 1)
+    about: dict[str, Json] = {"imported_from": Path(vectors).name, "dtype": str(matrix.dtype)}
+    for start in range(0, len(missing), SEGMENT_ROWS):
+        part = missing[start : start + SEGMENT_ROWS]
+        with space.writer(n_rows=len(part), name=name, about=about) as writer:
+            for at in range(0, len(part), BLOCK_ROWS):
+                block = part[at : at + BLOCK_ROWS]
+                writer.add(rows[block], matrix[block].astype(np.float32))
+    if scope is not None:
+        cache.record_photos(scope, names, rows)
+    return Imported(
+        name=name,
+        spec=space.digest,
+        rows=len(missing),
+        already_here=len(names) - len(missing),
+        dim=space.dim,
+    )
+
+
+def read_ids(path: Path) -> list[str]:
+    """Photo ids from a CSV: column photo_id, else id, else the only one; a header is needed."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = next(reader, None)
+            if not header:
+                raise InputError(f"{path} is empty; it should have a header and one id per row")
+            column = next((header.index(name) for name in ("photo_id", "id") if name in header), 0)
+            if header[column] not in ("photo_id", "id") and len(header) > 1:
+                raise InputError(
+                    f"{path} has the columns {', '.join(header)}; name the one with the ids "
+                    "photo_id"
+                )
+            return [row[column] for row in reader if row]
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (UnicodeDecodeError, csv.Error, IndexError) as error:
+        raise InputError(
+            f"{path} is not a CSV file in UTF-8 with an id in every row: {error}"
+        ) from (None)
+
+
+def _load(path: Path) -> Any:
+    """A .npy matrix, mapped; nothing in it is executed, and no size is believed."""
+    try:
+        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (ValueError, OSError, EOFError, OverflowError) as error:
+        raise InputError(f"{path} is not a .npy file of numbers: {error}") from None
+    if not isinstance(matrix, np.ndarray):
+        raise InputError(f"{path} holds several arrays; a .npy file of one matrix is needed")
+    if matrix.ndim != 2 or matrix.dtype.kind != "f" or not 1 <= matrix.shape[1] <= MAX_DIM:
+        raise InputError(
+            f"{path} holds {matrix.dtype} of shape {matrix.shape}; a matrix of floats, one row per "
+            f"photo and 1 to {MAX_DIM:,} columns, is needed"
+        )
+    return matrix
+
+
+def _check_finite(matrix: Any, names: Sequence[str], path: Path) -> None:
+    for start in range(0, len(matrix), BLOCK_ROWS):
+        with np.errstate(over="ignore"):
+            fine = np.isfinite(matrix[start : start + BLOCK_ROWS].astype(np.float32)).all(axis=1)
+        if not fine.all():
+            row = start + int(np.flatnonzero(~fine)[0])
+            raise InputError(
+                f"row {row} of {path} (photo {names[row]!r}) holds NaN or a number that float32 "
+                "cannot hold"
+            )
+
+
+def _blocks(space: Space, digests: U8) -> Iterator[NDArray[np.float32]]:
+    for start in range(0, len(digests), BLOCK_ROWS):
+        rows, found = space.read(digests[start : start + BLOCK_ROWS])
+        if not found.all():
+            raise NoSuchSpace("rows were forgotten while they were exported: run it again")
+        yield rows
+
+
+def _write_npy(space: Space, ids: Sequence[str], digests: U8, out: Path) -> list[Path]:
+    listed = out.with_suffix(".ids.csv")
+    temporary = [_beside(out), _beside(listed)]
+    try:
+        with temporary[0].open("xb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), space.dim)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for rows in _blocks(space, digests):
+                file.write(rows.data)
+            _finish(file)
+        with temporary[1].open("x", newline="", encoding="utf-8") as text:
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(["photo_id"])
+            writer.writerows([name] for name in ids)
+            _finish(text)
+        temporary[1].replace(listed)
+        temporary[0].replace(out)
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+    return [out, listed]
+
+
+def _write_parquet(space: Space, ids: Sequence[str], digests: U8, out: Path) -> list[Path]:
+    import polars as pl
+
+    vectors = np.empty((len(ids), space.dim), dtype=np.float32)
+    start = 0
+    for rows in _blocks(space, digests):
+        vectors[start : start + len(rows)] = rows
+        start += len(rows)
+    frame = pl.DataFrame(
+        {
+            "photo_id": pl.Series(list(ids), dtype=pl.String),
+            "vector": pl.Series(vectors, dtype=pl.Array(pl.Float32, space.dim)),
+        }
+    )
+    temporary = _beside(out)
+    try:
+        with temporary.open("xb") as file:
+            frame.write_parquet(file)
+            _finish(file)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return [out]
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{token_hex(4)}")
+
+
+def _finish(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

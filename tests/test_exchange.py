@@ -1,0 +1,156 @@
+"""Vectors leave as .npy and Parquet, come in as a declared foreign space, and never mix."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from embedcache.errors import InputError, NoSuchSpace
+from embedcache.exchange import export, import_vectors, read_ids
+from embedcache.spec import foreign
+from embedcache.store import Cache
+from tests.stores import fill, model, photos
+
+IDS = [f"p{n}" for n in range(10)]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    cache = Cache.open(tmp_path / "a", create=True)
+    fill(cache.space(foreign("net", 8), create=True), photos(*range(8)))
+    cache.record_photos("folder", IDS, photos(*range(10)))
+    return cache
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> tuple[Path, Path]:
+    """Vectors of p3, p1, p2, computed by someone else."""
+    np.save(tmp_path / "v.npy", np.arange(12, dtype=np.float64).reshape(3, 4))
+    (tmp_path / "v.csv").write_text("photo_id\np3\np1\np2\n")
+    return tmp_path / "v.npy", tmp_path / "v.csv"
+
+
+def test_npy_holds_all_ids_that_have_a_vector(cache: Cache, tmp_path: Path) -> None:
+    told = export(cache, "net", tmp_path / "F.npy")
+    assert (told.rows, told.skipped, told.dim) == (8, 2, 8)
+    matrix = np.load(tmp_path / "F.npy")
+    ids = read_ids(tmp_path / "F.ids.csv")
+    assert sorted(ids) == IDS[:8]
+    assert (matrix == model(photos(*(int(name[1:]) for name in ids)))).all()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["F.ids.csv", "F.npy", "a"]
+
+
+def test_parquet_holds_a_fixed_size_list_in_the_order_asked(cache: Cache, tmp_path: Path) -> None:
+    told = export(cache, "net", tmp_path / "F.parquet", ids=["p5", "p9", "p0", "zzz"])
+    assert (told.rows, told.skipped) == (2, 2)
+    frame = pl.read_parquet(tmp_path / "F.parquet")
+    assert frame["photo_id"].to_list() == ["p5", "p0"]
+    assert (frame["vector"].to_numpy() == model(photos(5, 0))).all()
+    assert "fixed_size_list" in str(pq.read_schema(tmp_path / "F.parquet").field("vector").type)
+
+
+def test_an_export_of_nothing_is_refused(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(NoSuchSpace, match="none of the 1 photo ids"):
+        export(cache, "net", tmp_path / "F.npy", ids=["p9"])
+    with pytest.raises(InputError, match=r"a \.npy or \.parquet file"):
+        export(cache, "net", tmp_path / "F.txt")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+def test_a_failed_export_leaves_the_old_file(cache: Cache, tmp_path: Path) -> None:
+    export(cache, "net", tmp_path / "F.npy")
+    before = (tmp_path / "F.npy").read_bytes()
+    (shard,) = cache.find("net").segments_folder.glob("*/embedding/c/0/0")
+    shard.write_bytes(bytes(len(shard.read_bytes())))
+    with pytest.raises(Exception, match="embedcache verify"):
+        export(cache, "net", tmp_path / "F.npy")
+    assert (tmp_path / "F.npy").read_bytes() == before
+    assert not list(tmp_path.glob(".F*"))
+
+
+def test_imported_vectors_are_a_space_of_their_own(
+    cache: Cache, elsewhere: tuple[Path, Path]
+) -> None:
+    told = import_vectors(cache, *elsewhere, ids=IDS, digests=photos(*range(10)), name="net")
+    assert (told.rows, told.already_here, told.dim) == (3, 0, 4)
+    assert len(cache.spaces()) == 2
+    space = cache.space(foreign("net", 4))
+    assert space.read(photos(1))[0].tolist() == [[4, 5, 6, 7]]
+    assert space.spec.kind == "foreign"
+    again = import_vectors(cache, *elsewhere, ids=IDS, digests=photos(*range(10)), name="net")
+    assert (again.rows, again.already_here) == (0, 3)
+    with pytest.raises(NoSuchSpace, match="2 sets of vectors"):
+        cache.find("net")
+
+
+def test_an_export_can_be_imported(cache: Cache, tmp_path: Path) -> None:
+    export(cache, "net", tmp_path / "F.npy")
+    other = Cache.open(tmp_path / "b", create=True)
+    files = tmp_path / "F.npy", tmp_path / "F.ids.csv"
+    import_vectors(other, *files, ids=IDS, digests=photos(*range(10)), name="net", scope="s")
+    assert (other.vectors("net", ["p3", "p7"])[0] == model(photos(3, 7))).all()
+
+
+@pytest.mark.parametrize(
+    ("matrix", "ids", "message"),
+    [
+        (np.zeros((2, 4)), ["p1", "p2", "p3"], "has 2 rows and .* has 3 ids"),
+        (np.zeros((2, 4)), ["p1", "p1"], "'p1' more than once"),
+        (np.zeros((2, 4)), ["p1", "who"], r"1 of 2 ids .* of no photo given, 'who'"),
+        (np.array([[0.0], [np.nan]]), ["p1", "p2"], r"row 1 .*\(photo 'p2'\) holds NaN"),
+        (np.array([[0.0], [1e300]]), ["p1", "p2"], "float32 cannot hold"),
+        (np.zeros(4), ["p1"], "a matrix of floats"),
+        (np.zeros((2, 4), np.int64), ["p1", "p2"], "a matrix of floats"),
+        (np.zeros((2, 0)), ["p1", "p2"], "a matrix of floats"),
+        (np.array([["a"]], dtype=object), ["p1"], "not a .npy file of numbers"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    cache: Cache, tmp_path: Path, matrix: np.ndarray, ids: list[str], message: str
+) -> None:
+    np.save(tmp_path / "v.npy", matrix, allow_pickle=True)
+    (tmp_path / "v.csv").write_text("\n".join(["photo_id", *ids]))
+    with pytest.raises(InputError, match=message):
+        import_vectors(
+            cache,
+            tmp_path / "v.npy",
+            tmp_path / "v.csv",
+            ids=IDS,
+            digests=photos(*range(10)),
+            name="n",
+        )
+    assert len(cache.spaces()) == 1
+
+
+@pytest.mark.parametrize("raw", [b"", b"hello", b"\x93NUMPY\x01\x00\xff\xff", b"PK\x03\x04"])
+def test_a_file_that_is_no_npy_is_refused(cache: Cache, tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "v.npy").write_bytes(raw)
+    (tmp_path / "v.csv").write_text("photo_id\np1\n")
+    files = tmp_path / "v.npy", tmp_path / "v.csv"
+    with pytest.raises(InputError, match=r"not a \.npy file"):
+        import_vectors(cache, *files, ids=IDS, digests=photos(*range(10)), name="n")
+
+
+def test_ids_with_commas_and_lines_survive(cache: Cache, tmp_path: Path) -> None:
+    names = ['a,"b"', "line\nbreak", "größe"]
+    cache.record_photos("folder", names, photos(1, 2, 3))
+    export(cache, "net", tmp_path / "F.npy", ids=names)
+    assert read_ids(tmp_path / "F.ids.csv") == names
+    with (tmp_path / "F.ids.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["photo_id"] for row in csv.DictReader(file)] == names
+
+
+@pytest.mark.real
+def test_vectors_of_another_laboratory_come_in(real_data: Path, tmp_path: Path) -> None:
+    folder = real_data / "data" / "mebeauty"
+    ids = read_ids(folder / "facenet512_ids.csv")
+    cache = Cache.open(tmp_path / "c", create=True)
+    files = folder / "facenet512.npy", folder / "facenet512_ids.csv"
+    told = import_vectors(
+        cache, *files, ids=ids, digests=photos(*range(len(ids))), name="facenet512", scope="s"
+    )
+    assert (told.rows, told.dim) == (1842, 512)
+    assert (cache.vectors("facenet512", ids)[0] == np.load(files[0])).all()
