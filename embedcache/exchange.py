@@ -189,21 +189,17 @@ def read_ids(path: Path) -> list[str]:
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except (UnicodeDecodeError, csv.Error, IndexError) as error:
-        raise InputError(
-            f"{path} is not a CSV file in UTF-8 with an id in every row: {error}"
-        ) from (None)
+        raise InputError(f"{path} is not a UTF-8 CSV with an id in every row: {error}") from None
 
 
 def _load(path: Path) -> Any:
     """A .npy matrix, mapped; nothing in it is executed, and no size is believed."""
     try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+        matrix = np.lib.format.open_memmap(path, mode="r")  # takes .npy only, never a pickle
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except (ValueError, OSError, EOFError, OverflowError) as error:
         raise InputError(f"{path} is not a .npy file of numbers: {error}") from None
-    if not isinstance(matrix, np.ndarray):
-        raise InputError(f"{path} holds several arrays; a .npy file of one matrix is needed")
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or not 1 <= matrix.shape[1] <= MAX_DIM:
         raise InputError(
             f"{path} holds {matrix.dtype} of shape {matrix.shape}; a matrix of floats, one row per "
