@@ -8,10 +8,8 @@ user's error, 2 wrong usage, 130 interrupted (what was done until then is kept).
 import errno
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Protocol
 
@@ -20,6 +18,7 @@ import typer
 from embedcache.errors import EmbedcacheError, InputError
 
 if TYPE_CHECKING:
+    from embedcache.outcome import Extraction
     from embedcache.photos import Photos
     from embedcache.store import Cache
 
@@ -53,6 +52,27 @@ BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per forward p
 Workers = Annotated[int | None, typer.Option(min=1, help="Threads that read and decode.")]
 
 
+class Precision(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Decode(StrEnum):
+    reduced = "reduced"
+    full = "full"
+
+
+class Optimizer(StrEnum):
+    adam = "adam"
+    sgd = "sgd"
+
+
+class Format(StrEnum):
+    csv = "csv"
+    parquet = "parquet"
+
+
 class Printable(Protocol):
     """What every library function returns here: text for people, a document for machines."""
 
@@ -74,14 +94,14 @@ def extract(
     photo_column: PhotoColumn = "photo",
     id_column: IdColumn = "photo_id",
     batch_size: BatchSize = None,
-    precision: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16: another spec each.")
-    ] = "float32",
+    precision: Annotated[Precision, typer.Option(help="Each is a spec of its own.")] = (
+        Precision.float32
+    ),
     device: DeviceOption = "auto",
     workers: Workers = None,
     decode: Annotated[
-        str, typer.Option(help="reduced: large JPEGs at a smaller scale. full: every pixel.")
-    ] = "reduced",
+        Decode, typer.Option(help="reduced: large JPEGs at a smaller scale. full: every pixel.")
+    ] = Decode.reduced,
     retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
     strict: Annotated[bool, typer.Option(help="Stop at the first photo that fails.")] = False,
     json_: JsonOption = False,
@@ -89,16 +109,14 @@ def extract(
     """Embed every photo that the cache lacks; running it again is the resume."""
     from embedcache.photos import Photos
 
-    _one_of("--precision", precision, ("float32", "bfloat16", "float16"))
-    _one_of("--decode", decode, ("reduced", "full"))
     table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
     found = _extract(
         table,
         _open(cache, create=True),
         backbone or [DEFAULT_BACKBONE],
         batch_size=batch_size,
-        precision=precision,
-        decode=decode,
+        precision=precision.value,
+        decode=decode.value,
         device=device,
         workers=workers,
         retry_failed=retry_failed,
@@ -157,7 +175,7 @@ def fit_head(
     learning_rate: Annotated[
         list[float] | None, typer.Option(help="May be repeated: the sweep; dev picks.")
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = "adam",
+    optimizer: Annotated[Optimizer, typer.Option()] = Optimizer.adam,
     seed: Annotated[int, typer.Option()] = 0,
     ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     json_: JsonOption = False,
@@ -185,7 +203,7 @@ def fit_head(
         epochs=epochs,
         batch_size=batch_size,
         learning_rates=learning_rate,
-        optimizer=optimizer,
+        optimizer=optimizer.value,
         seed=seed,
     )
     fitted.save(out)
@@ -243,6 +261,178 @@ def info(
 
 
 @app.command()
+def study(
+    study_toml: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="See --init.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the page goes.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The cache. [default: OUT/photos.cache]")
+    ] = None,
+    init: Annotated[
+        bool, typer.Option("--init", help="Write a commented STUDY.toml to begin with.")
+    ] = False,
+    photos: Annotated[
+        bool, typer.Option(help="Show photos on the page; without, it can be shared freely.")
+    ] = True,
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Run targets x subsets x backbones x heads and write the page, tables and figures."""
+    from heads import design
+
+    if init:
+        print(f"wrote {design.init(study_toml)}")
+        return
+    if out is None:
+        raise InputError("say where the page goes: --out DIR")
+    _study(study_toml, out, cache=cache, photos=photos, device=device, json_=json_)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where users and swipes go.")],
+    users: Annotated[int, typer.Option(min=1, help="Users before any filter.")] = 85_000,
+    swipes: Annotated[int, typer.Option(min=1, help="Swipes before any filter.")] = 40_000_000,
+    seed: Annotated[int, typer.Option()] = 0,
+    format_: Annotated[Format, typer.Option("--format")] = Format.csv,
+    json_: JsonOption = False,
+) -> None:
+    """Write a simulated population with known truth, statistically like the paper's."""
+    from heads import simulate as simulation
+
+    suffix = f".{format_.value}"
+    _print(simulation.write(out, users=users, swipes=swipes, seed=seed, suffix=suffix), json_)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")],
+    photos: Annotated[int, typer.Option(min=60, help="Photos to derive.")] = 600,
+    seed: Annotated[int, typer.Option()] = 0,
+    json_: JsonOption = False,
+) -> None:
+    """The whole path on an embedded example, offline: photos, vectors, heads and a page."""
+    import polars as pl
+
+    from embedcache import example, weights
+    from heads import design
+    from heads import simulate as simulation
+
+    made = example.make(out / "data", n_photos=photos, seed=seed)
+    print(made, file=sys.stderr)
+    truth = pl.read_csv(made.truth).rename({"like_probability": "probability"})
+    simulation.swipes(truth, seed=seed).write_csv(made.folder / "swipes.csv")
+    weights.write_lite0(out / "weights" / "efficientnet_lite0")
+    toml = out / "study.toml"
+    toml.write_text(design.template("demo.toml") + _more_backbones(), "utf-8")
+    _study(toml, out, cache=None, photos=True, device="auto", json_=json_)
+
+
+@app.command()
+def verify(
+    cache: CachePath,
+    repair: Annotated[
+        bool, typer.Option(help="Move what is damaged aside and say what to extract again.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Check every file, checksum and row of a cache; status 1 if anything is wrong."""
+    from embedcache.audit import verify as check
+
+    report = check(cache, repair=repair)
+    _print(report, json_)
+    if not report.clean:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    cache: CachePath,
+    backbone: BackboneOption,
+    out: Annotated[Path, typer.Option(metavar="F.npy|F.parquet", help="The file to write.")],
+    json_: JsonOption = False,
+) -> None:
+    """Write vectors and photo ids to one .npy or Parquet file."""
+    from embedcache.exchange import export as write
+
+    _print(write(_open(cache), backbone, out), json_)
+
+
+@app.command("import")
+def import_(
+    cache: CachePath,
+    vectors: Annotated[Path, typer.Argument(metavar="VECTORS.npy", help="Floats, (n, dim).")],
+    ids: Annotated[Path, typer.Option(metavar="ids.csv", help="n photo ids, in the same order.")],
+    photos: Annotated[Path, typer.Option(metavar="PHOTOS", help="The photos that they are of.")],
+    name: Annotated[str, typer.Option(help="What to call these vectors.")],
+    photo_column: PhotoColumn = "photo",
+    id_column: IdColumn = "photo_id",
+    json_: JsonOption = False,
+) -> None:
+    """Take vectors computed elsewhere; they never mix with computed ones."""
+    from embedcache.exchange import import_vectors
+    from embedcache.photos import Photos
+
+    opened = _open(cache, create=True)
+    table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
+    digests = table.digests(opened.local / "digests.npz")
+    known = [i for i, ok in zip(table.ids, digests.readable, strict=True) if ok]
+    found = import_vectors(
+        *(opened, vectors, ids),
+        ids=known,
+        digests=digests.value[digests.readable],
+        name=name,
+        scope=table.scope,
+    )
+    _print(found, json_)
+
+
+@app.command()
+def merge(
+    cache: CachePath,
+    others: Annotated[list[Path], typer.Argument(metavar="OTHER...", help="Other caches.")],
+    with_ids: Annotated[bool, typer.Option(help="Take their photo ids too.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Take every row of other caches that this one lacks."""
+    from embedcache.upkeep import merge as join
+
+    opened = _open(cache, create=True)
+    _print(join(opened, [_open(other) for other in others], with_ids=with_ids), json_)
+
+
+@app.command()
+def compact(cache: CachePath, json_: JsonOption = False) -> None:
+    """Join small segments into larger ones with the same rows."""
+    from embedcache.upkeep import compact as join
+
+    _print(join(_open(cache)), json_)
+
+
+@app.command()
+def forget(
+    cache: CachePath,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Photo ids.")],
+    json_: JsonOption = False,
+) -> None:
+    """Really remove photos: rows, faces, ids, and what refs claim of them."""
+    from embedcache.upkeep import forget as remove
+
+    _print(remove(_open(cache), ids), json_)
+
+
+@app.command()
+def ref(
+    cache: CachePath,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A new name; refs are write-once.")],
+    json_: JsonOption = False,
+) -> None:
+    """Pin the cache as it is now under a name, for fit-head --ref."""
+    from embedcache.upkeep import write_ref
+
+    _print(write_ref(_open(cache), name), json_)
+
+
+@app.command()
 def doctor(json_: JsonOption = False) -> None:
     """Versions, devices, weights found, what is missing and the command that gets it."""
     from embedcache.doctor import diagnose
@@ -251,7 +441,7 @@ def doctor(json_: JsonOption = False) -> None:
 
 
 def main() -> None:
-    """The console command: a user's error is one message and status 1, a bug keeps its traceback."""
+    """Run a command: a user's error is one message and status 1, a bug keeps its traceback."""
     try:
         app()
     except EmbedcacheError as error:
@@ -268,21 +458,65 @@ def main() -> None:
         _fail(f"{error.strerror}: {error.filename or 'while writing'}")
 
 
+def _study(
+    toml: Path, out: Path, *, cache: Path | None, photos: bool, device: str, json_: bool
+) -> None:
+    """Run a study file, embedding for all its backbones at once, and print table and page."""
+    from embedcache.backbones import resolved
+    from embedcache.photos import Photos
+    from heads import report
+    from heads import study as studies
+
+    asked = studies.Study.read(toml)
+    opened = _open(cache or out / "photos.cache", create=True)
+    done: set[str] = set()
+
+    def embed(backbone: str) -> None:
+        if backbone in done:
+            return
+        table = Photos.read(
+            asked.label_table(out), photo_column=asked.photo_column, id_column=asked.id_column
+        )
+        imported = {s.spec.architecture for s in opened.spaces() if s.spec.kind == "foreign"}
+        wanted = [b.name for b in asked.backbone if b.name not in imported]
+        places = [resolved(name, asked.folder) for name in wanted]
+        if _extract(table, opened, places, device=device).interrupted:
+            raise typer.Exit(130)
+        done.update(wanted)
+
+    results = studies.run(
+        asked, opened, embed, out, progress=lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    written = report.write(results, out, photos=photos)
+    if json_:
+        print(json.dumps(results.document() | written.document()))
+    else:
+        print(f"{results}\n{written}")
+
+
+def _more_backbones() -> str:
+    """The demo's further rows: backbones whose weights this machine has already."""
+    from embedcache import weights
+
+    found = ""
+    if weights.in_hub_cache(f"timm/{DEFAULT_BACKBONE}"):
+        found += f'\n[[backbone]]\nname = "{DEFAULT_BACKBONE}"\nlabel = "Inception"\n'
+    if any(place.is_file() for place in weights.facenet_places("vggface2")):
+        found += '\n[[backbone]]\nname = "facenet:vggface2"\nlabel = "FaceNet"\n'
+    return found
+
+
 def _extract(
     photos: "Photos",
     cache: "Cache",
     names: list[str],
-    *,
-    decode: str = "reduced",
     **options: Any,
-) -> Any:
-    from embedcache.display import progress_on
-    from embedcache.extract import extract
+) -> "Extraction":
+    from embedcache.display import progress_on, stop_on_signal
+    from embedcache.extraction import extract
 
-    with _stop_on_signal() as stop, progress_on() as progress:
-        return extract(
-            photos, cache, backbone=names, decode=decode, progress=progress, stop=stop, **options
-        )
+    with stop_on_signal() as stop, progress_on() as progress:
+        return extract(photos, cache, backbone=names, progress=progress, stop=stop, **options)
 
 
 def _open(path: Path, *, create: bool = False, ref: str | None = None) -> "Cache":
@@ -291,33 +525,8 @@ def _open(path: Path, *, create: bool = False, ref: str | None = None) -> "Cache
     return Cache.open(path, create=create, ref=ref)
 
 
-@contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one acts as ever."""
-    asked = False
-
-    def ask(number: int, _: object) -> None:
-        nonlocal asked
-        asked = True
-        for signal_, old in before.items():
-            signal.signal(signal_, old)
-        print("stopping: committing what is done ...", file=sys.stderr, flush=True)
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for signal_, old in before.items():
-            signal.signal(signal_, old)
-
-
 def _print(result: Printable, as_json: bool) -> None:
     print(json.dumps(result.document()) if as_json else str(result))
-
-
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"{option} is one of {', '.join(allowed)}; got {value!r}")
 
 
 def _fail(message: str) -> NoReturn:

@@ -161,6 +161,14 @@ def load(
     )
 
 
+def resolved(name: str, folder: Path) -> str:
+    """The name with a relative path read as lying in `folder`, such as a study file's."""
+    asked = Name.parse(name)
+    if not asked._is_path or Path(asked.where).is_absolute():
+        return name
+    return asked._written(str(folder / asked.where))
+
+
 def torch_device(device: str) -> "torch.device":
     """The torch device for a `--device` value; WeightsError if this machine lacks it."""
     import torch

@@ -1,5 +1,6 @@
-"""Progress on stderr: a live bar on a terminal, elsewhere one plain line every ten seconds."""
+"""Progress on stderr (a bar on a terminal, else a line in ten seconds), and stopping politely."""
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +14,37 @@ QUIET_SECONDS = 2.0
 
 
 @contextmanager
-def progress_on(stream: TextIO = sys.stderr) -> Iterator[Callable[[Progress], None]]:
-    """Give a function that shows a run's progress; nothing is shown in its first two seconds."""
+def progress_on(stream: TextIO | None = None) -> Iterator[Callable[[Progress], None]]:
+    """Give a function that shows a run's progress; nothing is shown in its first two seconds.
+
+    stream: stderr unless given.
+    """
+    stream = stream or sys.stderr
     if stream.isatty():
         with _bar(stream) as show:
             yield show
     else:
         yield _lines(stream)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one acts as ever."""
+    asked = False
+
+    def ask(number: int, _: object) -> None:
+        nonlocal asked
+        asked = True
+        for signal_, old in before.items():
+            signal.signal(signal_, old)
+        print("stopping: committing what is done ...", file=sys.stderr, flush=True)
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for signal_, old in before.items():
+            signal.signal(signal_, old)
 
 
 def text_of(p: Progress) -> str:
@@ -59,9 +84,8 @@ def _lines(stream: TextIO) -> Callable[[Progress], None]:
 @contextmanager
 def _bar(stream: TextIO) -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
-    from rich.progress import TextColumn
 
     columns = (BarColumn(), TextColumn("{task.description}"))
     with Bar(*columns, console=Console(file=stream), transient=True) as bar:

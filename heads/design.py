@@ -191,12 +191,17 @@ class Study:
         return made
 
 
+def template(name: str) -> str:
+    """The text of one of the files under heads/templates."""
+    return resources.files("heads").joinpath("templates", name).read_text("utf-8")
+
+
 def init(path: str | os.PathLike[str]) -> Path:
     """Write a commented study.toml; refuses to overwrite one."""
     path = Path(path)
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(resources.files("heads").joinpath("templates/study.toml").read_text("utf-8"))
+            file.write(template("study.toml"))
     except FileExistsError:
         raise LabelsError(f"{path} exists: name another file, or edit it") from None
     except OSError as error:

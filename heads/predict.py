@@ -1,8 +1,11 @@
 """Apply a saved head to photos, through the cache that holds their vectors."""
 
+import csv
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +29,40 @@ class Predictions:
     found: NDArray[np.bool_]
     reasons: tuple[str | None, ...]
     head: Head
+
+    def document(self) -> dict[str, Any]:
+        """Counts and, for the photos without a prediction, why."""
+        return {
+            "head": self.head.name,
+            "photos": len(self.ids),
+            "predicted": int(self.found.sum()),
+            "missing": {
+                i: reason for i, reason in zip(self.ids, self.reasons, strict=True) if reason
+            },
+        }
+
+    def write(self, path: str | Path) -> None:
+        """Write a CSV at once or not at all: photo_id, prediction; empty where there is none.
+
+        A head of several outputs gets a column each: prediction_CLASS, or prediction_1 and so on.
+        """
+        path = Path(path)
+        columns = ["prediction"]
+        if self.values.ndim == 2:
+            outputs = range(1, self.values.shape[1] + 1)
+            columns = [f"prediction_{name}" for name in self.head.classes or outputs]
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["photo_id", *columns])
+                for name, values in zip(self.ids, np.atleast_2d(self.values.T).T, strict=True):
+                    shown = ("" if np.isnan(value) else f"{value:.6g}" for value in values)
+                    writer.writerow([name, *shown])
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise HeadError(f"cannot write {path}: {error.strerror}") from None
 
     def __str__(self) -> str:
         lost = int((~self.found).sum())

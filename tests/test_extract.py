@@ -14,7 +14,7 @@ from PIL import Image
 
 from embedcache import images, prefetch
 from embedcache.errors import PhotosError
-from embedcache.extract import extract
+from embedcache.extraction import extract
 from embedcache.finder import FaceFinder
 from embedcache.photos import Photos
 from embedcache.store import Cache
@@ -248,7 +248,7 @@ def test_detected_faces_serve_later_backbones_without_a_second_detection(
 
 CHILD = """
     import sys, time
-    from embedcache.extract import extract
+    from embedcache.extraction import extract
     from embedcache.photos import Photos
     from embedcache.store import Cache
     from tests import stand_in
