@@ -164,6 +164,17 @@ def test_without_the_package_the_error_names_the_command(monkeypatch: pytest.Mon
 # --- resizing -------------------------------------------------------------------------------------
 
 
+def packed(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    red, green, blue = (pixels[..., i].astype(np.uint32) for i in range(3))
+    return (red | green << 8 | blue << 16).astype(np.uint32)
+
+
+@pytest.mark.parametrize("size", [(11, 11), (12, 11), (11, 12), (30, 1), (1, 2)])
+def test_pooling_by_slices_is_torchs(size: tuple[int, int]) -> None:
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, *size)))
+    assert torch.equal(mtcnn._pool(x), torch.nn.functional.max_pool2d(x, 2, 2, ceil_mode=True))
+
+
 def area(pixels: np.ndarray[Any, np.dtype[np.uint8]], height: int, width: int) -> Any:
     """What facenet-pytorch does, on one photo."""
     tensor = torch.as_tensor(pixels[None]).permute(0, 3, 1, 2).float()
@@ -174,13 +185,17 @@ def area(pixels: np.ndarray[Any, np.dtype[np.uint8]], height: int, width: int) -
 @pytest.mark.parametrize("size", [(61, 90), (500, 333), (1400, 1203), (24, 2000)])
 def test_averages_are_torchs_to_the_last_bit(size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (*size, 3), dtype=np.uint8)
-    integral = mtcnn.Integral(pixels)
+    integral = mtcnn.Integral(packed(pixels))
     assert integral.bits == (32 if size == (1400, 1203) else 21)
     for height, width in [(13, 13), (size[0] // 2, size[1] // 2 + 1), (14, size[1] // 2)]:
-        assert np.array_equal(integral.level(height, width), area(pixels, height, width))
+        level = np.empty((height, width, 3), np.float32)
+        integral.level(level)
+        assert np.array_equal(level, area(pixels, height, width))
     boxes = np.array([[0, 0, size[1], size[0]], [3, 5, 20, 21], [size[1] - 1, 0, size[1], 24]])
     for side in (24, 48):
-        for box, found in zip(boxes, integral.crops(boxes, side), strict=True):
+        crops = np.empty((len(boxes), side, side, 3), np.float32)
+        integral.crops(boxes, crops)
+        for box, found in zip(boxes, crops, strict=True):
             part = pixels[box[1] : box[3], box[0] : box[2]]
             assert np.array_equal(found, area(part, side, side))
 
@@ -188,10 +203,14 @@ def test_averages_are_torchs_to_the_last_bit(size: tuple[int, int]) -> None:
 def test_white_photos_of_any_size_do_not_overflow_their_fields() -> None:
     white = np.float32((255 - 127.5) * 0.0078125)
     for height, width in [(1030, 1030), (4000, 1000), (30, 9000)]:
-        integral = mtcnn.Integral(np.full((height, width, 3), 255, np.uint8))
+        integral = mtcnn.Integral(packed(np.full((height, width, 3), 255, np.uint8)))
         scale = mtcnn.Settings().scales(height, width)[-1]
-        assert (integral.level(int(height * scale + 1), int(width * scale + 1)) == white).all()
-        assert (integral.crops(np.array([[0, 0, width, height]]), 24) == white).all()
+        level = np.empty((int(height * scale + 1), int(width * scale + 1), 3), np.float32)
+        integral.level(level)
+        assert (level == white).all()
+        whole = np.empty((1, 24, 24, 3), np.float32)
+        integral.crops(np.array([[0, 0, width, height]]), whole)
+        assert (whole == white).all()
 
 
 # --- crops ----------------------------------------------------------------------------------------
