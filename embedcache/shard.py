@@ -6,15 +6,17 @@ position is known in advance: `RowStream` writes rows as they come, and `read_ch
 with one positioned read, checked, without going through zarr.
 """
 
+import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import google_crc32c
 import numpy as np
@@ -34,6 +36,7 @@ CRC_BYTES = 4
 # A chunk is read whole, under its one CRC, once this part of its rows is wanted; below it, rows are
 # read one by one under theirs.
 WHOLE_CHUNK_SHARE = 1 / 8
+NOT_FINITE = "NaN or infinite values, which embedcache never writes"
 
 
 def crc32c(data: bytes | NDArray[np.generic]) -> int:
@@ -86,6 +89,7 @@ class Geometry:
         """Chunks that shard file `shard` holds when the matrix has `n_rows` stored rows."""
         return min(self.chunks_per_shard, self.n_chunks(n_rows) - shard * self.chunks_per_shard)
 
+    @lru_cache(maxsize=256)  # noqa: B019 - a geometry is a small frozen value
     def index(self, filled: int) -> bytes:
         """The index at the end of a shard file that holds `filled` chunks, with its CRC."""
         entries = np.full((self.chunks_per_shard, 2), 0xFFFF_FFFF_FFFF_FFFF, dtype="<u8")
@@ -148,7 +152,7 @@ class RowStream:
     """Writes a matrix row by row into shard files, each `.partial` until it is complete.
 
     Rows are in the file as soon as `add` returns (a killed process loses none) and durable after
-    `sync`. Complete shards are sealed and hashed on a thread beside the caller's.
+    `sync`. Chunks are hashed, and complete shards sealed, on a thread beside the caller's.
     """
 
     def __init__(self, folder: Path, geometry: Geometry) -> None:
@@ -158,8 +162,10 @@ class RowStream:
         self._fd = -1
         self._chunk_crc = 0
         self._chunk_crcs: list[int] = []
+        self._hash = sha256()
         self._pool: ThreadPoolExecutor | None = None
-        self._sealed: list[Future[tuple[str, int, str]]] = []
+        self._tasks: list[Future[None]] = []
+        self._files: dict[str, tuple[int, str]] = {}
 
     def add(self, rows: F32) -> U32:
         """Write (k, dim) C-contiguous little-endian rows; returns the CRC32C of each."""
@@ -192,9 +198,10 @@ class RowStream:
             self.n_rows = n_rows
         if self._fd >= 0:
             self._seal()
-        files = {name: (size, digest) for name, size, digest in (f.result() for f in self._sealed)}
+        for task in self._tasks:
+            task.result()
         self.close()
-        return files, self._chunk_crcs
+        return self._files, self._chunk_crcs
 
     def close(self) -> None:
         """Let go of the files, complete or not."""
@@ -205,9 +212,9 @@ class RowStream:
             self._fd = -1
 
     def _open(self) -> None:
-        for future in self._sealed:
-            if future.done():
-                future.result()
+        for task in self._tasks:
+            if task.done():
+                task.result()
         name = shard_name(self.n_rows // self.geometry.rows_per_shard)
         path = self._folder / f"{name}.partial"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,6 +226,7 @@ class RowStream:
         disk.write_at(self._fd, tail, (chunk + 1) * cut.chunk_bytes - CRC_BYTES)
         self._chunk_crcs.append(self._chunk_crc)
         self._chunk_crc = 0
+        self._behind(self._hash_chunk, self._fd, self._hash, chunk * cut.chunk_bytes)
         if chunk + 1 == cut.chunks_per_shard:
             self._seal()
 
@@ -227,23 +235,30 @@ class RowStream:
         shard = (self.n_rows - 1) // cut.rows_per_shard
         filled = len(self._chunk_crcs) - shard * cut.chunks_per_shard
         fd, self._fd = self._fd, -1
+        digest, self._hash = self._hash, sha256()
+        self._behind(self._seal_file, fd, digest, shard, filled)
+
+    def _behind(self, task: Callable[..., None], *arguments: Any) -> None:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="embedcache-seal")
-        self._sealed.append(self._pool.submit(self._seal_file, fd, shard, filled))
+        self._tasks.append(self._pool.submit(task, *arguments))
 
-    def _seal_file(self, fd: int, shard: int, filled: int) -> tuple[str, int, str]:
+    def _hash_chunk(self, fd: int, digest: "hashlib._Hash", offset: int) -> None:
+        digest.update(os.pread(fd, self.geometry.chunk_bytes, offset))
+
+    def _seal_file(self, fd: int, digest: "hashlib._Hash", shard: int, filled: int) -> None:
         name = shard_name(shard)
         path = self._folder / name
+        index = self.geometry.index(filled)
         try:
-            index = self.geometry.index(filled)
             disk.write_at(fd, index, filled * self.geometry.chunk_bytes)
-            digest, size = hash_file(fd)
             disk.sync(fd)
         finally:
             os.close(fd)
         path.with_name(f"{path.name}.partial").rename(path)
         disk.sync_folder(path.parent)
-        return name, size, digest
+        digest.update(index)
+        self._files[name] = (self.geometry.shard_bytes(filled), digest.hexdigest())
 
 
 def shard_name(shard: int) -> str:
@@ -276,16 +291,46 @@ def open_shard(folder: Path, shard: int, *, geometry: Geometry, n_rows: int) -> 
     return fd
 
 
-def split_by_chunk(geometry: Geometry, rows: I64, slots: I64) -> Iterator[tuple[int, I64, I64]]:
-    """Cut wanted rows (and where they go) into (chunk, rows within it, slots), in file order."""
+def split_by_chunk(
+    geometry: Geometry, rows: I64, slots: I64
+) -> tuple[list[tuple[int, I64, I64]], tuple[I64, I64]]:
+    """Cut wanted rows (and where they go) into whole chunks to read and single rows to read.
+
+    Returns [(chunk, rows within it, slots)] in file order, and (rows, slots) of the rest.
+    """
     order = np.argsort(rows, kind="stable")
     rows, slots = rows[order], slots[order]
     chunk_of = rows // geometry.rows_per_chunk
-    cuts = np.flatnonzero(np.diff(chunk_of)) + 1
-    starts = [0, *cuts.tolist()]
-    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
-        chunk = int(chunk_of[start])
-        yield chunk, rows[start:end] - chunk * geometry.rows_per_chunk, slots[start:end]
+    starts = np.flatnonzero(np.diff(chunk_of, prepend=-1))
+    counts = np.diff(starts, append=len(rows))
+    dense = counts >= WHOLE_CHUNK_SHARE * geometry.rows_per_chunk
+    single = np.repeat(~dense, counts)
+    whole = []
+    for start, count in zip(starts[dense].tolist(), counts[dense].tolist(), strict=True):
+        chunk, part = int(chunk_of[start]), slice(start, start + count)
+        whole.append((chunk, rows[part] - chunk * geometry.rows_per_chunk, slots[part]))
+    return whole, (rows[single], slots[single])
+
+
+def read_single_rows(
+    fds: Sequence[int], rows: I64, slots: I64, *, geometry: Geometry, out: F32, row_crcs: U32
+) -> None:
+    """Fetch rows of the matrix one by one into `out[slots]`, each under its own CRC.
+
+    fds: the shard file of each row. row_crcs: of each row. Whether the numbers are finite is left
+    to the caller, who can ask once for many. Raises Damaged for a wrong CRC or a short file.
+    """
+    chunk, row = np.divmod(rows % geometry.rows_per_shard, geometry.rows_per_chunk)
+    offsets = chunk * geometry.chunk_bytes + row * geometry.row_bytes
+    size, preadv, value = geometry.row_bytes, os.preadv, google_crc32c.value
+    for fd, offset, slot, crc in zip(
+        fds, offsets.tolist(), slots.tolist(), row_crcs.tolist(), strict=True
+    ):
+        target = out[slot]
+        if preadv(fd, [target], offset) != size:
+            raise Damaged("it is shorter than it was")
+        if value(target) != crc:
+            raise Damaged(f"a row at byte {offset:,} fails its CRC32C")
 
 
 def read_chunk(
@@ -296,40 +341,30 @@ def read_chunk(
     *,
     geometry: Geometry,
     out: F32,
-    row_crcs: U32,
     chunk_crc: int,
+    scratch: F32,
 ) -> None:
     """Fetch `rows` of chunk `chunk` of the matrix into `out[slots]`, verified.
 
     rows: ascending positions within the chunk; slots: as many rows of `out`.
-    out: (n, dim) C-contiguous little-endian float32.
-    row_crcs: of all rows of this chunk. chunk_crc: of the whole chunk, from the manifest.
+    out: (n, dim) C-contiguous little-endian float32. scratch: a chunk's rows, to work in.
+    chunk_crc: of the whole chunk, from the manifest.
     Raises Damaged for a wrong CRC, a short file, or a row that is not finite.
     """
     base = (chunk % geometry.chunks_per_shard) * geometry.chunk_bytes
-    if len(rows) < WHOLE_CHUNK_SHARE * geometry.rows_per_chunk:
-        for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
-            target = out[slot]
-            if os.preadv(fd, [target.data], base + row * geometry.row_bytes) != target.nbytes:
-                raise Damaged("it is shorter than it was")
-            if google_crc32c.value(target) != row_crcs[row]:
-                raise Damaged(f"row {row} of chunk {chunk} fails its CRC32C")
-        block = out[slots]
-    else:
-        in_place = len(rows) == geometry.rows_per_chunk and bool((np.diff(slots) == 1).all())
-        if in_place and rows[0] == 0 and bool((np.diff(rows) == 1).all()):
-            block = out[slots[0] : slots[0] + len(slots)]
-        else:
-            in_place = False
-            block = np.empty((geometry.rows_per_chunk, geometry.dim), dtype="<f4")
-        tail = bytearray(CRC_BYTES)
-        if os.preadv(fd, [block.data, tail], base) != geometry.chunk_bytes:
-            raise Damaged("it is shorter than it was")
-        found = google_crc32c.value(block)
-        if found != chunk_crc or found != int.from_bytes(tail, "little"):
-            raise Damaged(f"chunk {chunk} fails its CRC32C")
-        if not in_place:
-            block = block[rows]
-            out[slots] = block
-    if not np.isfinite(block).all():
-        raise Damaged(f"chunk {chunk} holds NaN or infinite values, which embedcache never writes")
+    run = slice(int(rows[0]), int(rows[-1]) + 1)
+    in_a_row = run.stop - run.start == len(rows) and bool((np.diff(rows) == 1).all())
+    in_place = (
+        in_a_row and len(rows) == geometry.rows_per_chunk and bool((np.diff(slots) == 1).all())
+    )
+    block = out[slots[0] : slots[0] + len(slots)] if in_place else scratch
+    tail = bytearray(CRC_BYTES)
+    if os.preadv(fd, [block.data, tail], base) != geometry.chunk_bytes:
+        raise Damaged("it is shorter than it was")
+    found = google_crc32c.value(block)
+    if found != chunk_crc or found != int.from_bytes(tail, "little"):
+        raise Damaged(f"chunk {chunk} fails its CRC32C")
+    if not np.isfinite(block[run]).all():
+        raise Damaged(f"chunk {chunk} holds {NOT_FINITE}")
+    if not in_place:
+        out[slots] = block[run] if in_a_row else block[rows]
