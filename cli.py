@@ -104,24 +104,33 @@ def extract(
     ] = Decode.reduced,
     retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
     strict: Annotated[bool, typer.Option(help="Stop at the first photo that fails.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would do, how much, how long.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Embed every photo that the cache lacks; running it again is the resume."""
     from embedcache.photos import Photos
 
     table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
-    found = _extract(
-        table,
-        _open(cache, create=True),
-        backbone or [DEFAULT_BACKBONE],
-        batch_size=batch_size,
-        precision=precision.value,
-        decode=decode.value,
-        device=device,
-        workers=workers,
-        retry_failed=retry_failed,
-        strict=strict,
-    )
+    names = backbone or [DEFAULT_BACKBONE]
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "precision": precision.value,
+        "decode": decode.value,
+        "device": device,
+        "workers": workers,
+        "retry_failed": retry_failed,
+    }
+    if dry_run:
+        from embedcache.forecast import forecast
+
+        _print(
+            forecast(table, _open(cache) if cache.exists() else None, backbone=names, **options),
+            json_,
+        )
+        return
+    found = _extract(table, _open(cache, create=True), names, strict=strict, **options)
     _print(found, json_)
     if found.interrupted:
         raise typer.Exit(130)

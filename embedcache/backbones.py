@@ -161,6 +161,13 @@ def load(
     )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a forward pass failed because the device's memory ran out."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
 def resolved(name: str, folder: Path) -> str:
     """The name with a relative path read as lying in `folder`, such as a study file's."""
     asked = Name.parse(name)

@@ -16,15 +16,16 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.backbones import DEFAULT, Backbone, Decode, load, shorter_side
+from embedcache.backbones import DEFAULT, Backbone, Decode, is_out_of_memory, load
 from embedcache.errors import PhotosError
 from embedcache.finder import FaceFinder, only_face
 from embedcache.outcome import Clock, Extraction, Progress, SpaceOutcome, Tally
-from embedcache.photos import Digests, Photos
-from embedcache.prefetch import TRANSIENT, Job, Need, Ready, cut, prefetch
+from embedcache.photos import Photos
+from embedcache.plan import need, plan
+from embedcache.prefetch import TRANSIENT, Job, Ready, cut, prefetch
 from embedcache.provenance import about, remember_places
 from embedcache.sink import Sink, Writer
-from embedcache.store import ABSENT, FAILED, OK, Cache, Space
+from embedcache.store import Cache, Space
 
 DETECT_BATCH = 32
 DETECT_PIXELS = 48_000_000
@@ -53,8 +54,8 @@ def extract(
     photos: n ids with their files; equal contents are embedded once.
     cache: gains float32 rows of shape (n_missing, dim) for each backbone.
     backbone: one or several, names or loaded; they share reading, decoding and face detection.
-    batch_size: images per forward pass; default 32 on a CPU, 256 on a GPU. It changes speed and
-        memory, and vectors only within the tolerance in docs/format.md.
+    batch_size: images per forward pass; default 32 on a CPU, 256 on a GPU, halved when memory runs
+        out. It changes speed and memory, and vectors only within the tolerance in docs/format.md.
     workers: threads that read and decode; default: one per core, at most 16.
     precision, device, decode: as in `backbones.load`.
     retry_failed: try photos again that an earlier run could not embed.
@@ -69,22 +70,22 @@ def extract(
     started = time.perf_counter()
     clock = Clock()
     faces = FaceFinder(cache, device)
-    asked = [backbone] if isinstance(backbone, str | Backbone) else backbone
-    backbones = [
-        b
-        if isinstance(b, Backbone)
-        else load(b, device=device, precision=precision, decode=decode, detector=faces.digest)
-        for b in asked
-    ]
+    backbones = load_all(backbone, faces=faces, device=device, precision=precision, decode=decode)
     workers = workers or min(16, os.cpu_count() or 1)
     with clock.step("read"):
         digests = photos.digests(cache.local / "digests.npz", workers=workers)
         kept = [photo for photo, ok in zip(photos.ids, digests.readable, strict=True) if ok]
         cache.record_photos(photos.scope, kept, digests.value[digests.readable])
     remember_places(cache, {b.spec.digest: b.place for b in backbones})
-    on_cpu = all(b.device == "cpu" for b in backbones)
-    run = _Run(cache, backbones, faces, clock, batch_size or (CPU_BATCH if on_cpu else CUDA_BATCH))
-    jobs = run.plan(photos, digests, retry_failed=retry_failed)
+    spaces = [cache.space(b.spec, create=True) for b in backbones]
+    for space in spaces:
+        space.salvage()
+    todo, tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
+    run = _Run(backbones, spaces, tallies, faces, clock, batch_size or default_batch(backbones))
+    for sink, n in zip(run.sinks, todo.wanted.sum(axis=0).tolist(), strict=True):
+        sink.planned = n
+    faces.sink.planned = len(todo)
+    jobs = todo.jobs(photos, backbones, faces)
     interrupted = False
     failure = next(iter(digests.reasons.items()), None) if strict else None
     refused = f"{photos.paths[failure[0]]}: {failure[1]}" if failure else None
@@ -97,7 +98,7 @@ def extract(
                 break
             if progress is not None:
                 seconds = time.perf_counter() - started
-                progress(Progress(done, len(jobs), run.n_failed, seconds))
+                progress(Progress(done, len(todo), run.n_failed, seconds))
             if stop():
                 interrupted = True
                 break
@@ -116,13 +117,38 @@ def extract(
     )
 
 
+def load_all(
+    backbone: str | Backbone | Sequence[str | Backbone],
+    *,
+    faces: FaceFinder,
+    device: str,
+    precision: str,
+    decode: Decode,
+) -> list[Backbone]:
+    """The backbones of a run, loaded, each spec once."""
+    asked = [backbone] if isinstance(backbone, str | Backbone) else backbone
+    loaded = [
+        b
+        if isinstance(b, Backbone)
+        else load(b, device=device, precision=precision, decode=decode, detector=faces.digest)
+        for b in asked
+    ]
+    return list({b.spec.digest: b for b in loaded}.values())
+
+
+def default_batch(backbones: Sequence[Backbone]) -> int:
+    """Images per forward pass where none were asked for."""
+    return CPU_BATCH if all(b.device == "cpu" for b in backbones) else CUDA_BATCH
+
+
 class _Run:
     """One extraction's state: tallies, batches that are filling, segments being written."""
 
     def __init__(
         self,
-        cache: Cache,
         backbones: Sequence[Backbone],
+        spaces: Sequence[Space],
+        tallies: Sequence[Tally],
         faces: FaceFinder,
         clock: Clock,
         batch_size: int,
@@ -131,90 +157,34 @@ class _Run:
         self.faces = faces
         self.clock = clock
         self.batch_size = batch_size
-        self.tallies = [Tally() for _ in backbones]
-        self.spaces = [cache.space(b.spec, create=True) for b in backbones]
-        self.sinks = [
-            Sink(_begin(space, b)) for space, b in zip(self.spaces, backbones, strict=True)
-        ]
+        self.tallies = tallies
+        self.sinks = [Sink(_begin(s, b)) for s, b in zip(spaces, backbones, strict=True)]
         self.batches: list[list[tuple[Job, U8]]] = [[] for _ in backbones]
         self.waiting: list[Ready] = []
-        for space in self.spaces:
-            space.salvage()
-
-    def plan(self, photos: Photos, digests: Digests, *, retry_failed: bool) -> list[Job]:
-        """The contents that some backbone lacks, in the photos' order; fills the tallies."""
-        positions = np.flatnonzero(digests.readable)
-        contents, first, inverse = np.unique(
-            _keys(digests.value[positions]), return_index=True, return_inverse=True
-        )
-        copies = np.bincount(inverse, minlength=len(contents))
-        rows = digests.value[positions[first]]
-        wanted_by: list[list[int]] = [[] for _ in contents]
-        for b, (tally, space) in enumerate(zip(self.tallies, self.spaces, strict=True)):
-            tally.wanted = len(photos)
-            tally.failed.update(digests.reasons.values())
-            status = space.status(rows)
-            tally.hit = int(copies[status == OK].sum())
-            failed = np.flatnonzero(status == FAILED)
-            if not retry_failed:
-                reasons = space.reasons(rows[failed])
-                for i, reason in zip(failed.tolist(), reasons, strict=True):
-                    tally.failed[reason or "unknown"] += int(copies[i])
-            missing = status != OK if retry_failed else status == ABSENT
-            for i in np.flatnonzero(missing).tolist():
-                wanted_by[i].append(b)
-        chosen = [i for i in np.argsort(first, kind="stable").tolist() if wanted_by[i]]
-        is_face = [b.spec.face is not None for b in self.backbones]
-        of_faces = [i for i in chosen if any(is_face[b] for b in wanted_by[i])]
-        boxes = self.faces.known(rows[of_faces]) if of_faces else []
-        known = dict(zip(of_faces, boxes, strict=True))
-        jobs = []
-        n_jobs = [0] * len(self.backbones)
-        for i in chosen:
-            digest, path = rows[i].tobytes(), photos.paths[positions[first[i]]]
-            job = Job(path, digest, (), (), int(copies[i]))
-            needs = [self._need(b) for b in wanted_by[i] if not is_face[b]]
-            detect: list[int] = []
-            for b in wanted_by[i]:
-                if not is_face[b]:
-                    continue
-                box = known[i]
-                if isinstance(box, str):
-                    self._fail(job, b, box)
-                elif box is None:
-                    detect.append(b)
-                else:
-                    needs.append(replace(self._need(b), box=box))
-            for b in [*(need.backbone for need in needs), *detect]:
-                n_jobs[b] += 1
-            if needs or detect:
-                jobs.append(replace(job, needs=tuple(needs), detect=tuple(detect)))
-        for sink, n in zip(self.sinks, n_jobs, strict=True):
-            sink.planned += n
-        self.faces.sink.planned = sum(bool(job.detect) for job in jobs)
-        return jobs
 
     @property
     def n_failed(self) -> int:
         return max(tally.failed.total() for tally in self.tallies)
 
     def take(self, ready: Ready) -> str | None:
-        """Put one decoded photo on its way; returns the reason if it failed."""
+        """Put one decoded photo on its way; returns the reason if a photo failed."""
+        job, failed = ready.job, None
+        for b, failed in job.refused:
+            self._fail(job, b, failed)
         if ready.reason is not None:
-            for b in [need.backbone for need in ready.job.needs] + list(ready.job.detect):
-                self._fail(ready.job, b, ready.reason)
-            if ready.job.detect and ready.reason not in TRANSIENT:
-                self.faces.sink.fail(ready.job.digest, ready.reason)
+            for b in [*(need.backbone for need in job.needs), *job.detect]:
+                self._fail(job, b, ready.reason)
+            if job.detect and ready.reason not in TRANSIENT:
+                self.faces.sink.fail(job.digest, ready.reason)
             return ready.reason
         for b, pixels in ready.pixels.items():
-            self._put(ready.job, b, pixels)
-        reason = None
+            self._put(job, b, pixels)
         if ready.image is not None:
             self.waiting.append(ready)
             held = sum(r.image.width * r.image.height for r in self.waiting if r.image)
             if len(self.waiting) >= DETECT_BATCH or held >= DETECT_PIXELS:
-                reason = self._detect()
-        return reason
+                failed = self._detect()
+        return failed
 
     def flush(self) -> None:
         """Detect and forward what waits in batches that are not full."""
@@ -225,8 +195,9 @@ class _Run:
     def commit(self) -> None:
         """Publish every segment that was begun."""
         with self.clock.step("write"):
-            for sink in [*self.sinks, self.faces.sink]:
+            for sink in self.sinks:
                 sink.commit()
+            self.faces.sink.commit()
 
     def outcomes(self, seconds: float) -> tuple[SpaceOutcome, ...]:
         return tuple(
@@ -248,12 +219,6 @@ class _Run:
             for b, tally in zip(self.backbones, self.tallies, strict=True)
         )
 
-    def _need(self, b: int) -> Need:
-        backbone = self.backbones[b]
-        margin = backbone.spec.face.margin if backbone.spec.face else 0.0
-        p = backbone.preprocessing
-        return Need(b, p, shorter_side(p), margin=margin)
-
     def _detect(self) -> str | None:
         """Find the faces of the waiting photos; returns the reason of the last that failed."""
         waiting, self.waiting = self.waiting, []
@@ -263,8 +228,7 @@ class _Run:
         with self.clock.step("detect"):
             found = self.faces.detect(pictures)
         with self.clock.step("write"):
-            digests = b"".join(ready.job.digest for ready in waiting)
-            self.faces.sink.add(np.frombuffer(digests, np.uint8).reshape(-1, 32), found)
+            self.faces.sink.add(_digests([ready.job for ready in waiting]), found)
         failed = None
         for i, (ready, picture) in enumerate(zip(waiting, pictures, strict=True)):
             box = only_face(found, i)
@@ -273,7 +237,8 @@ class _Run:
                     self._fail(ready.job, b, box)
                     failed = box
                 else:
-                    self._put(ready.job, b, cut(picture, replace(self._need(b), box=box)))
+                    wish = replace(need(b, self.backbones[b]), box=box)
+                    self._put(ready.job, b, cut(picture, wish))
         return failed
 
     def _put(self, job: Job, b: int, pixels: U8) -> None:
@@ -287,21 +252,31 @@ class _Run:
             return
         tally = self.tallies[b]
         start = time.perf_counter()
-        vectors = self.backbones[b].forward(np.stack([pixels for _, pixels in batch]))
+        vectors = self._vectors(b, np.stack([pixels for _, pixels in batch]))
         seconds = time.perf_counter() - start
         self.clock.add("forward", seconds)
         tally.forward_seconds += seconds
         tally.forwarded += len(batch)
         finite = np.isfinite(vectors.sum(axis=1))
         with self.clock.step("write"):
-            digests = np.frombuffer(b"".join(job.digest for job, _ in batch), np.uint8)
-            self.sinks[b].add(digests.reshape(-1, 32)[finite], vectors[finite])
-        for (job, _), ok in zip(batch, finite, strict=True):
+            self.sinks[b].add(_digests([job for job, _ in batch])[finite], vectors[finite])
+        for (job, _), ok in zip(batch, finite.tolist(), strict=True):
             if ok:
                 tally.embedded += 1
                 tally.hit += job.copies - 1
             else:
                 self._fail(job, b, "not_finite")
+
+    def _vectors(self, b: int, pixels: U8) -> F32:
+        """The batch's vectors; when the device's memory runs out, in halves from then on."""
+        try:
+            return self.backbones[b].forward(pixels)
+        except Exception as error:
+            if len(pixels) == 1 or not is_out_of_memory(error):
+                raise
+        half = len(pixels) // 2
+        self.batch_size = min(self.batch_size, half)
+        return np.concatenate([self._vectors(b, pixels[:half]), self._vectors(b, pixels[half:])])
 
     def _fail(self, job: Job, b: int, reason: str) -> None:
         self.tallies[b].failed[reason] += job.copies
@@ -309,9 +284,9 @@ class _Run:
             self.sinks[b].fail(job.digest, reason)
 
 
-def _keys(digests: U8) -> npt.NDArray[np.void]:
-    """Digests (n, 32) as n scalars that sort and compare as a whole."""
-    return np.ascontiguousarray(digests).view("V32").reshape(-1)
+def _digests(jobs: Sequence[Job]) -> U8:
+    """uint8 (n, 32)."""
+    return np.frombuffer(b"".join(job.digest for job in jobs), np.uint8).reshape(-1, 32)
 
 
 def _begin(space: Space, backbone: Backbone) -> Callable[[int], Writer[F32]]:

@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -48,6 +48,7 @@ class Job:
 
     digest: sha256 that the file had when the run was planned.
     detect: positions of the backbones that wait for a face box of this photo.
+    refused: backbones that cannot have it, and why, known from an earlier detection.
     copies: photos of the run with this content.
     """
 
@@ -55,6 +56,7 @@ class Job:
     digest: bytes
     needs: tuple[Need, ...]
     detect: tuple[int, ...]
+    refused: tuple[tuple[int, str], ...]
     copies: int
 
 
@@ -74,7 +76,7 @@ class Ready:
 
 
 def prefetch(
-    jobs: Sequence[Job], *, workers: int, ahead: int, clock: Clock
+    jobs: Iterable[Job], *, workers: int, ahead: int, clock: Clock
 ) -> Generator[Ready, None, None]:
     """Yield every job's outcome, in the jobs' order, reading up to `ahead` jobs in advance."""
     held = _Held()
@@ -107,6 +109,8 @@ def prefetch(
 
 def prepare(job: Job, clock: Clock) -> Ready:
     """Read, check and decode one photo, and cut it to what each backbone needs."""
+    if not job.needs and not job.detect:
+        return Ready(job)
     try:
         with clock.step("read"):
             data = read_file(job.path)

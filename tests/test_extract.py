@@ -312,3 +312,35 @@ def test_where_the_time_went_adds_up(make_photos: MakePhotos, tmp_path: Path) ->
         "bottleneck",
         "shares",
     }
+
+
+def test_running_out_of_device_memory_halves_the_batch(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    import torch
+
+    sizes: list[int] = []
+
+    def small_device(n: int) -> None:
+        sizes.append(n)
+        if n > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    photos = Photos.read(make_photos(20))
+    cache = Cache.open(tmp_path / "c", create=True)
+    found = extract(photos, cache, backbone=stand_in.backbone(before=small_device), batch_size=12)
+    assert counts(found) == (20, 0, 20, 0)
+    assert sizes[:3] == [12, 6, 3]
+    assert max(sizes[7:]) <= 3
+    whole = Cache.open(tmp_path / "whole", create=True)
+    extract(photos, whole, backbone=stand_in.backbone())
+    np.testing.assert_array_equal(vectors(cache, photos), vectors(whole, photos))
+
+
+def test_a_backbone_named_twice_runs_once(make_photos: MakePhotos, tmp_path: Path) -> None:
+    photos = Photos.read(make_photos(4))
+    forwarded: list[int] = []
+    model = stand_in.backbone(before=forwarded.append)
+    cache = Cache.open(tmp_path / "c", create=True)
+    assert len(extract(photos, cache, backbone=[model, model]).spaces) == 1
+    assert sum(forwarded) == 4

@@ -1,0 +1,149 @@
+"""What an extraction would do, for `--dry-run`: hits, misses, bytes and an estimate of the time.
+
+The estimate is a measurement: a few of the missing photos are embedded for real into a temporary
+cache that is thrown away. The cache itself is only read.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from embedcache.backbones import Backbone, Decode
+from embedcache.display import duration
+from embedcache.errors import NoSuchSpace
+from embedcache.extraction import extract, load_all
+from embedcache.finder import FaceFinder
+from embedcache.photos import Photos
+from embedcache.plan import plan
+from embedcache.space import Space
+from embedcache.spec import Json
+from embedcache.store import Cache
+
+SAMPLE = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceForecast:
+    """One backbone's part: photos wanted = hit + missing + failed; bytes that would be written."""
+
+    backbone: str
+    spec: str
+    dim: int
+    wanted: int
+    hit: int
+    missing: int
+    failed: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What a run would do. seconds: estimated from `n_sample` photos; None if nothing is missing."""
+
+    spaces: tuple[SpaceForecast, ...]
+    n_sample: int
+    seconds: float | None
+
+    def document(self) -> dict[str, Json]:
+        return {
+            "dry_run": True,
+            "spaces": [
+                {
+                    "backbone": s.backbone,
+                    "spec": s.spec,
+                    "dim": s.dim,
+                    "wanted": s.wanted,
+                    "hit": s.hit,
+                    "missing": s.missing,
+                    "failed": s.failed,
+                    "bytes": s.n_bytes,
+                }
+                for s in self.spaces
+            ],
+            "sample": self.n_sample,
+            "seconds": None if self.seconds is None else round(self.seconds, 1),
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{s.backbone}: {s.wanted:,} photos, {s.hit:,} there already, {s.missing:,} to embed "
+            f"({s.n_bytes / 1e9:.3f} GB), {s.failed:,} failed before"
+            for s in self.spaces
+        ]
+        if self.seconds is None:
+            return "\n".join([*lines, "nothing to do"])
+        told = f"about {duration(self.seconds)}, measured on {self.n_sample} of the photos"
+        return "\n".join([*lines, told])
+
+
+def forecast(
+    photos: Photos,
+    cache: Cache | None,
+    *,
+    backbone: str | Backbone | Sequence[str | Backbone],
+    batch_size: int | None = None,
+    precision: str = "float32",
+    device: str = "auto",
+    workers: int | None = None,
+    decode: Decode = "reduced",
+    retry_failed: bool = False,
+) -> Forecast:
+    """Tell what `extract` with the same arguments would do; cache None: one that is yet to be."""
+    with tempfile.TemporaryDirectory(prefix="embedcache-") as folder:
+        scratch = Cache.open(f"{folder}/scratch", create=True)
+        backbones = load_all(
+            backbone,
+            faces=FaceFinder(scratch, device),
+            device=device,
+            precision=precision,
+            decode=decode,
+        )
+        digests = photos.digests(cache.local / "digests.npz" if cache else None)
+        spaces = [_space(cache, b) for b in backbones]
+        todo, tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
+        seconds = None
+        chosen = todo.positions[np.linspace(0, len(todo) - 1, min(SAMPLE, len(todo))).astype(int)]
+        if len(todo):
+            for part in (chosen[:2], chosen):  # the first is the warm-up
+                sample = Photos(
+                    tuple(photos.ids[i] for i in part),
+                    tuple(photos.paths[i] for i in part),
+                    photos.scope,
+                )
+                run = extract(
+                    sample,
+                    scratch,
+                    backbone=backbones,
+                    batch_size=batch_size,
+                    device=device,
+                    workers=workers,
+                )
+            fresh = max(1, len(chosen) - min(2, len(chosen)))
+            seconds = run.seconds / fresh * len(todo)
+    missing = todo.wanted.sum(axis=0).tolist()
+    return Forecast(
+        spaces=tuple(
+            SpaceForecast(
+                backbone=b.name,
+                spec=b.spec.digest,
+                dim=b.spec.dim,
+                wanted=tally.wanted,
+                hit=tally.hit,
+                missing=n,
+                failed=tally.failed.total(),
+                n_bytes=n * b.spec.dim * 4,
+            )
+            for b, tally, n in zip(backbones, tallies, missing, strict=True)
+        ),
+        n_sample=len(chosen),
+        seconds=seconds,
+    )
+
+
+def _space(cache: Cache | None, backbone: Backbone) -> Space | None:
+    try:
+        return cache.space(backbone.spec) if cache else None
+    except NoSuchSpace:
+        return None

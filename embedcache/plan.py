@@ -1,0 +1,115 @@
+"""What a run has to do: wanted - present, as arrays, turned into jobs only as they are taken up.
+
+A plan costs some 50 bytes per photo, whatever the number of backbones, so a million photos are no
+burden; the objects that threads work on are made a thousand at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.backbones import Backbone, shorter_side
+from embedcache.finder import FaceFinder
+from embedcache.outcome import Tally
+from embedcache.photos import Digests, Photos
+from embedcache.prefetch import Job, Need
+from embedcache.space import Rows
+from embedcache.store import ABSENT, FAILED, OK
+
+CHUNK = 1024
+U8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The m contents that some backbone lacks, in the order of their first photo.
+
+    digests: uint8 (m, 32).  positions: int64 (m,), the first photo of each content.
+    copies: int64 (m,), photos of the run with that content.
+    wanted: bool (m, k): which of the k backbones lack it.
+    """
+
+    digests: U8
+    positions: npt.NDArray[np.int64]
+    copies: npt.NDArray[np.int64]
+    wanted: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def jobs(
+        self, photos: Photos, backbones: Sequence[Backbone], faces: FaceFinder
+    ) -> Iterator[Job]:
+        """One job per content; what the cache knows of its faces decides what it needs."""
+        templates = [need(b, backbone) for b, backbone in enumerate(backbones)]
+        sees_face = np.array([b.spec.face is not None for b in backbones], bool)
+        for start in range(0, len(self), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            digests, wanted = self.digests[chunk], self.wanted[chunk]
+            of_faces = np.flatnonzero((wanted & sees_face).any(axis=1))
+            known = {}
+            if len(of_faces):
+                known = dict(zip(of_faces.tolist(), faces.known(digests[of_faces]), strict=True))
+            rows = zip(
+                self.positions[chunk].tolist(), self.copies[chunk].tolist(), wanted, strict=True
+            )
+            for i, (position, copies, lacking) in enumerate(rows):
+                whole = np.flatnonzero(lacking & ~sees_face).tolist()
+                cropped = np.flatnonzero(lacking & sees_face).tolist()
+                box = known.get(i)
+                needs = [templates[b] for b in whole]
+                if box is not None and not isinstance(box, str):
+                    needs += [replace(templates[b], box=box) for b in cropped]
+                yield Job(
+                    path=photos.paths[position],
+                    digest=digests[i].tobytes(),
+                    needs=tuple(needs),
+                    detect=tuple(cropped) if box is None else (),
+                    refused=tuple((b, box) for b in cropped) if isinstance(box, str) else (),
+                    copies=copies,
+                )
+
+
+def plan(
+    photos: Photos, digests: Digests, spaces: Sequence[Rows | None], *, retry_failed: bool
+) -> tuple[Plan, list[Tally]]:
+    """Compare what is wanted with what k spaces hold; None stands for a space that is not there.
+
+    Returns the plan and, per space, what can be counted already: hits and known failures.
+    """
+    positions = np.flatnonzero(digests.readable)
+    _, first, inverse = np.unique(
+        np.ascontiguousarray(digests.value[positions]).view("V32").reshape(-1),
+        return_index=True,
+        return_inverse=True,
+    )
+    copies = np.bincount(inverse, minlength=len(first)).astype(np.int64)
+    rows = digests.value[positions[first]]
+    wanted = np.zeros((len(rows), len(spaces)), bool)
+    tallies = []
+    for k, space in enumerate(spaces):
+        tally = Tally(wanted=len(photos))
+        tally.failed.update(digests.reasons.values())
+        status = np.full(len(rows), ABSENT, np.uint8) if space is None else space.status(rows)
+        tally.hit = int(copies[status == OK].sum())
+        wanted[:, k] = status == ABSENT
+        failed = np.flatnonzero(status == FAILED)
+        if retry_failed:
+            wanted[failed, k] = True
+        elif space is not None:
+            for i, reason in zip(failed.tolist(), space.reasons(rows[failed]), strict=True):
+                tally.failed[reason or "unknown"] += int(copies[i])
+        tallies.append(tally)
+    chosen = np.argsort(first, kind="stable")
+    chosen = chosen[wanted[chosen].any(axis=1)]
+    found = Plan(rows[chosen], positions[first[chosen]], copies[chosen], wanted[chosen])
+    return found, tallies
+
+
+def need(b: int, backbone: Backbone) -> Need:
+    """What backbone number b wants of a photo; the box, if any, is still to be set."""
+    margin = backbone.spec.face.margin if backbone.spec.face else 0.0
+    p = backbone.preprocessing
+    return Need(b, p, shorter_side(p), margin=margin)

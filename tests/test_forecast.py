@@ -1,0 +1,43 @@
+from collections.abc import Callable
+from pathlib import Path
+
+from embedcache.extraction import extract
+from embedcache.forecast import forecast
+from embedcache.photos import Photos
+from embedcache.store import Cache
+from tests import stand_in
+
+
+def files(folder: Path) -> dict[Path, int]:
+    return {
+        path: path.stat().st_mtime_ns for path in folder.rglob("*") if "local" not in path.parts
+    }
+
+
+def test_a_forecast_is_what_the_run_then_does_and_writes_nothing(
+    make_photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_photos(12)
+    cache = Cache.open(tmp_path / "c", create=True)
+    model = stand_in.backbone()
+    extract(Photos.read(folder), cache, backbone=model)
+    make_photos(40)
+    photos = Photos.read(folder)
+    before = files(cache.path)
+    told = forecast(photos, cache, backbone=model)
+    assert files(cache.path) == before
+    space = told.spaces[0]
+    assert (space.wanted, space.hit, space.missing, space.n_bytes) == (40, 12, 28, 28 * 8 * 4)
+    assert told.seconds is not None
+    assert "28 to embed" in str(told)
+    done = extract(photos, cache, backbone=model).spaces[0]
+    assert (done.hit, done.embedded) == (12, 28)
+    after = forecast(photos, cache, backbone=model)
+    assert after.seconds is None
+    assert "nothing to do" in str(after)
+
+
+def test_a_cache_that_is_yet_to_be_is_all_misses(make_photos: Callable[..., Path]) -> None:
+    told = forecast(Photos.read(make_photos(3)), None, backbone=stand_in.backbone())
+    assert told.spaces[0].missing == 3
+    assert told.n_sample == 3
