@@ -40,7 +40,7 @@ class SpaceForecast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What a run would do. seconds: estimated from `n_sample` photos; None if nothing is missing."""
+    """What a run would do. seconds: measured on `n_sample` photos; None if nothing is missing."""
 
     spaces: tuple[SpaceForecast, ...]
     n_sample: int
