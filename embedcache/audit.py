@@ -209,7 +209,7 @@ class _Audit:
                 self._find(path, "is not a segment")
                 continue
             try:
-                segment = read_segment(path, kind=kind, space=space)
+                segment = read_segment(str(path), kind=kind, space=space)
                 if segment is None:
                     self.report.leftovers += 1
                     continue
@@ -218,7 +218,7 @@ class _Audit:
                 self._damaged_segment(path, kind, space, label, error)
             else:
                 good.append(segment)
-                self.manifests[name] = segment.manifest.digest
+                self.manifests[name] = segment.digest
                 if kind == "photos":
                     for photo, content in zip(*read_pairs(segment), strict=True):
                         self.names[content] = photo
@@ -229,7 +229,7 @@ class _Audit:
     ) -> None:
         n_rows, lost, name = 0, [], label
         try:
-            segment = Segment.read(path, kind=kind, space=space)
+            segment = Segment.read(str(path), kind=kind, space=space)
             n_rows = segment.manifest.n_rows
             name = f"{segment.manifest.name}#{label}" if segment.manifest.name else label
             if kind == "photos":

@@ -18,6 +18,7 @@ from embedcache.errors import CacheError, Damaged
 Bytes = bytes | memoryview
 
 _SYNC = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+_LINKS = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EMLINK)
 _ADVICE = {
     errno.ENOSPC: "the disk is full: make room, then run the same command again",
     errno.EDQUOT: "the disk quota is used up: make room, then run the same command again",
@@ -120,6 +121,20 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def open_plain(path: str) -> int:
+    """Open a regular file for reading; Damaged where it is a link or no plain file."""
+    try:
+        found = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in _LINKS:
+            raise Damaged(f"{path} is, or lies behind, a link: refused") from None
+        raise
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        os.close(found)
+        raise Damaged(f"{path} is not a plain file: refused")
+    return found
+
+
 def open_inside(folder: Path, relative: str) -> int:
     """Open a regular file under `folder` for reading, following no symbolic link below it.
 
@@ -138,7 +153,7 @@ def open_inside(folder: Path, relative: str) -> int:
             os.close(parent)
         found = os.open(name, flags | os.O_NONBLOCK, dir_fd=fd)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EMLINK):
+        if error.errno in _LINKS:
             raise Damaged(f"{folder / relative} is, or lies behind, a link: refused") from None
         raise
     finally:

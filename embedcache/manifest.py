@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from json import loads
+from json import JSONDecoder, loads
 from secrets import token_hex
 from typing import Any, Literal, Self
 
@@ -24,11 +24,14 @@ MAX_ROWS = 1 << 20
 MAX_COLUMN_BYTES = 256 << 20
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILES = 4096
+MAX_NAME_BYTES = 1 << 16
 
 SEGMENT_ID = re.compile(r"\d{8}T\d{12}-[0-9a-f]{8}")
 HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"(?:[a-z_]{1,32}/(?:c(?:/\d{1,9}){1,3}|zarr\.json)|zarr\.json)")
-_SELF = b'"self":"%s"'
+_SELF = b'"self":"'
+_NAME = b',"name":"'
+_DECODER = JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,22 +205,44 @@ class Manifest:
 def seal(document: dict[str, Json]) -> bytes:
     """Canonical JSON with the digest of itself under "self"."""
     blank = canonical_json(document | {"self": "0" * 64})
-    digest = sha256(blank).hexdigest().encode()
-    return blank.replace(_SELF % (b"0" * 64), _SELF % digest)
+    at = blank.rfind(_SELF) + len(_SELF)
+    return blank[:at] + sha256(blank).hexdigest().encode() + blank[at + 64 :]
+
+
+def own_digest(raw: bytes) -> str | None:
+    """The digest that sealed bytes carry; None unless it is theirs. Parses nothing."""
+    at = raw.rfind(_SELF) + len(_SELF)
+    digest = raw[at : at + 64]
+    blank = b"".join((raw[:at], b"0" * 64, raw[at + 64 :]))
+    if at < len(_SELF) or sha256(blank).hexdigest().encode() != digest:
+        return None
+    return digest.decode()
+
+
+def own_name(raw: bytes) -> str:
+    """The "name" of a sealed manifest, without parsing the rest; "" where there is none.
+
+    Keys are sorted and quotes in texts are escaped, so the last such key is the outermost.
+    """
+    at = raw.rfind(_NAME)
+    try:
+        name, _ = _DECODER.raw_decode(raw[at + len(_NAME) - 1 : at + MAX_NAME_BYTES].decode())
+    except ValueError:
+        return ""
+    return name if at >= 0 and isinstance(name, str) else ""
 
 
 def unseal(raw: bytes, *, what: str, limit: int = MAX_MANIFEST_BYTES) -> tuple[dict[str, Any], str]:
     """Read sealed bytes: (document, its digest). Damaged, or NotACache for a later format."""
-    try:
-        document = loads(raw) if len(raw) <= limit else None
-        digest = document["self"] if isinstance(document, dict) else ""
-        encoded = digest.encode("ascii")
-    except (ValueError, RecursionError, KeyError, AttributeError):
-        raise Damaged(f"{what} is not the JSON that was written") from None
-    blank = raw.replace(_SELF % encoded, _SELF % (b"0" * 64))
-    if not HEX_DIGEST.fullmatch(digest) or sha256(blank).hexdigest() != digest:
+    digest = own_digest(raw) if len(raw) <= limit else None
+    if digest is None:
         raise Damaged(f"{what} is not as it was written (its own digest differs)")
-    assert isinstance(document, dict)
+    try:
+        document = loads(raw)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or document.get("self") != digest:
+        raise Damaged(f"{what} is not the JSON that was written")
     if document.get("format") != FORMAT:
         raise NotACache(
             f"{what} has format {document.get('format')!r:.40}; this version of embedcache reads "

@@ -19,10 +19,8 @@ from embedcache.segment import (
     Columns,
     Draft,
     Segment,
-    check_pins,
     join_text,
-    read_segment,
-    segment_folders,
+    list_segments,
     split_text,
 )
 
@@ -63,15 +61,9 @@ class PhotoIds:
 
     def segments(self) -> list[Segment]:
         """The committed segments, oldest first."""
-        found = {}
-        for folder in segment_folders(self.folder / "segments"):
-            if self._pins is not None and folder.name not in self._pins:
-                continue
-            segment = self._segments.get(folder.name) or read_segment(folder, kind="photos")
-            if segment is not None:
-                found[folder.name] = segment
-        check_pins(self.folder, found, self._pins)
-        self._segments = dict(sorted(found.items()))
+        self._segments = list_segments(
+            self.folder / "segments", kind="photos", known=self._segments, pins=self._pins
+        )
         return list(self._segments.values())
 
     def record(self, scope: str, ids: Sequence[str], digests: U8) -> None:

@@ -8,7 +8,7 @@ by chunk or row by row.
 import contextlib
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -29,6 +29,8 @@ from embedcache.manifest import (
     Kind,
     Manifest,
     new_segment_id,
+    own_digest,
+    own_name,
 )
 from embedcache.shard import (
     CRC_BYTES,
@@ -161,21 +163,52 @@ def _chunk_path(name: str, n_dims: int) -> str:
 
 @dataclass(slots=True)
 class Segment:
-    """A committed segment, for reading. Nothing but the manifest has been read yet."""
+    """A committed segment, for reading.
 
-    folder: Path
-    manifest: Manifest
+    Its manifest has been read and is as it was written (`digest` is its own, which refs pin), but
+    is parsed only when something in it is asked for: a cache may have thousands.
+    """
+
+    path: str
+    kind: Kind
+    space: str | None
+    digest: str
+    name: str
+    _raw: bytes = field(repr=False)
+    _manifest: Manifest | None = field(default=None, repr=False)
     _checked: bool = field(default=False, repr=False)
 
     @property
+    def folder(self) -> Path:
+        return Path(self.path)
+
+    @property
     def id(self) -> str:
-        return self.manifest.segment
+        return self.path.rpartition("/")[2]
+
+    @property
+    def manifest(self) -> Manifest:
+        if self._manifest is None:
+            self._manifest = Manifest.parse(
+                self._raw, segment=self.id, kind=self.kind, space=self.space
+            )
+            self._raw = b""
+        return self._manifest
 
     @classmethod
-    def read(cls, folder: Path, *, kind: Kind, space: str | None = None) -> "Segment":
-        """Read the manifest of a segment's folder; FileNotFoundError where there is none."""
-        raw = disk.read_inside(folder, MANIFEST, limit=MAX_MANIFEST_BYTES)
-        return cls(folder, Manifest.parse(raw, segment=folder.name, kind=kind, space=space))
+    def read(cls, path: str, *, kind: Kind, space: str | None = None) -> "Segment":
+        """Read the manifest in folder `path`; FileNotFoundError where there is none."""
+        where = f"{path}/{MANIFEST}"
+        fd = disk.open_plain(where)
+        try:
+            size = os.fstat(fd).st_size
+            raw = os.read(fd, size) if size <= MAX_MANIFEST_BYTES else b""
+        finally:
+            os.close(fd)
+        digest = own_digest(raw)
+        if digest is None:
+            raise Damaged(f"{where} is not as it was written. Run 'embedcache verify' on the cache")
+        return cls(path, kind, space, digest, own_name(raw), raw)
 
     def column(self, name: str) -> NDArray[Any]:
         """A small array, whole, read-only and verified against the manifest."""
@@ -235,32 +268,58 @@ class Segment:
         return raw
 
 
-def segment_folders(segments: Path) -> Iterator[Path]:
+def segment_folders(segments: Path) -> list[str]:
     """Folders that are, or are going to be, segments; Damaged for a link or a foreign name."""
+    found = []
     with os.scandir(segments) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or entry.name == "zarr.json":
+            name = entry.name
+            if name.startswith(".") or name == "zarr.json":
                 continue
-            if not SEGMENT_ID.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
+            if not SEGMENT_ID.fullmatch(name) or not entry.is_dir(follow_symlinks=False):
                 raise Damaged(f"{entry.path} is no segment: move it out of the cache")
-            yield Path(entry.path)
+            found.append(entry.path)
+    return sorted(found)
 
 
-def read_segment(folder: Path, *, kind: Kind, space: str | None = None) -> Segment | None:
+def read_segment(path: str, *, kind: Kind, space: str | None = None) -> Segment | None:
     """The segment in a folder; None while it is being written, or once it has been removed."""
     for _ in range(2):  # a commit may fall between the two looks
         try:
-            return Segment.read(folder, kind=kind, space=space)
+            return Segment.read(path, kind=kind, space=space)
         except FileNotFoundError:
-            if (folder / journal.FOLDER).is_dir() or not folder.exists():
+            if Path(path, journal.FOLDER).is_dir() or not Path(path).exists():
                 return None
-    raise Damaged(f"{folder / MANIFEST} is missing. Run 'embedcache verify' on the cache")
+    raise Damaged(f"{path}/{MANIFEST} is missing. Run 'embedcache verify' on the cache")
+
+
+def list_segments(
+    segments: Path,
+    *,
+    kind: Kind,
+    space: str | None = None,
+    known: Mapping[str, Segment],
+    pins: Mapping[str, str] | None,
+) -> dict[str, Segment]:
+    """{path: segment} of what is committed, lowest id first, and only what `pins` name.
+
+    known: segments read before, which are not read again. Raises Damaged for a segment that is not
+    whole, or a pinned one that is gone.
+    """
+    found = {}
+    for path in segment_folders(segments):
+        if pins is None or path.rpartition("/")[2] in pins:
+            segment = known.get(path) or read_segment(path, kind=kind, space=space)
+            if segment is not None:
+                found[path] = segment
+    check_pins(segments, {segment.id: segment for segment in found.values()}, pins)
+    return found
 
 
 def check_pins(where: Path, found: Mapping[str, Segment], pins: Mapping[str, str] | None) -> None:
     """Damaged unless every segment that a ref pins is there, and is the one it pinned."""
     for name, digest in (pins or {}).items():
-        if name not in found or found[name].manifest.digest != digest:
+        if name not in found or found[name].digest != digest:
             now = "another one now" if name in found else "gone"
             raise Damaged(
                 f"segment {name} of {where}, which the ref pins, is {now}. Run 'embedcache verify' "

@@ -20,7 +20,7 @@ from embedcache.faces_table import Faces
 from embedcache.index import Table
 from embedcache.manifest import Kind
 from embedcache.reader import Part, read_rows
-from embedcache.segment import Columns, Segment, check_pins, read_segment, segment_folders
+from embedcache.segment import Columns, Segment, list_segments
 from embedcache.spec import Json, Spec
 from embedcache.writer import FaceWriter, SegmentWriter, face_writer, salvage, vector_writer
 
@@ -75,17 +75,13 @@ class Rows:
 
     def segments(self) -> list[Segment]:
         """The committed segments, lowest id first. Raises Damaged for one that is not whole."""
-        found: dict[str, Segment] = {}
-        for folder in segment_folders(self.segments_folder):
-            if self._pins is not None and folder.name not in self._pins:
-                continue
-            segment = self._segments.get(folder.name)
-            if segment is None:
-                segment = read_segment(folder, kind=self.kind, space=self.digest)
-            if segment is not None:
-                found[folder.name] = segment
-        check_pins(self.folder, found, self._pins)
-        self._segments = dict(sorted(found.items()))
+        self._segments = list_segments(
+            self.segments_folder,
+            kind=self.kind,
+            space=self.digest,
+            known=self._segments,
+            pins=self._pins,
+        )
         return list(self._segments.values())
 
     def status(self, digests: U8) -> U8:
@@ -139,7 +135,7 @@ class Rows:
     @property
     def names(self) -> tuple[str, ...]:
         """What writers called this space, the earliest first."""
-        return tuple(dict.fromkeys(s.manifest.name for s in self.segments() if s.manifest.name))
+        return tuple(dict.fromkeys(s.name for s in self.segments() if s.name))
 
     def known(self, digests: U8) -> Bool:
         """Which digests need no salvaging: the good ones."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import Damaged
-from embedcache.manifest import MAX_MANIFEST_BYTES
+from embedcache.manifest import MAX_MANIFEST_BYTES, own_digest
 from embedcache.reader import read_rows
 from embedcache.segment import MANIFEST, Segment
 from embedcache.space import FaceSpace, Space, faces_of
@@ -45,7 +45,7 @@ def copy_segment(segment: Segment, target: Path) -> None:
             if raw.hexdigest() != digest:
                 raise Damaged(f"{segment.folder / path} changed while it was copied")
         manifest = disk.read_inside(segment.folder, MANIFEST, limit=MAX_MANIFEST_BYTES)
-        if Segment.read(segment.folder, kind=segment.manifest.kind).manifest != segment.manifest:
+        if own_digest(manifest) != segment.digest:
             raise Damaged(f"{segment.folder / MANIFEST} changed while it was copied")
         disk.write_new(hidden / MANIFEST, manifest)
         disk.sync_tree(hidden)

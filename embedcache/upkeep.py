@@ -287,16 +287,16 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
 
 
 def _pins(segments: Sequence[Segment]) -> dict[str, str]:
-    return {segment.id: segment.manifest.digest for segment in segments}
+    return {segment.id: segment.digest for segment in segments}
 
 
 def _merge_space(mine: Store, theirs: Store, gone: Tombstones, tally: dict[str, int]) -> float:
     """Bring one space's rows in; returns the largest difference between rows of both sides."""
-    here = {segment.id: segment.manifest.digest for segment in mine.segments()}
+    here = {segment.id: segment.digest for segment in mine.segments()}
     largest = 0.0
     for segment in theirs.segments():
         n_ok = segment.manifest.n_ok
-        if here.get(segment.id) == segment.manifest.digest:
+        if here.get(segment.id) == segment.digest:
             tally["already_here"] += n_ok
             continue
         check_segment(segment)
@@ -383,9 +383,7 @@ def _replace(cache: Cache, store: Store, segment: Segment, *, keep: NDArray[np.i
         new = replacement_id(segment.id)
         about = dict(segment.manifest.about)
         rewrite(store, store, [(segment, keep)], about=about, segment_id=new)
-        successor = {
-            found.id: found.manifest.digest for found in store.segments() if found.id == new
-        }
+        successor = {found.id: found.digest for found in store.segments() if found.id == new}
     changed = repin(cache.path, segment.id, successor)
     disk.remove_folder(segment.folder)
     return changed
@@ -404,7 +402,7 @@ def _replace_ids(cache: Cache, segment: Segment, pairs: set[tuple[str, str]]) ->
         new = replacement_id(segment.id)
         names = [ids[i] for i in keep]
         write_pairs(segment.folder.parent, scope, names, raw, segment_id=new)
-        successor = {s.id: s.manifest.digest for s in cache.photo_segments() if s.id == new}
+        successor = {s.id: s.digest for s in cache.photo_segments() if s.id == new}
     changed = repin(cache.path, segment.id, successor)
     disk.remove_folder(segment.folder)
     return changed
