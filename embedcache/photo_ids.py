@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from embedcache.segment import (
     list_segments,
     split_text,
 )
+from embedcache.writer import salvage
 
 U8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
@@ -77,6 +79,8 @@ class PhotoIds:
             if name not in known or known[name][0] != digests[i].tobytes():
                 fresh[name] = i
         names = list(fresh)
+        if names:
+            _sweep(self.folder / "segments")
         for start in range(0, len(names), MAX_ROWS):
             block = names[start : start + MAX_ROWS]
             self._write(scope, block, digests[[fresh[name] for name in block]])
@@ -173,5 +177,14 @@ def write_pairs(
         try:
             return draft.commit(columns, n_rows=len(ids), n_ok=len(ids))
         except BaseException:
-            draft.abandon()
+            draft.discard()
             raise
+
+
+def _sweep(segments: Path) -> None:
+    """Remove what writers that died have left: ids are recorded again, so no rows are saved."""
+
+    def nothing(*_: object) -> Never:
+        raise AssertionError("a draft of ids has no journal")
+
+    salvage(segments, reopen=nothing, known=nothing)

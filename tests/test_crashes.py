@@ -122,3 +122,22 @@ def test_a_torn_journal_is_read_up_to_the_tear(tmp_path: Path) -> None:
     (journal,) = space.segments_folder.glob("*/writing/journal")
     journal.write_bytes(journal.read_bytes()[:-3])
     assert space.salvage() == 3
+
+
+def test_what_a_killed_recorder_of_ids_left_is_swept_away(tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+from embedcache import disk
+from embedcache.store import Cache
+from tests.stores import photos
+cache = Cache.open({str(tmp_path / "a")!r}, create=True)
+disk.publish = lambda path, data: os.kill(os.getpid(), signal.SIGKILL)
+cache.record_photos("folder", ["a"], photos(1))
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+    cache = Cache.open(tmp_path / "a")
+    assert not cache.digests_of(["a"])[1].any()
+    assert len(list((cache.path / "photos" / "segments").iterdir())) == 2
+    cache.record_photos("folder", ["b"], photos(2))
+    assert len(list((cache.path / "photos" / "segments").iterdir())) == 2
+    assert verify(cache).leftovers == 0

@@ -289,6 +289,18 @@ def test_repair_sets_a_damaged_segment_aside_and_says_what_to_extract(tmp_path: 
     assert [s.id for s in cache.space(SPEC).segments()] == [second.id]
 
 
+@pytest.mark.parametrize("lost", ["zarr.json", "spaces/zarr.json", "photos/segments/zarr.json"])
+def test_repair_writes_group_metadata_that_can_be_known(tmp_path: Path, lost: str) -> None:
+    cache = make(tmp_path / "a", 1, 2)
+    (cache.path / lost).unlink()
+    with pytest.raises(CacheError):
+        Cache.open(cache.path)
+    assert f"{lost}: " in str(verify(cache.path))
+    verify(cache.path, repair=True)
+    assert verify(cache.path).clean
+    assert Cache.open(cache.path).space(SPEC).status(photos(1)).tolist() == [OK]
+
+
 def test_the_saved_index_is_a_convenience_that_nothing_depends_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
