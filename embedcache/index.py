@@ -68,7 +68,7 @@ class Table:
         )
 
     def save(self, path: Path, segments: Sequence[str]) -> None:
-        """Write the table to a file, with the ids of the segments that it covers."""
+        """Write the table to a file, with the manifest digests of the segments that it covers."""
         header: Json = {"version": VERSION, "rows": len(self.keys), "segments": [*segments]}
         first = canonical_json(header)
         arrays = [self.digests, self.segment, self.row, self.ok]

@@ -159,7 +159,7 @@ class Rows:
         """The segments, and where each digest lies in them."""
 
         def look(segments: list[Segment]) -> tuple[list[Segment], Table]:
-            names = [segment.id for segment in segments]
+            names = [segment.digest for segment in segments]
             if names != self._indexed:
                 self._extend(names, segments)
             return segments, self._table
@@ -167,7 +167,10 @@ class Rows:
         return self._retried(look)
 
     def _extend(self, names: list[str], segments: list[Segment]) -> None:
-        """Bring the table up to date, from what is in memory, from the file, or from nothing."""
+        """Bring the table up to date, from memory, from the file, or from nothing.
+
+        names: the digests of the segments' manifests, so that a saved table fits those or none.
+        """
         base, known = self._table, self._indexed
         if not known and self._index_path is not None:
             base, known = Table.load(self._index_path) or (base, known)
@@ -176,7 +179,7 @@ class Rows:
         number = {name: i for i, name in enumerate(names)}
         renumbered = np.array([number[name] for name in known], dtype=np.int64)
         old = set(known)
-        fresh = [(i, segment) for i, segment in enumerate(segments) if segment.id not in old]
+        fresh = [(i, segment) for i, segment in enumerate(segments) if segment.digest not in old]
         if fresh or known != names:
             parts = [(i, s.column("digest"), s.manifest.n_ok) for i, s in fresh]
             base = base.extended(parts, renumbered=renumbered)
