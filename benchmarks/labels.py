@@ -89,6 +89,7 @@ def main() -> None:
                     f"{n / found['seconds']:>12,.0f}{found['peak_bytes'] / 1e6:>10,.0f}",
                     flush=True,
                 )
+                assert which == "pandas" or found["peak_bytes"] < 4e9, "over 4 GB"
             assert len(set(seen)) == 1, f"the versions disagree: {seen}"
 
 

@@ -163,6 +163,8 @@ def _draw(axes: Axes, panel: Panel, colour: Mapping[str, str]) -> None:
         axes.axhline(y, color=colour["muted"], linewidth=0.8, alpha=0.7)
     for series in panel.series:
         _series(axes, series, colour)
+    if any(series.mark == "line" for series in panel.series):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # epochs
     if panel.x_range is not None:
         room = 0.05 * (panel.x_range[1] - panel.x_range[0]) or 0.01
         axes.set_xlim(panel.x_range[0] - room, panel.x_range[1] + room)

@@ -16,8 +16,8 @@ from embedcache.errors import LabelsError
 
 UNKNOWN = "unknown"
 MAX_GENDERS = 20
-ROWS_PER_PART = 8_000_000
-_DECISIONS = {"0": 0, "1": 1, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
+ROWS_PER_PART = 4_000_000
+_YES, _NO = ("1", "true", "1.0"), ("0", "false", "0.0")
 _TIMES = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _MAX_UNIX_SECONDS = 1e11  # the year 5138: larger numbers are milliseconds
 
@@ -176,8 +176,11 @@ def compact(path: Path, users: pl.DataFrame, out: Path, notes: list[str]) -> Non
 
 
 def _liked() -> pl.Expr:
+    """1, 0, or null for what is neither. (`replace_strict` would not stream: it holds the log.)"""
     words = pl.col("liked").cast(pl.String).str.strip_chars().str.to_lowercase()
-    return words.replace_strict(_DECISIONS, default=None, return_dtype=pl.UInt8)
+    yes, no = (pl.any_horizontal([words == word for word in spelling]) for spelling in (_YES, _NO))
+    one, zero = pl.lit(1, pl.UInt8), pl.lit(0, pl.UInt8)
+    return pl.when(yes).then(one).when(no).then(zero)
 
 
 def _column(names: list[str], name: str) -> pl.Expr:
