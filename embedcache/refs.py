@@ -18,12 +18,20 @@ Pinned = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pins:
-    """The segments that a ref names: {segment id: manifest digest}, by space and detector."""
+    """The segments that a ref names: {segment id: manifest digest}, by space and detector.
+
+    photos: None for a ref that came without ids: those that are here now are meant.
+    """
 
     name: str
     spaces: Mapping[str, Pinned]
     faces: Mapping[str, Pinned]
-    photos: Pinned
+    photos: Pinned | None
+
+    @property
+    def parts(self) -> list[Pinned]:
+        """All that is pinned, one mapping per space, detector and for the ids."""
+        return [*self.spaces.values(), *self.faces.values(), self.photos or {}]
 
     def of(self, part: str, digest: str) -> Pinned:
         """The pinned segments of one space ("spaces") or detector ("faces")."""
@@ -43,25 +51,30 @@ def read_ref(cache: Path, name: str) -> Pins:
             f"{cache} has no ref {name!r}; it has {', '.join(known) or 'none'}. "
             "'embedcache ref' makes one"
         ) from None
+    return parse_ref(raw, name=name, where=str(cache))
+
+
+def parse_ref(raw: bytes, *, name: str, where: str) -> Pins:
+    """What a ref's bytes (untrusted) pin; Damaged says what is wrong with them."""
     document, _ = unseal(raw, what=f"ref {name}", limit=MAX_REF_BYTES)
     try:
         pins = Pins(
             name=document["name"],
-            spaces=dict(document["spaces"]),
-            faces=dict(document["faces"]),
-            photos=dict(document["photos"]),
+            spaces={key: dict(pinned) for key, pinned in document["spaces"].items()},
+            faces={key: dict(pinned) for key, pinned in document["faces"].items()},
+            photos=None if document["photos"] is None else dict(document["photos"]),
         )
         for digest in (*pins.spaces, *pins.faces):
             if not HEX_DIGEST.fullmatch(digest):
                 raise ValueError(f"it names {digest!r:.80}")
-        for pinned in (*pins.spaces.values(), *pins.faces.values(), pins.photos):
+        for pinned in pins.parts:
             for segment, manifest in pinned.items():
                 if not (SEGMENT_ID.fullmatch(segment) and HEX_DIGEST.fullmatch(manifest)):
                     raise ValueError(f"it names {segment!r:.80}")
         if pins.name != name:
             raise ValueError(f"it is ref {pins.name!r:.80}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Damaged(f"ref {name} of {cache} is refused: {error}") from None
+        raise Damaged(f"ref {name} of {where} is refused: {error}") from None
     return pins
 
 
@@ -76,7 +89,7 @@ def write_ref(cache: Path, name: str, *, pins: Pins) -> None:
     with disk.plain_errors("write", path):
         path.parent.mkdir(exist_ok=True)
         try:
-            disk.publish(path, _encode(pins, changes=[]))
+            disk.publish(path, encode_ref(pins, changes=[]))
         except FileExistsError:
             raise CacheError(f"{cache} has a ref {name!r} already, and refs never change") from None
 
@@ -90,8 +103,7 @@ def repin(cache: Path, old: str, new: Mapping[str, str]) -> list[str]:
     changed = []
     for path in sorted((cache / "refs").glob("*.json")):
         pins = read_ref(cache, path.stem)
-        parts = [*pins.spaces.values(), *pins.faces.values(), pins.photos]
-        if any(old in pinned for pinned in parts):
+        if any(old in pinned for pinned in pins.parts):
             document, _ = unseal(path.read_bytes(), what=path.name, limit=MAX_REF_BYTES)
             now = datetime.now(UTC).isoformat(timespec="seconds")
             changes = [*document["changes"], {"when": now, "why": "forget", "segment": old}]
@@ -105,9 +117,9 @@ def repin(cache: Path, old: str, new: Mapping[str, str]) -> list[str]:
                 name=pins.name,
                 spaces={key: swap(pinned) for key, pinned in pins.spaces.items()},
                 faces={key: swap(pinned) for key, pinned in pins.faces.items()},
-                photos=swap(pins.photos),
+                photos=None if pins.photos is None else swap(pins.photos),
             )
-            disk.replace(path, _encode(replaced, changes=changes))
+            disk.replace(path, encode_ref(replaced, changes=changes))
             changed.append(pins.name)
     return changed
 
@@ -117,13 +129,14 @@ def pinned_segments(cache: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in sorted((cache / "refs").glob("*.json")):
         pins = read_ref(cache, path.stem)
-        for pinned in (*pins.spaces.values(), *pins.faces.values(), pins.photos):
+        for pinned in pins.parts:
             for segment in pinned:
                 found.setdefault(segment, []).append(pins.name)
     return found
 
 
-def _encode(pins: Pins, *, changes: list[Json]) -> bytes:
+def encode_ref(pins: Pins, *, changes: list[Json]) -> bytes:
+    """A ref's bytes."""
     return seal(
         {
             "format": FORMAT,
@@ -131,7 +144,7 @@ def _encode(pins: Pins, *, changes: list[Json]) -> bytes:
             "name": pins.name,
             "spaces": {key: dict(pinned) for key, pinned in pins.spaces.items()},
             "faces": {key: dict(pinned) for key, pinned in pins.faces.items()},
-            "photos": dict(pins.photos),
+            "photos": None if pins.photos is None else dict(pins.photos),
             "changes": changes,
         }
     )

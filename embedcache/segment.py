@@ -106,8 +106,8 @@ class Draft:
             if array.size:
                 raw = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
                 raw += struct.pack("<I", crc32c(raw))
-                files[_chunk_path(name, array.ndim)] = self._write(
-                    _chunk_path(name, array.ndim), raw
+                files[column_path(name, array.ndim)] = self._write(
+                    column_path(name, array.ndim), raw
                 )
         for path, document in documents.items():
             files[path] = self._write(path, encode_document(document))
@@ -157,7 +157,8 @@ class Draft:
         return len(data), sha256(data).hexdigest()
 
 
-def _chunk_path(name: str, n_dims: int) -> str:
+def column_path(name: str, n_dims: int) -> str:
+    """Where a small array's one chunk lies in its segment."""
     return f"{name}/c" + "/0" * n_dims
 
 
@@ -220,7 +221,7 @@ class Segment:
         little = np.dtype(dtype).newbyteorder("<")
         if not size:
             return np.empty(shape, dtype=little)
-        raw = self._file(_chunk_path(name, len(shape)), size=size + CRC_BYTES)
+        raw = self._file(column_path(name, len(shape)), size=size + CRC_BYTES)
         if crc32c(raw[:-CRC_BYTES]) != int.from_bytes(raw[-CRC_BYTES:], "little"):
             raise Damaged(f"{self.folder / name} fails its CRC32C")
         return np.frombuffer(raw, dtype=little, count=size // ITEM_BYTES[dtype]).reshape(shape)

@@ -134,6 +134,14 @@ class Spec:
         except (TypeError, KeyError) as error:
             raise CacheError(f"not a spec document: {error}") from None
 
+    @property
+    def apart(self) -> bool:
+        """Whether these vectors may be of faces, and a shared copy keeps them under a prefix apart.
+
+        Of foreign vectors nothing is known but a name, so they lie where fewer may look.
+        """
+        return self.face is not None or self.kind == "foreign"
+
     def difference(self, other: "Spec") -> list[str]:
         """One line per field that differs: `field: mine, theirs`."""
         mine, theirs = _flat(self.document()), _flat(other.document())

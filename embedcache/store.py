@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 PARTS = ("spaces", "faces", "photos")
+APART = "face-spaces"  # only shared copies have it: spaces whose storage rights may differ
 GROUPS = (*PARTS, "photos/segments")
 MAX_DOCUMENT_BYTES = 1 << 20
 
@@ -101,9 +102,8 @@ class Cache:
 
     def spaces(self) -> list[Space]:
         """The spaces of vectors, in the order of their digests."""
-        for digest in self._listed("spaces"):
+        for digest, folder in self._space_folders().items():
             if digest not in self._spaces:
-                folder = self.path / "spaces" / digest
                 spec = Spec.parse(read_attributes(folder).get("spec"))
                 if spec.digest != digest:
                     raise Damaged(f"{folder} holds a spec with digest {spec.digest}: refused")
@@ -149,7 +149,9 @@ class Cache:
                 raise NoSuchSpace(
                     f"{self.path} has no vectors of {spec.architecture}#{spec.digest[:8]}"
                 )
-            self._create_space("spaces", spec.digest, {"spec": spec.document()})
+            apart = spec.apart and (self.path / APART).is_dir()
+            part = APART if apart else "spaces"
+            self._create_space(part, spec.digest, {"spec": spec.document()})
             self.spaces()
         return self._spaces[spec.digest]
 
@@ -220,6 +222,22 @@ class Cache:
         vectors[known] = rows
         known[known] = there
         return vectors, known
+
+    def _space_folders(self) -> dict[str, Path]:
+        """Where the space of each spec digest lies; a shared folder keeps face crops apart."""
+        if self._pins is not None:
+            found = {}
+            for digest in sorted(self._pins.spaces):
+                places = [self.path / part / digest for part in ("spaces", APART)]
+                found[digest] = next((p for p in places if p.is_dir()), places[0])
+            return found
+        found = {digest: self.path / "spaces" / digest for digest in self._listed("spaces")}
+        if (self.path / APART).is_dir():
+            for digest in self._listed(APART):
+                if digest in found:
+                    raise Damaged(f"{self.path} holds {digest} under spaces/ and under {APART}/")
+                found[digest] = self.path / APART / digest
+        return found
 
     def _pinned(self, part: str, digest: str) -> Mapping[str, str] | None:
         return None if self._pins is None else self._pins.of(part, digest)
@@ -305,7 +323,7 @@ def _create(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise NotACache(_not_a_cache(path))
     path.mkdir(parents=True, exist_ok=True)
-    if strangers := sorted({entry.name for entry in path.iterdir()} - {*PARTS, "zarr.json"}):
+    if strangers := sorted({entry.name for entry in path.iterdir()} - {*PARTS, APART, "zarr.json"}):
         raise NotACache(
             f"{path} is a folder, but neither empty nor a cache (it holds {strangers[0]!r}). Name "
             "a new folder for the cache"

@@ -43,14 +43,19 @@ def read_tombstones(cache: Path) -> tuple[Tombstones, int]:
         if not SEGMENT_ID.fullmatch(name.removesuffix(".json")):
             raise Damaged(f"{cache / FOLDER / name} is no tombstone: move it out of the cache")
         raw = disk.read_inside(cache, f"{FOLDER}/{name}", limit=MAX_BYTES)
-        document, _ = unseal(raw, what=f"tombstone {name}", limit=MAX_BYTES)
-        contents = document.get("contents")
-        if not isinstance(contents, list) or not all(
-            type(text) is str and HEX_DIGEST.fullmatch(text) for text in contents
-        ):
-            raise Damaged(f"tombstone {name} of {cache} is refused: its contents are no digests")
-        found.update((bytes.fromhex(text), name) for text in contents)
+        found.update((mark, name) for mark in parse_tombstone(raw, name=name))
     return found, len(names)
+
+
+def parse_tombstone(raw: bytes, *, name: str) -> list[bytes]:
+    """The marks in a tombstone's bytes (untrusted); Damaged says what is wrong with them."""
+    document, _ = unseal(raw, what=f"tombstone {name}", limit=MAX_BYTES)
+    contents = document.get("contents")
+    if not isinstance(contents, list) or not all(
+        type(text) is str and HEX_DIGEST.fullmatch(text) for text in contents
+    ):
+        raise Damaged(f"tombstone {name} is refused: its contents are no digests")
+    return [bytes.fromhex(text) for text in contents]
 
 
 def forgotten(digests: NDArray[np.uint8], tombstones: Tombstones) -> NDArray[np.bool_]:

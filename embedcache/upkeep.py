@@ -158,8 +158,7 @@ def write_ref(cache: Cache, name: str) -> Ref:
         photos=_pins(cache.photo_segments()),
     )
     _write_ref(cache.path, name, pins=pins)
-    parts = (*pins.spaces.values(), *pins.faces.values(), pins.photos)
-    return Ref(name=name, segments=sum(map(len, parts)))
+    return Ref(name=name, segments=sum(map(len, pins.parts)))
 
 
 def merge(into: Cache, others: Sequence[Cache], *, with_ids: bool = False) -> Merged:
@@ -188,7 +187,7 @@ def merge(into: Cache, others: Sequence[Cache], *, with_ids: bool = False) -> Me
                 tally["still_here"] += int(forgotten(mine.digests(), gone).sum())
                 largest = max(largest, _merge_space(mine, theirs, gone, tally))
             if with_ids:
-                tally["ids"] += _merge_ids(into, other, gone)
+                tally["ids"] += merge_ids(into, other.photo_segments(), gone)
     return Merged(**(tally | {"largest_difference": largest}))  # type: ignore[arg-type]
 
 
@@ -448,7 +447,7 @@ def _adopt_tombstones(into: Cache, other: Cache) -> None:
             disk.publish(target, path.read_bytes())
 
 
-def _merge_ids(into: Cache, other: Cache, gone: Tombstones) -> int:
+def merge_ids(into: Cache, segments: Sequence[Segment], gone: Tombstones) -> int:
     """Bring in the photo ids that `into` does not know, of photos that were not forgotten."""
     here = into.photo_table()
     known = {
@@ -457,7 +456,7 @@ def _merge_ids(into: Cache, other: Cache, gone: Tombstones) -> int:
     }
     ids = {segment.id for segment in into.photo_segments()}
     merged = 0
-    for segment in other.photo_segments():
+    for segment in segments:
         if segment.id in ids:
             continue
         check_segment(segment)
