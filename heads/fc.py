@@ -86,22 +86,35 @@ class Bank:
             views += [held["last"][member - m0], held["last_bias"][member - m0, 0]]
         return views
 
-    def initialise(self, *, seed: int, bias: Tensor) -> None:
-        """Draw every member's start from (seed, its own seed, its depth), whatever its neighbours.
+    def initialise(self, *, seed: int, weight: Tensor, bias: Tensor) -> None:
+        """Start every member as the linear map `weight` (outputs, dim), `bias` (outputs,).
 
-        Hidden layers get He's normal weights and no bias. The last layer is zero and its bias
-        (outputs,) is `bias`, so that every member starts as the constant baseline.
+        Two rectifiers make a line, relu(z) - relu(-z) = z: a hidden layer's first 2 x outputs units
+        carry the map, the others get He's normal weights, and the last layer ignores them at first.
+        Draws follow from (seed, the member's seed, its depth), whatever its neighbours. Where
+        a hidden layer is narrower than 2 x outputs, the start is the bias alone.
         """
+        k = self.outputs if 2 * self.outputs <= self.hidden else 0
+        both = torch.cat([torch.eye(k), -torch.eye(k)]).to(weight.device)
         for place, member in enumerate(self.members):
             source = torch.Generator().manual_seed(
                 seed * 1_000_003 + member.seed * 10 + member.depth
             )
             *hidden, last, last_bias = self.parameters(place)
-            for weight, offset in zip(hidden[::2], hidden[1::2], strict=True):
-                drawn = torch.randn(weight.shape, generator=source)
-                weight.copy_(drawn * (2 / weight.shape[1]) ** 0.5)
+            for depth, (inner, offset) in enumerate(zip(hidden[::2], hidden[1::2], strict=True)):
+                drawn = torch.randn(inner.shape, generator=source)
+                inner.copy_(drawn * (2 / inner.shape[1]) ** 0.5)
                 offset.zero_()
+                if depth == 0:
+                    inner[: 2 * k] = both @ weight[:k]
+                else:
+                    inner[: 2 * k] = 0
+                    inner[: 2 * k, : 2 * k] = torch.eye(2 * k)
             last.zero_()
+            if member.depth:
+                last[:k, : 2 * k] = both.T
+            else:
+                last.copy_(weight)
             last_bias.copy_(bias)
 
     def forward(

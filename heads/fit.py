@@ -12,7 +12,8 @@ import numpy as np
 from embedcache.errors import InputError, LabelsError
 from heads import linear, metrics
 from heads.dataset import Dataset, Part
-from heads.head import Head, Link
+from heads.head import Head, Layer, Link
+from heads.intervals import Bootstrap, Difference, difference
 from heads.judge import Judged, judge, row_scores
 from heads.protocol import RATES, Protocol
 
@@ -116,6 +117,25 @@ class Fit:
             "notes": list(self.notes),
         }
 
+    def compare(self, first: str, second: str, *, metric: str | None = None) -> Difference:
+        """first - second on the test rows, paired and resampled by group; negative error is good.
+
+        metric: mse, or accuracy or log_loss (the default for classes). One target only.
+        """
+        if lost := [name for name in (first, second) if name not in self.heads]:
+            raise InputError(f"no {lost[0]} head in this fit; it has {', '.join(self.heads)}")
+        test = self.test
+        scores = [
+            row_scores(self.dataset.task, test.truth, test.predictions[name])
+            for name in (first, second)
+        ]
+        metric = metric or ("mse" if self.dataset.task == "regression" else "log_loss")
+        columns = np.stack([score[metric] for score in scores], 1)
+        values = [metrics.mean(column, test.weight) for column in columns.T]
+        drawn = Bootstrap(test.groups, seed=self.protocol.seed).means(columns, test.weight)
+        gap = drawn[:, 0] - drawn[:, 1]
+        return difference(values[0] - values[1], gap, groups=len(np.unique(test.groups)))
+
     def __str__(self) -> str:
         from heads.summary import table
 
@@ -140,6 +160,8 @@ def fit(
     members: int = 1,
     hidden: int = 256,
     loss: Literal["auto", "mse", "log_loss", "binomial"] = "auto",
+    start: Literal["linear", "constant"] = "linear",
+    margin: float = 1.0,
     weight_decay: float = 0.0,
     dropout: float = 0.0,
     patience: int | None = None,
@@ -164,6 +186,8 @@ def fit(
         members=members,
         hidden=hidden,
         loss=loss,
+        start=start,
+        margin=margin,
         weight_decay=weight_decay,
         dropout=dropout,
         patience=patience,
@@ -276,9 +300,10 @@ def fit_parts(
     if deep := [name for name in names if name in _FC]:
         from heads.train import train as train_fc
 
+        start = _start(fitted, train, link, protocol)
         began = time.perf_counter()
         trained = train_fc(
-            deep, train, dev, standard=standard, link=link, loss=loss, outputs=outputs,
+            deep, train, dev, standard=standard, link=link, loss=loss, start=start,
             protocol=protocol,
         )  # fmt: skip
         seconds = time.perf_counter() - began
@@ -302,6 +327,25 @@ def plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value
+
+
+def _start(fitted: Mapping[str, Fitted], train: Part, link: Link, protocol: Protocol) -> Layer:
+    """The linear map that FC heads start from, before the link.
+
+    A ridge for ratios speaks of probabilities; seen through a sigmoid it is, to first order around
+    the mean, the same line divided by the sigmoid's slope there.
+    """
+    name = "const" if protocol.start == "constant" else "ridge" if "ridge" in fitted else "logistic"
+    head = fitted[name].head
+    layer = head.layers[0]
+    if head.link == link:
+        return layer
+    weights = np.ones(len(train)) if train.weights is None else train.weights
+    mean = np.clip(weights @ train.targets / weights.sum(), 0.01, 0.99)
+    slope = mean * (1 - mean)
+    bias = np.log(mean / (1 - mean)) + (layer.bias[0] - mean) / slope
+    weight = layer.weight[0] / slope[:, None]
+    return Layer(weight[None].astype(np.float32), bias[None].astype(np.float32))
 
 
 def _link(train: Part, task: str) -> Link:

@@ -1,12 +1,13 @@
 """The baselines that always stand in the table: constant, ridge and logistic regression.
 
-Each strength is chosen on dev. Ridge solves the normal equations, which are summed block by block:
-it needs a dim x dim matrix in memory and never the whole training set. It equals scikit-learn's
-`Ridge` on the same standardised rows (tested to 1e-6); logistic regression is scikit-learn's.
+Each strength is chosen on dev, from the strongest on. Ridge solves the normal equations, which are
+summed block by block: it needs a dim x dim matrix in memory and never the whole training set. It
+equals scikit-learn's `Ridge` on the same rows (tested to 1e-6); logistic is scikit-learn's own.
 """
 
 import time
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,28 +82,29 @@ def ridge(
     to a mean of 1, the intercept free.
     """
     began = time.perf_counter()
-    gram, cross, centre, middle = _normal_equations(train, standard)
-    scores: list[tuple[float, float]] = []
-    best: tuple[float, float, Floats] | None = None
+    equations = _Dual if len(train) < len(standard.mean) else _Primal
+    system = equations(train, standard)
     dev_vectors = [
-        standard.apply(dev.read(start, start + _BLOCK)).astype(np.float64) - centre
+        standard.apply(dev.read(start, start + _BLOCK)) - system.centre
         for start in range(0, len(dev), _BLOCK)
     ]
-    diagonal = gram.diagonal().copy()
-    for strength in strengths:
-        np.fill_diagonal(gram, diagonal + strength)
+    scores: list[tuple[float, float]] = []
+    best: tuple[float, float, Floats] | None = None
+    for strength in sorted(strengths, reverse=True):
         try:
-            coefficients = solve(gram, cross, assume_a="pos", check_finite=False)
+            coefficients = system.solve(strength)
         except LinAlgError:
-            continue
-        seen = np.concatenate([block @ coefficients for block in dev_vectors]) + middle
+            break
+        seen = np.concatenate([block @ coefficients for block in dev_vectors]) + system.middle
         score = _figure(dev, seen, "identity")
         scores.append((strength, score))
         if best is None or score < best[0]:
             best = (score, strength, coefficients)
+        elif _worsened(scores, best[0]):
+            break
     assert best is not None
     score, strength, coefficients = best
-    layer = _layer(coefficients.T, middle - centre @ coefficients)
+    layer = _layer(coefficients.T, system.middle - system.centre @ coefficients)
     return Linear(layer, "identity", strength, score, tuple(scores), time.perf_counter() - began)
 
 
@@ -117,7 +119,7 @@ def logistic(
     """scikit-learn's logistic regression, the strength C with the least dev log-loss.
 
     outputs: 1 for two classes, else the number of classes. Strengths are tried from the most
-    regularised on, each starting from the last; the search ends once dev has worsened twice.
+    regularised on, each starting from the last.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -143,32 +145,76 @@ def logistic(
         scores.append((strength, score))
         if best is None or score < best[0]:
             best = (score, strength, _layer(weight, bias))
-        if len(scores) > 2 and min(scores[-1][1], scores[-2][1]) > best[0]:
+        elif _worsened(scores, best[0]):
             break
     assert best is not None
     score, strength, layer = best
     return Linear(layer, link, strength, score, tuple(scores), time.perf_counter() - began)
 
 
-def _normal_equations(train: Part, standard: Standard) -> tuple[Floats, Floats, Floats, Floats]:
-    """X'WX and X'Wy of centred rows, and the weighted means of X and y; weights of mean 1."""
-    n, dim = len(train), len(standard.mean)
-    weights = _share(train) * n
-    middle = (weights @ train.targets) / n
-    centre = np.zeros(dim)
-    for start in range(0, n, _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        centre += weights[rows] @ standard.apply(train.read(rows.start, rows.stop))
-    centre /= n
-    gram, cross = np.zeros((dim, dim)), np.zeros((dim, train.targets.shape[1]))
-    for start in range(0, n, _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        block = standard.apply(train.read(rows.start, rows.stop)) - centre
-        root = np.sqrt(weights[rows])[:, None]
-        block *= root
-        gram += block.T @ block
-        cross += block.T @ ((train.targets[rows] - middle) * root)
-    return gram, cross, centre, middle
+class _Centred:
+    """Training rows around their weighted mean, times the root of their weight (mean 1)."""
+
+    def __init__(self, train: Part, standard: Standard) -> None:
+        self.train, self.standard = train, standard
+        self.weights = _share(train) * len(train)
+        self.middle = self.weights @ train.targets / len(train)
+        self.centre = np.zeros(len(standard.mean))
+        for start in range(0, len(train), _BLOCK):
+            block = standard.apply(train.read(start, start + _BLOCK))
+            self.centre += self.weights[start : start + _BLOCK] @ block
+        self.centre /= len(train)
+
+    def blocks(self) -> Iterator[tuple[Floats, Floats]]:
+        """Rows (some, dim) and targets (some, k), block by block."""
+        for start in range(0, len(self.train), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            block = self.standard.apply(self.train.read(rows.start, rows.stop)) - self.centre
+            root = np.sqrt(self.weights[rows])[:, None]
+            yield block * root, (self.train.targets[rows] - self.middle) * root
+
+
+class _Primal(_Centred):
+    """X'X b = X'y: a dim x dim system, summed block by block."""
+
+    def __init__(self, train: Part, standard: Standard) -> None:
+        super().__init__(train, standard)
+        dim = len(self.centre)
+        self.gram, self.cross = np.zeros((dim, dim)), np.zeros((dim, train.targets.shape[1]))
+        for rows, targets in self.blocks():
+            self.gram += rows.T @ rows
+            self.cross += rows.T @ targets
+        self.diagonal = self.gram.diagonal().copy()
+
+    def solve(self, strength: float) -> Floats:
+        """Coefficients (dim, k)."""
+        np.fill_diagonal(self.gram, self.diagonal + strength)
+        return np.asarray(solve(self.gram, self.cross, assume_a="pos", check_finite=False))
+
+
+class _Dual(_Centred):
+    """The same solution where there are fewer rows than floats: an n x n system."""
+
+    def __init__(self, train: Part, standard: Standard) -> None:
+        super().__init__(train, standard)
+        rows, targets = zip(*self.blocks(), strict=True)
+        self.rows, self.targets = np.concatenate(rows), np.concatenate(targets)
+        self.gram = self.rows @ self.rows.T
+        self.diagonal = self.gram.diagonal().copy()
+
+    def solve(self, strength: float) -> Floats:
+        """Coefficients (dim, k)."""
+        np.fill_diagonal(self.gram, self.diagonal + strength)
+        dual = solve(self.gram, self.targets, assume_a="pos", check_finite=False)
+        return np.asarray(self.rows.T @ dual)
+
+
+def _worsened(scores: Sequence[tuple[float, float]], best: float) -> bool:
+    """Whether the last three strengths were clearly worse than the best: weaker ones will be too.
+
+    Clearly, because under the strongest penalties every figure is the constant's, give or take.
+    """
+    return len(scores) > 3 and min(score for _, score in scores[-3:]) > 1.02 * best
 
 
 def _share(part: Part) -> Floats:
@@ -185,11 +231,7 @@ def _figure(part: Part, outputs: Floats, link: Link) -> float:
     seen = linked(outputs, link)
     if link == "softmax":
         return float(share @ row_log_loss(part.targets[:, 0], seen))
-    return (
-        float(share @ row_log_loss(part.targets, seen.clip(1e-12, 1 - 1e-12)).mean(1))
-        if (part.targets.shape[1] > 1)
-        else float(share @ row_log_loss(part.targets[:, 0], seen[:, 0]))
-    )
+    return float(share @ row_log_loss(part.targets[:, 0], seen[:, 0]))
 
 
 def _layer(weight: Floats, bias: Floats) -> Layer:

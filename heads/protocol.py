@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from embedcache.errors import InputError
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 LOSSES = ("auto", "mse", "log_loss", "binomial")
 
 
@@ -18,6 +18,8 @@ class Protocol:
     optimizer: "adam" (weight decay decoupled from the gradient) or "sgd" (momentum 0.9).
     members: networks per rate that differ in their random start; their predictions are averaged.
     hidden: width of each hidden layer.
+    start: what FC heads are at epoch 0: the ridge or logistic baseline, or the constant.
+    margin: an FC head leaves its start only for a dev gain of so many standard errors.
     loss: "auto" is "mse" for a regression and "log_loss" for classes; "binomial" is the likelihood
         of ratios whose weights are counts.
     patience: stop a rate after so many epochs without a better dev figure; None never does.
@@ -32,6 +34,8 @@ class Protocol:
     members: int = 1
     hidden: int = 256
     loss: Literal["auto", "mse", "log_loss", "binomial"] = "auto"
+    start: Literal["linear", "constant"] = "linear"
+    margin: float = 1.0
     weight_decay: float = 0.0
     dropout: float = 0.0
     patience: int | None = None
@@ -52,10 +56,14 @@ class Protocol:
             raise InputError(f"optimizer is adam or sgd; got {self.optimizer!r}")
         if self.loss not in LOSSES:
             raise InputError(f"loss is one of {', '.join(LOSSES)}; got {self.loss!r}")
+        if self.start not in ("linear", "constant"):
+            raise InputError(f"start is linear or constant; got {self.start!r}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is 0 or more and below 1; got {self.dropout}")
         if not 0 <= self.weight_decay < float("inf"):
             raise InputError(f"weight_decay is 0 or more; got {self.weight_decay}")
+        if not 0 <= self.margin < float("inf"):
+            raise InputError(f"margin is 0 or more; got {self.margin}")
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience is 1 or more epochs; got {self.patience}")
 

@@ -7,19 +7,18 @@ rounding of a product of another width.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from heads.dataset import Part
 from heads.fc import DEPTHS, Bank, Member
 from heads.head import Layer, Link, Standard
+from heads.objective import Objective
 from heads.protocol import Protocol
 
-BLOCK_ROWS = 2048
 _MOMENTUM = 0.9
 _DECAY = 0.01
 
@@ -36,9 +35,10 @@ class Point:
 
 @dataclass(slots=True)
 class Trained:
-    """The best rate and epoch of one head by its dev figure; epoch 0 is the constant it starts as.
+    """The best rate and epoch of one head by its dev figure; epoch 0 is what it starts as.
 
     layers: of that epoch, members stacked. dev: MSE, or log-loss for classes. curve: all rates.
+    start: the dev scores of epoch 0, row by row.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Trained:
     dev: float = math.inf
     layers: tuple[Layer, ...] = ()
     curve: list[Point] = field(default_factory=list)
+    start: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @dataclass(slots=True)
@@ -68,15 +69,16 @@ def train(
     standard: Standard,
     link: Link,
     loss: str,
-    outputs: int,
+    start: Layer,
     protocol: Protocol,
 ) -> dict[str, Trained]:
     """Train the heads `names` ("0fc", "1fc", "2fc"); the dev rows pick each one's rate and epoch.
 
     loss: "mse", "log_loss" or "binomial" (`fit` resolves "auto").
+    start: the linear map, before the link, that every head is at epoch 0: weight (1, k, dim).
     Returns a `Trained` per name. A rate that diverges drops out and disturbs no other.
     """
-    task = _Task(train_part, dev_part, standard, link, loss, outputs, protocol)
+    task = Objective(train_part, dev_part, standard, link, loss, start, protocol)
     found = {name: Trained(name) for name in names}
     candidates = [
         _Candidate(name, DEPTHS[name], rate)
@@ -90,11 +92,10 @@ def train(
         outputs=task.outputs,
         device=protocol.device,
     )
-    bank.initialise(seed=protocol.seed, bias=task.bias)
+    bank.initialise(seed=protocol.seed, weight=task.start[0], bias=task.start[1])
     optimizer = _optimizer(bank, protocol)
-    _judge(
-        task, bank, candidates, found, epoch=0, losses=torch.full((len(bank.members),), math.nan)
-    )
+    untrained = torch.full((len(bank.members),), math.nan)
+    _judge(task, bank, candidates, found, epoch=0, losses=untrained, margin=0)
     steps = 0
     for epoch in range(1, protocol.epochs + 1):
         total, seen = torch.zeros(len(bank.members), device=protocol.device), 0
@@ -110,7 +111,9 @@ def train(
             total += losses * len(inputs)
             seen += len(inputs)
             steps += 1
-        _judge(task, bank, candidates, found, epoch=epoch, losses=total / seen)
+        _judge(
+            task, bank, candidates, found, epoch=epoch, losses=total / seen, margin=protocol.margin
+        )
         patience = protocol.patience or protocol.epochs
         going = [c for c in candidates if math.isfinite(c.best) and c.stale < patience]
         if not going:
@@ -123,159 +126,8 @@ def train(
     return found
 
 
-class _Task:
-    """The rows, the loss and the link, shared by all members."""
-
-    def __init__(
-        self,
-        train_part: Part,
-        dev_part: Part,
-        standard: Standard,
-        link: Link,
-        loss: str,
-        outputs: int,
-        protocol: Protocol,
-    ) -> None:
-        self.outputs = outputs
-        self.link, self.loss, self.protocol, self.standard = link, loss, protocol, standard
-        self.device = protocol.device
-        self.part, self.dev = train_part, dev_part
-        targets = train_part.targets
-        weights = np.ones(len(targets)) if train_part.weights is None else train_part.weights
-        share = weights / weights.sum()
-        self.centre, self.spread = np.zeros(targets.shape[1]), np.ones(targets.shape[1])
-        if link == "softmax":
-            rate = np.bincount(targets[:, 0].astype(int), share, self.outputs)
-            start = np.log(np.clip(rate, 1e-6, 1))
-        elif link == "sigmoid":
-            rate = np.clip(share @ targets, 1e-6, 1 - 1e-6)
-            start = np.log(rate / (1 - rate))
-        else:
-            self.centre = share @ targets
-            spread = np.sqrt(share @ (targets - self.centre) ** 2)
-            self.spread = np.where(spread > 0, spread, 1.0)
-            start = np.zeros(self.outputs)
-        self.bias = self._tensor(start)
-        self.targets = self._tensor((targets - self.centre) / self.spread)
-        self.weights = self._tensor(weights / weights.mean())[:, None]
-        dev_weights = np.ones(len(dev_part)) if dev_part.weights is None else dev_part.weights
-        if not dev_weights.any():
-            dev_weights = np.ones(len(dev_part))
-        self.dev_targets = self._tensor((dev_part.targets - self.centre) / self.spread)
-        self.dev_share = self._tensor(dev_weights / dev_weights.sum())[:, None]
-        self.groups = self._group_rows()
-        held = self.groups >= len(train_part)
-        self.inputs = self._read(train_part, np.arange(len(train_part))) if held else None
-        self.dev_inputs = self._read(dev_part, np.arange(len(dev_part))) if held else None
-        size = protocol.batch_size
-        lengths = [len(order) for order in self._order(0)]
-        self.steps_per_epoch = sum(-(-length // size) for length in lengths)
-
-    def _tensor(self, values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self.device)
-
-    def _read(self, part: Part, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
-        vectors = self.standard.apply(part.vectors[part.rows[rows]])
-        return torch.from_numpy(vectors).to(self.device)
-
-    def _group_rows(self) -> int:
-        """How many training rows are held at a time: all, or what the memory limit allows."""
-        limit, n = self.protocol.memory_bytes, len(self.part)
-        row_bytes = 4 * len(self.standard.mean)
-        # Read rows and their standardised copy exist at the same time.
-        if limit is None or 2 * row_bytes * (n + len(self.dev)) <= limit:
-            return n
-        return max(BLOCK_ROWS, limit // (2 * row_bytes) // BLOCK_ROWS * BLOCK_ROWS)
-
-    def _order(self, epoch: int) -> list[Tensor]:
-        """The rows of one epoch, shuffled: blocks of neighbours first, then inside each group."""
-        source = torch.Generator().manual_seed(self.protocol.seed * 1_000_003 + epoch)
-        n = len(self.part)
-        if self.groups >= n:
-            return [torch.randperm(n, generator=source)]
-        starts = torch.randperm(-(-n // BLOCK_ROWS), generator=source) * BLOCK_ROWS
-        groups = []
-        for some in torch.split(starts, self.groups // BLOCK_ROWS):
-            rows = torch.cat([torch.arange(s, min(s + BLOCK_ROWS, n)) for s in some.tolist()])
-            groups.append(rows[torch.randperm(len(rows), generator=source)])
-        return groups
-
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Inputs (rows, dim), targets (rows, k) and weights (rows, 1) of each step."""
-        for order in self._order(epoch):
-            if self.inputs is not None:
-                held, place = self.inputs, order
-            else:
-                near, place = order.sort()
-                held, place = self._read(self.part, near.numpy()), place.argsort()
-            for rows, at in zip(
-                torch.split(order, self.protocol.batch_size),
-                torch.split(place, self.protocol.batch_size),
-                strict=True,
-            ):
-                yield held[at.to(self.device)], self.targets[rows], self.weights[rows]
-
-    def linked(self, outputs: Tensor) -> Tensor:
-        """Outputs (..., k) through the link."""
-        if self.link == "identity":
-            return outputs
-        return outputs.sigmoid() if self.link == "sigmoid" else outputs.softmax(-1)
-
-    def slope(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss per member (members,) and its slope by the outputs (members, rows, k)."""
-        seen = self.linked(outputs)
-        rows, k = targets.shape
-        if self.link == "softmax":
-            truth = torch.nn.functional.one_hot(targets[:, 0].long(), self.outputs).float()
-            losses = -(outputs.log_softmax(-1) * truth).sum(-1) * weights[:, 0]
-            return losses.mean(1), (seen - truth) * (weights / rows)
-        gap = seen - targets
-        if self.loss == "mse":
-            losses = gap.square() * weights
-            slope = gap * (weights * (2 / (rows * k)))
-            if self.link == "sigmoid":
-                slope = slope * seen * (1 - seen)
-        else:
-            losses = torch.nn.functional.softplus(outputs) - targets * outputs
-            losses = losses * weights
-            slope = gap * (weights / (rows * k))
-        return losses.mean((1, 2)), slope
-
-    def dev_figures(self, bank: Bank, candidates: Sequence[_Candidate]) -> list[float]:
-        """Per candidate the dev MSE (log-loss for classes) of its members' mean prediction."""
-        totals = torch.zeros(len(candidates), device=self.device)
-        for start in range(0, len(self.dev), 4096):
-            rows = np.arange(start, min(start + 4096, len(self.dev)))
-            inputs = (
-                self.dev_inputs[start : start + 4096]
-                if self.dev_inputs is not None
-                else self._read(self.dev, rows)
-            )
-            seen = self.linked(bank.forward(inputs)[0])
-            truth, share = self.dev_targets[rows], self.dev_share[rows]
-            for place, candidate in enumerate(candidates):
-                mean = seen[_places(bank, candidate)].mean(0)
-                if self.link == "softmax":
-                    mean = mean.clamp(min=1e-12)
-                    each = -mean.gather(1, truth.long()).log()
-                elif self.loss == "log_loss":
-                    mean = mean.clamp(1e-7, 1 - 1e-7)
-                    each = -(truth * mean.log() + (1 - truth) * (-mean).log1p())
-                else:
-                    each = (mean - truth).square() * self._tensor(self.spread**2)
-                totals[place] += (each.mean(1, keepdim=True) * share).sum()
-        return [float(total) for total in totals]
-
-    def unscale(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-        """Let the last layer speak in the target's own units."""
-        *below, last = layers
-        weight = last.weight * self.spread[:, None]
-        bias = last.bias * self.spread + self.centre
-        return (*below, Layer(weight.astype(np.float32), bias.astype(np.float32)))
-
-
 def _members(candidates: Sequence[_Candidate], protocol: Protocol) -> list[Member]:
-    # 0FC starts at zero and sees the same batches whatever its seed: one member says it all.
+    # 0FC has nothing random: it starts as the linear map, and all seeds see the same batches.
     return [
         Member(candidate.depth, candidate.rate, seed)
         for candidate in candidates
@@ -292,25 +144,36 @@ def _places(bank: Bank, candidate: _Candidate) -> list[int]:
 
 
 def _judge(
-    task: _Task,
+    task: Objective,
     bank: Bank,
     candidates: Sequence[_Candidate],
     found: dict[str, Trained],
     *,
     epoch: int,
     losses: Tensor,
+    margin: float,
 ) -> None:
-    """Look at the dev figures after an epoch; remember each head's best."""
-    figures = task.dev_figures(bank, candidates)
-    for candidate, figure in zip(candidates, figures, strict=True):
-        places, head = _places(bank, candidate), found[candidate.name]
+    """Look at the dev rows after an epoch; remember each head's best.
+
+    A head leaves its start only for a gain that is `margin` standard errors of itself or more: the
+    smaller of two figures picked out of a hundred is often just the luckier one.
+    """
+    averaged = [_places(bank, candidate) for candidate in candidates]
+    scores = task.dev_scores(bank, averaged)
+    for candidate, places, rows in zip(candidates, averaged, scores, strict=True):
+        head, figure = found[candidate.name], float(rows @ task.dev_share)
         head.curve.append(Point(candidate.rate, epoch, float(losses[places].mean()), figure))
         if not math.isfinite(figure):
             candidate.best = math.inf
             continue
         candidate.stale = 0 if figure < candidate.best else candidate.stale + 1
         candidate.best = min(candidate.best, figure)
-        if figure < head.dev:
+        if epoch == 0:
+            head.start = rows
+        gain = (head.start - rows) * task.dev_share
+        mean = gain.sum()
+        error = (gain - mean * task.dev_share).square().sum().sqrt()
+        if figure < head.dev and (epoch == 0 or bool(mean > margin * error)):
             head.dev, head.rate, head.epoch = figure, candidate.rate, epoch
             views = [bank.parameters(place) for place in places]
             stacked = [torch.stack(one).cpu().numpy() for one in zip(*views, strict=True)]
@@ -353,7 +216,7 @@ def _masks(bank: Bank, rows: int, protocol: Protocol, step: int) -> list[Tensor]
     layers = []
     for depth, layer in ((1, 0), (2, 0), (2, 1)):
         mine = [drawn[depth, m.seed][layer] for m in bank.members if m.depth == depth]
-        layers.append(torch.stack(mine) if mine else torch.empty(0))
+        layers.append(torch.stack(mine) if mine else torch.empty(0, rows, bank.hidden))
     return layers
 
 

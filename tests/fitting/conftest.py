@@ -8,12 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from embedcache.faces_table import Faces
 from embedcache.spec import foreign
 from embedcache.store import Cache
 from heads.dataset import Dataset, from_arrays
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Products this small only lose time by waiting for a second thread."""
+    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)

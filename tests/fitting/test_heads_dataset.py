@@ -137,7 +137,7 @@ def test_labels_that_match_no_photo_show_ids_of_both_sides(world: World) -> None
 
 def test_an_id_with_two_labels_is_refused(world: World) -> None:
     path = world.table(user_id=["u000", "u000"], score=[1, 2])
-    with pytest.raises(LabelsError, match="more than one row.*'u000'"):
+    with pytest.raises(LabelsError, match=r"more than one row.*'u000'"):
         load(world, path, target="score", weight=None)
 
 

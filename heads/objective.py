@@ -1,0 +1,169 @@
+"""The rows, the loss and the link of one task, as the training loop sees them.
+
+Vectors are standardised as they are read. Those that fit the memory limit are held for the whole
+training, others are read again in each epoch: blocks of neighbouring rows in a shuffled order, as
+many as fit, and the rows of these blocks shuffled. The order depends on the limit, and not on where
+the vectors lie, so that a streamed training is the same training.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from heads.dataset import Part
+from heads.fc import Bank
+from heads.head import Layer, Link, Standard
+from heads.protocol import Protocol
+
+BLOCK_ROWS = 2048
+_DEV_ROWS = 4096
+
+
+class Objective:
+    """What all members of a bank learn from and are chosen by."""
+
+    def __init__(
+        self,
+        train_part: Part,
+        dev_part: Part,
+        standard: Standard,
+        link: Link,
+        loss: str,
+        start: Layer,
+        protocol: Protocol,
+    ) -> None:
+        self.outputs = start.bias.shape[1]
+        self.link, self.loss, self.protocol, self.standard = link, loss, protocol, standard
+        self.device = protocol.device
+        self.part, self.dev = train_part, dev_part
+        targets = train_part.targets
+        weights = np.ones(len(targets)) if train_part.weights is None else train_part.weights
+        share = weights / weights.sum()
+        self.centre, self.spread = np.zeros(self.outputs), np.ones(self.outputs)
+        if link == "identity":
+            self.centre = share @ targets
+            spread = np.sqrt(share @ (targets - self.centre) ** 2)
+            self.spread = np.where(spread > 0, spread, 1.0)
+        self.start = (
+            self._tensor(start.weight[0] / self.spread[:, None]),
+            self._tensor((start.bias[0] - self.centre) / self.spread),
+        )
+        k = targets.shape[1]  # one column of class numbers may have several outputs
+        centre, scale = self.centre[:k], self.spread[:k]
+        self.targets = self._tensor((targets - centre) / scale)
+        self.weights = self._tensor(weights / weights.mean())[:, None]
+        dev_weights = np.ones(len(dev_part)) if dev_part.weights is None else dev_part.weights
+        if not dev_weights.any():
+            dev_weights = np.ones(len(dev_part))
+        self.dev_targets = self._tensor((dev_part.targets - centre) / scale)
+        self.dev_share = self._tensor(dev_weights / dev_weights.sum())
+        self.groups = self._group_rows()
+        held = self.groups >= len(train_part)
+        self.inputs = self._read(train_part, np.arange(len(train_part))) if held else None
+        self.dev_inputs = self._read(dev_part, np.arange(len(dev_part))) if held else None
+        size = protocol.batch_size
+        lengths = [len(order) for order in self._order(0)]
+        self.steps_per_epoch = sum(-(-length // size) for length in lengths)
+
+    def _tensor(self, values: NDArray[np.float64]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+    def _read(self, part: Part, rows: NDArray[np.int64]) -> Tensor:
+        vectors = self.standard.apply(part.vectors[part.rows[rows]])
+        return torch.from_numpy(vectors).to(self.device)
+
+    def _group_rows(self) -> int:
+        """How many training rows are held at a time: all, or what the memory limit allows."""
+        limit, n = self.protocol.memory_bytes, len(self.part)
+        row_bytes = 4 * len(self.standard.mean)
+        # Read rows and their standardised copy exist at the same time.
+        if limit is None or 2 * row_bytes * (n + len(self.dev)) <= limit:
+            return n
+        return max(BLOCK_ROWS, limit // (2 * row_bytes) // BLOCK_ROWS * BLOCK_ROWS)
+
+    def _order(self, epoch: int) -> list[Tensor]:
+        """The rows of one epoch, shuffled: blocks of neighbours first, then inside each group."""
+        source = torch.Generator().manual_seed(self.protocol.seed * 1_000_003 + epoch)
+        n = len(self.part)
+        if self.groups >= n:
+            return [torch.randperm(n, generator=source)]
+        starts = torch.randperm(-(-n // BLOCK_ROWS), generator=source) * BLOCK_ROWS
+        groups = []
+        for some in torch.split(starts, self.groups // BLOCK_ROWS):
+            rows = torch.cat([torch.arange(s, min(s + BLOCK_ROWS, n)) for s in some.tolist()])
+            groups.append(rows[torch.randperm(len(rows), generator=source)])
+        return groups
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Inputs (rows, dim), targets (rows, k) and weights (rows, 1) of each step."""
+        for order in self._order(epoch):
+            if self.inputs is not None:
+                held, place = self.inputs, order
+            else:
+                near, place = order.sort()
+                held, place = self._read(self.part, near.numpy()), place.argsort()
+            for rows, at in zip(
+                torch.split(order, self.protocol.batch_size),
+                torch.split(place, self.protocol.batch_size),
+                strict=True,
+            ):
+                yield held[at.to(self.device)], self.targets[rows], self.weights[rows]
+
+    def linked(self, outputs: Tensor) -> Tensor:
+        """Outputs (..., k) through the link."""
+        if self.link == "identity":
+            return outputs
+        return outputs.sigmoid() if self.link == "sigmoid" else outputs.softmax(-1)
+
+    def slope(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss per member (members,) and its slope by the outputs (members, rows, k)."""
+        seen = self.linked(outputs)
+        rows, k = targets.shape
+        if self.link == "softmax":
+            truth = torch.nn.functional.one_hot(targets[:, 0].long(), self.outputs).float()
+            losses = -(outputs.log_softmax(-1) * truth).sum(-1) * weights[:, 0]
+            return losses.mean(1), (seen - truth) * (weights / rows)
+        gap = seen - targets
+        if self.loss == "mse":
+            losses = gap.square() * weights
+            slope = gap * (weights * (2 / (rows * k)))
+            if self.link == "sigmoid":
+                slope = slope * seen * (1 - seen)
+        else:
+            losses = torch.nn.functional.softplus(outputs) - targets * outputs
+            losses = losses * weights
+            slope = gap * (weights / (rows * k))
+        return losses.mean((1, 2)), slope
+
+    def dev_scores(self, bank: Bank, averaged: Sequence[Sequence[int]]) -> Tensor:
+        """The squared error (for classes the log-loss) of each dev row, (len(averaged), n_dev).
+
+        averaged: per line of the result, the members whose predictions are averaged.
+        """
+        scores = torch.empty(len(averaged), len(self.dev), device=self.device)
+        for start in range(0, len(self.dev), _DEV_ROWS):
+            rows = np.arange(start, min(start + _DEV_ROWS, len(self.dev)))
+            held = self.dev_inputs
+            inputs = self._read(self.dev, rows) if held is None else held[rows]
+            seen, truth = self.linked(bank.forward(inputs)[0]), self.dev_targets[rows]
+            for place, members in enumerate(averaged):
+                mean = seen[list(members)].mean(0)
+                if self.link == "softmax":
+                    each = -mean.clamp(min=1e-12).gather(1, truth.long()).log()
+                elif self.loss == "log_loss":
+                    mean = mean.clamp(1e-7, 1 - 1e-7)
+                    each = -(truth * mean.log() + (1 - truth) * (-mean).log1p())
+                else:
+                    each = (mean - truth).square() * self._tensor(self.spread**2)
+                scores[place, rows] = each.mean(1)
+        return scores
+
+    def unscale(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """Let the last layer speak in the target's own units."""
+        *below, last = layers
+        weight = last.weight * self.spread[:, None]
+        bias = last.bias * self.spread + self.centre
+        return (*below, Layer(weight.astype(np.float32), bias.astype(np.float32)))

@@ -1,0 +1,61 @@
+"""The estimators do what scikit-learn's own tools expect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from embedcache.errors import InputError
+from heads.estimator import HeadClassifier, HeadRegressor
+
+RNG = np.random.default_rng(0)
+ROWS = RNG.normal(size=(240, 6))
+QUICK: dict[str, Any] = {"epochs": 5, "hidden": 8, "learning_rates": (1e-2,)}
+
+
+def test_a_classifier_keeps_its_labels_and_scores_in_cross_validation() -> None:
+    labels = np.where(ROWS[:, 0] > 0, "yes", "no")
+    scores = cross_val_score(HeadClassifier(**QUICK), ROWS, labels, cv=3)
+    assert scores.mean() > 0.9
+    model = HeadClassifier(head="2fc", **QUICK).fit(ROWS, labels)
+    assert model.classes_.tolist() == ["no", "yes"]
+    assert model.predict_proba(ROWS).sum(1) == pytest.approx(1)
+    assert set(model.predict(ROWS)) == {"no", "yes"}
+
+
+def test_three_classes_work_in_a_pipeline_and_a_grid() -> None:
+    labels = np.digitize(ROWS[:, 0], [-0.5, 0.5])
+    pipe = make_pipeline(StandardScaler(), HeadClassifier(**QUICK))
+    grid = GridSearchCV(pipe, {"headclassifier__head": ["0fc", "1fc"]}, cv=2).fit(ROWS, labels)
+    assert grid.best_score_ > 0.8
+
+
+def test_a_regressor_takes_weights_groups_and_several_targets() -> None:
+    targets = np.stack([ROWS[:, 0] * 5 + 30, ROWS[:, 1]], 1)
+    model = HeadRegressor(**QUICK)
+    model.fit(ROWS, targets, sample_weight=np.arange(240.0), groups=(np.arange(240) // 4).tolist())
+    assert model.predict(ROWS).shape == (240, 2)
+    assert model.score(ROWS, targets) > 0.95
+    assert cross_val_score(HeadRegressor(**QUICK), ROWS, targets[:, 0], cv=3).min() > 0.9
+
+
+def test_parameters_are_stored_as_given_and_cloned() -> None:
+    model = HeadRegressor(hidden=7, learning_rates=(0.5,))
+    assert model.get_params()["hidden"] == 7
+    assert clone(model).get_params() == model.get_params()
+    with pytest.raises(NotFittedError):
+        model.predict(ROWS)
+
+
+def test_rows_that_cannot_be_parted_are_told() -> None:
+    with pytest.raises(InputError, match="one group"):
+        HeadRegressor(**QUICK).fit(ROWS[:5], np.arange(5.0), groups=[1] * 5)
+    with pytest.raises(InputError, match="no head 'tree'"):
+        HeadRegressor(head="tree").fit(ROWS, ROWS[:, 0])

@@ -1,0 +1,226 @@
+"""A whole fit: the contract's document, no leak from the test rows, an answer to odd input."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import heads
+from embedcache.errors import InputError, LabelsError
+from heads.dataset import Dataset, Part, from_arrays
+from heads.judge import judge
+from heads.protocol import Protocol
+
+Sample = Callable[..., Dataset]
+QUICK: dict[str, Any] = {"epochs": 3, "hidden": 8, "resamples": 200, "learning_rates": (1e-3, 1e-2)}
+
+
+def test_the_document_has_the_contracts_keys_and_is_json(sample: Sample) -> None:
+    fit = heads.fit(sample(), **QUICK)
+    told = json.loads(json.dumps(fit.document(), allow_nan=False))
+    assert {"task", "target", "n", "noise_floor", "seconds", "rows"} <= told.keys()
+    assert told["n"].keys() == {"train", "dev", "test"}
+    assert [row["head"] for row in told["rows"]] == ["const", "ridge", "0fc", "1fc", "2fc"]
+    keys = {"head", "metric", "value", "low", "high", "dev", "learning_rate", "epoch", "seconds"}
+    assert all(keys <= row.keys() and row["metric"] == "mse" for row in told["rows"])
+    assert all(row["low"] <= row["value"] <= row["high"] for row in told["rows"])
+    ridge = told["rows"][1]
+    assert 0.3 < ridge["explainable_share"] <= 1.2
+    assert ridge["value"] > told["noise_floor"] > 0
+    assert "noise floor" in str(fit)
+
+
+def test_a_binary_task_has_accuracy_and_log_loss_rows(sample: Sample) -> None:
+    fit = heads.fit(sample(task="binary"), heads=["logistic"], **QUICK)
+    rows = fit.document()["rows"]
+    assert [(row["head"], row["metric"]) for row in rows] == [
+        ("const", "accuracy"),
+        ("const", "log_loss"),
+        ("logistic", "accuracy"),
+        ("logistic", "log_loss"),
+    ]
+    assert rows[3]["auc"] > 0.9
+    assert rows[3]["versus"] is None
+    assert rows[1]["versus"]["head"] == "logistic"
+    assert rows[1]["versus"]["p"] < 0.05
+
+
+def test_several_classes_and_several_targets_each_get_their_rows(sample: Sample) -> None:
+    classes = heads.fit(sample(task="classes"), **QUICK)
+    assert classes.heads["1fc"].predict(np.zeros((2, 12), np.float32)).shape == (2, 3)
+    assert classes.dataset.classes == ("cat", "dog", "owl")
+    best = {row.head: row.value for row in classes.rows if row.metric == "accuracy"}
+    assert best["2fc"] > best["const"] + 0.2
+    one = sample(task="real")
+    both = np.stack([one.targets, -3 * one.targets], 1)
+    joint = heads.fit(from_arrays(one.vectors[np.arange(300)], both), **QUICK)
+    assert joint.heads["2fc"].predict(np.zeros((2, 12), np.float32)).shape == (2, 2)
+    assert {row.target for row in joint.rows} == {"target0", "target1"}
+    assert all(row.extra["r2"] > 0.6 for row in joint.rows if row.head != "const")
+
+
+def test_only_judge_looks_at_the_test_rows_and_only_once(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[list[str]] = []
+    part = Dataset.part
+
+    def watched(self: Dataset, name: str) -> Part:
+        if name == "test":
+            looked.append([frame.name for frame in traceback.extract_stack()])
+        return part(self, name)
+
+    monkeypatch.setattr(Dataset, "part", watched)
+    heads.fit(sample(), **QUICK)
+    assert len(looked) == 1
+    assert looked[0][-2] == judge.__name__
+
+
+def test_test_rows_change_no_weight_and_no_choice(sample: Sample) -> None:
+    for task in ("ratio", "binary"):
+        data = sample(task=task)
+        inside = data.subset == 2
+        vectors = np.array(data.vectors[np.arange(300)])
+        vectors[inside] = 1e3
+        turned = np.where(inside, 1 - data.targets, data.targets)
+        other = replace(data, targets=turned, vectors=vectors)
+        first, second = heads.fit(data, **QUICK), heads.fit(other, **QUICK)
+        assert first.best == second.best
+        for name, head in first.heads.items():
+            for one, two in zip(head.layers, second.heads[name].layers, strict=True):
+                assert (one.weight == two.weight).all()
+        chosen = [(row.head, row.dev, row.learning_rate, row.epoch) for row in first.rows]
+        assert repr(chosen) == repr(
+            [(row.head, row.dev, row.learning_rate, row.epoch) for row in second.rows]
+        )
+        assert [row.value for row in first.rows] != [row.value for row in second.rows]
+
+
+def test_heads_start_at_the_baseline_so_that_dev_never_says_worse(sample: Sample) -> None:
+    fit = heads.fit(sample(task="binary", noise=2.0), **QUICK)
+    dev = {row.head: row.dev for row in fit.rows if row.metric == "log_loss"}
+    assert all(dev[name] <= dev["logistic"] + 1e-6 for name in ("0fc", "1fc", "2fc"))
+
+
+def test_labels_of_pure_noise_do_not_beat_the_constant() -> None:
+    beaten = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        data = from_arrays(rng.normal(size=(200, 10)), rng.random(200), seed=seed)
+        fit = heads.fit(data, heads=["1fc"], seed=seed, **QUICK)
+        beaten += fit.compare("1fc", "const").high < 0
+    # An interval of 95 % lies wholly below zero by chance in one of forty.
+    assert beaten <= 2
+
+
+def test_errors_are_told_by_group(sample: Sample) -> None:
+    data = sample()
+    gender = tuple("F" if k % 3 else "M" for k in range(300))
+    fit = heads.fit(replace(data, by={"gender": gender}), heads=["ridge"], **QUICK)
+    told = fit.document()["by"]
+    assert {(one["group"], one["head"]) for one in told} == {
+        (group, head) for group in "FM" for head in ("const", "ridge")
+    }
+    assert sum(one["n"] for one in told if one["head"] == "ridge") == fit.dataset.n["test"]
+
+
+def test_constant_labels_give_zero_error_and_no_nan_in_the_table() -> None:
+    rng = np.random.default_rng(0)
+    data = from_arrays(rng.normal(size=(100, 4)), np.full(100, 7.0), task="regression")
+    fit = heads.fit(data, **QUICK)
+    assert all(row.value == pytest.approx(0, abs=1e-6) for row in fit.rows)
+    assert all(math.isnan(row.extra["r2"]) for row in fit.rows)
+    json.dumps(fit.document(), allow_nan=False)
+    assert "nan" not in str(fit)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_handful_of_photos_is_told_to_be_too_few(n: int) -> None:
+    data = from_arrays(np.eye(n), np.arange(n))
+    with pytest.raises(LabelsError, match=f"{n} labelled photos make .* too few"):
+        heads.fit(data, **QUICK)
+
+
+def test_few_photos_with_a_given_split_are_fitted_without_intervals() -> None:
+    vectors = np.arange(12.0).reshape(6, 2)
+    data = from_arrays(vectors, np.linspace(0, 1, 6), subset=[0, 0, 0, 0, 1, 2], groups=range(6))
+    fit = heads.fit(data, **QUICK)
+    assert all(math.isfinite(row.value) and math.isnan(row.low) for row in fit.rows)
+    json.dumps(fit.document(), allow_nan=False)
+
+
+def test_one_class_in_train_is_told() -> None:
+    labels = ["F"] * 8 + ["M"] * 2
+    subset = [0] * 8 + [1, 2]
+    data = from_arrays(np.eye(10), labels, subset=subset)
+    with pytest.raises(LabelsError, match="all 8 train rows are 'F'"):
+        heads.fit(data, **QUICK)
+
+
+@pytest.mark.parametrize(("side", "name"), [(0, "train"), (1, "dev"), (2, "test")])
+def test_weights_that_are_zero_on_one_side_are_told(sample: Sample, side: int, name: str) -> None:
+    data = sample()
+    weights = np.where(data.subset == side, 0.0, 1.0)
+    with pytest.raises(LabelsError, match=f"all weights of the {name} rows are zero"):
+        heads.fit(replace(data, weights=weights), **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": ["svm"]}, "no head 'svm'"),
+        ({"heads": ["logistic"]}, "logistic does not fit a regression"),
+        ({"epochs": 0}, "epochs is 1 or more"),
+        ({"learning_rates": [-1.0]}, "learning rates are above zero"),
+        ({"learning_rates": []}, "learning rates are above zero"),
+        ({"learning_rates": [0.1, 0.1]}, "named twice"),
+        ({"optimizer": "lion"}, "adam or sgd"),
+        ({"dropout": 1.0}, "dropout is 0 or more"),
+        ({"weight_decay": -1.0}, "weight_decay is 0"),
+        ({"patience": 0}, "patience is 1"),
+        ({"loss": "hinge"}, "loss is one of"),
+        ({"start": "middle"}, "linear or constant"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(
+    sample: Sample, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        heads.fit(sample(), **options)
+
+
+def test_the_binomial_loss_needs_counts(sample: Sample) -> None:
+    with pytest.raises(InputError, match="the counts they come from"):
+        heads.fit(sample(task="real"), loss="binomial")
+
+
+def test_a_diverging_rate_is_noted(sample: Sample) -> None:
+    fit = heads.fit(
+        sample(task="real"), heads=["0fc"], optimizer="sgd", learning_rates=(1e-3, 1e12), epochs=3
+    )
+    assert fit.notes == ("0fc: learning rate 1e+12 diverged",)
+    assert all(math.isfinite(row.value) for row in fit.rows)
+
+
+def test_the_protocol_is_checked_once_and_says_what_it_is() -> None:
+    told = Protocol().document()
+    assert told["batch_size"] == 256
+    assert told["epochs"] == 20
+    json.dumps(told)
+
+
+def test_importing_heads_loads_no_torch_and_no_backbone_library() -> None:
+    code = "import sys, heads, heads.dataset, heads.predict; print(*sorted(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"torch", "timm", "facenet_pytorch", "torchvision"} & set(loaded)

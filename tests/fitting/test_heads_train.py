@@ -1,0 +1,195 @@
+"""The sweep: members beside each other are members alone, and nothing depends on chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from heads import linear
+from heads.dataset import Dataset
+from heads.fc import Bank, Member
+from heads.fit import fit_parts
+from heads.head import Layer
+from heads.protocol import Protocol
+from heads.train import Trained, train
+
+Sample = Callable[..., Dataset]
+
+
+def sweep(data: Dataset, *names: str, loss: str = "mse", link: Any = None, **choices: Any) -> Any:
+    choices = {"epochs": 4, "batch_size": 64, "hidden": 16, "margin": 0} | choices
+    part, dev = data.part("train"), data.part("dev")
+    found: dict[str, Trained] = train(
+        names,
+        part,
+        dev,
+        standard=linear.fit_standard(part),
+        link=link or ("sigmoid" if data.targets.max() <= 1 else "identity"),
+        loss=loss,
+        start=Layer(
+            np.zeros((1, part.targets.shape[1], data.dim), np.float32),
+            np.zeros((1, part.targets.shape[1]), np.float32),
+        ),
+        protocol=Protocol(**choices),
+    )
+    return found
+
+
+def gap(one: Trained, other: Trained) -> float:
+    pairs = zip(one.layers, other.layers, strict=True)
+    return max(float(np.abs(a.weight - b.weight).max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_head_trained_alone_equals_the_same_head_in_the_sweep(
+    sample: Sample, dropout: float
+) -> None:
+    data = sample()
+    rates = (1e-4, 1e-3, 1e-2)
+    options: dict[str, Any] = {"members": 2, "dropout": dropout}
+    whole = sweep(data, "0fc", "1fc", "2fc", learning_rates=rates, **options)
+    for name in ("0fc", "1fc", "2fc"):
+        best = whole[name]
+        alone = sweep(data, name, learning_rates=(best.rate,), **options)[name]
+        assert alone.epoch == best.epoch
+        assert alone.dev == pytest.approx(best.dev, rel=1e-5)
+        assert gap(alone, best) < 1e-5
+
+
+def test_two_runs_with_one_seed_agree_bit_for_bit_and_another_seed_does_not(
+    sample: Sample,
+) -> None:
+    data = sample()
+    first, second = (sweep(data, "2fc", dropout=0.2, members=2)["2fc"] for _ in range(2))
+    assert gap(first, second) == 0
+    assert first.curve == second.curve or repr(first.curve) == repr(second.curve)
+    assert gap(first, sweep(data, "2fc", dropout=0.2, members=2, seed=1)["2fc"]) > 0
+
+
+def test_the_written_gradient_is_the_one_that_autograd_finds() -> None:
+    members = [Member(0, 1.0, 0), Member(1, 1.0, 0), Member(1, 1.0, 1), Member(2, 1.0, 0)]
+    bank = Bank(members, dim=5, hidden=7, outputs=3)
+    bank.initialise(seed=0, weight=torch.randn(3, 5), bias=torch.randn(3))
+    bank.flat += 0.1 * torch.randn(bank.flat.shape)
+    inputs, target = torch.randn(11, 5), torch.randn(4, 11, 3)
+    outputs, kept = bank.forward(inputs)
+    bank.backward(inputs, 2 * (outputs - target), kept)
+    for place, member in enumerate(members):
+        mine = [tensor.clone().requires_grad_() for tensor in bank.parameters(place)]
+        hidden = inputs
+        for depth in range(member.depth + 1):
+            hidden = hidden @ mine[2 * depth].T + mine[2 * depth + 1]
+            hidden = hidden.relu() if depth < member.depth else hidden
+        assert torch.allclose(hidden, outputs[place], atol=1e-4)
+        torch.autograd.backward((hidden - target[place]).square().sum())
+        for slope, parameter in zip(bank.gradients(place), mine, strict=True):
+            assert parameter.grad is not None
+            assert torch.allclose(slope, parameter.grad, atol=1e-3, rtol=1e-4)
+
+
+def test_every_depth_starts_as_the_linear_map_it_is_given() -> None:
+    members = [Member(0, 1.0, 0), Member(1, 1.0, 0), Member(2, 1.0, 3)]
+    bank = Bank(members, dim=5, hidden=8, outputs=2)
+    weight, bias = torch.randn(2, 5), torch.randn(2)
+    bank.initialise(seed=4, weight=weight, bias=bias)
+    inputs = torch.randn(9, 5)
+    for outputs in bank.forward(inputs)[0]:
+        assert torch.allclose(outputs, inputs @ weight.T + bias, atol=1e-5)
+
+
+def test_a_rate_that_diverges_drops_out_and_disturbs_no_other(sample: Sample) -> None:
+    data = sample(task="real")
+    options: dict[str, Any] = {"optimizer": "sgd", "epochs": 6}
+    both = sweep(data, "1fc", learning_rates=(1e-3, 1e9), **options)["1fc"]
+    alone = sweep(data, "1fc", learning_rates=(1e-3,), **options)["1fc"]
+    assert both.rate == 1e-3
+    assert any(p.rate == 1e9 and not math.isfinite(p.dev) for p in both.curve)
+    assert gap(both, alone) < 1e-5
+    assert all(np.isfinite(layer.weight).all() for layer in both.layers)
+
+
+def test_when_every_rate_diverges_the_head_is_what_it_started_as(sample: Sample) -> None:
+    data = sample(task="real")
+    found = sweep(data, "0fc", learning_rates=(1e12, 1e15), optimizer="sgd")["0fc"]
+    assert found.epoch == 0
+    assert (found.layers[0].weight == 0).all()
+
+
+def test_0fc_with_mse_reaches_the_weighted_least_squares_solution(sample: Sample) -> None:
+    data = sample(n=400, dim=6)
+    part = data.part("train")
+    found = sweep(
+        data, "0fc", link="identity", epochs=300, batch_size=len(part), learning_rates=(0.3,)
+    )["0fc"]
+    standard = linear.fit_standard(part)
+    rows = standard.apply(part.read()).astype(float)
+    design = np.column_stack([rows, np.ones(len(rows))])
+    assert part.weights is not None
+    root = np.sqrt(part.weights)[:, None]
+    exact, *_ = np.linalg.lstsq(design * root, part.targets * root, rcond=None)
+    last = next(p for p in found.curve if p.epoch == 300)
+    truth = part.targets[:, 0]
+    mean = np.average(truth, weights=part.weights)
+    least = np.average((truth - (design @ exact)[:, 0]) ** 2, weights=part.weights)
+    # Inside, targets have variance 1; the reported loss is on that scale.
+    spread = np.average((truth - mean) ** 2, weights=part.weights)
+    assert last.train == pytest.approx(float(least / spread), rel=1e-4)
+
+
+@pytest.mark.parametrize("memory_bytes", [1, 2 * 6 * 4 * 4096])
+def test_rows_that_stay_in_the_cache_train_the_same_head(sample: Sample, memory_bytes: int) -> None:
+    class Counting:
+        """Vectors that remember how many rows were asked for at once."""
+
+        def __init__(self, rows: NDArray[np.float32]) -> None:
+            self.rows, self.most, self.shape = rows, 0, rows.shape
+
+        def __getitem__(self, at: NDArray[np.int64]) -> NDArray[np.float32]:
+            self.most = max(self.most, len(at))
+            return np.asarray(self.rows[at])
+
+    data = sample(n=9000, dim=6)
+    counting = Counting(np.asarray(data.vectors[np.arange(9000)]))
+    lazy = replace(data, vectors=counting)
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 256, "memory_bytes": memory_bytes}
+    streamed = sweep(lazy, "1fc", **options)["1fc"]
+    held = sweep(data, "1fc", **options)["1fc"]
+    assert counting.most <= 8192
+    assert gap(streamed, held) == 0
+    whole = sweep(data, "1fc", **(options | {"memory_bytes": None}))["1fc"]
+    assert streamed.dev == pytest.approx(whole.dev, rel=0.02)
+
+
+def test_patience_stops_rates_and_leaves_the_best_epoch_as_it_was(sample: Sample) -> None:
+    data = sample(noise=3.0)
+    options: dict[str, Any] = {"epochs": 12, "learning_rates": (1e-3, 3e-2), "hidden": 32}
+    patient = sweep(data, "1fc", patience=3, **options)["1fc"]
+    full = sweep(data, "1fc", **options)["1fc"]
+    assert len(patient.curve) < len(full.curve)
+    early = {(p.rate, p.epoch): p.dev for p in full.curve}
+    assert all(early[p.rate, p.epoch] == pytest.approx(p.dev, rel=1e-4) for p in patient.curve)
+
+
+@pytest.mark.parametrize(
+    ("task", "loss"), [("ratio", "binomial"), ("binary", "auto"), ("classes", "auto")]
+)
+def test_every_loss_learns(sample: Sample, task: str, loss: Any) -> None:
+    data = sample(n=900, task=task)
+    base = "ridge" if task == "ratio" else "logistic"
+    fitted = fit_parts(
+        data.part("train"),
+        data.part("dev"),
+        ("const", base, "0fc", "1fc", "2fc"),
+        dataset=data,
+        protocol=Protocol(loss=loss, hidden=32, start="constant", learning_rates=(1e-2, 1e-1)),
+    )
+    metric = "mse" if task == "ratio" else "log_loss"
+    figures = {name: one.dev["target", metric] for name, one in fitted.items()}
+    assert all(figures[name] < 0.7 * figures["const"] for name in ("0fc", "1fc", "2fc"))
