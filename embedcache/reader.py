@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,96 +28,109 @@ Part = tuple[Segment, Columns, I64, I64]
 
 READ_THREADS = 2
 THREADED_BYTES = 8 << 20
+OPEN_FILES = 64
 
 
-def read_rows(parts: Iterable[Part], out: F32, *, n_rows: int) -> None:
+def read_rows(
+    parts: Iterable[Part], out: F32, *, n_rows: int, shards: "OpenShards | None" = None
+) -> None:
     """Fill rows of `out`, (n, dim) C-contiguous float32, from `parts`; n_rows in all.
 
+    shards: keeps files open from one call to the next.
     Raises Damaged, with the file's name, for a wrong byte in what is read.
     """
+    shards = shards or OpenShards()
     threaded = n_rows * out.strides[0] >= THREADED_BYTES
     singles = []
     with ThreadPoolExecutor(READ_THREADS) as pool:  # starts no thread before it is given a job
         for segment, columns, rows, slots in parts:
             geometry = segment.manifest.geometry
             assert geometry is not None
-            whole, single = split_by_chunk(geometry, rows, slots)
-            with _Shards(segment, geometry) as shards:  # a segment at a time: open files are few
-                if len(single[0]):
-                    with _located(segment.folder):
-                        read_single_rows(
-                            shards.of_rows(single[0]),
-                            *single,
-                            geometry=geometry,
-                            out=out,
-                            row_crcs=columns["row_crc"][single[0]],
-                        )
-                    singles.append(single[1])
-                jobs = _jobs(segment, geometry, whole, shards, out)
-                for _ in pool.map(_run, jobs) if threaded else map(_run, jobs):
-                    pass
+            whole, (rows, slots) = split_by_chunk(geometry, rows, slots)
+            if len(rows):
+                numbers = (rows // geometry.rows_per_shard).tolist()
+                opened = {number: shards.get(segment, number) for number in set(numbers)}
+                with _located(segment.path):
+                    read_single_rows(
+                        [opened[number].fd for number in numbers],
+                        rows,
+                        slots,
+                        geometry=geometry,
+                        out=out,
+                        row_crcs=columns["row_crc"][rows],
+                    )
+                singles.append(slots)
+            jobs = _jobs(segment, geometry, whole, shards, out)
+            for _ in pool.map(_run, jobs) if threaded else map(_run, jobs):
+                pass
     if singles:
         slots = np.concatenate(singles)
         if not np.isfinite(out if len(slots) == len(out) else out[slots]).all():
-            raise Damaged(f"a segment of {segment.folder.parent} holds {NOT_FINITE}")
+            raise Damaged(f"a segment beside {segment.path} holds {NOT_FINITE}")
+
+
+class OpenShards:
+    """Shard files that are open for reading; those used last stay open, up to a few.
+
+    A file is closed when nobody holds it any more, so that threads may share this.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[str, int], _File] = {}
+
+    def get(self, segment: Segment, shard: int) -> "_File":
+        """Shard file `shard` of a segment, its size and index checked when it was opened."""
+        key = (segment.path, shard)
+        file = self._files.get(key)
+        if file is None:
+            geometry = segment.manifest.geometry
+            assert geometry is not None
+            folder = segment.folder / "embedding"
+            try:
+                fd = open_shard(folder, shard, geometry=geometry, n_rows=segment.manifest.n_ok)
+            except FileNotFoundError:
+                raise Damaged(f"shard {shard} of {folder} is missing") from None
+            file = self._files[key] = _File(fd)
+            if len(self._files) > OPEN_FILES:
+                self._files.pop(next(iter(self._files)), None)
+        return file
+
+
+class _File:
+    """A file descriptor that is closed with its last holder."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
 
 
 def _run(job: Callable[[], None]) -> None:
     job()
 
 
-class _Shards:
-    """The open shard files of one segment."""
-
-    def __init__(self, segment: Segment, geometry: Geometry) -> None:
-        self._segment = segment
-        self._geometry = geometry
-        self._open: dict[int, int] = {}
-
-    def __enter__(self) -> "_Shards":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for fd in self._open.values():
-            os.close(fd)
-
-    def fd(self, shard: int) -> int:
-        if shard not in self._open:
-            folder, n_rows = self._segment.folder, self._segment.manifest.n_ok
-            try:
-                self._open[shard] = open_shard(
-                    folder / "embedding", shard, geometry=self._geometry, n_rows=n_rows
-                )
-            except FileNotFoundError:
-                raise Damaged(f"shard {shard} of segment {folder} is missing") from None
-        return self._open[shard]
-
-    def of_rows(self, rows: I64) -> list[int]:
-        """The open shard of each row."""
-        shards = (rows // self._geometry.rows_per_shard).tolist()
-        opened = {shard: self.fd(shard) for shard in set(shards)}
-        return [opened[shard] for shard in shards]
-
-
 def _jobs(
     segment: Segment,
     geometry: Geometry,
     whole: list[tuple[int, I64, I64]],
-    shards: _Shards,
+    shards: OpenShards,
     out: F32,
 ) -> Iterator[Callable[[], None]]:
     """One job for each chunk that is read whole."""
     chunk_crcs = np.frombuffer(segment.manifest.chunk_crcs, "<u4")
     spare: list[F32] = []  # memory to work in, as many pieces as there are threads
 
-    def job(chunk: int, rows: I64, slots: I64, fd: int) -> None:
+    def job(chunk: int, rows: I64, slots: I64, file: _File) -> None:
         try:
             scratch = spare.pop()
         except IndexError:
             scratch = np.empty((geometry.rows_per_chunk, geometry.dim), dtype="<f4")
-        with _located(segment.folder):
+        with _located(segment.path):
             read_chunk(
-                fd,
+                file.fd,
                 chunk,
                 rows,
                 slots,
@@ -130,14 +142,15 @@ def _jobs(
         spare.append(scratch)
 
     for chunk, rows, slots in whole:
-        yield partial(job, chunk, rows, slots, shards.fd(chunk // geometry.chunks_per_shard))
+        file = shards.get(segment, chunk // geometry.chunks_per_shard)
+        yield partial(job, chunk, rows, slots, file)
 
 
 @contextmanager
-def _located(folder: Path) -> Iterator[None]:
+def _located(segment: str) -> Iterator[None]:
     try:
         yield
     except Damaged as error:
         raise Damaged(
-            f"{folder / 'embedding'}: {error}. Run 'embedcache verify --repair' on the cache"
+            f"{segment}/embedding: {error}. Run 'embedcache verify --repair' on the cache"
         ) from None

@@ -298,6 +298,8 @@ def split_by_chunk(
 
     Returns [(chunk, rows within it, slots)] in file order, and (rows, slots) of the rest.
     """
+    if len(rows) < WHOLE_CHUNK_SHARE * geometry.rows_per_chunk:
+        return [], (rows, slots)
     order = np.argsort(rows, kind="stable")
     rows, slots = rows[order], slots[order]
     chunk_of = rows // geometry.rows_per_chunk

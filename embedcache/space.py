@@ -19,7 +19,7 @@ from embedcache.errors import CacheError, Damaged
 from embedcache.faces_table import Faces
 from embedcache.index import Table
 from embedcache.manifest import Kind
-from embedcache.reader import Part, read_rows
+from embedcache.reader import OpenShards, Part, read_rows
 from embedcache.segment import Columns, Segment, list_segments
 from embedcache.spec import Json, Spec
 from embedcache.writer import FaceWriter, SegmentWriter, face_writer, salvage, vector_writer
@@ -158,13 +158,13 @@ class Rows:
     def row_table(self) -> tuple[list[Segment], Table]:
         """The segments, and where each digest lies in them."""
 
-        def look(segments: list[Segment]) -> tuple[list[Segment], Table]:
-            names = [segment.digest for segment in segments]
-            if names != self._indexed:
-                self._extend(names, segments)
-            return segments, self._table
+        return self._retried(lambda segments: (segments, self._table_of(segments)))
 
-        return self._retried(look)
+    def _table_of(self, segments: list[Segment]) -> Table:
+        names = [segment.digest for segment in segments]
+        if names != self._indexed:
+            self._extend(names, segments)
+        return self._table
 
     def _extend(self, names: list[str], segments: list[Segment]) -> None:
         """Bring the table up to date, from memory, from the file, or from nothing.
@@ -193,7 +193,7 @@ class Rows:
                 base.save(self._index_path, names)
 
     def _steadily(self, look: Callable[[list[Segment], Table], T]) -> T:
-        return self._retried(lambda _: look(*self.row_table()))
+        return self._retried(lambda segments: look(segments, self._table_of(segments)))
 
     def _retried(self, look: Callable[[list[Segment]], T]) -> T:
         """Look again when a segment was compacted away, or forgotten, under a reader's eyes."""
@@ -207,17 +207,13 @@ class Rows:
         raise AssertionError("unreachable")
 
     def columns_of(self, segment: Segment) -> Columns:
-        """A segment's small arrays; the most recent ones are kept, up to a few megabytes."""
-        columns = self._columns.pop(segment.id, None)
+        """A segment's small arrays; those read last are kept, up to a few megabytes."""
+        columns = self._columns.get(segment.id)
         if columns is None:
-            columns = segment.columns()
-        self._columns[segment.id] = columns
-        while (
-            len(self._columns) > 1
-            and sum(array.nbytes for kept in self._columns.values() for array in kept.values())
-            > COLUMN_CACHE_BYTES
-        ):
-            del self._columns[next(iter(self._columns))]
+            columns = self._columns[segment.id] = segment.columns()
+            sizes = [sum(c.nbytes for c in kept.values()) for kept in self._columns.values()]
+            while len(self._columns) > 1 and sum(sizes) > COLUMN_CACHE_BYTES:
+                del self._columns[next(iter(self._columns))], sizes[0]
         return columns
 
     def _found(
@@ -251,6 +247,7 @@ class Space(Rows):
         super().__init__(folder, spec.digest, pins=pins)
         self.spec = spec
         self.dim = spec.dim
+        self._shards = OpenShards()
 
     def read(self, digests: U8, *, out: F32 | None = None) -> tuple[F32, Bool]:
         """The vectors of (n, 32) digests, verified: ((n, dim), which were found).
@@ -269,7 +266,7 @@ class Space(Rows):
 
         def look(segments: list[Segment], table: Table) -> Bool:
             found, parts = self._found(segments, table, digests)
-            read_rows(parts, out, n_rows=int(found.sum()))
+            read_rows(parts, out, n_rows=int(found.sum()), shards=self._shards)
             out[~found] = np.nan
             return found
 

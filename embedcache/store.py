@@ -56,7 +56,7 @@ _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
 
 class Cache:
-    """An open cache. Holds no lock and no file open; use `Cache.open`."""
+    """An open cache. Holds no lock; use `Cache.open`."""
 
     def __init__(self, path: Path, *, pins: Pins | None = None) -> None:
         self.path = path
