@@ -12,9 +12,10 @@ import numpy as np
 from heads import metrics
 from heads.results import CONST, Fitted, Results, name_of, title_of
 
+Dash = Literal["solid", "dash", "dot"]
 Mark = Literal["line", "dots", "cloud", "interval"]
 TONES = ("accent", "plain", "third", "fourth")
-_DASH = {"0fc": "dot", "1fc": "solid", "2fc": "dash"}
+_DASH: dict[str, Dash] = {"0fc": "dot", "1fc": "solid", "2fc": "dash"}
 _MAX_POINTS = 1500
 
 
@@ -30,7 +31,7 @@ class Series:
     size: tuple[float, ...] = ()
     mark: Mark = "line"
     tone: str = "plain"
-    dash: Literal["solid", "dash", "dot"] = "solid"
+    dash: Dash = "solid"
     chosen: int | None = None
 
 
@@ -177,7 +178,8 @@ def curves(results: Results, target: str) -> Chart:
         name=f"learning_curves_{target}",
         title=f"{title_of(target)}: learning curves",
         caption="Dev figure after each epoch, at the learning rate that dev chose. The ringed "
-        "epoch is the one kept. Thin level lines are the linear heads.",
+        "epoch is the one kept; at epoch 0 no rate beat the head's linear start. Thin level lines "
+        "are the linear heads.",
         alt=f"Line chart of dev figures by epoch for {target}.",
         panels=tuple(panels),
         legend=_legend(panels),
@@ -357,21 +359,20 @@ def _cloud(
 
 
 def _curve(fit: Fitted, head: str, tone: str) -> Series | None:
+    """The curve of the rate that dev chose; of the best rate where none beat the head's start."""
     row = next(row for row in fit.rows if row["head"] == head)
-    points = [
-        (epoch, dev)
-        for rate, epoch, _train, dev in fit.curves[head]
-        if rate == row["learning_rate"] and dev is not None
-    ]
+    points = [(rate, epoch, dev) for rate, epoch, _, dev in fit.curves[head] if dev is not None]
     if not points:
         return None
-    epochs = [epoch for epoch, _ in points]
+    rate = row["learning_rate"] or min(points, key=lambda point: point[2])[0]
+    ours = [(epoch, dev) for at, epoch, dev in points if at == rate]
+    epochs = [epoch for epoch, _ in ours]
     return Series(
         name=name_of(fit.backbone, head),
         x=tuple(map(float, epochs)),
-        y=tuple(float(dev) for _, dev in points),
+        y=tuple(float(dev) for _, dev in ours),
         tone=tone,
-        dash=_DASH[head],  # type: ignore[arg-type]
+        dash=_DASH[head],
         chosen=epochs.index(row["epoch"]) if row["epoch"] in epochs else None,
     )
 

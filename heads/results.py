@@ -124,7 +124,8 @@ class Fitted:
     def best_head(self) -> str:
         """The head with the lowest dev figure, the constant aside unless it stands alone."""
         dev = {head: self.dev(head) for head in self.heads if head != CONST}
-        return min(dev, key=dev.__getitem__) if dev else self.heads[0]
+        # To a millionth, so that of heads that say the same the simplest stands out.
+        return min(dev, key=lambda head: round(dev[head], 6)) if dev else self.heads[0]
 
     def dev(self, head: str) -> float:
         """The dev figure that chose a head's rate; infinite when there is none."""
@@ -189,16 +190,18 @@ class Results:
     versions: Mapping[str, str]
 
     def rows(self) -> list[Row]:
-        """Every head of every fit, in the order of the study, the best of each column marked."""
-        lowest: dict[tuple[str, str], float] = {}
-        for fit in self.fits:
-            here = min((fit.dev(head) for head in fit.heads if head != CONST), default=np.inf)
-            at = (fit.target, fit.subset)
-            lowest[at] = min(lowest.get(at, np.inf), here)
+        """Every head of every fit, in the order of the study, the best of each column marked.
+
+        Where several heads tie on dev, the first of them, which is the simplest, is the best.
+        """
+        best = {
+            (fit.key, fit.best_head())
+            for target in self.targets()
+            for subset in self.subsets(target)
+            for fit in [self.best(target, subset)]
+        }
         return [
-            _row(fit, head, lowest[fit.target, fit.subset])
-            for fit in self.fits
-            for head in fit.heads
+            _row(fit, head, best=(fit.key, head) in best) for fit in self.fits for head in fit.heads
         ]
 
     def fits_of(self, target: str, subset: str | None = None) -> list[Fitted]:
@@ -212,7 +215,7 @@ class Results:
 
     def best(self, target: str, subset: str) -> Fitted:
         """The fit whose best head has the lowest dev figure."""
-        return min(self.fits_of(target, subset), key=lambda fit: fit.dev(fit.best_head()))
+        return min(self.fits_of(target, subset), key=lambda fit: round(fit.dev(fit.best_head()), 6))
 
     def comparisons(self) -> list[Comparison]:
         """Face vectors against whole-photo ones, wherever a subset has both."""
@@ -296,7 +299,7 @@ def compare(first: Fitted, second: Fitted) -> Comparison:
     )
 
 
-def _row(fit: Fitted, head: str, lowest: float) -> Row:
+def _row(fit: Fitted, head: str, *, best: bool) -> Row:
     figures: Sequence[Mapping[str, Any]] = [row for row in fit.rows if row["head"] == head]
     metric = "mse" if fit.task == "regression" else "accuracy"
     main = next(row for row in figures if row["metric"] == metric)
@@ -324,5 +327,5 @@ def _row(fit: Fitted, head: str, lowest: float) -> Row:
         labels=fit.labels,
         split=fit.split,
         ref=fit.ref,
-        best=head != CONST and fit.dev(head) == lowest,
+        best=best,
     )

@@ -11,8 +11,9 @@ is never mistaken for the old one.
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,19 @@ def run(
     for backbone in study.backbone:
         if not _is_foreign(cache, backbone.name):
             embed(backbone.name)
+    labels_digest = sha256(labels_path)
     fits, reused = [], 0
     for number, subset in enumerate(study.subset):
         backbones = [b for b in study.backbone if study.fits_on(b, subset)]
-        chosen = _common(_where(table, subset), cache, backbones, study)
+        chosen, left_out = _common(_where(table, subset), cache, backbones, study)
         for target in study.target:
-            known = chosen.filter(pl.col(target.column).is_not_null())
+            known, here = chosen.filter(pl.col(target.column).is_not_null()), dict(left_out)
+            if known.height < chosen.height:
+                here |= {f"no {target.column}": chosen.height - known.height}
             for backbone in backbones:
-                one = _Task(study, target, subset, backbone, labels_path, study.seed + number)
+                one = _Task(study, target, subset, backbone, study.seed + number)
                 found, fresh = one.fit(known, cache, out)
+                found = replace(found, labels=labels_digest, dropped=here | {**found.dropped})
                 fits.append(found)
                 reused += not fresh
                 say(
@@ -111,7 +116,6 @@ class _Task:
     target: Target
     subset: Subset
     backbone: Backbone
-    labels_path: Path
     seed: int
 
     def fit(self, table: pl.DataFrame, cache: Cache, out: Path) -> tuple[Fitted, bool]:
@@ -167,7 +171,10 @@ class _Task:
                 f"{target.column!r} has {len(data.classes)} classes; a study's targets are numbers "
                 "or two classes. 'embedcache fit-head' fits it"
             )
-        made = fit(data, heads=study.heads, seed=study.seed, **study.fit)
+        # A study names heads for all its targets; each target takes those that fit its task.
+        other = "logistic" if data.task == "regression" else "ridge"
+        heads = [name for name in study.heads if name != other] or ["const"]
+        made = fit(data, heads=heads, seed=study.seed, **study.fit)
         return _keep(made, key=key, inputs=inputs, task=self)
 
 
@@ -197,7 +204,7 @@ def _keep(made: Fit, *, key: str, inputs: Mapping[str, Any], task: _Task) -> Fit
         },
         dropped=document["dropped"],
         spec=source.spec_digest,
-        labels=sha256(task.labels_path),
+        labels="",  # of the whole table, which may change where these rows do not: see `run`
         split=source.split,
         ref=source.ref,
         seconds=made.seconds,
@@ -234,21 +241,29 @@ def _where(table: pl.DataFrame, subset: Subset) -> pl.DataFrame:
 
 def _common(
     table: pl.DataFrame, cache: Cache, backbones: list[Backbone], study: Study
-) -> pl.DataFrame:
-    """The rows whose photo every backbone has a vector of: a column compares like with like."""
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The rows whose photo every backbone has a vector of, and why the others are left out.
+
+    A column of a table then compares like with like.
+    """
     ids = table[study.id_column].to_list()
     if table[study.id_column].null_count():
         raise LabelsError(f"the label table has rows without {study.id_column}")
     digests, found = cache.digests_of(ids, scope=study.scope)
+    why = Counter({"not in the cache": int((~found).sum())})
     for backbone in backbones:
-        found &= cache.find(backbone.name).status(digests) == OK
+        space = cache.find(backbone.name)
+        there = space.status(digests) == OK
+        for reason in space.reasons(digests[found & ~there]):
+            why[f"{reason or 'not embedded'} ({backbone.shown})".replace("_", " ")] += 1
+        found &= there
     if not np.any(found):
         raise LabelsError(
             f"no labelled photo has a vector of every backbone: "
             f"{', '.join(backbone.shown for backbone in backbones)}. The label table has ids like "
             f"{', '.join(map(repr, ids[:3]))}; see 'embedcache info'"
         )
-    return table.filter(pl.Series(found))
+    return table.filter(pl.Series(found)), {reason: n for reason, n in why.items() if n}
 
 
 def _is_foreign(cache: Cache, name: str) -> bool:

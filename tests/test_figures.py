@@ -51,10 +51,11 @@ def test_a_learning_curve_ends_where_the_row_says(results: Results) -> None:
         for series in panel.series:
             row = next(r for r in results.rows() if (r.target, r.subset, r.name) == (
                 "gender", panel.title, series.name))  # fmt: skip
-            assert series.chosen is not None
-            assert series.x[series.chosen] == row.epoch
-            assert series.y[series.chosen] == pytest.approx(row.dev, rel=1e-3)
-            assert min(series.y) == series.y[series.chosen]
+            assert len(series.x) > 5
+            if row.learning_rate is not None:
+                assert series.chosen is not None
+                assert series.x[series.chosen] == row.epoch
+                assert series.y[series.chosen] == pytest.approx(row.dev, rel=1e-3)
 
 
 def test_the_noise_band_holds_its_share_of_perfect_predictions() -> None:

@@ -88,7 +88,8 @@ def test_the_best_row_is_chosen_by_dev_and_not_by_test(results: Results) -> None
             rows = [r for r in results.rows() if (r.target, r.subset) == (target, subset)]
             best = [row for row in rows if row.best]
             assert len(best) == 1
-            assert best[0].dev == min(row.dev or 9 for row in rows if row.head != "const")
+            lowest = min(row.dev or 9 for row in rows if row.head != "const")
+            assert best[0].dev == pytest.approx(lowest, abs=1e-6)
 
 
 def test_a_fit_compared_with_itself_differs_by_nothing(results: Results) -> None:
@@ -202,6 +203,19 @@ def test_rows_without_a_value_are_left_out_of_that_target_only(
         small(tmp_path, labels="labels.csv", target=targets, heads=["const"]), cache, tmp_path
     )
     assert [sum(fit.n.values()) for fit in made.fits] == [studies.N - 20, studies.N]
+    assert [fit.dropped for fit in made.fits] == [{"no gender": 20}, {}]
+
+
+def test_what_is_left_out_is_counted_by_reason(results: Results) -> None:
+    several = {"several faces (FaceNet)": studies.N // 6}
+    for one in results.fits:
+        assert one.dropped == ({} if one.subset == "ALL" else several)
+
+
+def test_heads_of_another_task_are_passed_over(folder: Path, cache: Cache, tmp_path: Path) -> None:
+    targets = [{"column": "like_ratio"}, {"column": "gender"}]
+    made = run(small(folder, target=targets, heads=["ridge", "logistic"]), cache, tmp_path)
+    assert [fit.heads for fit in made.fits] == [("const", "ridge"), ("const", "logistic")]
 
 
 def test_the_document_names_no_photo_and_no_folder(results: Results) -> None:
