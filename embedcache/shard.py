@@ -303,8 +303,9 @@ def split_by_chunk(
     order = np.argsort(rows, kind="stable")
     rows, slots = rows[order], slots[order]
     chunk_of = rows // geometry.rows_per_chunk
-    starts = np.flatnonzero(np.diff(chunk_of, prepend=-1))
-    counts = np.diff(starts, append=len(rows))
+    cuts = np.flatnonzero(chunk_of[1:] != chunk_of[:-1]) + 1
+    starts = np.concatenate(([0], cuts))
+    counts = np.concatenate((cuts, [len(rows)])) - starts
     dense = counts >= WHOLE_CHUNK_SHARE * geometry.rows_per_chunk
     single = np.repeat(~dense, counts)
     whole = []
