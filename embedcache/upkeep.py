@@ -4,7 +4,7 @@ Each operation adds segments first and removes others after, so that a crash in 
 twice, never missing; running it again finishes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -226,7 +226,12 @@ def compact(cache: Cache, *, target_rows: int = COMPACT_ROWS) -> Compacted:
                         (segment, np.sort(table.row[table.segment == number]).astype(np.int64))
                         for number, segment in batch
                     ]
-                    rows += rewrite(store, store, chosen, about=_joint_about(batch))
+                    rows += rewrite(
+                        store,
+                        store,
+                        chosen,
+                        about=joint_about([s.manifest.about for _, s in batch]),
+                    )
                 for _, segment in small:
                     disk.remove_folder(segment.folder)
             segments = store.segments()
@@ -358,17 +363,17 @@ def _batches(
     return batches
 
 
-def _joint_about(batch: Sequence[tuple[int, Segment]]) -> dict[str, Json]:
+def joint_about(segments: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
     """Provenance of several segments: what all agree on stays, the rest becomes lists."""
     values: dict[str, list[Json]] = {}
-    for _, segment in batch:
-        for key, value in segment.manifest.about.items():
+    for about in segments:
+        for key, value in about.items():
             if value not in values.setdefault(key, []) and len(values[key]) < MAX_ABOUT_VALUES:
                 values[key].append(value)
     joint: dict[str, Json] = {
         key: found[0] if len(found) == 1 else found for key, found in values.items()
     }
-    return joint | {"compacted_segments": len(batch)}
+    return joint | {"compacted_segments": len(segments)}
 
 
 def _members(digests: U8, contents: set[bytes]) -> Bool:

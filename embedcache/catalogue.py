@@ -1,0 +1,345 @@
+"""What a remote says it holds, believed only as far as it can be checked.
+
+A remote is laid out as a cache is (docs/format.md), but for spaces of face crops, which lie under
+`face-spaces/` so that storage rights can differ. Every name, path and size used here comes out of
+this module's own patterns and the store's manifest parser, never straight from a listing; sizes are
+checked before memory is taken; what was fetched once is remembered in the cache's `local/`.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache import disk
+from embedcache.audit import KINDS
+from embedcache.errors import CacheError, EmbedcacheError, RemoteError
+from embedcache.manifest import COLUMNS, ITEM_BYTES, MAX_MANIFEST_BYTES, Kind, Manifest
+from embedcache.refs import MAX_REF_BYTES, Pins, parse_ref
+from embedcache.remote import Denied, Entry, Remote, Unreachable, read_small
+from embedcache.segment import MANIFEST, Segment, column_path, split_text
+from embedcache.shard import (
+    CRC_BYTES,
+    encode_document,
+    group_document,
+    shard_name,
+)
+from embedcache.spec import Json, Spec
+from embedcache.store import APART, MAX_DOCUMENT_BYTES, face_digest, root_document
+from embedcache.tombstones import MAX_BYTES as MAX_TOMBSTONE_BYTES
+from embedcache.tombstones import Tombstones, parse_tombstone
+
+U8 = NDArray[np.uint8]
+
+ROOTS = ("spaces", APART, "faces", "photos")
+MAX_MANIFESTS_BYTES = 1 << 30
+MAX_TOMBSTONES_BYTES = 256 << 20
+_SEGMENT = r"segments/(?P<segment>\d{8}T\d{12}-[0-9a-f]{8})/(?P<path>[a-z0-9_/]+(?:\.json)?)"
+_KEY = re.compile(rf"(?:[a-z-]+)/(?:(?P<space>[0-9a-f]{{64}})/)?{_SEGMENT}")
+_TOMBSTONE = re.compile(r"forgotten/(\d{8}T\d{12}-[0-9a-f]{8}\.json)")
+_REF = re.compile(r"refs/([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.json")
+
+
+class Memo:
+    """What was fetched before, by name, in a folder that may be deleted at any time."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def get(self, name: str, fetch: Callable[[], bytes]) -> bytes:
+        """What was kept under `name`, else what `fetch` returns, which is kept."""
+        if self._folder is None:
+            return fetch()
+        path = self._folder / sha256(name.encode()).hexdigest()
+        with contextlib.suppress(OSError):
+            kept = path.read_bytes()
+            if sha256(kept[32:]).digest() == kept[:32]:
+                return kept[32:]
+        raw = fetch()
+        with contextlib.suppress(OSError):  # a convenience: a full disk may say no
+            self._folder.mkdir(parents=True, exist_ok=True)
+            disk.replace(path, sha256(raw).digest() + raw)
+        return raw
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A segment on a remote: its key, its manifest as it was fetched, and parsed."""
+
+    key: str
+    raw: bytes = field(repr=False)
+    manifest: Manifest
+
+    @property
+    def id(self) -> str:
+        return self.manifest.segment
+
+    @property
+    def n_bytes(self) -> int:
+        """What a whole copy moves: all files whose content does not follow from the manifest."""
+        return len(self.raw) + sum(size for size, _ in self.data.values())
+
+    @property
+    def data(self) -> dict[str, tuple[int, str]]:
+        """{path: (size, sha256)} of the files that must be fetched."""
+        files = self.manifest.files.items()
+        return {path: entry for path, entry in files if not path.endswith("zarr.json")}
+
+
+@dataclass(slots=True)
+class Holding:
+    """One space on a remote: where it lies, and its listed segments {id: {path: entry}}."""
+
+    root: str
+    digest: str
+    segments: dict[str, dict[str, Entry]] = field(default_factory=dict)
+    listed: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.root}/{self.digest}" if self.digest else self.root
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.root]
+
+
+class Catalogue:
+    """A remote's listing, fetched once. problems: what was refused, one text each."""
+
+    def __init__(self, remote: Remote, memo: Path | None = None) -> None:
+        self.remote = remote
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self._memo = Memo(memo)
+        self._fetched = 0
+        self._listed: dict[str, list[Entry]] = {}
+        self._shared: dict[str, Shared | None] = {}
+
+    def exists(self) -> bool:
+        """Whether a shared copy of this format is there; RemoteError where something else is."""
+        try:
+            raw = read_small(self.remote, "zarr.json", limit=MAX_DOCUMENT_BYTES)
+        except FileNotFoundError:
+            return False
+        if raw != encode_document(root_document()):
+            raise RemoteError(
+                f"{self.remote.name} holds something that is no shared copy of format 1: name "
+                "another place, or update embedcache"
+            )
+        return True
+
+    def require(self) -> None:
+        """RemoteError unless a shared copy is there."""
+        if not self.exists():
+            raise RemoteError(
+                f"there is no shared copy at {self.remote.name}. 'embedcache push DIR "
+                f"{self.remote.name}' makes one"
+            )
+
+    def holdings(self, root: str) -> dict[str, Holding]:
+        """The spaces under one of ROOTS by digest; for "photos" one, whose digest is ""."""
+        found: dict[str, Holding] = {}
+        for entry in self._list(root):
+            place = _KEY.fullmatch(entry.key)
+            if place and bool(place["space"]) == (root != "photos"):
+                holding = found.setdefault(
+                    place["space"] or "", Holding(root, place["space"] or "")
+                )
+                holding.segments.setdefault(place["segment"], {})[place["path"]] = entry
+            elif re.fullmatch(rf"{root}/[0-9a-f]{{64}}/zarr\.json", entry.key):
+                digest = entry.key.split("/")[1]
+                found.setdefault(digest, Holding(root, digest)).listed = True
+        return found
+
+    def keys(self, root: str) -> set[str]:
+        """All keys under a root."""
+        return {entry.key for entry in self._list(root)}
+
+    def spec(self, holding: Holding) -> Spec:
+        """The spec of a space; RemoteError for one that is not named after it."""
+        return Spec.parse(self._attributes(holding, "spec"))
+
+    def detector(self, holding: Holding) -> dict[str, Json]:
+        """The document of a detector."""
+        return self._attributes(holding, "detector")
+
+    def shared(self, holding: Holding, segment: str, *, dim: int = 0) -> Shared | None:
+        """A listed segment; None where it is unfinished, or refused (see `problems`)."""
+        entry = holding.segments[segment].get(MANIFEST)
+        if entry is None:
+            return None
+        if entry.key not in self._shared:
+            try:
+                self._shared[entry.key] = self._read(holding, entry, segment, dim)
+            except FileNotFoundError:
+                self._shared[entry.key] = None  # removed since it was listed
+            except Unreachable:
+                raise
+            except EmbedcacheError as error:
+                self._shared[entry.key] = None
+                self.refuse(segment, error)
+        return self._shared[entry.key]
+
+    def column(self, shared: Shared, name: str) -> NDArray[Any]:
+        """A small array of a segment, checked against its manifest."""
+        manifest = shared.manifest
+        shape = manifest.column_shape(name)
+        little = np.dtype(COLUMNS[manifest.kind][name].dtype).newbyteorder("<")
+        path = column_path(name, len(shape))
+        if path not in manifest.files:
+            return np.empty(shape, dtype=little)
+        size, digest = manifest.files[path]
+
+        def fetch() -> bytes:
+            raw = read_small(self.remote, f"{shared.key}/{path}", limit=size)
+            if len(raw) != size or sha256(raw).hexdigest() != digest:
+                raise wrong_bytes(self.remote, shared, path)
+            return raw
+
+        raw = self._memo.get(f"{size}-{digest}", fetch)
+        return np.frombuffer(raw[:-CRC_BYTES], dtype=little).reshape(shape)
+
+    def reasons(self, shared: Shared) -> list[str]:
+        """Why each failed row failed."""
+        offsets, text = (self.column(shared, name) for name in ("reason_offset", "reason_text"))
+        return split_text(offsets, text, Path(shared.key))
+
+    def tombstones(self) -> dict[str, bytes]:
+        """{file name: bytes} of all tombstones, each checked."""
+        found, total = {}, 0
+        for entry in self._list("forgotten"):
+            named = _TOMBSTONE.fullmatch(entry.key)
+            if named is None:
+                continue
+            total += entry.size
+            if total > MAX_TOMBSTONES_BYTES:
+                raise RemoteError(f"{self.remote.name} has too many tombstones: refused")
+            raw = self._small(entry, MAX_TOMBSTONE_BYTES)
+            with self._refusing(entry.key):
+                parse_tombstone(raw, name=named[1])
+                found[named[1]] = raw
+        return found
+
+    def gone(self) -> Tombstones:
+        """All that was forgotten, as the store has it."""
+        found: dict[bytes, str] = {}
+        for name, raw in sorted(self.tombstones().items()):
+            found.update(dict.fromkeys(parse_tombstone(raw, name=name), name))
+        return found
+
+    def refs(self) -> dict[str, tuple[Pins, bytes]]:
+        """{name: (pins, bytes)} of all refs, each checked."""
+        found = {}
+        for entry in self._list("refs"):
+            named = _REF.fullmatch(entry.key)
+            if named is None:
+                continue
+            raw = self._small(entry, MAX_REF_BYTES)
+            with self._refusing(entry.key):
+                found[named[1]] = parse_ref(raw, name=named[1], where=self.remote.name), raw
+        return found
+
+    def refuse(self, segment: str, error: object) -> None:
+        """Note that a segment is left out, and why."""
+        self.problems.append(f"segment {segment} at {self.remote.name} is left out: {error}")
+
+    @contextlib.contextmanager
+    def _refusing(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except Unreachable:
+            raise
+        except CacheError as error:
+            self.problems.append(f"{key} of {self.remote.name} is left out: {error}")
+
+    def _small(self, entry: Entry, limit: int) -> bytes:
+        if entry.size > limit:
+            raise RemoteError(f"{entry.key} of {self.remote.name} is too large: refused")
+        name = f"{entry.key} {entry.size} {entry.tag}"
+        return self._memo.get(name, lambda: read_small(self.remote, entry.key, limit=limit))
+
+    def _read(self, holding: Holding, entry: Entry, segment: str, dim: int) -> Shared:
+        self._fetched += entry.size
+        if self._fetched > MAX_MANIFESTS_BYTES:
+            raise RemoteError(f"{self.remote.name} has over a GiB of manifests: refused")
+        raw = self._small(entry, MAX_MANIFEST_BYTES)
+        space = holding.digest or None
+        manifest = Manifest.parse(raw, segment=segment, kind=holding.kind, space=space)
+        check_manifest(manifest, dim=dim)
+        return Shared(f"{holding.key}/segments/{segment}", raw, manifest)
+
+    def _attributes(self, holding: Holding, name: str) -> dict[str, Json]:
+        key = f"{holding.key}/zarr.json"
+        try:
+            raw = read_small(self.remote, key, limit=MAX_DOCUMENT_BYTES)
+            document = json.loads(raw)["attributes"]["embedcache"]
+            found = document[name]
+            if (
+                raw == encode_document(group_document({"embedcache": document}))
+                and isinstance(found, dict)
+                and face_digest(found) == holding.digest
+            ):
+                return found
+        except (FileNotFoundError, ValueError, RecursionError, KeyError, TypeError):
+            pass
+        raise RemoteError(f"{key} of {self.remote.name} does not describe its space: refused")
+
+    def _list(self, root: str) -> list[Entry]:
+        if root not in self._listed:
+            try:
+                self._listed[root] = list(self.remote.list(f"{root}/"))
+            except Denied:
+                self._listed[root] = []
+                self.notes.append(f"you have no right to list {root}/ of {self.remote.name}")
+        return self._listed[root]
+
+
+def check_manifest(manifest: Manifest, *, dim: int = 0) -> None:
+    """RemoteError unless a manifest names exactly the files, and the sizes, that follow from it.
+
+    dim: floats per vector that its space has, 0 where there is none.
+    """
+    manifest.check_files()
+    if manifest.geometry is not None and dim and manifest.geometry.dim != dim:
+        raise RemoteError(f"its vectors have {manifest.geometry.dim} floats, not {dim}: refused")
+    given = {path: size for path, (size, _) in manifest.files.items()}
+    documents = documents_of(manifest)
+    expected = {path: len(raw) for path, raw in documents.items()}
+    for name, column in COLUMNS[manifest.kind].items():
+        shape = manifest.column_shape(name)
+        if n_items := int(np.prod(shape, dtype=object)):
+            size = n_items * ITEM_BYTES[column.dtype] + CRC_BYTES
+            expected[column_path(name, len(shape))] = size
+    if (cut := manifest.geometry) is not None:
+        for shard in range(cut.n_shards(manifest.n_ok)):
+            filled = cut.filled(shard, manifest.n_ok)
+            expected[f"embedding/{shard_name(shard)}"] = cut.shard_bytes(filled)
+    if given != expected:
+        raise RemoteError("its files are not those that its counts ask for: refused")
+    for path, raw in documents.items():
+        if manifest.files[path][1] != sha256(raw).hexdigest():
+            raise RemoteError(f"its {path} is not as format 1 has it: refused")
+
+
+def documents_of(manifest: Manifest) -> dict[str, bytes]:
+    """The zarr.json files of a segment, which follow from its manifest."""
+    bare = Segment("", manifest.kind, None, manifest.digest, manifest.name, b"", manifest)
+    documents = bare.documents()
+    return {path: encode_document(document) for path, document in documents.items()}
+
+
+def wrong_bytes(remote: Remote, shared: Shared, path: str) -> RemoteError:
+    """What to say of bytes that are not those that the manifest promises."""
+    return RemoteError(
+        f"segment {shared.id} at {remote.name}: {PurePosixPath(path)} is not what was written, so "
+        "the segment is refused. Run the same command again; if this stays, the shared copy is "
+        f"damaged: 'embedcache verify {remote.name}' says where"
+    )

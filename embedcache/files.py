@@ -1,0 +1,218 @@
+"""A remote on a file system, here or behind SFTP: segments are staged and renamed into place.
+
+So a segment in such a remote is always whole, and a folder remote is at any moment a cache that
+`Cache.open` reads. Every pusher stages under a name of its own, which a later push finds again.
+"""
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from embedcache import disk
+from embedcache.errors import Damaged, RemoteError
+from embedcache.remote import BLOCK_BYTES, Blocks, Entry, plain_os_error
+
+# A key inside a segment: the folder of segments, the segment, the file in it.
+_IN_SEGMENT = re.compile(r"(.+/segments)/(\d{8}T\d{12}-[0-9a-f]{8})/(.+)")
+MANIFEST = "manifest.json"
+MAX_DEPTH = 12
+
+
+class Files(Protocol):
+    """What a file system must do here; paths are relative, "/" between parts."""
+
+    failures: tuple[type[Exception], ...]
+
+    def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
+        """(path, size, tag) of the plain files below `folder`; hidden names and links left out."""
+        ...
+
+    def read(self, path: str, start: int) -> Iterator[bytes]: ...
+
+    def write(self, path: str, blocks: Iterator[bytes]) -> None:
+        """Write a new file durably, making its folders."""
+        ...
+
+    def rename(self, path: str, target: str) -> bool:
+        """Rename; False where `target` exists. A file is never replaced."""
+        ...
+
+    def replace(self, path: str, target: str) -> None: ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file or a folder with all in it; no error where there is none."""
+        ...
+
+
+class FilesRemote:
+    """A `Remote` made of files."""
+
+    def __init__(self, files: Files, name: str, *, staging: str) -> None:
+        self.name = name
+        self._files = files
+        self._staging = staging
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        with self._plain(prefix), contextlib.suppress(FileNotFoundError):
+            for path, size, tag in self._files.walk(prefix.rstrip("/")):
+                yield Entry(path, size, tag)
+
+    def unfinished(self, segment: str) -> Iterator[Entry]:
+        folder = self._staged(f"{segment}/{MANIFEST}").rpartition("/")[0]
+        for entry in self.list(f"{folder}/"):
+            yield Entry(segment + entry.key[len(folder) :], entry.size, entry.tag)
+
+    def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        left = length
+        with self._plain(key):
+            for block in self._files.read(key, start):
+                if left is not None and len(block) >= left:
+                    yield block[:left]
+                    return
+                yield block
+                left = None if left is None else left - len(block)
+
+    def write(self, key: str, blocks: Blocks, *, size: int) -> None:
+        del size
+        with self._plain(key):
+            target = self._staged(key)
+            if self._files.exists(key):  # mends a segment that lacks a file
+                target = key
+            folder, _, name = target.rpartition("/")
+            part = f"{folder}/.{name}.{os.urandom(4).hex()}"
+            try:
+                self._files.write(part, blocks())
+                self._files.replace(part, target)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self._files.remove(part)
+                raise
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._plain(key):
+            inside = _IN_SEGMENT.fullmatch(key)
+            if inside and inside[3] == MANIFEST:
+                staged = self._staged(key)
+                folder, final = staged.rpartition("/")[0], key.rpartition("/")[0]
+                if not self._files.exists(final):
+                    if not self._files.exists(staged):
+                        self._files.write(staged, iter([data]))
+                    if self._files.rename(folder, final):
+                        return True
+                self._files.remove(folder)
+                return False
+            part = f"{key.rpartition('/')[0]}/.{os.urandom(4).hex()}".lstrip("/")
+            self._files.write(part, iter([data]))
+            if self._files.rename(part, key):
+                return True
+            self._files.remove(part)
+            return False
+
+    def delete(self, key: str) -> None:
+        """Remove an object; with its manifest a segment goes as a whole, at once."""
+        with self._plain(key):
+            inside = _IN_SEGMENT.fullmatch(key)
+            if not inside:
+                self._files.remove(key)
+            elif inside[3] == MANIFEST:
+                hidden = f"{inside[1]}/.old-{os.urandom(4).hex()}"
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.rename(f"{inside[1]}/{inside[2]}", hidden)
+                self._files.remove(hidden)
+
+    def _staged(self, key: str) -> str:
+        inside = _IN_SEGMENT.fullmatch(key)
+        if inside is None:
+            return key
+        return f"{inside[1]}/.push-{inside[2]}-{self._staging}/{inside[3]}"
+
+    @contextlib.contextmanager
+    def _plain(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except Damaged as error:
+            raise RemoteError(f"{self.name}: {error}") from None
+        except self._files.failures as error:
+            raise plain_os_error(error, self.name, key) from None
+
+
+class LocalFiles:
+    """A folder of this machine, or one that is mounted here."""
+
+    failures: tuple[type[Exception], ...] = (OSError,)
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
+        waiting = [PurePosixPath(folder)]
+        while waiting:
+            here = waiting.pop()
+            with os.scandir(self._root / here) as entries:
+                for entry in entries:
+                    path = here / entry.name
+                    if entry.name.startswith(".") or len(path.parts) > MAX_DEPTH:
+                        continue
+                    found = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(found.st_mode):
+                        waiting.append(path)
+                    elif stat.S_ISREG(found.st_mode):
+                        tag = f"{found.st_mtime_ns}-{found.st_ino}"
+                        yield str(path), found.st_size, tag
+
+    def read(self, path: str, start: int) -> Iterator[bytes]:
+        fd = disk.open_inside(self._root, path)
+        try:
+            while block := os.pread(fd, BLOCK_BYTES, start):
+                start += len(block)
+                yield block
+        finally:
+            os.close(fd)
+
+    def write(self, path: str, blocks: Iterator[bytes]) -> None:
+        target = self._root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            for block in blocks:
+                disk.write_all(fd, block)
+            disk.sync(fd)
+        finally:
+            os.close(fd)
+
+    def rename(self, path: str, target: str) -> bool:
+        source, place = self._root / path, self._root / target
+        try:
+            if source.is_dir():
+                disk.sync_tree(source)
+                source.rename(place)
+            else:
+                os.link(source, place)
+                source.unlink()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            if place.exists():
+                return False
+            source.rename(place)  # a file system without links
+        disk.sync_folder(place.parent)
+        return True
+
+    def replace(self, path: str, target: str) -> None:
+        (self._root / path).replace(self._root / target)
+
+    def exists(self, path: str) -> bool:
+        return (self._root / path).exists()
+
+    def remove(self, path: str) -> None:
+        place = self._root / path
+        if place.is_dir() and not place.is_symlink():
+            disk.remove_folder(place)
+        else:
+            place.unlink(missing_ok=True)

@@ -1,0 +1,394 @@
+"""One pull: which segments and rows are to come, and their arrival."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache import disk
+from embedcache.arrival import Counter, arriving, clear, fetch_rows, range_bytes, settle
+from embedcache.audit import check_segment
+from embedcache.catalogue import ROOTS, Catalogue, Holding, Shared
+from embedcache.errors import Damaged, NotACache, RemoteError
+from embedcache.index import Table
+from embedcache.manifest import replacement_id, unseal
+from embedcache.photo_ids import read_pairs
+from embedcache.refs import MAX_REF_BYTES, Pinned, Pins, encode_ref, read_ref, repin
+from embedcache.remote import Unreachable
+from embedcache.segment import FAILED, OK, Segment
+from embedcache.share import Progress, Tally, require_room
+from embedcache.space import Space
+from embedcache.spec import Json, canonical_json
+from embedcache.store import APART, Cache, plain_name
+from embedcache.tombstones import Tombstones, forgotten
+from embedcache.transfer import Store, rewrite
+from embedcache.upkeep import joint_about, merge_ids
+from embedcache.writer import SegmentWriter
+
+U8 = NDArray[np.uint8]
+I64 = NDArray[np.int64]
+
+# Below this part of a segment's bytes, the ranges of the wanted rows are fetched, else all of it.
+RANGES_SHARE = 0.5
+JOINT_ROWS = 65_536
+BLOCK_ROWS = 1024
+MAX_ABOUT_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is to come of one segment. rows: ascending, None for all, kept under its own id.
+
+    by_ranges: rows come by their byte ranges. pinned: a ref names the segment.
+    """
+
+    holding: Holding
+    shared: Shared
+    rows: I64 | None
+    n_bytes: int
+    by_ranges: bool = False
+    pinned: bool = False
+
+
+class Pull:
+    """One pull's plan and work."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        cache: Cache,
+        tally: Tally,
+        gone: Tombstones,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.catalogue = catalogue
+        self.cache = cache
+        self.tally = tally
+        self.gone = gone
+        self.pool = pool
+        self.pieces: list[Piece] = []
+        self.successors: dict[str, dict[str, str]] = {}
+
+    def plan(
+        self, *, backbones: Sequence[str], photos: U8 | None, ref: str | None, with_ids: bool
+    ) -> None:
+        """Find out what is to come."""
+        pins = None if ref is None else self._pins(ref)
+        chosen = self._chosen(backbones)
+        mine: dict[str, Store] = {space.digest: space for space in self.cache.spaces()}
+        mine |= {space.digest: space for space in self.cache.face_spaces()}
+        for holding in chosen:
+            if holding.kind == "photos":
+                if with_ids and photos is None and ref is None:
+                    self._plan_ids(holding)
+                continue
+            part = "faces" if holding.kind == "faces" else "spaces"
+            if pins is None:
+                self._plan_rows(holding, mine.get(holding.digest), photos)
+            elif pinned := pins.of(part, holding.digest):
+                self._plan_pinned(holding, mine.get(holding.digest), pinned)
+        if ref is not None and pins is not None:
+            known = {holding.digest for holding in chosen}
+            for digest in {*pins.spaces, *pins.faces} - known:
+                self.tally.problems.append(f"ref {ref} pins space {digest[:8]}, which is not there")
+        self.tally.bytes = sum(piece.n_bytes for piece in self.pieces)
+        for piece in self.pieces:
+            if piece.holding.kind != "photos":
+                n_ok = piece.shared.manifest.n_ok
+                rows = np.arange(piece.shared.manifest.n_rows) if piece.rows is None else piece.rows
+                self.tally.rows += int((rows < n_ok).sum())
+                self.tally.failures += int((rows >= n_ok).sum())
+                self.tally.segments += 1
+        if self.gone:
+            for store in mine.values():
+                self.tally.still_here += int(forgotten(store.digests(), self.gone).sum())
+
+    def move(self, progress: Progress | None) -> None:
+        """Bring it in; a segment that is damaged is left out, and the others still come."""
+        require_room(self.cache, self.tally.bytes)
+        done, total = 0, self.tally.bytes
+
+        def count(n: int) -> None:
+            nonlocal done
+            done += n
+            if progress is not None:
+                progress(min(done, total), total)
+
+        incoming = self.cache.local / "incoming"
+        clear(incoming)
+        gathered: dict[tuple[str, str], list[Piece]] = defaultdict(list)
+        for piece in self.pieces:
+            if piece.by_ranges:
+                gathered[piece.holding.key, piece.shared.manifest.name].append(piece)
+                continue
+            try:
+                with arriving(
+                    self.catalogue.remote, piece.shared, incoming, pool=self.pool, count=count
+                ) as segment:
+                    if piece.holding.kind == "photos":
+                        self._take_ids(segment)
+                    elif piece.rows is None:
+                        settle(segment, self._store(piece.holding).segments_folder)
+                    else:
+                        self._take_some(piece, segment)
+            except (RemoteError, Damaged, NotACache) as error:
+                self._lost(piece, error)
+        for pieces in gathered.values():
+            self._gather(pieces, count)
+
+    def refs(self, ref: str | None, *, every: bool, with_ids: bool) -> None:
+        """Write the refs whose segments are all here now: the one asked for, or all."""
+        held: dict[str, str] = {}
+        for store in [*self.cache.spaces(), *self.cache.face_spaces()]:
+            held |= {segment.id: segment.digest for segment in store.segments()}
+        for name, (theirs, raw) in self.catalogue.refs().items():
+            if name != ref and (ref is not None or not every):
+                continue
+            if (self.cache.path / "refs" / f"{name}.json").exists():
+                ours = read_ref(self.cache.path, name)
+                if not same_pins(ours, theirs):
+                    self.tally.notes.append(f"ref {name} here pins other segments than there")
+                continue
+            parts = [*theirs.spaces.values(), *theirs.faces.values()]
+            lacking = [
+                segment
+                for pinned in parts
+                for segment, digest in pinned.items()
+                if held.get(segment) != digest and segment not in self.successors
+            ]
+            if lacking:
+                if name == ref:
+                    self.tally.problems.append(f"ref {name} lacks {len(lacking)} of its segments")
+                else:
+                    self.tally.notes.append(
+                        f"ref {name} was left: its segments are not all here, 'embedcache pull "
+                        f"--ref {name}' brings them"
+                    )
+                continue
+            self._write_ref(name, theirs, raw, with_ids=with_ids)
+
+    def _write_ref(self, name: str, pins: Pins, raw: bytes, *, with_ids: bool) -> None:
+        document, _ = unseal(raw, what=f"ref {name}", limit=MAX_REF_BYTES)
+        if not with_ids:
+            pins = replace(pins, photos=None)
+        path = self.cache.path / "refs" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        disk.publish(path, encode_ref(pins, changes=document["changes"]))
+        for old, new in self.successors.items():
+            repin(self.cache.path, old, new)
+        self.tally.refs.append(name)
+
+    def _pins(self, ref: str) -> Pins:
+        refs = self.catalogue.refs()
+        if ref not in refs:
+            raise RemoteError(
+                f"{self.catalogue.remote.name} has no ref {ref!r}; it has "
+                f"{', '.join(sorted(refs)) or 'none'}"
+            )
+        return refs[ref][0]
+
+    def _chosen(self, backbones: Sequence[str]) -> list[Holding]:
+        """The spaces asked for. Raises RemoteError for a backbone that the remote lacks."""
+        found = {root: list(self.catalogue.holdings(root).values()) for root in ROOTS}
+        if not backbones:
+            return [holding for holdings in found.values() for holding in holdings]
+        named: list[tuple[Holding, set[str]]] = []
+        for holding in [*found["spaces"], *found[APART]]:
+            shared = [self.catalogue.shared(holding, name) for name in holding.segments]
+            named.append((holding, {plain_name(s.manifest.name) for s in shared if s}))
+        chosen: list[Holding] = []
+        for backbone in backbones:
+            name, _, prefix = backbone.partition("#")
+            fitting = [
+                holding
+                for holding, names in named
+                if (plain_name(name) in names and holding.digest.startswith(prefix))
+                or (len(backbone) >= 6 and holding.digest.startswith(backbone))
+            ]
+            if not fitting:
+                known = sorted({name for _, names in named for name in names if name})
+                raise RemoteError(
+                    f"{self.catalogue.remote.name} has no vectors of {backbone!r}; it has "
+                    f"{', '.join(known) or 'none'}"
+                )
+            chosen += [holding for holding in fitting if holding not in chosen]
+        specs = [self.catalogue.spec(holding) for holding in chosen]
+        detectors = {spec.face.detector for spec in specs if spec.face is not None}
+        return chosen + [holding for holding in found["faces"] if holding.digest in detectors]
+
+    def _shared(self, holding: Holding, names: Sequence[str]) -> list[Shared]:
+        """The manifests of some segments, fetched several at once; those refused are left out."""
+        dim = 0
+        if holding.kind == "vectors" and names:
+            dim = self.catalogue.spec(holding).dim
+        found = self.pool.map(
+            lambda name: self.catalogue.shared(holding, name, dim=dim), sorted(names)
+        )
+        return [shared for shared in found if shared is not None]
+
+    def _plan_rows(self, holding: Holding, mine: Store | None, photos: U8 | None) -> None:
+        """Whatever `mine` lacks; a row that several segments have comes from the first."""
+        here = {} if mine is None else {s.id: s for s in mine.segments()}
+        for name in holding.segments.keys() & here.keys():
+            self.tally.already_there += here[name].manifest.n_ok
+        shared: list[Shared] = []
+        parts = []
+        for candidate in self._shared(holding, [s for s in holding.segments if s not in here]):
+            try:
+                digests = self.catalogue.column(candidate, "digest")
+            except (RemoteError, FileNotFoundError) as error:
+                if isinstance(error, Unreachable):
+                    raise
+                self.catalogue.refuse(candidate.id, error)
+                continue
+            parts.append((len(shared), digests, candidate.manifest.n_ok))
+            shared.append(candidate)
+        table = Table.empty().extended(parts, renumbered=np.empty(0, np.int64))
+        status = np.zeros(len(table.ok), np.uint8) if mine is None else mine.status(table.digests)
+        keep = np.where(table.ok, status != OK, (status != OK) & (status != FAILED))
+        self.tally.already_there += int((table.ok & (status == OK)).sum())
+        banned = forgotten(table.digests, self.gone)
+        self.tally.withheld += int((banned & keep).sum())
+        keep &= ~banned
+        if photos is not None:
+            wanted = np.zeros(len(keep), dtype=np.bool_)
+            at = table.find(np.ascontiguousarray(photos, dtype=np.uint8))
+            wanted[at[at >= 0]] = True
+            keep &= wanted
+        for number, candidate in enumerate(shared):
+            rows = np.sort(table.row[keep & (table.segment == number)]).astype(np.int64)
+            if len(rows):
+                self.pieces.append(self._piece(holding, candidate, rows))
+
+    def _plan_pinned(self, holding: Holding, mine: Store | None, pinned: Pinned) -> None:
+        """Exactly the segments that a ref names, whole, but for what was forgotten."""
+        here = {} if mine is None else {s.id: s.digest for s in mine.segments()}
+        for name, digest in pinned.items():
+            if name in here:
+                if here[name] != digest:
+                    self.tally.problems.append(
+                        f"segment {name} here is not the one that was pinned"
+                    )
+                continue
+            found = self._shared(holding, [name] if name in holding.segments else [])
+            if not found or found[0].manifest.digest != digest:
+                now = "another one" if found else "gone"
+                self.catalogue.refuse(name, f"the ref pins it, and it is {now}")
+                continue
+            digests = self.catalogue.column(found[0], "digest")
+            banned = forgotten(digests, self.gone)
+            self.tally.withheld += int(banned.sum())
+            piece = self._piece(holding, found[0], np.flatnonzero(~banned))
+            self.pieces.append(replace(piece, pinned=True, by_ranges=False))
+
+    def _plan_ids(self, holding: Holding) -> None:
+        here = {segment.id for segment in self.cache.photo_segments()}
+        for shared in self._shared(holding, [s for s in holding.segments if s not in here]):
+            self.pieces.append(Piece(holding, shared, None, shared.n_bytes))
+            self.tally.ids += shared.manifest.n_rows
+
+    def _piece(self, holding: Holding, shared: Shared, rows: I64) -> Piece:
+        manifest = shared.manifest
+        if len(rows) == manifest.n_rows:
+            return Piece(holding, shared, None, shared.n_bytes)
+        if (cut := manifest.geometry) is not None:
+            by_ranges = range_bytes(cut, rows[rows < manifest.n_ok])
+            if by_ranges < RANGES_SHARE * shared.n_bytes:
+                return Piece(holding, shared, rows, by_ranges, by_ranges=True)
+        return Piece(holding, shared, rows, shared.n_bytes)
+
+    def _store(self, holding: Holding) -> Store:
+        """The space here that a holding's rows go into."""
+        if holding.kind == "faces":
+            for faces in self.cache.face_spaces():
+                if faces.digest == holding.digest:
+                    return faces
+            return self.cache.face_space(self.catalogue.detector(holding), create=True)
+        for space in self.cache.spaces():
+            if space.digest == holding.digest:
+                return space
+        return self.cache.space(self.catalogue.spec(holding), create=True)
+
+    def _take_some(self, piece: Piece, segment: Segment) -> None:
+        assert piece.rows is not None
+        store = self._store(piece.holding)
+        new = replacement_id(piece.shared.id) if piece.pinned else ""
+        if len(piece.rows):
+            about = _about([piece])
+            rewrite(store, store, [(segment, piece.rows)], about=about, segment_id=new)
+        if piece.pinned:
+            found = {s.id: s.digest for s in store.segments() if s.id == new}
+            self.successors[piece.shared.id] = found
+
+    def _take_ids(self, segment: Segment) -> None:
+        check_segment(segment)
+        contents = np.frombuffer(b"".join(read_pairs(segment)[1]), np.uint8).reshape(-1, 32)
+        if forgotten(contents, self.gone).any():
+            merge_ids(self.cache, [segment], self.gone)
+        else:
+            settle(segment, self.cache.path / "photos" / "segments")
+
+    def _gather(self, pieces: list[Piece], count: Counter) -> None:
+        """Rows of several segments of one name, by their ranges, into new segments here."""
+        store = self._store(pieces[0].holding)
+        assert isinstance(store, Space)
+        while pieces:
+            batch, n_rows = [], 0
+            while pieces and n_rows < JOINT_ROWS:
+                batch.append(pieces.pop(0))
+                assert batch[-1].rows is not None
+                n_rows += len(batch[-1].rows)
+            name = batch[0].shared.manifest.name
+            cut_off = None
+            with store.writer(n_rows=n_rows, name=name, about=_about(batch)) as writer:
+                for piece in batch:
+                    try:
+                        self._gather_one(piece, writer, count)
+                    except Unreachable as error:  # what has come so far is checked and stays
+                        cut_off = error
+                        break
+                    except (RemoteError, Damaged) as error:
+                        self._lost(piece, error)
+            if cut_off is not None:
+                raise cut_off
+
+    def _gather_one(self, piece: Piece, writer: SegmentWriter, count: Counter) -> None:
+        assert piece.rows is not None
+        n_ok = piece.shared.manifest.n_ok
+        digests = self.catalogue.column(piece.shared, "digest")
+        good, bad = piece.rows[piece.rows < n_ok], piece.rows[piece.rows >= n_ok]
+        for start in range(0, len(good), BLOCK_ROWS):
+            block = good[start : start + BLOCK_ROWS]
+            vectors = fetch_rows(self.catalogue, piece.shared, block, pool=self.pool, count=count)
+            writer.add(digests[block], vectors)
+        if len(bad):
+            reasons = self.catalogue.reasons(piece.shared)
+            writer.fail(digests[bad], [reasons[row - n_ok] for row in bad.tolist()])
+
+    def _lost(self, piece: Piece, error: Exception) -> None:
+        """A piece did not come: the remote is out of reach (raised), or the piece is refused."""
+        if isinstance(error, Unreachable):
+            raise error
+        self.catalogue.refuse(piece.shared.id, error)
+        self.tally.segments -= 1
+
+
+def same_pins(one: Pins, other: Pins) -> bool:
+    """Whether two refs mean the same vectors and faces; ids may have stayed home."""
+    mine, theirs = (
+        {key: dict(pinned) for key, pinned in {**pins.spaces, **pins.faces}.items() if pinned}
+        for pins in (one, other)
+    )
+    return mine == theirs
+
+
+def _about(pieces: Sequence[Piece]) -> dict[str, Json]:
+    """Provenance of rows from several segments, bounded: it comes from others."""
+    abouts = [piece.shared.manifest.about for piece in pieces]
+    joint = dict(abouts[0]) if len(abouts) == 1 else joint_about(abouts)
+    if len(canonical_json(joint)) > MAX_ABOUT_BYTES:
+        return {"segments": len(pieces)}
+    return joint

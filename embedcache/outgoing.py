@@ -1,0 +1,330 @@
+"""One push: which segments and rows the shared copy lacks, and their way there."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache import disk
+from embedcache.catalogue import ROOTS, Catalogue, Holding
+from embedcache.errors import CacheError, Damaged, RemoteError
+from embedcache.incoming import same_pins
+from embedcache.index import Table
+from embedcache.manifest import MAX_MANIFEST_BYTES
+from embedcache.photo_ids import read_pairs
+from embedcache.refs import MAX_REF_BYTES, encode_ref, pinned_segments, read_ref
+from embedcache.remote import BLOCK_BYTES, Remote, Unreachable, read_small
+from embedcache.segment import MANIFEST, Segment
+from embedcache.shard import encode_document, group_document
+from embedcache.share import Progress, Tally
+from embedcache.space import FaceSpace, Space
+from embedcache.spec import Json
+from embedcache.store import APART, GROUPS, Cache, root_document
+from embedcache.tombstones import FOLDER as TOMBSTONES
+from embedcache.tombstones import Tombstones, forgotten
+from embedcache.transfer import Store, rewrite
+
+I64 = NDArray[np.int64]
+Counter = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What is to go of one segment: `files` of it, or a new segment of some `rows`.
+
+    key: of the space on the remote. mends: the segment is there, and lacks these files.
+    """
+
+    key: str
+    segment: Segment
+    store: Store | None
+    files: tuple[str, ...]
+    rows: I64 | None = None
+    mends: bool = False
+
+    @property
+    def n_bytes(self) -> int:
+        manifest = self.segment.manifest
+        size = sum(manifest.files[path][0] for path in self.files)
+        return size if self.rows is None else size * len(self.rows) // max(1, manifest.n_rows)
+
+
+class Push:
+    """One push's plan and work."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        cache: Cache,
+        tally: Tally,
+        gone: Tombstones,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.catalogue = catalogue
+        self.remote = catalogue.remote
+        self.cache = cache
+        self.tally = tally
+        self.gone = gone
+        self.pool = pool
+        self.parcels: list[Parcel] = []
+        self.documents: dict[str, bytes] = {}
+
+    def plan(self, *, backbones: Sequence[str], with_ids: bool) -> None:
+        """Find out what the shared copy lacks."""
+        pinned = pinned_segments(self.cache.path)
+        there = {root: self.catalogue.holdings(root) for root in ROOTS}
+        for store in self._chosen(backbones):
+            if isinstance(store, Space):
+                root = APART if store.spec.apart else "spaces"
+                if store.digest in there["spaces"]:  # a shared folder that somebody extracted into
+                    root = "spaces"
+                elif store.digest in there[APART]:
+                    root = APART
+                document: dict[str, Json] = {"spec": store.spec.document()}
+            else:
+                root, document = "faces", {"detector": dict(store.document)}
+            holding = there[root].get(store.digest) or Holding(root, store.digest)
+            self._plan_store(store, holding, pinned)
+            if any(parcel.key == holding.key for parcel in self.parcels):
+                group = group_document({"embedcache": document})
+                self.documents[f"{holding.key}/segments/zarr.json"] = encode_document(
+                    group_document({})
+                )
+                self.documents[f"{holding.key}/zarr.json"] = encode_document(group)
+        if with_ids:
+            self._plan_ids(there["photos"].get("") or Holding("photos", ""))
+        self.tally.bytes = sum(parcel.n_bytes for parcel in self.parcels)
+        if self.gone:
+            for store in self._chosen(()):
+                self.tally.still_here += int(forgotten(store.digests(), self.gone).sum())
+
+    def move(self, progress: Progress | None) -> None:
+        """Send it, each segment's data first and its manifest last."""
+        done, total = 0, self.tally.bytes
+
+        def count(n: int) -> None:
+            nonlocal done
+            done += n
+            if progress is not None:
+                progress(min(done, total), total)
+
+        known = {key for root in ROOTS for key in self.catalogue.keys(root)}
+        for key, raw in self.documents.items():
+            if key not in known:
+                self.remote.create(key, raw)
+        for parcel in self.parcels:
+            if parcel.rows is None:
+                self._send(parcel, count)
+            else:
+                with self._chosen_rows(parcel) as new:
+                    self._send(new, count)
+
+    def tombstones(self) -> None:
+        """Send what was forgotten here, so that pulls of others obey it."""
+        theirs = self.catalogue.tombstones()
+        for path in sorted((self.cache.path / TOMBSTONES).glob("[!.]*.json")):
+            if path.name not in theirs:
+                self.remote.create(f"{TOMBSTONES}/{path.name}", path.read_bytes())
+                self.tally.tombstones += 1
+
+    def refs(self, *, with_ids: bool) -> None:
+        """Send refs; one that is there already stays as it is."""
+        theirs = self.catalogue.refs()
+        for path in sorted((self.cache.path / "refs").glob("[!.]*.json")):
+            name = path.stem
+            pins = read_ref(self.cache.path, name)
+            if name in theirs:
+                if not same_pins(pins, theirs[name][0]):
+                    self.tally.notes.append(
+                        f"ref {name} is there already and pins other segments: refs never change, "
+                        "so take another name"
+                    )
+                continue
+            if not with_ids:
+                pins = replace(pins, photos=None)
+            raw = encode_ref(pins, changes=[])
+            if len(raw) <= MAX_REF_BYTES and self.remote.create(f"refs/{name}.json", raw):
+                self.tally.refs.append(name)
+
+    def _chosen(self, backbones: Sequence[str]) -> list[Store]:
+        if not backbones:
+            return [*self.cache.spaces(), *self.cache.face_spaces()]
+        spaces = [self.cache.find(name) for name in dict.fromkeys(backbones)]
+        detectors = {space.spec.face.detector for space in spaces if space.spec.face is not None}
+        faces = [space for space in self.cache.face_spaces() if space.digest in detectors]
+        return [*spaces, *faces]
+
+    def _plan_store(self, store: Store, holding: Holding, pinned: dict[str, list[str]]) -> None:
+        segments, table = store.row_table()
+        there, at_remote = self._remote_rows(segments, holding)
+        at = at_remote.find(table.digests)
+        ok = np.zeros(len(at), dtype=np.bool_)
+        ok[at >= 0] = at_remote.ok[at[at >= 0]]
+        keep = np.where(table.ok, ~ok, at < 0)
+        self.tally.already_there += int((table.ok & ok).sum())
+        banned = forgotten(table.digests, self.gone)
+        self.tally.withheld += int((banned & keep).sum())
+        keep &= ~banned
+        for number, segment in enumerate(segments):
+            if segment.id in there:
+                self._mend(segment, holding)
+                continue
+            rows = np.sort(table.row[keep & (table.segment == number)]).astype(np.int64)
+            if segment.id in pinned:  # a ref must find it whole, unless that would undo a forget
+                hidden = forgotten(segment.column("digest"), self.gone)
+                rows = rows if hidden.any() else np.arange(len(hidden))
+            if not len(rows):
+                continue
+            n_ok = segment.manifest.n_ok
+            self.tally.segments += 1
+            self.tally.rows += int((rows < n_ok).sum())
+            self.tally.failures += int((rows >= n_ok).sum())
+            whole = len(rows) == segment.manifest.n_rows
+            files = tuple(segment.manifest.files)
+            self.parcels.append(Parcel(holding.key, segment, store, files, None if whole else rows))
+
+    def _remote_rows(self, segments: Sequence[Segment], holding: Holding) -> tuple[set[str], Table]:
+        """Ids of the segments that are there, and all rows that are there."""
+        here = {segment.id: segment for segment in segments}
+        there = {name for name, files in holding.segments.items() if MANIFEST in files}
+        parts = [
+            (i, here[name].column("digest"), here[name].manifest.n_ok)
+            for i, name in enumerate(sorted(there & here.keys()))
+        ]
+        others = sorted(there - here.keys())
+        for shared in self.pool.map(lambda name: self.catalogue.shared(holding, name), others):
+            if shared is None:
+                continue
+            try:
+                digests = self.catalogue.column(shared, "digest")
+            except Unreachable:
+                raise
+            except (RemoteError, FileNotFoundError) as error:
+                self.catalogue.refuse(shared.id, error)
+                continue
+            parts.append((len(parts), digests, shared.manifest.n_ok))
+        return there, Table.empty().extended(parts, renumbered=np.empty(0, np.int64))
+
+    def _mend(self, segment: Segment, holding: Holding) -> None:
+        """Send the files that a segment there lacks, or has in another size."""
+        listed = holding.segments[segment.id]
+        lacking = tuple(
+            path
+            for path, (size, _) in segment.manifest.files.items()
+            if path not in listed or listed[path].size != size
+        )
+        if lacking:
+            self.tally.notes.append(f"segment {segment.id} there lacked {len(lacking)} files")
+            self.parcels.append(Parcel(holding.key, segment, None, lacking, mends=True))
+
+    def _plan_ids(self, holding: Holding) -> None:
+        for segment in self.cache.photo_segments():
+            if MANIFEST in holding.segments.get(segment.id, {}):
+                continue
+            contents = np.frombuffer(b"".join(read_pairs(segment)[1]), np.uint8).reshape(-1, 32)
+            if forgotten(contents, self.gone).any():
+                self.tally.notes.append(
+                    "some photo ids stay home: they are of photos that were forgotten elsewhere"
+                )
+                continue
+            files = tuple(segment.manifest.files)
+            self.parcels.append(Parcel(holding.key, segment, None, files))
+            self.tally.ids += segment.manifest.n_rows
+
+    @contextlib.contextmanager
+    def _chosen_rows(self, parcel: Parcel) -> Iterator[Parcel]:
+        """A segment of only the chosen rows, made for the way and removed after it."""
+        assert parcel.store is not None
+        assert parcel.rows is not None
+        folder = self.cache.local / f"outgoing-{os.urandom(4).hex()}"
+        (folder / "segments").mkdir(parents=True)
+        try:
+            target: Store
+            if isinstance(parcel.store, Space):
+                target = Space(folder, parcel.store.spec)
+            else:
+                target = FaceSpace(folder, dict(parcel.store.document), parcel.store.digest)
+            about = dict(parcel.segment.manifest.about)
+            rewrite(target, parcel.store, [(parcel.segment, parcel.rows)], about=about)
+            [new] = target.segments()
+            yield Parcel(parcel.key, new, None, tuple(new.manifest.files))
+        finally:
+            disk.remove_folder(folder)
+
+    def _send(self, parcel: Parcel, count: Counter) -> None:
+        segment, manifest = parcel.segment, parcel.segment.manifest
+        key = f"{parcel.key}/segments/{segment.id}"
+        raw = disk.read_inside(segment.folder, MANIFEST, limit=MAX_MANIFEST_BYTES)
+        there = {}
+        if not parcel.mends:
+            there = {entry.key: entry.size for entry in self.remote.unfinished(key)}
+
+        def send(path: str) -> None:
+            size, digest = manifest.files[path]
+            if there.get(f"{key}/{path}") != size:
+                blocks = _checked(segment, path, size, digest)
+                self.remote.write(f"{key}/{path}", blocks, size=size)
+            count(size)
+
+        jobs = [self.pool.submit(send, path) for path in parcel.files]
+        try:
+            for job in jobs:
+                job.result()
+        except FileNotFoundError:
+            raise CacheError(
+                f"segment {segment.id} was removed while it was pushed (compacted or forgotten): "
+                "run the same command again"
+            ) from None
+        finally:
+            for job in jobs:
+                job.cancel()
+        if parcel.mends or self.remote.create(f"{key}/{MANIFEST}", raw):
+            return
+        if read_small(self.remote, f"{key}/{MANIFEST}", limit=MAX_MANIFEST_BYTES) != raw:
+            raise RemoteError(
+                f"{self.remote.name} holds another segment under the name {segment.id}, which "
+                "nobody should have written: ask who else can write there"
+            )
+
+
+def begin(remote: Remote) -> None:
+    """Lay out an empty shared copy. RemoteError for a folder that holds something else."""
+    if "://" not in remote.name and Path(remote.name).is_dir():
+        ours = {*GROUPS, APART, "zarr.json"}
+        strangers = [name for name in os.listdir(remote.name) if name not in ours]
+        if strangers:
+            raise RemoteError(
+                f"{remote.name} is a folder, but neither empty nor a shared copy (it holds "
+                f"{strangers[0]!r}). Name a new folder"
+            )
+    for part in (*GROUPS, APART):
+        remote.create(f"{part}/zarr.json", encode_document(group_document({})))
+    remote.create("zarr.json", encode_document(root_document()))
+
+
+def _checked(segment: Segment, path: str, size: int, digest: str) -> Callable[[], Iterator[bytes]]:
+    """A file's blocks; after the last one Damaged, so that nothing is stored, for a wrong file."""
+
+    def blocks() -> Iterator[bytes]:
+        running, at = sha256(), 0
+        fd = disk.open_inside(segment.folder, path)
+        try:
+            while block := os.pread(fd, BLOCK_BYTES, at):
+                running.update(block)
+                at += len(block)
+                yield block
+        finally:
+            os.close(fd)
+        if at != size or running.hexdigest() != digest:
+            raise Damaged(
+                f"segment {segment.id}: {path} is not what was written, so it was not pushed. Run "
+                "'embedcache verify --repair' on the cache"
+            )
+
+    return blocks

@@ -1,0 +1,148 @@
+"""The files of another machine, over SSH: fsspec's SFTP, with the host's key checked."""
+
+import contextlib
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import SplitResult, unquote
+
+from embedcache.errors import RemoteError
+from embedcache.files import MAX_DEPTH
+from embedcache.remote import BLOCK_BYTES, Unreachable
+
+CONNECT_SECONDS = 15.0
+
+
+class SftpFiles:
+    """One connection for each thread; keys and agents as ssh has them, known hosts only."""
+
+    def __init__(self, url: SplitResult) -> None:
+        self._url = url
+        self._root = unquote(url.path).rstrip("/") or "/"
+        self._local = threading.local()
+        self.failures: tuple[type[Exception], ...] = (OSError, EOFError)
+        with contextlib.suppress(ImportError):
+            import paramiko  # type: ignore[import-untyped]
+
+            self.failures += (paramiko.SSHException,)
+
+    def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
+        waiting = [folder]
+        while waiting:
+            here = waiting.pop()
+            for found in self._ftp.listdir_iter(self._path(here)):
+                name, mode = str(found.filename), found.st_mode or 0
+                if name.startswith(".") or "/" in name or here.count("/") + 2 > MAX_DEPTH:
+                    continue
+                path = f"{here}/{name}" if here else name
+                if stat.S_ISDIR(mode):
+                    waiting.append(path)
+                elif stat.S_ISREG(mode):
+                    yield path, int(found.st_size or 0), f"{found.st_mtime}-{found.st_size}"
+
+    def read(self, path: str, start: int) -> Iterator[bytes]:
+        with self._fs.open(self._path(path), "rb", block_size=BLOCK_BYTES) as file:
+            size = int(file.stat().st_size)
+            file.seek(start)
+            if size - start > BLOCK_BYTES:
+                file.prefetch(size)
+            while block := file.read(min(BLOCK_BYTES, max(0, size - start))):
+                start += len(block)
+                yield block
+
+    def write(self, path: str, blocks: Iterator[bytes]) -> None:
+        target = self._path(path)
+        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        with self._ftp.open(target, "xb") as file:
+            file.set_pipelined(True)
+            for block in blocks:
+                file.write(bytes(block))
+
+    def rename(self, path: str, target: str) -> bool:
+        if self.exists(target):
+            return False
+        try:
+            self._ftp.rename(self._path(path), self._path(target))  # SFTP's own refuses to replace
+        except FileNotFoundError:
+            raise
+        except OSError:
+            if self.exists(target):
+                return False
+            raise
+        return True
+
+    def replace(self, path: str, target: str) -> None:
+        self._ftp.posix_rename(self._path(path), self._path(target))
+
+    def exists(self, path: str) -> bool:
+        return bool(self._fs.exists(self._path(path)))
+
+    def remove(self, path: str) -> None:
+        place = self._path(path)
+        if self._fs.isdir(place):
+            for name in self._ftp.listdir(place):
+                self.remove(f"{path}/{name}")
+            self._ftp.rmdir(place)
+        elif self._fs.exists(place):
+            self._ftp.remove(place)
+
+    def _path(self, path: str) -> str:
+        return f"{self._root.rstrip('/')}/{path}".rstrip("/")
+
+    @property
+    def _ftp(self) -> Any:
+        return self._fs.ftp
+
+    @property
+    def _fs(self) -> Any:
+        fs = getattr(self._local, "fs", None)
+        if fs is None or not fs.client.get_transport() or not fs.client.get_transport().is_active():
+            fs = self._local.fs = _connect(self._url)
+        return fs
+
+
+def _connect(url: SplitResult) -> Any:
+    try:
+        import paramiko
+        from fsspec.implementations.sftp import SFTPFileSystem  # type: ignore[import-untyped]
+    except ImportError:
+        raise RemoteError(
+            f"{url.scheme}://{url.hostname} needs fsspec and paramiko: pip install "
+            "'embedcache[ssh]', or uv sync --extra ssh"
+        ) from None
+
+    class KnownHosts(SFTPFileSystem):  # type: ignore[misc]
+        """fsspec takes any key that a host shows; here the host must be known, as ssh asks."""
+
+        def _connect(self) -> None:
+            self.client = paramiko.SSHClient()
+            self.client.load_system_host_keys(os.environ.get("EMBEDCACHE_KNOWN_HOSTS"))
+            self.client.set_missing_host_key_policy(paramiko.RejectPolicy())
+            self.client.connect(self.host, **self.ssh_kwargs)
+            self.ftp = self.client.open_sftp()
+
+    options: dict[str, Any] = {"timeout": CONNECT_SECONDS, "skip_instance_cache": True}
+    if url.port:
+        options["port"] = url.port
+    if url.username:
+        options["username"] = unquote(url.username)
+    if key := os.environ.get("EMBEDCACHE_SSH_KEY"):
+        options["key_filename"] = key
+    place = f"{url.scheme}://{url.hostname}"
+    try:
+        return KnownHosts(url.hostname or "", **options)
+    except paramiko.AuthenticationException:
+        raise RemoteError(
+            f"{place} does not know you: load your key with ssh-add, and try 'ssh' to that host"
+        ) from None
+    except paramiko.SSHException as error:
+        if "known_hosts" in str(error):
+            raise RemoteError(
+                f"the key of {place} is not in your known_hosts: connect once with 'ssh' and check "
+                "it, then run the same command again"
+            ) from None
+        raise Unreachable(f"{place} cannot be reached: {error}") from None
+    except (OSError, EOFError) as error:
+        raise Unreachable(f"{place} cannot be reached: {error}") from None

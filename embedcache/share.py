@@ -1,0 +1,286 @@
+"""Push and pull: the segments, or only the rows, that the other side lacks.
+
+    pull("s3://bucket/team", cache)            everything that is there and not here
+    push(cache, "s3://bucket/team")            everything that is here and not there
+
+Both are set unions of immutable segments, so any number of members may push and pull at any time:
+nobody waits, nothing is overwritten, and a run that was cut is gone on with by running it again.
+A segment appears on the other side whole (its manifest comes last) or not at all. Photo ids, and
+with them anything that names a person or a path, stay home unless they are asked for.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache import disk
+from embedcache.catalogue import Catalogue
+from embedcache.errors import CacheError
+from embedcache.remote import Remote, open_remote
+from embedcache.spec import Json
+from embedcache.store import Cache
+from embedcache.tombstones import FOLDER as TOMBSTONES
+from embedcache.tombstones import Tombstones, read_tombstones
+
+U8 = NDArray[np.uint8]
+Progress = Callable[[int, int], None]
+
+OBJECTS_AT_ONCE = 8
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a push or pull finds and does, while it runs."""
+
+    segments: int = 0
+    rows: int = 0
+    failures: int = 0
+    bytes: int = 0
+    already_there: int = 0
+    withheld: int = 0
+    still_here: int = 0
+    ids: int = 0
+    tombstones: int = 0
+    refs: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """What a push or pull moved, or with dry_run would move.
+
+    bytes: of segments and rows; listings, manifests and digest columns come on top.
+    already_there: good rows that the receiving side had. withheld: rows of forgotten photos.
+    still_here: rows here of photos that the other side forgot.
+    problems: what was refused, each with what to do; a run with problems has moved the rest.
+    """
+
+    direction: Literal["push", "pull"]
+    remote: str
+    dry_run: bool
+    segments: int
+    rows: int
+    failures: int
+    bytes: int
+    already_there: int
+    withheld: int
+    still_here: int
+    ids: int
+    tombstones: int
+    refs: tuple[str, ...]
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+    seconds: float
+
+    def document(self) -> dict[str, Json]:
+        """The same facts for machines."""
+        found: dict[str, Json] = {}
+        for name in self.__slots__:
+            value = getattr(self, name)
+            found[name] = list(value) if isinstance(value, tuple) else value
+        return found | {"seconds": round(self.seconds, 3)}
+
+    def __str__(self) -> str:
+        verb = {"push": "sent to", "pull": "came from"}[self.direction]
+        if self.dry_run:
+            verb = {"push": "would be sent to", "pull": "would come from"}[self.direction]
+        rows = f"{self.rows:,} rows"
+        if self.failures:
+            rows += f" and {self.failures:,} failures"
+        place = "there" if self.direction == "push" else "here"
+        lines = [
+            f"{rows} in {self.segments:,} segments ({self.bytes / 1e6:,.1f} MB) {verb} "
+            f"{self.remote}; {self.already_there:,} rows were {place} already"
+        ]
+        if self.ids:
+            lines.append(f"{self.ids:,} photo ids with them")
+        if self.refs:
+            lines.append(f"refs: {', '.join(self.refs)}")
+        if self.withheld:
+            lines.append(f"{self.withheld:,} rows of forgotten photos were left out")
+        if self.still_here:
+            lines.append(
+                f"{self.still_here:,} rows here are of photos that were forgotten elsewhere: "
+                "'embedcache forget' removes them"
+            )
+        return "\n".join([*lines, *self.notes, *(f"problem: {text}" for text in self.problems)])
+
+
+def pull(
+    remote: Remote | str,
+    cache: Cache,
+    *,
+    backbones: Sequence[str] = (),
+    photos: U8 | None = None,
+    ref: str | None = None,
+    with_ids: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Moved:
+    """Bring into `cache` what a shared copy holds and it lacks.
+
+    backbones: only vectors of these, by name or spec digest, and the faces that they were cut by.
+    photos: only rows of these content digests, (n, 32); few of them come by their byte ranges.
+    ref: exactly the segments that this ref of the remote pins, and the ref itself.
+    with_ids: photo ids too. dry_run: say what would move.
+    progress: called with (bytes that have come, bytes that will).
+    Raises RemoteError where the remote cannot be reached. What it holds that is damaged or does
+    not fit is left out and stands under `problems`.
+    """
+    from embedcache.incoming import Pull
+
+    started = time.perf_counter()
+    remote = connect(remote, cache)
+    catalogue = Catalogue(remote, _memo(cache, remote))
+    catalogue.require()
+    tally = Tally()
+    with disk.plain_errors("write to", cache.path):
+        gone = _adopt_tombstones(catalogue, cache, tally, dry_run=dry_run)
+        with workers() as pool:
+            run = Pull(catalogue, cache, tally, gone, pool)
+            run.plan(backbones=backbones, photos=photos, ref=ref, with_ids=with_ids)
+            if not dry_run:
+                run.move(progress)
+                run.refs(ref, every=not (backbones or photos is not None), with_ids=with_ids)
+    return _moved("pull", catalogue, tally, dry_run=dry_run, started=started)
+
+
+def push(
+    cache: Cache,
+    remote: Remote | str,
+    *,
+    backbones: Sequence[str] = (),
+    with_ids: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Moved:
+    """Send to a shared copy what `cache` holds and it lacks; makes the shared copy if need be.
+
+    backbones: only vectors of these, and the faces that they were cut by.
+    with_ids: photo ids too, which may be private; vectors are found by content without them.
+    Refs and tombstones go along. Rows of photos that either side forgot do not.
+    progress: called with (bytes that have gone, bytes that will).
+    Raises RemoteError where the remote cannot be reached or refuses.
+    """
+    from embedcache.outgoing import Push, begin
+
+    started = time.perf_counter()
+    remote = connect(remote, cache)
+    catalogue = Catalogue(remote, _memo(cache, remote))
+    tally = Tally()
+    fresh = not catalogue.exists()
+    if fresh and not dry_run:
+        begin(remote)
+    gone: dict[bytes, str] = {
+        **read_tombstones(cache.path)[0],
+        **({} if fresh else catalogue.gone()),
+    }
+    with disk.plain_errors("read", cache.path), workers() as pool:
+        run = Push(catalogue, cache, tally, gone, pool)
+        run.plan(backbones=backbones, with_ids=with_ids)
+        if not dry_run:
+            run.move(progress)
+            run.tombstones()
+            run.refs(with_ids=with_ids)
+    return _moved("push", catalogue, tally, dry_run=dry_run, started=started)
+
+
+def connect(remote: Remote | str, cache: Cache) -> Remote:
+    """Open a remote by URL, for this cache."""
+    if not isinstance(remote, str):
+        return remote
+    if "://" not in remote and Path(remote).resolve() == cache.path:
+        raise CacheError(f"{remote} is the cache itself: name another place to share it")
+    return open_remote(remote, staging=_staging(cache))
+
+
+@contextmanager
+def workers() -> Iterator[ThreadPoolExecutor]:
+    """Threads that move objects; an error stops what has not begun."""
+    pool = ThreadPoolExecutor(OBJECTS_AT_ONCE, thread_name_prefix="embedcache-share")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def require_room(cache: Cache, n_bytes: int) -> None:
+    """CacheError unless the disk has room for what is to come, before any of it does."""
+    free = shutil.disk_usage(cache.path).free
+    if n_bytes > free:
+        raise CacheError(
+            f"{n_bytes:,} bytes are to come and {cache.path} has room for {free:,}: make room, or "
+            "pull less with --backbone or --photos"
+        )
+
+
+def _adopt_tombstones(
+    catalogue: Catalogue, cache: Cache, tally: Tally, *, dry_run: bool
+) -> Tombstones:
+    """Take over what others forgot, before anything else comes."""
+    theirs = catalogue.tombstones()
+    for name, raw in theirs.items():
+        target = cache.path / TOMBSTONES / name
+        if not target.exists():
+            tally.tombstones += 1
+            if not dry_run:
+                target.parent.mkdir(exist_ok=True)
+                disk.publish(target, raw)
+    return {**catalogue.gone(), **read_tombstones(cache.path)[0]}
+
+
+def _moved(
+    direction: Literal["push", "pull"],
+    catalogue: Catalogue,
+    tally: Tally,
+    *,
+    dry_run: bool,
+    started: float,
+) -> Moved:
+    return Moved(
+        direction=direction,
+        remote=catalogue.remote.name,
+        dry_run=dry_run,
+        segments=tally.segments,
+        rows=tally.rows,
+        failures=tally.failures,
+        bytes=tally.bytes,
+        already_there=tally.already_there,
+        withheld=tally.withheld,
+        still_here=tally.still_here,
+        ids=tally.ids,
+        tombstones=tally.tombstones,
+        refs=tuple(tally.refs),
+        notes=tuple(dict.fromkeys([*catalogue.notes, *tally.notes])),
+        problems=tuple(dict.fromkeys([*catalogue.problems, *tally.problems])),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _memo(cache: Cache, remote: Remote) -> Path | None:
+    if not os.access(cache.path, os.W_OK):
+        return None
+    return cache.local / "remotes" / sha256(remote.name.encode()).hexdigest()[:16]
+
+
+def _staging(cache: Cache) -> str:
+    """Eight random digits of this cache, which name what it has in the air on a file system."""
+    try:
+        path = cache.local / "staging"
+        if not path.exists():
+            disk.replace(path, os.urandom(4).hex().encode())
+        text = path.read_text("ascii")
+    except (OSError, ValueError, CacheError):
+        text = ""
+    return text if len(text) == 8 and text.isalnum() else os.urandom(4).hex()

@@ -1,0 +1,90 @@
+"""Remotes for tests: a folder, a store in memory, a real S3 protocol server, and one that fails."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from embedcache.files import FilesRemote, LocalFiles
+from embedcache.remote import Blocks, Entry, ObjectRemote, Patient, Remote, Unreachable
+
+
+def folder(path: Path, *, staging: str = "test") -> Remote:
+    return FilesRemote(LocalFiles(path), str(path), staging=staging)
+
+
+def memory() -> Remote:
+    from obstore.store import MemoryStore
+
+    return ObjectRemote(MemoryStore(), "memory://team")
+
+
+class Flaky:
+    """A remote whose requests fail when `fails(number)` says so: before, amid or after the work."""
+
+    def __init__(self, remote: Remote, fails: Callable[[int], str]) -> None:
+        self.name = remote.name
+        self.n_requests = 0
+        self.n_bytes = 0
+        self._remote = remote
+        self._fails = fails
+
+    def _begin(self) -> str:
+        self.n_requests += 1
+        how = self._fails(self.n_requests)
+        if how == "before":
+            raise Unreachable(f"{self.name}: 503 Slow Down")
+        return how
+
+    def _end(self, how: str) -> None:
+        if how:
+            raise Unreachable(f"{self.name}: connection reset")
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        how = self._begin()
+        yield from self._remote.list(prefix)
+        self._end(how)
+
+    def unfinished(self, segment: str) -> Iterator[Entry]:
+        how = self._begin()
+        yield from self._remote.unfinished(segment)
+        self._end(how)
+
+    def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        how = self._begin()
+        for block in self._remote.blocks(key, start=start, length=length):
+            self.n_bytes += len(block)
+            if how == "amid":
+                yield bytes(block)[: len(block) // 2]
+                break
+            yield block
+        self._end(how)
+
+    def write(self, key: str, blocks: Blocks, *, size: int) -> None:
+        how = self._begin()
+        if how != "amid":
+            self.n_bytes += size
+            self._remote.write(key, blocks, size=size)
+        self._end(how)
+
+    def create(self, key: str, data: bytes) -> bool:
+        how = self._begin()
+        made = False
+        if how != "amid":
+            self.n_bytes += len(data)
+            made = self._remote.create(key, data)
+        self._end(how)
+        return made
+
+    def delete(self, key: str) -> None:
+        how = self._begin()
+        self._remote.delete(key)
+        self._end(how)
+
+
+def counted(remote: Remote) -> Flaky:
+    """A remote that never fails and counts what goes through it."""
+    return Flaky(remote, lambda n: "")
+
+
+def impatient(remote: Remote) -> Remote:
+    """Patient, without the pauses."""
+    return Patient(remote, sleep=lambda seconds: None)
