@@ -59,8 +59,8 @@ class Precision(StrEnum):
 
 
 class Decode(StrEnum):
-    reduced = "reduced"
     full = "full"
+    reduced = "reduced"
 
 
 class Optimizer(StrEnum):
@@ -100,8 +100,9 @@ def extract(
     device: DeviceOption = "auto",
     workers: Workers = None,
     decode: Annotated[
-        Decode, typer.Option(help="reduced: large JPEGs at a smaller scale. full: every pixel.")
-    ] = Decode.reduced,
+        Decode,
+        typer.Option(help="full: every pixel, as timm. reduced: large JPEGs faster; another spec."),
+    ] = Decode.full,
     retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
     strict: Annotated[bool, typer.Option(help="Stop at the first photo that fails.")] = False,
     dry_run: Annotated[

@@ -34,7 +34,7 @@ DEFAULT = "inception_v3.tf_in1k"
 FACE_MARGIN = 0.0
 DOCTOR = "Run 'embedcache doctor' to see which weights are at hand."
 
-Decode = Literal["reduced", "full"]
+Decode = Literal["full", "reduced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +112,15 @@ def load(
     *,
     device: str = "auto",
     precision: str = "float32",
-    decode: Decode = "reduced",
+    decode: Decode = "full",
     detector: Callable[[], str] | None = None,
 ) -> Backbone:
     """Load a backbone, its weights and its preprocessing.
 
     device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
     precision: of the network's arithmetic; vectors are float32 in any case.
-    decode: "reduced" reads large JPEGs at a reduced scale, never below twice the input's size;
-        "full" decodes every pixel, as timm does, at several times the cost.
+    decode: "full" decodes every pixel, as timm does; "reduced" reads large JPEGs at a reduced
+        scale, never below twice the input's size, several times faster (docs/decisions/024).
     detector: gives the digest of the face detector, asked only for a face crop.
     Raises WeightsError when the name is unknown, or the weights are missing or do not fit; it says
         where they were looked for and what to do without internet.

@@ -26,6 +26,7 @@ from embedcache.prefetch import TRANSIENT, Job, Ready, cut, prefetch
 from embedcache.provenance import about, remember_places
 from embedcache.sink import Sink, Writer
 from embedcache.store import Cache, Space
+from embedcache.team import Upstream
 
 DETECT_BATCH = 32
 DETECT_PIXELS = 48_000_000
@@ -43,9 +44,12 @@ def extract(
     precision: str = "float32",
     device: str = "auto",
     workers: int | None = None,
-    decode: Decode = "reduced",
+    decode: Decode = "full",
     retry_failed: bool = False,
     strict: bool = False,
+    remote: str | Upstream | None = None,
+    offer: bool = False,
+    writer: str = "",
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Extraction:
@@ -60,6 +64,10 @@ def extract(
     precision, device, decode: as in `backbones.load`.
     retry_failed: try photos again that an earlier run could not embed.
     strict: PhotosError at the first photo that fails; what was done until then is kept.
+    remote: a shared copy to read through: what it has is taken, only the rest is computed. One that
+        fails costs a warning and nothing else.
+    offer: give back to `remote` what is computed, as it goes.
+    writer: a name for the manifests of what is computed.
     progress: called after every photo.
     stop: asked after every photo; True commits what is done and returns with `interrupted` set.
     Returns per backbone the photos that were there (hit), embedded and failed, and where the
@@ -81,30 +89,46 @@ def extract(
     for space in spaces:
         space.salvage()
     todo, tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
-    run = _Run(backbones, spaces, tallies, faces, clock, batch_size or default_batch(backbones))
+    upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
+    if upstream is not None:
+        upstream.serve(spaces)
+        with clock.step("read"):
+            upstream.take(todo.digests)
+        todo, tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
+    run = _Run(
+        *(backbones, spaces, tallies, faces, clock, batch_size or default_batch(backbones)),
+        writer=writer,
+    )
     for sink, n in zip(run.sinks, todo.wanted.sum(axis=0).tolist(), strict=True):
         sink.planned = n
     faces.sink.planned = len(todo)
-    jobs = todo.jobs(photos, backbones, faces)
-    interrupted = False
+    rounds = iter([todo])
+    if upstream is not None:
+        rounds = upstream.rounds(todo, spaces, tallies, retry_failed=retry_failed)
+    done, interrupted = 0, False
     failure = next(iter(digests.reasons.items()), None) if strict else None
     refused = f"{photos.paths[failure[0]]}: {failure[1]}" if failure else None
     ahead = 2 * run.batch_size + DETECT_BATCH
-    with closing(prefetch(jobs, workers=workers, ahead=ahead, clock=clock)) as stream:
-        for done, ready in enumerate(() if refused else stream, 1):
-            reason = run.take(ready)
-            if strict and reason:
-                refused = f"{ready.job.path}: {reason}"
-                break
-            if progress is not None:
-                seconds = time.perf_counter() - started
-                progress(Progress(done, len(todo), run.n_failed, seconds))
-            if stop():
-                interrupted = True
-                break
-        else:
-            run.flush()
+    while not (interrupted or refused) and (part := next(rounds, None)) is not None:
+        jobs = part.jobs(photos, backbones, faces)
+        with closing(prefetch(jobs, workers=workers, ahead=ahead, clock=clock)) as stream:
+            for done, ready in enumerate(stream, done + 1):
+                reason = run.take(ready)
+                if strict and reason:
+                    refused = f"{ready.job.path}: {reason}"
+                    break
+                if progress is not None:
+                    seconds = time.perf_counter() - started
+                    progress(Progress(done, len(todo), run.n_failed, seconds))
+                if stop():
+                    interrupted = True
+                    break
+            else:
+                run.flush()
+        run.commit()
     run.commit()
+    if upstream is not None and (interrupted or refused):
+        upstream.give()
     if refused:
         raise PhotosError(f"{refused} (--strict). What was embedded until then is kept.")
     seconds = time.perf_counter() - started
@@ -152,13 +176,15 @@ class _Run:
         faces: FaceFinder,
         clock: Clock,
         batch_size: int,
+        *,
+        writer: str,
     ) -> None:
         self.backbones = backbones
         self.faces = faces
         self.clock = clock
         self.batch_size = batch_size
         self.tallies = tallies
-        self.sinks = [Sink(_begin(s, b)) for s, b in zip(spaces, backbones, strict=True)]
+        self.sinks = [Sink(_begin(s, b, writer)) for s, b in zip(spaces, backbones, strict=True)]
         self.batches: list[list[tuple[Job, U8]]] = [[] for _ in backbones]
         self.waiting: list[Ready] = []
 
@@ -289,8 +315,9 @@ def _digests(jobs: Sequence[Job]) -> U8:
     return np.frombuffer(b"".join(job.digest for job in jobs), np.uint8).reshape(-1, 32)
 
 
-def _begin(space: Space, backbone: Backbone) -> Callable[[int], Writer[F32]]:
+def _begin(space: Space, backbone: Backbone, writer: str) -> Callable[[int], Writer[F32]]:
     def begin(n_rows: int) -> Writer[F32]:
-        return space.writer(n_rows=n_rows, name=backbone.name, about=about(backbone.device))
+        told = about(backbone.device) | ({"writer": writer} if writer else {})
+        return space.writer(n_rows=n_rows, name=backbone.name, about=told)
 
     return begin

@@ -87,7 +87,7 @@ def forecast(
     precision: str = "float32",
     device: str = "auto",
     workers: int | None = None,
-    decode: Decode = "reduced",
+    decode: Decode = "full",
     retry_failed: bool = False,
 ) -> Forecast:
     """Tell what `extract` with the same arguments would do; cache None: one that is yet to be."""

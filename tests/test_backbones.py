@@ -47,7 +47,7 @@ def test_a_name_that_means_nothing_is_refused(text: str) -> None:
 
 
 def test_vectors_equal_timms_own_forward(tiny_weights: Path) -> None:
-    backbone = load(f"local-dir:{tiny_weights}", device="cpu", decode="full")
+    backbone = load(f"local-dir:{tiny_weights}", device="cpu")
     model = timm.create_model(f"local-dir:{tiny_weights}", pretrained=True, num_classes=0).eval()
     config = timm.data.resolve_data_config({}, model=model)
     transform = timm.data.create_transform(**config, is_training=False)
@@ -75,8 +75,8 @@ def test_the_digest_is_of_the_weights_and_not_of_their_place(
 
 def test_reduced_and_full_decoding_are_two_specs(tiny_weights: Path) -> None:
     name = f"local-dir:{tiny_weights}"
-    reduced = load(name, device="cpu")
-    full = load(name, device="cpu", decode="full")
+    reduced = load(name, device="cpu", decode="reduced")
+    full = load(name, device="cpu")
     assert reduced.spec.difference(full.spec) == [
         f"preprocessing.decode: '{images.VERSION}-reduced', '{images.VERSION}-full'"
     ]
