@@ -94,7 +94,7 @@ def sweep(n: int, dim: int) -> None:
     start = Layer(np.zeros((1, 1, dim), np.float32), np.zeros((1, 1), np.float32))
 
     def run(epochs: int) -> Callable[[], object]:
-        protocol = Protocol(epochs=epochs)
+        protocol = Protocol(epochs=epochs, patience=None)
         return lambda: train(
             ["1fc"], part, dev,
             standard=standard, link="sigmoid", loss="mse", start=start, protocol=protocol,
@@ -127,7 +127,7 @@ def tables(n: int) -> None:
         for task in ("ratio", "binary"):
             data = made_up(rows, dim, task=task)
             began = time.perf_counter()
-            found = fit(data, patience=3)
+            found = fit(data)
             seconds = time.perf_counter() - began
             total += seconds
             told = ", ".join(f"{row.head} {row.value:.4f}" for row in found.rows)

@@ -38,7 +38,7 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
         margin: float = 1.0,
         weight_decay: float = 0.0,
         dropout: float = 0.0,
-        patience: int | None = None,
+        patience: int | None = 4,
         dev_share: float = 0.15,
     ) -> None:
         self.head = head

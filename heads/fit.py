@@ -164,7 +164,7 @@ def fit(
     margin: float = 1.0,
     weight_decay: float = 0.0,
     dropout: float = 0.0,
-    patience: int | None = None,
+    patience: int | None = 4,
     memory_bytes: int | None = None,
     resamples: int = 2000,
     device: str = "cpu",

@@ -57,11 +57,10 @@ class Bootstrap:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(totals[:, :-1] / totals[:, -1:])
 
-    def each(self, figure: Callable[[Floats], float], weight: Floats | None) -> Floats:
-        """`figure(weight per row)` for each resample, for figures that are no weighted mean."""
+    def each(self, figure: Callable[[Floats], float]) -> Floats:
+        """`figure(draws per row)` for each resample, for figures that are no weighted mean."""
         place = self._place()
-        base = np.ones(len(place)) if weight is None else weight
-        return np.array([figure(base * row[place]) for block in self.counts() for row in block])
+        return np.array([figure(row[place]) for block in self.counts() for row in block])
 
     def _place(self) -> NDArray[np.int64]:
         return np.unique(self.groups, return_inverse=True)[1].astype(np.int64)

@@ -5,8 +5,9 @@ or chooses imports this module, and nothing else asks a dataset for its test row
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from heads.head import Head
 from heads.intervals import Bootstrap, Difference, difference, interval
 
 Floats = NDArray[np.float64]
+SECOND_RESAMPLES = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,9 +146,9 @@ def _figures(
                 at = names.index(reference)
                 gap = drawn[:, place] - drawn[:, at]
                 versus = (reference, difference(values[place] - values[at], gap, groups=groups))
-            extra = _extra(
-                dataset.task, metric, truth, predictions[name], weight, values, place, names, floor
-            )
+            baseline = predictions["const"] if metric == "mse" and "const" in names else None
+            second = _second(dataset.task, metric, truth, predictions[name], baseline, floor)
+            extra = _with_intervals(second, weight, boot, groups)
             figures.append(
                 Figure(
                     head=name,
@@ -162,33 +164,57 @@ def _figures(
     return sorted(figures, key=lambda figure: names.index(figure.head))
 
 
-def _extra(
+def _second(
     task: str,
     metric: str,
     truth: Floats,
     prediction: Floats,
-    weight: Floats | None,
-    values: Sequence[float],
-    place: int,
-    names: Sequence[str],
+    baseline: Floats | None,
     floor: float,
-) -> dict[str, float]:
-    """The second-rank figures that stand in the same row."""
+) -> dict[str, Callable[[Floats, Floats], float]]:
+    """The figures that stand in the same row, as functions of (weight, draws per row)."""
     if metric == "mse":
-        extra = {
-            "r2": metrics.r2(truth, prediction, weight),
-            "rank_correlation": metrics.rank_correlation(truth, prediction),
+        found: dict[str, Callable[[Floats, Floats], float]] = {
+            "r2": lambda weight, _: metrics.r2(truth, prediction, weight),
+            "rank_correlation": lambda _, draws: metrics.rank_correlation(truth, prediction, draws),
         }
-        if "const" in names:
-            constant = values[names.index("const")]
-            extra["explainable_share"] = metrics.explainable_share(constant, values[place], floor)
-        return extra
+        if baseline is not None and math.isfinite(floor):
+            # The floor is taken as known: its own uncertainty is not in the interval.
+            found["explainable_share"] = lambda weight, _: metrics.explainable_share(
+                metrics.mse(truth, baseline, weight),
+                metrics.mse(truth, prediction, weight),
+                floor,
+            )
+        return found
     if task == "binary" and metric == "log_loss":
         return {
-            "auc": metrics.auc(truth, prediction, weight),
-            "calibration_error": metrics.reliability(truth, prediction, weight).error,
+            "auc": lambda weight, _: metrics.auc(truth, prediction, weight),
+            "calibration_error": lambda weight, _: (
+                metrics.reliability(truth, prediction, weight).error
+            ),
         }
     return {}
+
+
+def _with_intervals(
+    second: Mapping[str, Callable[[Floats, Floats], float]],
+    weight: Floats | None,
+    boot: Bootstrap,
+    groups: int,
+) -> dict[str, float]:
+    """NAME, NAME_low and NAME_high of each figure; fewer resamples, for each one is a sort."""
+    few = replace(boot, resamples=min(boot.resamples, SECOND_RESAMPLES))
+    base = np.ones(len(boot.groups)) if weight is None else weight
+    told: dict[str, float] = {}
+    for name, figure in second.items():
+        told[name] = figure(base, np.ones(len(base)))
+        drawn = few.each(partial(_drawn, figure, base))
+        told[f"{name}_low"], told[f"{name}_high"] = interval(drawn, groups=groups)
+    return told
+
+
+def _drawn(figure: Callable[[Floats, Floats], float], base: Floats, draws: Floats) -> float:
+    return figure(base * draws, draws)
 
 
 def _by_group(

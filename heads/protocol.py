@@ -38,7 +38,7 @@ class Protocol:
     margin: float = 1.0
     weight_decay: float = 0.0
     dropout: float = 0.0
-    patience: int | None = None
+    patience: int | None = 4
     memory_bytes: int | None = None
     device: str = "cpu"
 

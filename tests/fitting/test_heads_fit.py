@@ -34,7 +34,8 @@ def test_the_document_has_the_contracts_keys_and_is_json(sample: Sample) -> None
     assert all(keys <= row.keys() and row["metric"] == "mse" for row in told["rows"])
     assert all(row["low"] <= row["value"] <= row["high"] for row in told["rows"])
     ridge = told["rows"][1]
-    assert 0.3 < ridge["explainable_share"] <= 1.2
+    for name in ("explainable_share", "r2", "rank_correlation"):
+        assert 0.3 < ridge[f"{name}_low"] < ridge[name] < ridge[f"{name}_high"] <= 1.3
     assert ridge["value"] > told["noise_floor"] > 0
     assert "noise floor" in str(fit)
 

@@ -42,7 +42,7 @@ def test_resamples_are_the_same_for_every_column_and_every_call() -> None:
     both = boot.means(np.hstack([values, values]), None)
     assert (both[:, 0] == both[:, 1]).all()
     assert (both[:, 0] == boot.means(values, None)[:, 0]).all()
-    each = boot.each(lambda weight: float(weight @ values[:, 0] / weight.sum()), None)
+    each = boot.each(lambda draws: float(draws @ values[:, 0] / draws.sum()))
     assert each == pytest.approx(both[:, 0])
 
 

@@ -24,7 +24,7 @@ Sample = Callable[..., Dataset]
 
 
 def sweep(data: Dataset, *names: str, loss: str = "mse", link: Any = None, **choices: Any) -> Any:
-    choices = {"epochs": 4, "batch_size": 64, "hidden": 16, "margin": 0} | choices
+    choices = {"epochs": 4, "batch_size": 64, "hidden": 16, "margin": 0, "patience": None} | choices
     part, dev = data.part("train"), data.part("dev")
     found: dict[str, Trained] = train(
         names,
