@@ -99,9 +99,6 @@ def extract(
         *(backbones, spaces, tallies, faces, clock, batch_size or default_batch(backbones)),
         writer=writer,
     )
-    for sink, n in zip(run.sinks, todo.wanted.sum(axis=0).tolist(), strict=True):
-        sink.planned = n
-    faces.sink.planned = len(todo)
     rounds = iter([todo])
     if upstream is not None:
         rounds = upstream.rounds(todo, spaces, tallies, retry_failed=retry_failed)
@@ -110,9 +107,13 @@ def extract(
     refused = f"{photos.paths[failure[0]]}: {failure[1]}" if failure else None
     ahead = 2 * run.batch_size + DETECT_BATCH
     while not (interrupted or refused) and (part := next(rounds, None)) is not None:
+        for sink, n in zip(run.sinks, part.wanted.sum(axis=0).tolist(), strict=True):
+            sink.planned = n
+        faces.sink.planned = len(part)
         jobs = part.jobs(photos, backbones, faces)
         with closing(prefetch(jobs, workers=workers, ahead=ahead, clock=clock)) as stream:
-            for done, ready in enumerate(stream, done + 1):
+            for ready in stream:
+                done += 1
                 reason = run.take(ready)
                 if strict and reason:
                     refused = f"{ready.job.path}: {reason}"

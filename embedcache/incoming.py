@@ -73,11 +73,17 @@ class Pull:
         self.successors: dict[str, dict[str, str]] = {}
 
     def plan(
-        self, *, backbones: Sequence[str], photos: U8 | None, ref: str | None, with_ids: bool
+        self,
+        *,
+        backbones: Sequence[str],
+        specs: Sequence[str],
+        photos: U8 | None,
+        ref: str | None,
+        with_ids: bool,
     ) -> None:
         """Find out what is to come."""
         pins = None if ref is None else self._pins(ref)
-        chosen = self._chosen(backbones)
+        chosen = self._chosen(backbones, specs)
         mine: dict[str, Store] = {space.digest: space for space in self.cache.spaces()}
         mine |= {space.digest: space for space in self.cache.face_spaces()}
         for holding in chosen:
@@ -190,11 +196,12 @@ class Pull:
             )
         return refs[ref][0]
 
-    def _chosen(self, backbones: Sequence[str]) -> list[Holding]:
+    def _chosen(self, backbones: Sequence[str], specs: Sequence[str]) -> list[Holding]:
         """The spaces asked for. Raises RemoteError for a backbone that the remote lacks."""
         found = {root: list(self.catalogue.holdings(root).values()) for root in ROOTS}
         if not backbones:
-            return [holding for holdings in found.values() for holding in holdings]
+            every = [holding for holdings in found.values() for holding in holdings]
+            return [holding for holding in every if not specs or holding.digest in specs]
         named: list[tuple[Holding, set[str]]] = []
         for holding in [*found["spaces"], *found[APART]]:
             shared = [self.catalogue.shared(holding, name) for name in holding.segments]
@@ -215,8 +222,8 @@ class Pull:
                     f"{', '.join(known) or 'none'}"
                 )
             chosen += [holding for holding in fitting if holding not in chosen]
-        specs = [self.catalogue.spec(holding) for holding in chosen]
-        detectors = {spec.face.detector for spec in specs if spec.face is not None}
+        faces = [self.catalogue.spec(holding).face for holding in chosen]
+        detectors = {face.detector for face in faces if face is not None}
         return chosen + [holding for holding in found["faces"] if holding.digest in detectors]
 
     def _shared(self, holding: Holding, names: Sequence[str]) -> list[Shared]:

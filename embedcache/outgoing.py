@@ -75,11 +75,13 @@ class Push:
         self.parcels: list[Parcel] = []
         self.documents: dict[str, bytes] = {}
 
-    def plan(self, *, backbones: Sequence[str], with_ids: bool) -> None:
+    def plan(self, *, backbones: Sequence[str], specs: Sequence[str], with_ids: bool) -> None:
         """Find out what the shared copy lacks."""
         pinned = pinned_segments(self.cache.path)
         there = {root: self.catalogue.holdings(root) for root in ROOTS}
         for store in self._chosen(backbones):
+            if specs and store.digest not in specs:
+                continue
             if isinstance(store, Space):
                 root = APART if store.spec.apart else "spaces"
                 if store.digest in there["spaces"]:  # a shared folder that somebody extracted into

@@ -306,7 +306,8 @@ def _store(url: str) -> Any:
 
     options: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=5),
-        "timeout": timedelta(seconds=120),
+        "read_timeout": timedelta(seconds=20),
+        "timeout": timedelta(hours=1),
         "user_agent": "embedcache",
     }
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")

@@ -122,6 +122,7 @@ def pull(
     cache: Cache,
     *,
     backbones: Sequence[str] = (),
+    specs: Sequence[str] = (),
     photos: U8 | None = None,
     ref: str | None = None,
     with_ids: bool = False,
@@ -131,6 +132,7 @@ def pull(
     """Bring into `cache` what a shared copy holds and it lacks.
 
     backbones: only vectors of these, by name or spec digest, and the faces that they were cut by.
+    specs: only the spaces with these digests, of specs or detectors; one may be absent.
     photos: only rows of these content digests, (n, 32); few of them come by their byte ranges.
     ref: exactly the segments that this ref of the remote pins, and the ref itself.
     with_ids: photo ids too. dry_run: say what would move.
@@ -149,10 +151,11 @@ def pull(
         gone = _adopt_tombstones(catalogue, cache, tally, dry_run=dry_run)
         with workers() as pool:
             run = Pull(catalogue, cache, tally, gone, pool)
-            run.plan(backbones=backbones, photos=photos, ref=ref, with_ids=with_ids)
+            run.plan(backbones=backbones, specs=specs, photos=photos, ref=ref, with_ids=with_ids)
             if not dry_run:
                 run.move(progress)
-                run.refs(ref, every=not (backbones or photos is not None), with_ids=with_ids)
+                every = not (backbones or specs or photos is not None)
+                run.refs(ref, every=every, with_ids=with_ids)
     return _moved("pull", catalogue, tally, dry_run=dry_run, started=started)
 
 
@@ -161,6 +164,7 @@ def push(
     remote: Remote | str,
     *,
     backbones: Sequence[str] = (),
+    specs: Sequence[str] = (),
     with_ids: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -168,6 +172,7 @@ def push(
     """Send to a shared copy what `cache` holds and it lacks; makes the shared copy if need be.
 
     backbones: only vectors of these, and the faces that they were cut by.
+    specs: only the spaces with these digests, of specs or detectors.
     with_ids: photo ids too, which may be private; vectors are found by content without them.
     Refs and tombstones go along. Rows of photos that either side forgot do not.
     progress: called with (bytes that have gone, bytes that will).
@@ -188,11 +193,12 @@ def push(
     }
     with disk.plain_errors("read", cache.path), workers() as pool:
         run = Push(catalogue, cache, tally, gone, pool)
-        run.plan(backbones=backbones, with_ids=with_ids)
+        run.plan(backbones=backbones, specs=specs, with_ids=with_ids)
         if not dry_run:
             run.move(progress)
             run.tombstones()
-            run.refs(with_ids=with_ids)
+            if not (backbones or specs):
+                run.refs(with_ids=with_ids)
     return _moved("push", catalogue, tally, dry_run=dry_run, started=started)
 
 

@@ -1,0 +1,204 @@
+"""A team's shared copy while one works: its address, and reading through it.
+
+    settings = read_settings()                 embedcache.toml, here or in a folder above
+    extract(photos, cache, backbone=..., remote=settings.remote, offer=True)
+
+An extraction with a remote takes what colleagues have computed, computes the rest in rounds, in an
+order of its own, gives each round back where it may, and looks again before the next one. Nobody
+waits for anybody: members who begin the same work at the same moment meet rarely, and what both
+computed is merely stored once. A remote that fails costs one warning and never the run.
+"""
+
+import stat
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.catalogue import Catalogue
+from embedcache.errors import EmbedcacheError, InputError
+from embedcache.outcome import Tally
+from embedcache.plan import Plan
+from embedcache.remote import Denied, Remote
+from embedcache.share import connect, pull, push
+from embedcache.space import Space
+from embedcache.store import FAILED, OK, Cache
+
+FILE = "embedcache.toml"
+MAX_FILE_BYTES = 65_536
+# A round is a sixteenth of what is left, within these bounds: two members who work at the same
+# speed then embed some 5 % twice (docs/decisions/053).
+ROUND_SHARE = 16
+ROUND_ROWS = (32, 4096)
+
+U8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What embedcache.toml says. remote, writer: "" where it says nothing; file: None, likewise.
+
+    remote: where `push`, `pull` and `extract` go when no URL is given.
+    offer: whether `extract` gives back what it computes.
+    writer: a name for manifests; nothing else is ever taken for one.
+    """
+
+    remote: str = ""
+    offer: bool = False
+    writer: str = ""
+    file: Path | None = None
+
+
+def read_settings(start: Path | None = None) -> Settings:
+    """Read the nearest embedcache.toml in `start` (the current folder) or above it.
+
+    A file in a folder that everybody may write to is passed over: it could send vectors anywhere.
+    Raises InputError for a file that does not fit.
+    """
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        path = folder / FILE
+        if path.is_file() and not folder.stat().st_mode & stat.S_IWOTH:
+            return _parse(path)
+    return Settings()
+
+
+def _parse(path: Path) -> Settings:
+    kinds = {"remote": str, "offer": bool, "writer": str}
+    try:
+        with open(path, "rb") as file:
+            found = tomllib.loads(file.read(MAX_FILE_BYTES).decode())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    for key, value in found.items():
+        if key not in kinds or type(value) is not kinds[key]:
+            raise InputError(
+                f'{path} has {key} = {value!r:.80}; it may have remote = "URL or folder", '
+                'offer = true or false, and writer = "a name"'
+            )
+    remote = found.get("remote", "")
+    if remote and "://" not in remote:
+        remote = str(path.parent / remote)
+    writer = found.get("writer", "")
+    if len(writer) > 200:
+        raise InputError(f"{path}: a writer's name has up to 200 characters")
+    return Settings(remote=remote, offer=found.get("offer", False), writer=writer, file=path)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+class Upstream:
+    """A shared copy for as long as a run lasts; after its first failure it is left alone.
+
+    offer: give back what is computed. warn: told once of each kind of trouble.
+    seed: decides the order of work; None, the default, for one that differs between members.
+    """
+
+    def __init__(
+        self,
+        remote: Remote | str,
+        cache: Cache,
+        *,
+        offer: bool = False,
+        warn: Callable[[str], None] = _warn,
+        seed: int | None = None,
+    ) -> None:
+        self._remote = connect(remote, cache)
+        self._cache = cache
+        self._offers = offer
+        self._up = True
+        self._warn = warn
+        self._told: set[str] = set()
+        self._specs: tuple[str, ...] = ()
+        self._order = np.random.default_rng(seed)
+        self.n_taken = 0
+        self.n_given = 0
+
+    def serve(self, spaces: Sequence[Space]) -> None:
+        """From now on these spaces, and the faces that they are cut by, are meant."""
+        detectors = {space.spec.face.detector for space in spaces if space.spec.face is not None}
+        self._specs = (*(space.digest for space in spaces), *detectors)
+
+    def take(self, digests: U8) -> None:
+        """Bring rows of these contents, (n, 32), into the cache, where the remote has them."""
+        if not self._up or not len(digests):
+            return
+        try:
+            if self._offers and not self.n_given and not Catalogue(self._remote).exists():
+                return  # nothing is there yet, and it is for us to begin it
+            came = pull(self._remote, self._cache, specs=self._specs, photos=digests)
+        except (EmbedcacheError, OSError) as error:
+            self._down(error)
+            return
+        self.n_taken += came.rows
+        for problem in came.problems[:1]:
+            self._tell("problem", f"{problem}. What it would have brought is computed here")
+
+    def give(self) -> None:
+        """Send what the remote lacks, if offering."""
+        if not self._up or not self._offers:
+            return
+        try:
+            self.n_given += push(self._cache, self._remote, specs=self._specs).rows
+        except Denied as error:
+            self._offers = False
+            self._tell("give", f"{error}. What is computed here is not offered")
+        except (EmbedcacheError, OSError) as error:
+            self._down(error)
+
+    def rounds(
+        self, todo: Plan, spaces: Sequence[Space], tallies: Sequence[Tally], *, retry_failed: bool
+    ) -> Iterator[Plan]:
+        """The work in rounds, in this member's own order; each is given back before the next.
+
+        Photos that a colleague has embedded meanwhile are dropped, and counted in `tallies`.
+        """
+        left = todo
+        while len(left):
+            least, most = ROUND_ROWS
+            n_rows = min(most, max(least, len(left) // ROUND_SHARE)) if self._up else len(left)
+            order = self._order.permutation(len(left)) if self._up else np.arange(len(left))
+            yield _subset(left, order[:n_rows])
+            left = _subset(left, np.sort(order[n_rows:]))
+            self.give()
+            if len(left):
+                self.take(left.digests)
+                left = _without_arrived(left, spaces, tallies, retry_failed=retry_failed)
+
+    def _down(self, error: Exception) -> None:
+        self._up = False
+        self._tell("down", f"{error}. Going on without the remote; push later what is computed")
+
+    def _tell(self, kind: str, text: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            self._warn(text)
+
+
+def _subset(todo: Plan, at: NDArray[np.int64]) -> Plan:
+    return Plan(todo.digests[at], todo.positions[at], todo.copies[at], todo.wanted[at])
+
+
+def _without_arrived(
+    todo: Plan, spaces: Sequence[Space], tallies: Sequence[Tally], *, retry_failed: bool
+) -> Plan:
+    """What is still to do, now that a colleague's rows have come."""
+    wanted = todo.wanted.copy()
+    for k, (space, tally) in enumerate(zip(spaces, tallies, strict=True)):
+        status = space.status(todo.digests)
+        good = wanted[:, k] & (status == OK)
+        tally.hit += int(todo.copies[good].sum())
+        wanted[good, k] = False
+        failed = np.flatnonzero(wanted[:, k] & (status == FAILED))
+        if len(failed) and not retry_failed:
+            reasons = space.reasons(todo.digests[failed])
+            for i, reason in zip(failed.tolist(), reasons, strict=True):
+                tally.failed[reason or "unknown"] += int(todo.copies[i])
+            wanted[failed, k] = False
+    return _subset(replace(todo, wanted=wanted), np.flatnonzero(wanted.any(axis=1)))
