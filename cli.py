@@ -46,6 +46,10 @@ BackboneOption = Annotated[
 ]
 PhotoColumn = Annotated[str, typer.Option(help="The table's column with the photo's path.")]
 IdColumn = Annotated[str, typer.Option(help="The table's column with the photo's id.")]
+Backbones = Annotated[
+    list[str] | None,
+    typer.Option("--backbone", metavar="NAME", help="Only vectors of this; may be repeated."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per forward pass.")]
@@ -108,10 +112,23 @@ def extract(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would do, how much, how long.")
     ] = False,
+    remote: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Take what this shared copy has, compute the rest; 'none' for none. "
+            "[default: that of embedcache.toml]",
+        ),
+    ] = None,
+    offer: Annotated[
+        bool | None,
+        typer.Option("--offer/--no-offer", help="Give back to the shared copy as it goes."),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Embed every photo that the cache lacks; running it again is the resume."""
     from embedcache.photos import Photos
+    from embedcache.team import read_settings
 
     table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
     names = backbone or [DEFAULT_BACKBONE]
@@ -131,7 +148,18 @@ def extract(
             json_,
         )
         return
-    found = _extract(table, _open(cache, create=True), names, strict=strict, **options)
+    settings = read_settings()
+    shared = {"none": None}.get(remote or "", remote or settings.remote or None)
+    if offer and shared is None:
+        raise InputError("--offer needs to know where to: add --remote URL")
+    found = _extract(
+        *(table, _open(cache, create=True), names),
+        strict=strict,
+        remote=shared,
+        offer=settings.offer if offer is None else offer,
+        writer=settings.writer,
+        **options,
+    )
     _print(found, json_)
     if found.interrupted:
         raise typer.Exit(130)
@@ -260,14 +288,19 @@ def predict(
 
 @app.command()
 def info(
-    cache: CachePath,
+    cache: Annotated[str, typer.Argument(metavar="DIR|URL", help="A cache, or a shared copy.")],
     photos: Annotated[bool, typer.Option(help="Also list the photos, one line each.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Say what a cache holds."""
+    """Say what a cache holds, or a shared copy, of which no vector is fetched."""
+    if "://" in cache:
+        from embedcache.survey import survey
+
+        _print(survey(cache), json_)
+        return
     from embedcache.summary import summarise
 
-    _print(summarise(_open(cache), photos=photos), json_)
+    _print(summarise(_open(Path(cache)), photos=photos), json_)
 
 
 @app.command()
@@ -339,16 +372,21 @@ def demo(
 
 @app.command()
 def verify(
-    cache: CachePath,
+    cache: Annotated[str, typer.Argument(metavar="DIR|URL", help="A cache, or a shared copy.")],
     repair: Annotated[
         bool, typer.Option(help="Move what is damaged aside and say what to extract again.")
     ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Check every file, checksum and row of a cache; status 1 if anything is wrong."""
+    from embedcache.audit import Report
     from embedcache.audit import verify as check
+    from embedcache.survey import Checked, verify_remote
 
-    report = check(cache, repair=repair)
+    if repair and "://" in cache:
+        raise InputError("--repair is for caches; without it, verify says what is wrong at the URL")
+    report: Report | Checked
+    report = verify_remote(cache) if "://" in cache else check(cache, repair=repair)
     _print(report, json_)
     if not report.clean:
         raise typer.Exit(1)
@@ -408,6 +446,82 @@ def merge(
 
     opened = _open(cache, create=True)
     _print(join(opened, [_open(other) for other in others], with_ids=with_ids), json_)
+
+
+@app.command()
+def push(
+    cache: CachePath,
+    url: Annotated[
+        str | None, typer.Argument(metavar="URL", help="[default: that of embedcache.toml]")
+    ] = None,
+    backbone: Backbones = None,
+    with_ids: Annotated[bool, typer.Option(help="Send photo ids too; they may be private.")] = (
+        False
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would move.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Send to a shared copy (a folder, s3://, gs://, az://, ssh://) what it lacks."""
+    from embedcache import share
+    from embedcache.display import transfer_on
+
+    moved = share.push(
+        _open(cache),
+        _url(url),
+        backbones=backbone or (),
+        with_ids=with_ids,
+        dry_run=dry_run,
+        progress=transfer_on(),
+    )
+    _print(moved, json_)
+    if moved.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def pull(
+    url: Annotated[str, typer.Argument(metavar="[URL]", help="May stand in embedcache.toml.")],
+    cache: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="The cache's folder.", show_default=False)
+    ] = None,
+    backbone: Backbones = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(metavar="PHOTOS", help="Only rows of these photos: a folder or a table."),
+    ] = None,
+    photo_column: PhotoColumn = "photo",
+    id_column: IdColumn = "photo_id",
+    ref: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Exactly what this ref pins.")
+    ] = None,
+    with_ids: Annotated[bool, typer.Option(help="Take photo ids too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would move.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Take from a shared copy what this cache lacks, checked as it arrives."""
+    from embedcache import share
+    from embedcache.display import transfer_on
+    from embedcache.photos import Photos
+
+    source, target = (_url(None), Path(url)) if cache is None else (url, cache)
+    opened, digests = _open(target, create=True), None
+    if photos is not None:
+        table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
+        found = table.digests(opened.local / "digests.npz")
+        digests = found.value[found.readable]
+    moved = share.pull(
+        source,
+        opened,
+        backbones=backbone or (),
+        photos=digests,
+        ref=ref,
+        with_ids=with_ids,
+        dry_run=dry_run,
+        progress=transfer_on(),
+    )
+    _print(moved, json_)
+    if moved.problems:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -533,6 +647,18 @@ def _open(path: Path, *, create: bool = False, ref: str | None = None) -> "Cache
     from embedcache.store import Cache
 
     return Cache.open(path, create=create, ref=ref)
+
+
+def _url(given: str | None) -> str:
+    """The URL given, or that of the project's embedcache.toml."""
+    from embedcache.team import FILE, read_settings
+
+    found = given or read_settings().remote
+    if not found:
+        raise InputError(
+            f'say where the shared copy is: a URL, or remote = "URL" in {FILE} here or above'
+        )
+    return found
 
 
 def _print(result: Printable, as_json: bool) -> None:

@@ -27,6 +27,21 @@ def progress_on(stream: TextIO | None = None) -> Iterator[Callable[[Progress], N
         yield _lines(stream)
 
 
+def transfer_on(stream: TextIO | None = None) -> Callable[[int, int], None]:
+    """Give a function that tells of (bytes moved, bytes in all): a line in ten seconds."""
+    out = stream or sys.stderr
+    last = time.monotonic() - LINE_SECONDS + QUIET_SECONDS
+
+    def show(done: int, n: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS:
+            last = now
+            print(f"{done / 1e6:,.0f} of {n / 1e6:,.0f} MB", file=out, flush=True)
+
+    return show
+
+
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one acts as ever."""
