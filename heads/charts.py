@@ -202,7 +202,7 @@ def calibration(results: Results, target: str) -> Chart:
             found = metrics.reliability(truth, np.clip(guess, 0, 1), weight)
             series.append(
                 Series(
-                    name=name_of(fit.backbone, head),
+                    name=fit.backbone,
                     x=tuple(found.predicted.tolist()),
                     y=tuple(found.observed.tolist()),
                     size=tuple(found.share.tolist()),
@@ -222,8 +222,8 @@ def calibration(results: Results, target: str) -> Chart:
     return Chart(
         name=f"calibration_{target}",
         title=f"{title_of(target)}: calibration",
-        caption="Mean prediction against mean truth in ten bins of the prediction; the larger the "
-        "point, the more of the test weight it holds. On the diagonal, predictions mean what they "
+        caption="Mean prediction against mean truth in ten bins of the prediction, by each "
+        "backbone's best head on dev; the larger the point, the more of the test weight it holds. On the diagonal, predictions mean what they "
         "say.",
         alt=f"Calibration plot for {target}: predicted against observed means.",
         panels=tuple(panels),
