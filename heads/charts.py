@@ -223,8 +223,8 @@ def calibration(results: Results, target: str) -> Chart:
         name=f"calibration_{target}",
         title=f"{title_of(target)}: calibration",
         caption="Mean prediction against mean truth in ten bins of the prediction, by each "
-        "backbone's best head on dev; the larger the point, the more of the test weight it holds. On the diagonal, predictions mean what they "
-        "say.",
+        "backbone's best head on dev; the larger the point, the more of the test weight it holds. "
+        "On the diagonal, predictions mean what they say.",
         alt=f"Calibration plot for {target}: predicted against observed means.",
         panels=tuple(panels),
         legend=_legend(panels),

@@ -51,7 +51,7 @@ def test_a_learning_curve_ends_where_the_row_says(results: Results) -> None:
         for series in panel.series:
             row = next(r for r in results.rows() if (r.target, r.subset, r.name) == (
                 "gender", panel.title, series.name))  # fmt: skip
-            assert len(series.x) > 5
+            assert len(series.x) >= 2
             if row.learning_rate is not None:
                 assert series.chosen is not None
                 assert series.x[series.chosen] == row.epoch
