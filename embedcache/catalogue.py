@@ -165,7 +165,12 @@ class Catalogue:
 
     def spec(self, holding: Holding) -> Spec:
         """The spec of a space; RemoteError for one that is not named after it."""
-        return Spec.parse(self._attributes(holding, "spec"))
+        try:
+            return Spec.parse(self._attributes(holding, "spec"))
+        except RemoteError:
+            raise
+        except CacheError as error:
+            raise RemoteError(f"{holding.key} of {self.remote.name}: {error}: refused") from None
 
     def detector(self, holding: Holding) -> dict[str, Json]:
         """The document of a detector."""

@@ -92,10 +92,15 @@ class Pull:
                     self._plan_ids(holding)
                 continue
             part = "faces" if holding.kind == "faces" else "spaces"
-            if pins is None:
-                self._plan_rows(holding, mine.get(holding.digest), photos)
-            elif pinned := pins.of(part, holding.digest):
-                self._plan_pinned(holding, mine.get(holding.digest), pinned)
+            try:
+                if pins is None:
+                    self._plan_rows(holding, mine.get(holding.digest), photos)
+                elif pinned := pins.of(part, holding.digest):
+                    self._plan_pinned(holding, mine.get(holding.digest), pinned)
+            except Unreachable:
+                raise
+            except RemoteError as error:
+                self.tally.problems.append(str(error))
         if ref is not None and pins is not None:
             known = {holding.digest for holding in chosen}
             for digest in {*pins.spaces, *pins.faces} - known:

@@ -237,6 +237,11 @@ class ObjectRemote:
         ) as e:
             raise Denied(f"{self.name} does not let you at {key}: {_told(e)}") from None
         except (problems.BaseError, OSError) as error:
+            if "169.254.169.254" in str(error):  # where cloud machines ask for credentials
+                raise RemoteError(
+                    f"no credentials for {self.name} were found: docs/sharing.md says how each "
+                    "kind of storage learns who you are"
+                ) from None
             raise Unreachable(
                 f"{self.name} cannot be reached ({key}): {_told(error)}. Check the address and the "
                 "network, then run the same command again"
@@ -334,7 +339,7 @@ def _bounded(entries: Iterator[Entry], name: str) -> list[Entry]:
 
 def _told(error: BaseException) -> str:
     """An error's text on one line, short, without the query of any URL (signatures)."""
-    text = " ".join(re.sub(r"\?\S*", "", str(error)).split())
+    text = " ".join(re.sub(r"\?\S*", "", str(error)).partition("Debug source")[0].split())
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 

@@ -1,0 +1,299 @@
+"""Damage and malice at a remote: found, named, kept out; the cache stays whole and its own."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedcache import disk
+from embedcache import remote as remote_module
+from embedcache.errors import CacheError, RemoteError
+from embedcache.manifest import seal, unseal
+from embedcache.remote import Entry, Patient
+from embedcache.share import pull, push
+from embedcache.spec import foreign
+from embedcache.store import APART, Cache
+from embedcache.survey import verify_remote
+from embedcache.upkeep import verify, write_ref
+from tests import remotes
+from tests.stores import fill, model, photos
+
+SPEC = foreign("net", 8)
+Edit = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder remote that holds photos 0 to 3 in two segments, and a ref."""
+    monkeypatch.setattr(disk, "sync", lambda fd: None)
+    monkeypatch.setattr(disk, "sync_folder", lambda path: None)
+    a = Cache.open(tmp_path / "a", create=True)
+    space = a.space(SPEC, create=True)
+    with space.writer(n_rows=3, name="net", about={}) as writer:
+        writer.add(photos(0, 1), model(photos(0, 1)))
+        writer.fail(photos(9), ["truncated"])
+    fill(space, photos(2, 3))
+    write_ref(a, "paper")
+    push(a, str(tmp_path / "shared"))
+    return tmp_path / "shared"
+
+
+def held(cache: Cache) -> set[int]:
+    """The photos that came, none of which may have a wrong vector."""
+    spaces = Cache.open(cache.path).spaces()
+    if not spaces:
+        return set()
+    rows, found = spaces[0].read(photos(*range(10)))
+    assert (rows[found] == model(photos(*range(10)), 8)[found]).all()
+    return set(np.flatnonzero(found).tolist())
+
+
+def segments(shared: Path) -> list[Path]:
+    return sorted((shared / APART / SPEC.digest / "segments").glob("2*"))
+
+
+def reseal(path: Path, edit: Edit) -> None:
+    """Change a sealed document as its author could, with a digest that fits."""
+    document, _ = unseal(path.read_bytes(), what="", limit=1 << 30)
+    edit(document)
+    path.write_bytes(seal(document))
+
+
+def flip(path: Path, at: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 0x41
+    path.write_bytes(raw)
+
+
+def check_flips(shared: Path, tmp_path: Path, places: list[tuple[Path, int]]) -> None:
+    for number, (path, at) in enumerate(places):
+        before = path.read_bytes()
+        flip(path, at)
+        b = Cache.open(tmp_path / f"b{number}", create=True)
+        try:
+            came = pull(str(shared), b)
+            told = " ".join(came.problems)
+        except CacheError as error:
+            told = str(error)
+        got = held(b)
+        assert verify(b).clean
+        inside = path.relative_to(shared)
+        in_segment = "segments" in inside.parts[:-1] and not path.name.endswith("zarr.json")
+        if in_segment:
+            assert inside.parts[3] in told, (path, at)
+            assert "Run the same command again" in told or path.name == "manifest.json"
+            assert got != {0, 1, 2, 3}
+            assert not verify_remote(str(shared)).clean
+        elif got != {0, 1, 2, 3}:
+            assert told, (path, at)
+        shutil.rmtree(b.path)
+        path.write_bytes(before)
+
+
+def files_of(shared: Path) -> list[Path]:
+    return sorted(path for path in shared.rglob("*") if path.is_file())
+
+
+def test_damage_anywhere_is_found_at_pull(shared: Path, tmp_path: Path) -> None:
+    rng = random.Random(3)
+    places = [(path, rng.randrange(path.stat().st_size)) for path in files_of(shared)]
+    check_flips(shared, tmp_path, places)
+
+
+@pytest.mark.torture
+def test_damage_of_every_byte_is_found_at_pull(shared: Path, tmp_path: Path) -> None:
+    places = [(path, at) for path in files_of(shared) for at in range(path.stat().st_size)]
+    check_flips(shared, tmp_path, places)
+
+
+def test_bytes_changed_on_the_way_are_found(shared: Path, tmp_path: Path) -> None:
+    class Lying(remotes.Flaky):
+        def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+            for block in super().blocks(key, start=start, length=length):
+                if "/embedding/" in key:
+                    block = bytes([block[0] ^ 1]) + bytes(block[1:])
+                yield block
+
+    lying = Lying(remotes.folder(shared), lambda n: "")
+    for wanted in (None, photos(0)):
+        b = Cache.open(tmp_path / "b", create=True)
+        came = pull(lying, b, photos=wanted)
+        assert held(b) == set()
+        assert "is not what was written" in came.problems[0]
+        assert "'embedcache verify" in came.problems[0]
+
+
+def test_a_byte_that_rots_in_the_cache_is_not_pushed(shared: Path, tmp_path: Path) -> None:
+    a = Cache.open(tmp_path / "a")
+    segment = fill(a.space(SPEC), photos(5, 6))
+    flip(a.space(SPEC).segments()[-1].folder / "embedding" / "c" / "0" / "0", 3)
+    with pytest.raises(CacheError, match=f"segment {segment}: .*was not pushed.*--repair"):
+        push(a, str(shared))
+    assert len(segments(shared)) == 2
+
+
+@pytest.mark.parametrize(
+    "path", ["../../../escaped", "/escaped", "embedding/../../../escaped", "manifest.json", "a\0b"]
+)
+def test_a_manifest_cannot_name_a_path_outside(path: str, shared: Path, tmp_path: Path) -> None:
+    entry = [3, sha256(b"bad").hexdigest()]
+    reseal(segments(shared)[0] / "manifest.json", lambda d: d["files"].update({path: entry}))
+    before = sorted(p for p in tmp_path.rglob("*") if "b" not in p.relative_to(tmp_path).parts[:1])
+    b = Cache.open(tmp_path / "b", create=True)
+    assert "refused" in pull(str(shared), b).problems[0]
+    assert held(b) == {2, 3}
+    after = sorted(p for p in tmp_path.rglob("*") if "b" not in p.relative_to(tmp_path).parts[:1])
+    assert before == after
+
+
+def _huge_rows(document: dict[str, Any]) -> None:
+    document["rows"] = document["ok"] = 1 << 20
+    for name in ("digest", "status", "row_crc"):
+        document["columns"][name] = 1 << 20
+    document["columns"]["reason_offset"] = 1
+    document["embedding"]["chunk_crc32c"] = "00" * 4 * (-(-(1 << 20) // 2))
+
+
+def _huge_files(document: dict[str, Any]) -> None:
+    for entry in document["files"].values():
+        entry[0] = 1 << 50
+
+
+def _other_dim(document: dict[str, Any]) -> None:
+    document["embedding"]["dim"] = 65_536
+
+
+@pytest.mark.parametrize("edit", [_huge_rows, _huge_files, _other_dim])
+def test_sizes_are_refused_before_memory_is_taken(edit: Edit, shared: Path, tmp_path: Path) -> None:
+    reseal(segments(shared)[0] / "manifest.json", edit)
+    b = Cache.open(tmp_path / "b", create=True)
+    counted = remotes.counted(remotes.folder(shared))
+    came = pull(counted, b)
+    assert segments(shared)[0].name in came.problems[0]
+    assert held(b) == {2, 3}
+    assert counted.n_bytes < 50_000
+
+
+def test_an_endless_listing_ends(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Endless(remotes.Flaky):
+        def list(self, prefix: str) -> Iterator[Entry]:
+            return (Entry(f"{prefix}{n}", 1, "") for n in count())
+
+    monkeypatch.setattr(remote_module, "MAX_KEYS", 1000)
+    endless = Patient(Endless(remotes.folder(shared), lambda n: ""))
+    with pytest.raises(RemoteError, match="lists over 1,000 objects: refused"):
+        pull(endless, Cache.open(tmp_path / "b", create=True))
+
+
+def test_endless_objects_end(shared: Path, tmp_path: Path) -> None:
+    class Endless(remotes.Flaky):
+        def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+            if self.n_bytes > 100 << 20:
+                raise AssertionError("it went on reading")
+            yield from super().blocks(key, start=start, length=length)
+            while key.count("/") > 3:  # files of segments
+                self.n_bytes += 1 << 20
+                yield bytes(1 << 20)
+
+    b = Cache.open(tmp_path / "b", create=True)
+    came = pull(Endless(remotes.folder(shared), lambda n: ""), b)
+    assert len(came.problems) == 2
+    assert held(b) == set()
+
+
+def test_names_that_are_none_of_ours_are_passed_over(shared: Path, tmp_path: Path) -> None:
+    class Odd(remotes.Flaky):
+        def list(self, prefix: str) -> Iterator[Entry]:
+            yield from super().list(prefix)
+            space = f"{prefix}{SPEC.digest}"
+            for key in (
+                f"{prefix}../../evil",
+                f"{space}/segments/../../../evil/manifest.json",
+                f"{space}/segments/20260101T000000000000-0000000g/manifest.json",
+                f"{prefix}{'0' * 64}/segments/x",
+                "x" * 5000,
+                "",
+            ):
+                yield Entry(key, 10, "")
+
+    b = Cache.open(tmp_path / "b", create=True)
+    came = pull(Patient(Odd(remotes.folder(shared), lambda n: "")), b)
+    assert came.problems == ()
+    assert held(b) == {0, 1, 2, 3}
+
+
+def test_a_replaced_manifest_changes_nothing_here_and_breaks_its_ref(
+    shared: Path, tmp_path: Path
+) -> None:
+    b, c = (Cache.open(tmp_path / name, create=True) for name in "bc")
+    pull(str(shared), b)
+    reseal(segments(shared)[0] / "manifest.json", lambda d: d.update(name="other"))
+    assert pull(str(shared), b).rows == 0
+    assert held(b) == {0, 1, 2, 3}
+    came = pull(str(shared), c, ref="paper")
+    assert "the ref pins it, and it is another one" in came.problems[0]
+    assert came.refs == ()
+
+
+def test_a_replaced_ref_changes_nothing_here(shared: Path, tmp_path: Path) -> None:
+    b, c = (Cache.open(tmp_path / name, create=True) for name in "bc")
+    pull(str(shared), b)
+    before = (b.path / "refs" / "paper.json").read_bytes()
+    reseal(shared / "refs" / "paper.json", lambda d: d.update(spaces={}))
+    assert "pins other segments" in str(pull(str(shared), b))
+    assert (b.path / "refs" / "paper.json").read_bytes() == before
+    reseal(shared / "refs" / "paper.json", lambda d: d.update(spaces={"../../x": {}}))
+    assert "paper.json" in pull(str(shared), c).problems[0]
+    assert not (c.path / "refs").exists()
+
+
+def test_a_space_under_anothers_name_is_refused(shared: Path, tmp_path: Path) -> None:
+    path = shared / APART / SPEC.digest / "zarr.json"
+    document = json.loads(path.read_text())
+    document["attributes"]["embedcache"]["spec"]["architecture"] = "better"
+    path.write_text(json.dumps(document, indent=1, sort_keys=True))
+    b = Cache.open(tmp_path / "b", create=True)
+    assert "does not describe its space: refused" in pull(str(shared), b).problems[0]
+    assert not b.spaces()
+
+
+def test_rows_that_do_not_fit_together_are_refused(shared: Path, tmp_path: Path) -> None:
+    """Every digest is right, and the content is not what a segment may hold."""
+    segment = segments(shared)[0]
+    shard = segment / "embedding" / "c" / "0" / "0"
+    flip(shard, 2)
+    entry = [shard.stat().st_size, sha256(shard.read_bytes()).hexdigest()]
+    reseal(segment / "manifest.json", lambda d: d["files"].update({"embedding/c/0/0": entry}))
+    b = Cache.open(tmp_path / "b", create=True)
+    assert segment.name in pull(str(shared), b).problems[0]
+    assert held(b) == {2, 3}
+    assert verify(b).clean
+
+
+def test_links_in_a_folder_remote_are_not_followed(shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "private").write_bytes(b"private")
+    shard = segments(shared)[0] / "embedding" / "c" / "0" / "0"
+    shard.unlink()
+    shard.symlink_to(tmp_path / "private")
+    b = Cache.open(tmp_path / "b", create=True)
+    assert pull(str(shared), b).problems
+    assert held(b) == {2, 3}
+
+
+def test_what_is_no_shared_copy_is_not_pulled_from(tmp_path: Path) -> None:
+    b = Cache.open(tmp_path / "b", create=True)
+    with pytest.raises(RemoteError, match="there is no shared copy"):
+        pull(str(tmp_path / "nowhere"), b)
+    (tmp_path / "zarr").mkdir()
+    (tmp_path / "zarr" / "zarr.json").write_text("{}")
+    with pytest.raises(RemoteError, match="no shared copy of format 1"):
+        pull(str(tmp_path / "zarr"), b)
