@@ -158,8 +158,8 @@ def peers(n: int, dim: int) -> None:
     began, best = time.perf_counter(), float("inf")
     for rate in RATES:
         model = MLPRegressor(
-            hidden_layer_sizes=(256,), batch_size=256, learning_rate_init=rate, max_iter=20, alpha=0, tol=0,
-            n_iter_no_change=100,
+            hidden_layer_sizes=(256,), batch_size=256, learning_rate_init=rate, max_iter=20,
+            alpha=0, tol=0, n_iter_no_change=100,
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
