@@ -458,6 +458,9 @@ def push(
     with_ids: Annotated[bool, typer.Option(help="Send photo ids too; they may be private.")] = (
         False
     ),
+    purge: Annotated[
+        bool, typer.Option(help="Remove what was forgotten there too; needs the right to delete.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would move.")] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -470,6 +473,7 @@ def push(
         _url(url),
         backbones=backbone or (),
         with_ids=with_ids,
+        purge=purge,
         dry_run=dry_run,
         progress=transfer_on(),
     )

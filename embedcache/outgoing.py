@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from embedcache.catalogue import ROOTS, Catalogue, Holding
 from embedcache.errors import CacheError, Damaged, RemoteError
 from embedcache.incoming import same_pins
 from embedcache.index import Table
-from embedcache.manifest import MAX_MANIFEST_BYTES
+from embedcache.manifest import MAX_MANIFEST_BYTES, unseal
 from embedcache.photo_ids import read_pairs
 from embedcache.refs import MAX_REF_BYTES, encode_ref, pinned_segments, read_ref
 from embedcache.remote import BLOCK_BYTES, Remote, Unreachable, read_small
@@ -25,7 +26,7 @@ from embedcache.shard import encode_document, group_document
 from embedcache.share import Progress, Tally
 from embedcache.space import FaceSpace, Space
 from embedcache.spec import Json
-from embedcache.store import APART, GROUPS, Cache, root_document
+from embedcache.store import ABSENT, APART, GROUPS, Cache, root_document
 from embedcache.tombstones import FOLDER as TOMBSTONES
 from embedcache.tombstones import Tombstones, forgotten
 from embedcache.transfer import Store, rewrite
@@ -65,7 +66,11 @@ class Push:
         tally: Tally,
         gone: Tombstones,
         pool: ThreadPoolExecutor,
+        *,
+        purge: bool = False,
     ) -> None:
+        self.purges = purge
+        self.doomed: list[tuple[Store, Holding, str, NDArray[np.uint8]]] = []
         self.catalogue = catalogue
         self.remote = catalogue.remote
         self.cache = cache
@@ -127,6 +132,26 @@ class Push:
                 with self._chosen_rows(parcel) as new:
                     self._send(new, count)
 
+    def purge(self) -> None:
+        """Remove from the shared copy every segment that holds forgotten rows.
+
+        Its other rows have just been sent in new segments; where they are not here, it stays.
+        """
+        for store, holding, name, digests in self.doomed:
+            others = digests[~forgotten(digests, self.gone)]
+            if not (store.status(others) != ABSENT).all():
+                self.tally.problems.append(
+                    f"segment {name} of {self.remote.name} holds forgotten photos beside others "
+                    "that are not here: pull, then push --purge again"
+                )
+                continue
+            key = f"{holding.key}/segments/{name}"
+            self.remote.delete(f"{key}/{MANIFEST}")  # first: from now on it does not exist
+            for path in holding.segments[name]:
+                if path != MANIFEST:
+                    self.remote.delete(f"{key}/{path}")
+            self.tally.purged += 1
+
     def tombstones(self) -> None:
         """Send what was forgotten here, so that pulls of others obey it."""
         theirs = self.catalogue.tombstones()
@@ -141,16 +166,21 @@ class Push:
         for path in sorted((self.cache.path / "refs").glob("[!.]*.json")):
             name = path.stem
             pins = read_ref(self.cache.path, name)
+            document, _ = unseal(path.read_bytes(), what=f"ref {name}", limit=MAX_REF_BYTES)
+            changes = document["changes"]
+            raw = encode_ref(pins if with_ids else replace(pins, photos=None), changes=changes)
             if name in theirs:
-                if not same_pins(pins, theirs[name][0]):
+                if same_pins(pins, theirs[name][0]):
+                    continue
+                if self.purges and changes:  # `forget` changed it, and says so
+                    self.remote.write(f"refs/{name}.json", partial(_once, raw), size=len(raw))
+                    self.tally.refs.append(name)
+                else:
                     self.tally.notes.append(
                         f"ref {name} is there already and pins other segments: refs never change, "
                         "so take another name"
                     )
                 continue
-            if not with_ids:
-                pins = replace(pins, photos=None)
-            raw = encode_ref(pins, changes=[])
             if len(raw) <= MAX_REF_BYTES and self.remote.create(f"refs/{name}.json", raw):
                 self.tally.refs.append(name)
 
@@ -164,7 +194,7 @@ class Push:
 
     def _plan_store(self, store: Store, holding: Holding, pinned: dict[str, list[str]]) -> None:
         segments, table = store.row_table()
-        there, at_remote = self._remote_rows(segments, holding)
+        there, at_remote = self._remote_rows(store, segments, holding)
         at = at_remote.find(table.digests)
         ok = np.zeros(len(at), dtype=np.bool_)
         ok[at >= 0] = at_remote.ok[at[at >= 0]]
@@ -191,13 +221,15 @@ class Push:
             files = tuple(segment.manifest.files)
             self.parcels.append(Parcel(holding.key, segment, store, files, None if whole else rows))
 
-    def _remote_rows(self, segments: Sequence[Segment], holding: Holding) -> tuple[set[str], Table]:
+    def _remote_rows(
+        self, store: Store, segments: Sequence[Segment], holding: Holding
+    ) -> tuple[set[str], Table]:
         """Ids of the segments that are there, and all rows that are there."""
         here = {segment.id: segment for segment in segments}
         there = {name for name, files in holding.segments.items() if MANIFEST in files}
-        parts = [
-            (i, here[name].column("digest"), here[name].manifest.n_ok)
-            for i, name in enumerate(sorted(there & here.keys()))
+        found = [
+            (name, here[name].column("digest"), here[name].manifest.n_ok)
+            for name in sorted(there & here.keys())
         ]
         others = sorted(there - here.keys())
         for shared in self.pool.map(lambda name: self.catalogue.shared(holding, name), others):
@@ -210,7 +242,14 @@ class Push:
             except (RemoteError, FileNotFoundError) as error:
                 self.catalogue.refuse(shared.id, error)
                 continue
-            parts.append((len(parts), digests, shared.manifest.n_ok))
+            found.append((shared.id, digests, shared.manifest.n_ok))
+        parts: list[tuple[int, NDArray[np.uint8], int]] = []
+        for name, digests, n_ok in found:
+            if self.purges and forgotten(digests, self.gone).any():
+                self.doomed.append((store, holding, name, digests))
+                there.discard(name)
+            else:
+                parts.append((len(parts), digests, n_ok))
         return there, Table.empty().extended(parts, renumbered=np.empty(0, np.int64))
 
     def _mend(self, segment: Segment, holding: Holding) -> None:
@@ -293,6 +332,10 @@ class Push:
                 f"{self.remote.name} holds another segment under the name {segment.id}, which "
                 "nobody should have written: ask who else can write there"
             )
+
+
+def _once(raw: bytes) -> Iterator[bytes]:
+    yield raw
 
 
 def begin(remote: Remote) -> None:

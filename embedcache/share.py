@@ -51,6 +51,7 @@ class Tally:
     still_here: int = 0
     ids: int = 0
     tombstones: int = 0
+    purged: int = 0
     refs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -63,6 +64,7 @@ class Moved:
     bytes: of segments and rows; listings, manifests and digest columns come on top.
     already_there: good rows that the receiving side had. withheld: rows of forgotten photos.
     still_here: rows here of photos that the other side forgot.
+    purged: segments with forgotten photos that were removed from the shared copy.
     problems: what was refused, each with what to do; a run with problems has moved the rest.
     """
 
@@ -78,6 +80,7 @@ class Moved:
     still_here: int
     ids: int
     tombstones: int
+    purged: int
     refs: tuple[str, ...]
     notes: tuple[str, ...]
     problems: tuple[str, ...]
@@ -107,6 +110,8 @@ class Moved:
             lines.append(f"{self.ids:,} photo ids with them")
         if self.refs:
             lines.append(f"refs: {', '.join(self.refs)}")
+        if self.purged:
+            lines.append(f"{self.purged:,} segments with forgotten photos were removed there")
         if self.withheld:
             lines.append(f"{self.withheld:,} rows of forgotten photos were left out")
         if self.still_here:
@@ -166,6 +171,7 @@ def push(
     backbones: Sequence[str] = (),
     specs: Sequence[str] = (),
     with_ids: bool = False,
+    purge: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Moved:
@@ -174,6 +180,8 @@ def push(
     backbones: only vectors of these, and the faces that they were cut by.
     specs: only the spaces with these digests, of specs or detectors.
     with_ids: photo ids too, which may be private; vectors are found by content without them.
+    purge: remove segments with forgotten photos there, their other rows sent anew; it takes the
+        right to delete. Without it forgotten rows stay there, and no pull brings them.
     Refs and tombstones go along. Rows of photos that either side forgot do not.
     progress: called with (bytes that have gone, bytes that will).
     Raises RemoteError where the remote cannot be reached or refuses.
@@ -192,11 +200,12 @@ def push(
         **({} if fresh else catalogue.gone()),
     }
     with disk.plain_errors("read", cache.path), workers() as pool:
-        run = Push(catalogue, cache, tally, gone, pool)
+        run = Push(catalogue, cache, tally, gone, pool, purge=purge)
         run.plan(backbones=backbones, specs=specs, with_ids=with_ids)
         if not dry_run:
             run.move(progress)
             run.tombstones()
+            run.purge()
             if not (backbones or specs):
                 run.refs(with_ids=with_ids)
     return _moved("push", catalogue, tally, dry_run=dry_run, started=started)
@@ -267,6 +276,7 @@ def _moved(
         still_here=tally.still_here,
         ids=tally.ids,
         tombstones=tally.tombstones,
+        purged=tally.purged,
         refs=tuple(tally.refs),
         notes=tuple(dict.fromkeys([*catalogue.notes, *tally.notes])),
         problems=tuple(dict.fromkeys([*catalogue.problems, *tally.problems])),

@@ -80,6 +80,16 @@ class Flaky:
         self._end(how)
 
 
+def once(k: int, how: str) -> Callable[[int], str]:
+    """Fails at the k-th request."""
+    return lambda n: how if n == k else ""
+
+
+def since(k: int, how: str) -> Callable[[int], str]:
+    """Fails at the k-th request and at all after it."""
+    return lambda n: how if n >= k else ""
+
+
 def counted(remote: Remote) -> Flaky:
     """A remote that never fails and counts what goes through it."""
     return Flaky(remote, lambda n: "")

@@ -4,12 +4,13 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from embedcache import disk, share
+from embedcache import disk
 from embedcache.catalogue import Catalogue
 from embedcache.errors import CacheError, RemoteError
 from embedcache.remote import Patient, Remote, Unreachable, open_remote
@@ -116,9 +117,9 @@ def test_a_second_push_or_pull_moves_nothing_but_a_listing(remote: Remote, make:
     a, b = make("a", list(range(30))), make("b")
     push(a, remote)
     pull(remote, b)
-    for again in (lambda r: push(a, r), lambda r: pull(r, b)):
+    for pushes in (True, False):
         counted = remotes.counted(remote)
-        moved = again(counted)
+        moved = push(a, counted) if pushes else pull(counted, b)
         assert (moved.rows, moved.bytes) == (0, 0)
         assert counted.n_bytes < 500  # the root's zarr.json
         assert counted.n_requests < 10
@@ -226,7 +227,7 @@ def test_ids_stay_home_unless_asked_for(remote: Remote, make: Make) -> None:
 
 def test_face_crops_lie_under_a_prefix_of_their_own(remote: Remote, make: Make) -> None:
     crop = FaceCrop(detector="1" * 64, select="only", margin=0.0)
-    faces = Spec(**{**_fields(SPEC), "face": crop})
+    faces = replace(SPEC, face=crop)
     a, b = make("a", [0]), make("b")
     fill(a.space(faces, create=True), photos(0), name="net@face")
     fill(a.space(foreign("theirs", 4), create=True), photos(0), name="theirs")
@@ -273,6 +274,29 @@ def test_what_was_forgotten_does_not_come_back(remote: Remote, make: Make) -> No
     assert push(make("d", [1, 7]), remote).rows == 1
 
 
+def test_a_purge_removes_forgotten_rows_from_the_shared_copy(remote: Remote, make: Make) -> None:
+    a, b, c = make("a", [0, 1, 2], [3]), make("b"), make("c")
+    a.record_photos("f", ["0", "1"], photos(0, 1))
+    write_ref(a, "paper")
+    push(a, remote)
+    pull(remote, b)
+    forget(a, ["1"])
+    assert push(a, remote, purge=True).purged == 1
+    columns = [
+        b"".join(remote.blocks(entry.key))
+        for entry in remote.list("spaces/")
+        if "/digest/c/" in entry.key
+    ]
+    assert not any(photos(1).tobytes() in raw for raw in columns)
+    assert pull(remote, c).problems == ()
+    assert held(c) == {0, 2, 3}
+    assert pull(remote, c, ref="paper").problems == ()
+    assert push(a, remote, purge=True).purged == 0
+    assert push(b, remote).rows == 0
+    assert verify(a).clean
+    assert held(b) == {0, 1, 2, 3}
+
+
 def test_progress_counts_the_bytes(remote: Remote, make: Make) -> None:
     a, b = make("a", list(range(200))), make("b")
     seen: list[tuple[int, int]] = []
@@ -294,10 +318,10 @@ def test_a_failure_at_any_request_is_tried_again(
     for k in range(1, 60):
         remote = remotes.memory() if kind == "memory" else remotes.folder(tmp_path / f"r{k}")
         b = make(f"b{k}")
-        flaky = remotes.Flaky(remote, lambda n, k=k: how if n == k else "")
+        flaky = remotes.Flaky(remote, remotes.once(k, how))
         push(a, remotes.impatient(flaky))
         n_push = flaky.n_requests
-        flaky = remotes.Flaky(remote, lambda n, k=k: how if n == k else "")
+        flaky = remotes.Flaky(remote, remotes.once(k, how))
         came = pull(remotes.impatient(flaky), b)
         assert held(b) == {0, 1, 2, 3, 4}
         assert came.problems == ()
@@ -319,7 +343,7 @@ def test_a_run_that_is_cut_at_any_request_is_never_half_visible_and_can_be_gone_
         how = random.Random(k).choice(["before", "amid", "after"])
         remote = remotes.memory() if kind == "memory" else remotes.folder(tmp_path / f"r{k}")
         b, c = make(f"b{k}"), make(f"c{k}")
-        cut = remotes.Flaky(remote, lambda n, k=k, how=how: how if n >= k else "")
+        cut = remotes.Flaky(remote, remotes.since(k, how))
         cut_off = 0
         try:
             push(a, cut)
@@ -329,7 +353,7 @@ def test_a_run_that_is_cut_at_any_request_is_never_half_visible_and_can_be_gone_
                 pull(remote, c)
                 assert (held(c) if c.spaces() else set()) in whole
         push(a, remote)
-        cut = remotes.Flaky(remote, lambda n, k=k, how=how: how if n >= k else "")
+        cut = remotes.Flaky(remote, remotes.since(k, how))
         try:
             pull(cut, b)
         except Unreachable:
@@ -379,7 +403,7 @@ def test_twenty_interleavings_with_kills_end_with_the_same_rows(tmp_path: Path, 
         for _ in range(8):
             member, k = rng.choice(members), rng.randrange(1, 40)
             how = rng.choice(["before", "amid", "after"])
-            mortal = remotes.Flaky(remote, lambda n, k=k, how=how: how if n >= k else "")
+            mortal = remotes.Flaky(remote, remotes.since(k, how))
             at = mortal if rng.random() < 0.6 else remote
             try:
                 match rng.choice(["push", "pull", "write", "compact"]):
@@ -430,13 +454,9 @@ def test_a_pull_that_has_no_room_says_so_first(make: Make, monkeypatch: pytest.M
     a, b, remote = make("a", [0, 1]), make("b"), remotes.memory()
     push(a, remote)
     usage = shutil.disk_usage(b.path)._replace(free=10)
-    monkeypatch.setattr(share.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(CacheError, match="has room for 10"):
         pull(remote, b)
-
-
-def _fields(spec: Spec) -> dict[str, object]:
-    return {name: getattr(spec, name) for name in spec.__slots__}
 
 
 def _remove(remote: Remote, key: str) -> None:
