@@ -186,7 +186,7 @@ class Catalogue:
                 self._shared[entry.key] = self._read(holding, entry, segment, dim)
             except FileNotFoundError:
                 self._shared[entry.key] = None  # removed since it was listed
-            except Unreachable:
+            except (Unreachable, Denied):
                 raise
             except EmbedcacheError as error:
                 self._shared[entry.key] = None
@@ -251,6 +251,10 @@ class Catalogue:
             with self._refusing(entry.key):
                 found[named[1]] = parse_ref(raw, name=named[1], where=self.remote.name), raw
         return found
+
+    def locked(self, root: str) -> None:
+        """Note that a part is left out because this member may not read it."""
+        self.notes.append(f"you have no right to read {root}/ of {self.remote.name}: left out")
 
     def refuse(self, segment: str, error: object) -> None:
         """Note that a segment is left out, and why."""

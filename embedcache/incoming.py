@@ -17,7 +17,7 @@ from embedcache.index import Table
 from embedcache.manifest import replacement_id, unseal
 from embedcache.photo_ids import read_pairs
 from embedcache.refs import MAX_REF_BYTES, Pinned, Pins, encode_ref, read_ref, repin
-from embedcache.remote import Unreachable
+from embedcache.remote import Denied, Unreachable
 from embedcache.segment import FAILED, OK, Segment
 from embedcache.share import Progress, Tally, require_room
 from embedcache.space import Space
@@ -87,18 +87,20 @@ class Pull:
         mine: dict[str, Store] = {space.digest: space for space in self.cache.spaces()}
         mine |= {space.digest: space for space in self.cache.face_spaces()}
         for holding in chosen:
-            if holding.kind == "photos":
-                if with_ids and photos is None and ref is None:
-                    self._plan_ids(holding)
+            if holding.kind == "photos" and not (with_ids and photos is None and ref is None):
                 continue
             part = "faces" if holding.kind == "faces" else "spaces"
             try:
-                if pins is None:
+                if holding.kind == "photos":
+                    self._plan_ids(holding)
+                elif pins is None:
                     self._plan_rows(holding, mine.get(holding.digest), photos)
                 elif pinned := pins.of(part, holding.digest):
                     self._plan_pinned(holding, mine.get(holding.digest), pinned)
             except Unreachable:
                 raise
+            except Denied:
+                self.catalogue.locked(holding.root)
             except RemoteError as error:
                 self.tally.problems.append(str(error))
         if ref is not None and pins is not None:
@@ -209,7 +211,11 @@ class Pull:
             return [holding for holding in every if not specs or holding.digest in specs]
         named: list[tuple[Holding, set[str]]] = []
         for holding in [*found["spaces"], *found[APART]]:
-            shared = [self.catalogue.shared(holding, name) for name in holding.segments]
+            try:
+                shared = [self.catalogue.shared(holding, name) for name in holding.segments]
+            except Denied:
+                self.catalogue.locked(holding.root)
+                continue
             named.append((holding, {plain_name(s.manifest.name) for s in shared if s}))
         chosen: list[Holding] = []
         for backbone in backbones:

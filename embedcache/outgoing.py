@@ -20,7 +20,7 @@ from embedcache.index import Table
 from embedcache.manifest import MAX_MANIFEST_BYTES, unseal
 from embedcache.photo_ids import read_pairs
 from embedcache.refs import MAX_REF_BYTES, encode_ref, pinned_segments, read_ref
-from embedcache.remote import BLOCK_BYTES, Remote, Unreachable, read_small
+from embedcache.remote import BLOCK_BYTES, Denied, Remote, Unreachable, read_small
 from embedcache.segment import MANIFEST, Segment
 from embedcache.shard import encode_document, group_document
 from embedcache.share import Progress, Tally
@@ -97,7 +97,11 @@ class Push:
             else:
                 root, document = "faces", {"detector": dict(store.document)}
             holding = there[root].get(store.digest) or Holding(root, store.digest)
-            self._plan_store(store, holding, pinned)
+            try:
+                self._plan_store(store, holding, pinned)
+            except Denied:
+                self.catalogue.locked(root)
+                continue
             if any(parcel.key == holding.key for parcel in self.parcels):
                 group = group_document({"embedcache": document})
                 self.documents[f"{holding.key}/segments/zarr.json"] = encode_document(
@@ -237,7 +241,7 @@ class Push:
                 continue
             try:
                 digests = self.catalogue.column(shared, "digest")
-            except Unreachable:
+            except (Unreachable, Denied):
                 raise
             except (RemoteError, FileNotFoundError) as error:
                 self.catalogue.refuse(shared.id, error)

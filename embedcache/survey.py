@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from embedcache.catalogue import ROOTS, Catalogue, Holding, Shared
 from embedcache.errors import EmbedcacheError
-from embedcache.remote import Remote, Unreachable, open_remote
+from embedcache.remote import Denied, Remote, Unreachable, open_remote
 from embedcache.share import workers
 from embedcache.spec import Json
 
@@ -131,7 +131,11 @@ def survey(remote: Remote | str) -> Survey:
     with workers() as pool:
         for root in ROOTS:
             for digest, holding in sorted(catalogue.holdings(root).items()):
-                found = _segments(catalogue, holding, pool)
+                try:
+                    found = _segments(catalogue, holding, pool)
+                except Denied:
+                    catalogue.locked(root)
+                    continue
                 unfinished += sum("manifest.json" not in f for f in holding.segments.values())
                 if found:
                     spaces.append(_counted(root, digest, found))

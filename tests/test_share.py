@@ -13,10 +13,11 @@ import pytest
 from embedcache import disk
 from embedcache.catalogue import Catalogue
 from embedcache.errors import CacheError, RemoteError
-from embedcache.remote import Patient, Remote, Unreachable, open_remote
+from embedcache.remote import Denied, Patient, Remote, Unreachable, open_remote
 from embedcache.share import pull, push
 from embedcache.spec import FaceCrop, Preprocessing, Spec, foreign
 from embedcache.store import APART, Cache
+from embedcache.survey import survey, verify_remote
 from embedcache.upkeep import compact, forget, verify, write_ref
 from tests import remotes
 from tests.stores import DETECTOR, faces_of, fill, model, photos
@@ -465,3 +466,37 @@ def _remove(remote: Remote, key: str) -> None:
         path.unlink()
     else:
         remote.delete(key)
+
+
+def test_a_member_without_rights_to_faces_gets_the_rest(make: Make) -> None:
+    a, b = make("a", [0, 1]), make("b")
+    fill(a.space(foreign("theirs", 4), create=True), photos(0), name="theirs")
+    shared = remotes.memory()
+    push(a, shared)
+
+    class Locked(remotes.Flaky):
+        def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+            if key.startswith(APART):
+                raise Denied("AccessDenied")
+            return super().blocks(key, start=start, length=length)
+
+    locked = Locked(shared, lambda n: "")
+    came = pull(locked, b)
+    assert (came.rows, came.problems) == (2, ())
+    assert came.notes == (f"you have no right to read {APART}/ of memory://team: left out",)
+    assert [space.root for space in survey(locked).spaces] == ["spaces"]
+    fill(b.space(SPEC), photos(5))
+    assert push(b, locked).rows == 1
+
+
+def test_a_survey_tells_what_is_there_without_fetching_a_vector(remote: Remote, make: Make) -> None:
+    a = make("a", list(range(200)))
+    write_ref(a, "paper")
+    push(a, remote)
+    counted = remotes.counted(remote)
+    told = survey(counted)
+    assert counted.n_bytes < 10_000
+    [space] = told.spaces
+    assert (space.names, space.rows, space.dim, space.segments) == (("net",), 200, 8, 1)
+    assert told.refs == ("paper",)
+    assert verify_remote(remote).clean
