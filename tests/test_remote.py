@@ -1,0 +1,313 @@
+"""The remotes themselves: real servers on loopback, broken wires, URLs that hold too much."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+from embedcache import remote as remote_module
+from embedcache.errors import RemoteError
+from embedcache.remote import Patient, Remote, Unreachable, open_remote, read_small
+from embedcache.share import pull, push
+from embedcache.spec import foreign
+from embedcache.store import Cache
+from embedcache.upkeep import verify
+from tests import remotes
+from tests.stores import fill, model, photos
+
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(port: int) -> None:
+    for _ in range(200):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise AssertionError("the server did not come up")
+
+
+class Proxy:
+    """Passes TCP connections on to a server; `cuts` says after how many bytes each one breaks."""
+
+    def __init__(self, target: int) -> None:
+        self.port = free_port()
+        self.n_connections = 0
+        self.cuts: Callable[[int], int | None] = lambda number: None
+        self._target = target
+        self._server = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            self.n_connections += 1
+            budget = [self.cuts(self.n_connections)]
+            server = socket.create_connection(("127.0.0.1", self._target))
+            for ends in ((client, server), (server, client)):
+                threading.Thread(target=self._pump, args=(*ends, budget), daemon=True).start()
+
+    def _pump(self, one: socket.socket, other: socket.socket, budget: list[int | None]) -> None:
+        try:
+            while data := one.recv(65_536):
+                if budget[0] is not None:
+                    data, budget[0] = data[: budget[0]], budget[0] - len(data)
+                    if budget[0] <= 0:
+                        break
+                other.sendall(data)
+        except OSError:
+            pass
+        for end in (one, other):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+@pytest.fixture(scope="module")
+def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A real S3 protocol server, in a process of its own."""
+    pytest.importorskip("moto.server")
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path_factory.mktemp("s3"),
+    )
+    try:
+        wait_for(port)
+        urlopen(Request(f"http://127.0.0.1:{port}/team", method="PUT"), timeout=30).close()
+        yield port
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture
+def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The way to that server, which can be broken."""
+    proxy = Proxy(s3_port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDSECRETID")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secretsecret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    yield proxy
+    proxy.close()
+
+
+def unhurried(url: str, monkeypatch: pytest.MonkeyPatch) -> Remote:
+    monkeypatch.setattr(remote_module, "FIRST_WAIT_SECONDS", 0.001)
+    return open_remote(url)
+
+
+@pytest.fixture(params=["folder", "memory", "s3", "ssh"])
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Remote:
+    if request.param == "folder":
+        return Patient(remotes.folder(tmp_path / "shared"))
+    if request.param == "memory":
+        pytest.importorskip("obstore")
+        return Patient(remotes.memory())
+    if request.param == "ssh":
+        return open_remote(f"{request.getfixturevalue('ssh')}{tmp_path}/shared")
+    request.getfixturevalue("s3")
+    return open_remote(f"s3://team/{os.urandom(4).hex()}")
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """A real sshd for this user alone: (port, folder with the keys)."""
+    pytest.importorskip("paramiko")
+    if SSHD is None:
+        pytest.skip("no sshd is installed")
+    home = tmp_path_factory.mktemp("ssh")
+    for name in ("host", "user"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(home / name)]
+        subprocess.run(command, check=True)
+    shutil.copy(home / "user.pub", home / "authorized")
+    port = free_port()
+    host_key = (home / "host.pub").read_text().split()
+    (home / "known").write_text(f"[127.0.0.1]:{port} {host_key[0]} {host_key[1]}\n")
+    (home / "config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {home}/host\nPidFile none\n"
+        f"AuthorizedKeysFile {home}/authorized\nStrictModes no\nPasswordAuthentication no\n"
+        "Subsystem sftp internal-sftp\n"
+    )
+    Path("/run/sshd").mkdir(exist_ok=True) if os.geteuid() == 0 else None
+    server = subprocess.Popen(
+        [SSHD, "-D", "-e", "-f", str(home / "config")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(port)
+        yield port, home
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture
+def ssh(sshd: tuple[int, Path], monkeypatch: pytest.MonkeyPatch) -> str:
+    port, home = sshd
+    monkeypatch.setenv("EMBEDCACHE_SSH_KEY", str(home / "user"))
+    monkeypatch.setenv("EMBEDCACHE_KNOWN_HOSTS", str(home / "known"))
+    return f"ssh://127.0.0.1:{port}"
+
+
+def two_segments(path: Path) -> Cache:
+    a = Cache.open(path, create=True)
+    space = a.space(foreign("net", 8), create=True)
+    fill(space, photos(0, 1, 2))
+    fill(space, photos(3, 4))
+    return a
+
+
+def complete(cache: Cache) -> bool:
+    rows, found = cache.space(foreign("net", 8)).read(photos(*range(5)))
+    return bool(found.all() and (rows == model(photos(*range(5)), 8)).all())
+
+
+def test_every_remote_does_what_the_interface_says(remote: Remote) -> None:
+    assert list(remote.list("spaces/")) == []
+    assert remote.create("refs/a.json", b"first")
+    assert not remote.create("refs/a.json", b"second")
+    assert read_small(remote, "refs/a.json", limit=100) == b"first"
+    with pytest.raises(RemoteError, match="over 3 bytes"):
+        read_small(remote, "refs/a.json", limit=3)
+    with pytest.raises(FileNotFoundError):
+        read_small(remote, "refs/b.json", limit=3)
+    big = os.urandom(10 << 20)
+    remote.write("spaces/x/big", lambda: iter([big[:100], big[100:]]), size=len(big))
+    assert b"".join(remote.blocks("spaces/x/big")) == big
+    assert (
+        b"".join(remote.blocks("spaces/x/big", start=5_000_000, length=77))
+        == (big[5_000_000:5_000_077])
+    )
+    [entry] = remote.list("spaces/")
+    assert (entry.key, entry.size) == ("spaces/x/big", len(big))
+    remote.delete("spaces/x/big")
+    remote.delete("spaces/x/big")
+    assert list(remote.list("spaces/")) == []
+
+
+def test_a_write_that_fails_at_its_end_leaves_nothing(remote: Remote) -> None:
+    def blocks() -> Iterator[bytes]:
+        yield bytes(9 << 20)
+        raise RemoteError("not what was written")
+
+    for size in (9 << 20, 100):
+        with pytest.raises(RemoteError):
+            remote.write("spaces/x", blocks, size=size)
+    assert list(remote.list("spaces/")) == []
+    with pytest.raises(FileNotFoundError):
+        read_small(remote, "spaces/x", limit=10)
+
+
+def test_push_and_pull_over_every_remote(remote: Remote, tmp_path: Path) -> None:
+    a, b = two_segments(tmp_path / "a"), Cache.open(tmp_path / "b", create=True)
+    assert push(a, remote).rows == 5
+    assert pull(remote, b).rows == 5
+    assert complete(b)
+    assert verify(b).clean
+
+
+def first_four(first: int, size: int) -> Callable[[int], int | None]:
+    """Four connections after number `first` break after `size` bytes."""
+    return lambda number: size if number - first < 4 else None
+
+
+def test_a_wire_that_breaks_is_tried_again(
+    s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = two_segments(tmp_path / "a")
+    for seed, size in enumerate((0, 150, 1200)):
+        url = f"s3://team/{os.urandom(4).hex()}"
+        b = Cache.open(tmp_path / f"b{seed}", create=True)
+        first = s3.n_connections
+        s3.cuts = first_four(first, size)
+        push(a, unhurried(url, monkeypatch))
+        first = s3.n_connections
+        pull(unhurried(url, monkeypatch), b)
+        assert complete(b)
+
+
+def test_a_wire_that_stays_broken_says_so(
+    s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.cuts = lambda n: 10
+    with pytest.raises(Unreachable, match="run the same command again") as told:
+        push(two_segments(tmp_path / "a"), unhurried("s3://team/x", monkeypatch))
+    for secret in ("AKIDSECRETID", "secretsecret"):
+        assert secret not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:secret@bucket/x",
+        "s3://bucket/x?X-Amz-Signature=secret",
+        "ssh://ben:secret@host/x",
+        "az://container@account/secret",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(RemoteError, match="leave it out") as told:
+        open_remote(url)
+    assert "secret" not in str(told.value)
+
+
+def test_an_unknown_scheme_is_told_what_there_is() -> None:
+    with pytest.raises(RemoteError, match=r"no remote can be a ftp:// URL\. Name a folder, s3://"):
+        open_remote("ftp://host/x")
+
+
+def test_a_host_that_is_not_known_is_refused(
+    ssh: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "none").write_text("")
+    monkeypatch.setenv("EMBEDCACHE_KNOWN_HOSTS", str(tmp_path / "none"))
+    with pytest.raises(RemoteError, match="not in your known_hosts"):
+        list(open_remote(f"{ssh}/x").list("spaces/"))
+
+
+def test_a_key_that_is_not_known_is_refused(
+    ssh: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "other"
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
+    subprocess.run(command, check=True)
+    monkeypatch.setenv("EMBEDCACHE_SSH_KEY", str(key))
+    with pytest.raises(RemoteError, match="does not know you"):
+        list(open_remote(f"{ssh}/x").list("spaces/"))
+
+
+def test_a_folder_push_that_was_cut_leaves_no_half_segment(tmp_path: Path) -> None:
+    a = two_segments(tmp_path / "a")
+    dying = remotes.Flaky(remotes.folder(tmp_path / "shared"), remotes.since(20, "amid"))
+    with pytest.raises(Unreachable):
+        push(a, dying)
+    assert verify(Cache.open(tmp_path / "shared")).clean
+    push(a, str(tmp_path / "shared"))
+    assert verify(Cache.open(tmp_path / "shared")).clean
+    assert Cache.open(tmp_path / "shared").spaces()[0].digests().shape == (5, 32)
