@@ -66,5 +66,6 @@ def only_face(faces: Faces, i: int) -> F32 | str:
     """The one box of photo i, float32 (4,), or the reason why there is not exactly one."""
     n = int(faces.counts[i])
     if n == 1:
-        return faces.box[faces.offsets[i]]
+        box: F32 = faces.box[faces.offsets[i]]
+        return box
     return "no_face" if n == 0 else "several_faces"
