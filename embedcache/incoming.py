@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ I64 = NDArray[np.int64]
 # Below this part of a segment's bytes, the ranges of the wanted rows are fetched, else all of it.
 RANGES_SHARE = 0.5
 JOINT_ROWS = 65_536
+SEGMENTS_AT_ONCE = 2
 BLOCK_ROWS = 1024
 MAX_ABOUT_BYTES = 65_536
 
@@ -133,22 +135,24 @@ class Pull:
         incoming = self.cache.local / "incoming"
         clear(incoming)
         gathered: dict[tuple[str, str], list[Piece]] = defaultdict(list)
+        whole: list[Piece] = []
         for piece in self.pieces:
             if piece.by_ranges:
                 gathered[piece.holding.key, piece.shared.manifest.name].append(piece)
-                continue
-            try:
-                with arriving(
-                    self.catalogue.remote, piece.shared, incoming, pool=self.pool, count=count
-                ) as segment:
-                    if piece.holding.kind == "photos":
-                        self._take_ids(segment)
-                    elif piece.rows is None:
-                        settle(segment, self._store(piece.holding).segments_folder)
-                    else:
-                        self._take_some(piece, segment)
-            except (RemoteError, Damaged, NotACache) as error:
-                self._lost(piece, error)
+            elif piece.rows is None and piece.holding.kind != "photos":
+                whole.append(piece)
+            else:
+                try:
+                    with arriving(
+                        self.catalogue.remote, piece.shared, incoming, pool=self.pool, count=count
+                    ) as segment:
+                        if piece.rows is None:
+                            self._take_ids(segment)
+                        else:
+                            self._take_some(piece, segment)
+                except (RemoteError, Damaged, NotACache) as error:
+                    self._lost(piece, error)
+        self._take_whole(whole, incoming, count)
         for pieces in gathered.values():
             self._gather(pieces, count)
 
@@ -329,6 +333,37 @@ class Pull:
             if space.digest == holding.digest:
                 return space
         return self.cache.space(self.catalogue.spec(holding), create=True)
+
+    def _take_whole(self, pieces: Sequence[Piece], incoming: Path, count: Counter) -> None:
+        """Segments under their own ids, one being checked while the next one comes."""
+        stores: dict[str, Store] = {}
+        for piece in pieces:  # not by the threads: two of them would make the same space
+            try:
+                stores[piece.holding.key] = self._store(piece.holding)
+            except (RemoteError, FileNotFoundError) as error:
+                self._lost(piece, error)
+        pieces = [piece for piece in pieces if piece.holding.key in stores]
+        cut_off: list[Unreachable] = []
+
+        def take(piece: Piece) -> Exception | None:
+            if cut_off:
+                return cut_off[0]
+            try:
+                with arriving(
+                    self.catalogue.remote, piece.shared, incoming, pool=self.pool, count=count
+                ) as segment:
+                    settle(segment, stores[piece.holding.key].segments_folder)
+            except Unreachable as error:
+                cut_off.append(error)
+                return error
+            except (RemoteError, Damaged, NotACache) as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(SEGMENTS_AT_ONCE) as pool:
+            for piece, failure in zip(pieces, pool.map(take, pieces), strict=True):
+                if failure is not None:
+                    self._lost(piece, failure)
 
     def _take_some(self, piece: Piece, segment: Segment) -> None:
         assert piece.rows is not None
