@@ -31,7 +31,7 @@ from embedcache.store import FAILED, OK, Cache
 FILE = "embedcache.toml"
 MAX_FILE_BYTES = 65_536
 # A round is a sixteenth of what is left, within these bounds: two members who work at the same
-# speed then embed some 5 % twice (docs/decisions/053).
+# speed then embed under a tenth twice (docs/decisions/053).
 ROUND_SHARE = 16
 ROUND_ROWS = (32, 4096)
 

@@ -1,0 +1,98 @@
+"""Sharing on the command line: what is typed, what is printed, what stands in embedcache.toml."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import cli
+from embedcache.spec import foreign
+from embedcache.store import Cache
+from tests.stores import fill, photos
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """run("push", path, ...) -> (exit status, stdout, stderr), in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["embedcache", *map(str, words)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    cache = Cache.open(tmp_path / "a", create=True)
+    fill(cache.space(foreign("net", 8), create=True), photos(*range(50)))
+    return cache.path
+
+
+def test_push_info_pull_verify(run: Run, filled: Path, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/shared"
+    told = json.loads(run("push", filled, url, "--dry-run", "--json")[1])
+    assert (told["rows"], told["dry_run"]) == (50, True)
+    assert not (tmp_path / "shared").exists()
+    assert json.loads(run("push", filled, url, "--json")[1])["bytes"] == told["bytes"]
+    [space] = json.loads(run("info", url, "--json")[1])["spaces"]
+    assert (space["names"], space["rows"], space["dim"]) == (["net"], 50, 8)
+    status, out, _ = run("pull", url, tmp_path / "b", "--backbone", "net")
+    assert (status, "50 rows in 1 segments" in out) == (0, True)
+    assert json.loads(run("verify", url, "--json")[1])["clean"] is True
+    shard = next((tmp_path / "shared").rglob("embedding/c/0/0"))
+    shard.write_bytes(bytes(shard.stat().st_size))
+    status, out, _ = run("verify", url)
+    assert status == 1
+    assert "embedding/c/0/0 is not what was written" in out
+    status, out, _ = run("pull", url, tmp_path / "c")
+    assert status == 1
+    assert f"'embedcache verify {tmp_path}/shared'" in out
+
+
+def test_the_project_file_names_the_remote(run: Run, filled: Path, tmp_path: Path) -> None:
+    status, _, err = run("push", filled)
+    assert status == 1
+    assert "say where the shared copy is" in err
+    (tmp_path / "embedcache.toml").write_text('remote = "shared"\n')
+    assert run("push", filled)[0] == 0
+    assert "50 rows" in run("pull", tmp_path / "b")[1]
+
+
+def test_what_cannot_be_is_one_message(run: Run, filled: Path, tmp_path: Path) -> None:
+    for words, message in (
+        (("pull", tmp_path / "nowhere", tmp_path / "b"), "there is no shared copy at"),
+        (("push", filled, "s3://key:secret@bucket"), "perhaps a credential"),
+        (("push", filled, "gopher://x"), "no remote can be a gopher:// URL"),
+        (("push", tmp_path / "absent", tmp_path / "s"), "there is no cache at"),
+        (("extract", tmp_path, "--cache", tmp_path / "b", "--offer"), "no photos in"),
+    ):
+        status, out, err = run(*words)
+        assert (status, out) == (1, "")
+        assert message in err
+        assert "secret" not in err
+        assert err.count("\n") == 1
+
+
+def test_extract_reads_through(
+    run: Run, tmp_path: Path, make_photos: Callable[..., Path], tiny_weights: Path
+) -> None:
+    folder = make_photos(12)
+    words = ("--backbone", f"local-dir:{tiny_weights}", "--remote", tmp_path / "shared", "--json")
+    status, out, _ = run("extract", folder, "--cache", tmp_path / "a", *words, "--offer")
+    assert (status, json.loads(out)["spaces"][0]["embedded"]) == (0, 12)
+    status, out, _ = run("extract", folder, "--cache", tmp_path / "b", *words)
+    [space] = json.loads(out)["spaces"]
+    assert (space["hit"], space["embedded"]) == (12, 0)
