@@ -42,10 +42,12 @@ class Clock:
         While the forward's thread waits, that is the slower of what feeds it.
         """
         s = self.seconds
+        if not s["forward"] + s["detect"]:
+            return "read"
         own = max(("detect", "forward", "write"), key=s.__getitem__)
         if s["idle"] > s[own]:
             return max(("read", "decode"), key=s.__getitem__)
-        return own if s[own] > 0 else "nothing"
+        return own
 
 
 @dataclass(frozen=True, slots=True)

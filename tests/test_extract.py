@@ -42,7 +42,9 @@ def test_a_second_run_embeds_nothing_and_touches_no_pixel(
     assert counts(extract(photos, cache, backbone=stand_in.backbone())) == (20, 0, 20, 0)
     monkeypatch.setattr(images, "decode_each", lambda *_, **__: pytest.fail("decoded"))
     again = Cache.open(tmp_path / "c")
-    assert counts(extract(photos, again, backbone=stand_in.backbone())) == (20, 20, 0, 0)
+    found = extract(photos, again, backbone=stand_in.backbone())
+    assert counts(found) == (20, 20, 0, 0)
+    assert found.spaces[0].bottleneck == "read"
 
 
 def test_vectors_are_those_of_the_photos_whatever_the_batch(
