@@ -34,7 +34,7 @@ class Files(Protocol):
     def read(self, path: str, start: int) -> Iterator[bytes]: ...
 
     def write(self, path: str, blocks: Iterator[bytes]) -> None:
-        """Write a new file durably, making its folders."""
+        """Write a file durably, from its beginning, making its folders."""
         ...
 
     def rename(self, path: str, target: str) -> bool:
@@ -85,7 +85,8 @@ class FilesRemote:
             if self._files.exists(key):  # mends a segment that lacks a file
                 target = key
             folder, _, name = target.rpartition("/")
-            part = f"{folder}/.{name}.{os.urandom(4).hex()}"
+            # Always this name: what a killed push left is written over, never left in a segment.
+            part = f"{folder}/.{name}.part"
             try:
                 self._files.write(part, blocks())
                 self._files.replace(part, target)
@@ -178,7 +179,8 @@ class LocalFiles:
     def write(self, path: str, blocks: Iterator[bytes]) -> None:
         target = self._root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(target, flags, 0o666)
         try:
             for block in blocks:
                 disk.write_all(fd, block)

@@ -55,7 +55,7 @@ class SftpFiles:
     def write(self, path: str, blocks: Iterator[bytes]) -> None:
         target = self._path(path)
         self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        with self._ftp.open(target, "wxb") as file:
+        with self._ftp.open(target, "wb") as file:
             file.set_pipelined(True)
             for block in blocks:
                 file.write(bytes(block))

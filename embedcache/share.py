@@ -9,6 +9,7 @@ A segment appears on the other side whole (its manifest comes last) or not at al
 with them anything that names a person or a path, stay home unless they are asked for.
 """
 
+import fcntl
 import os
 import shutil
 import time
@@ -199,7 +200,7 @@ def push(
         **read_tombstones(cache.path)[0],
         **({} if fresh else catalogue.gone()),
     }
-    with disk.plain_errors("read", cache.path), workers() as pool:
+    with disk.plain_errors("read", cache.path), _alone(cache), workers() as pool:
         run = Push(catalogue, cache, tally, gone, pool, purge=purge)
         run.plan(backbones=backbones, specs=specs, with_ids=with_ids)
         if not dry_run:
@@ -228,6 +229,20 @@ def workers() -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _alone(cache: Cache) -> Iterator[None]:
+    """Let one process at a time push this cache: they would stage the same files."""
+    if not os.access(cache.path, os.W_OK):
+        yield
+        return
+    fd = os.open(cache.local / "push.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def require_room(cache: Cache, n_bytes: int) -> None:

@@ -3,7 +3,10 @@
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -500,3 +503,44 @@ def test_a_survey_tells_what_is_there_without_fetching_a_vector(remote: Remote, 
     assert (space.names, space.rows, space.dim, space.segments) == (("net",), 200, 8, 1)
     assert told.refs == ("paper",)
     assert verify_remote(remote).clean
+
+
+def kills(what: str, cache: Path, shared: Path, k: int) -> bool:
+    """Let a member die at the k-th request; False where the work ended before."""
+    words = [sys.executable, "-m", "tests.share_worker", what, str(cache), str(shared), str(k)]
+    done = subprocess.run(words, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0
+
+
+def check_kills(make: Make, tmp_path: Path, numbers: Iterable[int]) -> None:
+    whole = [set(), {0, 1, 2}, {3, 4}, {0, 1, 2, 3, 4}]
+    for k in numbers:
+        a, shared = make(f"a{k}", [0, 1, 2], [3, 4]), tmp_path / f"shared{k}"
+        killed = kills("push", a.path, shared, k)
+        if (shared / "zarr.json").exists():
+            assert verify(Cache.open(shared)).clean
+        assert kills("push", a.path, shared, k) <= killed  # goes on, and may die again
+        push(a, remotes.folder(shared))
+        assert verify(Cache.open(shared)).clean
+        assert held(Cache.open(shared)) == {0, 1, 2, 3, 4}
+        killed |= kills("pull", tmp_path / f"b{k}", shared, k)
+        b = make(f"b{k}")
+        assert verify(b).clean
+        assert (held(b) if b.spaces() else set()) in whole
+        pull(remotes.folder(shared), b)
+        assert held(b) == {0, 1, 2, 3, 4}
+        assert verify(b).clean
+        if not killed:
+            return
+
+
+def test_members_who_are_killed_leave_nothing_half(make: Make, tmp_path: Path) -> None:
+    check_kills(make, tmp_path, (12, 17, 29))
+
+
+@pytest.mark.torture
+def test_members_who_are_killed_at_any_request_leave_nothing_half(
+    make: Make, tmp_path: Path
+) -> None:
+    check_kills(make, tmp_path, range(1, 100))
