@@ -18,6 +18,8 @@ from embedcache.remote import BLOCK_BYTES, Blocks, Entry, plain_os_error
 
 # A key inside a segment: the folder of segments, the segment, the file in it.
 _IN_SEGMENT = re.compile(r"(.+/segments)/(\d{8}T\d{12}-[0-9a-f]{8})/(.+)")
+# The two documents that make a space; its own comes last.
+_SPACE = re.compile(r"([a-z-]+)/([0-9a-f]{64})/(segments/zarr\.json|zarr\.json)")
 MANIFEST = "manifest.json"
 MAX_DEPTH = 12
 
@@ -108,12 +110,24 @@ class FilesRemote:
                         return True
                 self._files.remove(folder)
                 return False
+            space = _SPACE.fullmatch(key)
+            if space and not self._files.exists(f"{space[1]}/{space[2]}"):
+                return self._create_space(space, data)
             part = f"{key.rpartition('/')[0]}/.{os.urandom(4).hex()}".lstrip("/")
             self._files.write(part, iter([data]))
             if self._files.rename(part, key):
                 return True
             self._files.remove(part)
             return False
+
+    def _create_space(self, space: re.Match[str], data: bytes) -> bool:
+        """Make a space in a hidden folder, which appears once both documents are there."""
+        hidden = f"{space[1]}/.push-{space[2]}-{self._staging}"
+        self._files.write(f"{hidden}/{space[3]}", iter([data]))
+        if space[3] == "zarr.json" and not self._files.rename(hidden, f"{space[1]}/{space[2]}"):
+            self._files.remove(hidden)
+            return False
+        return True
 
     def delete(self, key: str) -> None:
         """Remove an object; with its manifest a segment goes as a whole, at once."""

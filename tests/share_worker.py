@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from embedcache.remote import Blocks
+from embedcache.remote import Blocks, Entry
 from embedcache.share import pull, push
 from embedcache.store import Cache
 from tests import remotes
@@ -17,6 +17,16 @@ from tests import remotes
 
 class Mortal(remotes.Flaky):
     """Half of a request's bytes go through, then the process is gone."""
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        if self._begin():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._remote.list(prefix)
+
+    def unfinished(self, segment: str) -> Iterator[Entry]:
+        if self._begin():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._remote.unfinished(segment)
 
     def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         how = self._begin()

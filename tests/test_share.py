@@ -520,7 +520,7 @@ def check_kills(make: Make, tmp_path: Path, numbers: Iterable[int]) -> None:
         killed = kills("push", a.path, shared, k)
         if (shared / "zarr.json").exists():
             assert verify(Cache.open(shared)).clean
-        assert kills("push", a.path, shared, k) <= killed  # goes on, and may die again
+        killed |= kills("push", a.path, shared, k)  # goes on, and may die again
         push(a, remotes.folder(shared))
         assert verify(Cache.open(shared)).clean
         assert held(Cache.open(shared)) == {0, 1, 2, 3, 4}
@@ -531,7 +531,7 @@ def check_kills(make: Make, tmp_path: Path, numbers: Iterable[int]) -> None:
         pull(remotes.folder(shared), b)
         assert held(b) == {0, 1, 2, 3, 4}
         assert verify(b).clean
-        if not killed:
+        if k > 10 and not killed:  # more requests than there are
             return
 
 
