@@ -234,6 +234,7 @@ def fit_head(
         split_by=split_by,
         split_column=split_column,
         seed=seed,
+        ref=ref,
     )
     fitted = heads.fit(
         dataset,
@@ -592,28 +593,25 @@ def _study(
     """Run a study file, embedding for all its backbones at once, and print table and page."""
     from embedcache.backbones import resolved
     from embedcache.photos import Photos
+    from embedcache.upkeep import pin
     from heads import report
     from heads import study as studies
 
     asked = studies.Study.read(toml)
     opened = _open(cache or out / "photos.cache", create=True)
-    done: set[str] = set()
-
-    def embed(backbone: str) -> None:
-        if backbone in done:
-            return
-        table = Photos.read(
-            asked.label_table(out), photo_column=asked.photo_column, id_column=asked.id_column
-        )
-        imported = {s.spec.architecture for s in opened.spaces() if s.spec.kind == "foreign"}
-        wanted = [b.name for b in asked.backbone if b.name not in imported]
-        places = [resolved(name, asked.folder) for name in wanted]
-        if _extract(table, opened, places, device=device).interrupted:
-            raise typer.Exit(130)
-        done.update(wanted)
-
+    table = Photos.read(
+        asked.label_table(out), photo_column=asked.photo_column, id_column=asked.id_column
+    )
+    imported = {s.spec.architecture for s in opened.spaces() if s.spec.kind == "foreign"}
+    wanted = [resolved(b.name, asked.folder) for b in asked.backbone if b.name not in imported]
+    if wanted and _extract(table, opened, wanted, device=device).interrupted:
+        raise typer.Exit(130)
     results = studies.run(
-        asked, opened, embed, out, progress=lambda line: print(line, file=sys.stderr, flush=True)
+        asked,
+        _open(opened.path, ref=pin(opened)),  # every row can name what it was fitted on
+        lambda _: None,
+        out,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
     written = report.write(results, out, photos=photos)
     if json_:

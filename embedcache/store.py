@@ -88,6 +88,11 @@ class Cache:
         return cls(path, pins=None if ref is None else read_ref(path, ref))
 
     @property
+    def ref(self) -> str | None:
+        """The ref that this cache was opened at."""
+        return None if self._pins is None else self._pins.name
+
+    @property
     def local(self) -> Path:
         """A folder for what stays on this machine and is never shared."""
         folder = self.path / "local"

@@ -4,8 +4,10 @@ Each operation adds segments first and removes others after, so that a crash in 
 twice, never missing; running it again finishes it.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,14 +153,23 @@ class Forgotten:
 
 def write_ref(cache: Cache, name: str) -> Ref:
     """Pin all segments that `cache` holds now under `name`, once and for all."""
-    pins = Pins(
-        name=name,
-        spaces={space.digest: _pins(space.segments()) for space in cache.spaces()},
-        faces={space.digest: _pins(space.segments()) for space in cache.face_spaces()},
-        photos=_pins(cache.photo_segments()),
-    )
+    pins = _all_pins(cache, name)
     _write_ref(cache.path, name, pins=pins)
     return Ref(name=name, segments=sum(map(len, pins.parts)))
+
+
+def pin(cache: Cache) -> str:
+    """Pin what `cache` holds now under a name made of it, and return the name.
+
+    The same segments get the same name, so that pinning twice makes one ref.
+    """
+    pins = _all_pins(cache, "")
+    held = [dict(pins.spaces), dict(pins.faces), dict(pins.photos or {})]
+    text = json.dumps(held, default=dict, sort_keys=True)
+    name = f"as-of-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if not (cache.path / "refs" / f"{name}.json").exists():
+        _write_ref(cache.path, name, pins=replace(pins, name=name))
+    return name
 
 
 def merge(into: Cache, others: Sequence[Cache], *, with_ids: bool = False) -> Merged:
@@ -287,6 +298,15 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
         rows=rows,
         refs=tuple(sorted(refs)),
         notes=notes,
+    )
+
+
+def _all_pins(cache: Cache, name: str) -> Pins:
+    return Pins(
+        name=name,
+        spaces={space.digest: _pins(space.segments()) for space in cache.spaces()},
+        faces={space.digest: _pins(space.segments()) for space in cache.face_spaces()},
+        photos=_pins(cache.photo_segments()),
     )
 
 

@@ -165,6 +165,7 @@ class _Task:
             seed=self.seed,
             scope=study.scope,
             subset_name=self.subset.name,
+            ref=cache.ref,
         )
         if data.task == "multiclass":
             raise LabelsError(

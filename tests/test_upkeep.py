@@ -11,7 +11,7 @@ from embedcache.errors import CacheError, Damaged
 from embedcache.index import Table
 from embedcache.spec import foreign
 from embedcache.store import ABSENT, FAILED, OK, Cache, Space
-from embedcache.upkeep import compact, forget, merge, verify, write_ref
+from embedcache.upkeep import compact, forget, merge, pin, verify, write_ref
 from tests.stores import DETECTOR, faces_of, fill, model, photos
 
 SPEC = foreign("net", 8)
@@ -333,3 +333,14 @@ def test_contents_that_share_their_first_bytes_are_told_apart() -> None:
     assert table.ok[at].tolist() == [True, True, True, False, True, True]
     digests[:, 31] = 200
     assert (table.find(digests) == -1).all()
+
+
+def test_pinning_twice_makes_one_ref_and_new_rows_make_another(tmp_path: Path) -> None:
+    cache = Cache.open(tmp_path / "pinned", create=True)
+    cache.record_photos("here", ["a"], np.zeros((1, 32), np.uint8))
+    first = pin(cache)
+    assert pin(Cache.open(cache.path)) == first
+    cache.record_photos("here", ["b"], np.ones((1, 32), np.uint8))
+    assert pin(cache) != first
+    assert Cache.open(cache.path, ref=first).ref == first
+    assert Cache.open(cache.path, ref=first).digests_of(["a", "b"])[1].tolist() == [True, False]
