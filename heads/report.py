@@ -177,9 +177,12 @@ def _versus(c: Comparison, *, simulated: bool) -> Finding:
         f"{scale * x:.{digits}f}"
         for x in (c.loss - c.difference, c.loss, c.difference, c.low, c.high)
     )
+    clear = c.verdict in told  # a large figure over an interval that holds zero would mislead
     return Finding(
-        figure=f"{abs(100 * less):.0f} %",
-        label=f"{'less' if less >= 0 else 'more'} error with face vectors on {c.subset}",
+        figure=f"{abs(100 * less):.0f} %" if clear else "≈",
+        label=f"{'less' if less >= 0 else 'more'} error with face vectors on {c.subset}"
+        if clear
+        else f"face vectors and whole-photo vectors on {c.subset}",
         text=f"{title_of(c.target)}: {verdict}. {c.first} against {c.second} on the "
         f"same {c.n:,} test photos: {mine} against {theirs} {unit}, a difference of {gap} "
         f"(95 % interval {low} to {high}).",

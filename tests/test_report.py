@@ -275,3 +275,11 @@ def test_the_page_without_photos_works_too(tab: Tab, results: Results, tmp_path:
     assert tab.run("document.images.length") == 0
     assert tab.run("document.documentElement.scrollWidth") <= 375
     assert tab.errors == []
+
+
+def test_a_difference_that_may_be_none_gets_no_large_figure(results: Results) -> None:
+    one = results.comparisons()[0]
+    assert report._versus(one, simulated=True).figure.endswith("%")
+    unclear = report._versus(replace(one, low=-1.0, high=1.0), simulated=True)
+    assert unclear.figure == "≈"
+    assert "cannot be told apart" in unclear.text
