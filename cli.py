@@ -358,7 +358,6 @@ def demo(
     import polars as pl
 
     from embedcache import example, weights
-    from heads import design
     from heads import simulate as simulation
 
     made = example.make(out / "data", n_photos=photos, seed=seed)
@@ -367,7 +366,7 @@ def demo(
     simulation.swipes(truth, seed=seed).write_csv(made.folder / "swipes.csv")
     weights.write_lite0(out / "weights" / "efficientnet_lite0")
     toml = out / "study.toml"
-    toml.write_text(design.template("demo.toml") + _more_backbones(), "utf-8")
+    toml.write_text(_demo_study(), "utf-8")
     _study(toml, out, cache=None, photos=True, device="auto", json_=json_)
 
 
@@ -620,16 +619,23 @@ def _study(
         print(f"{results}\n{written}")
 
 
-def _more_backbones() -> str:
-    """The demo's further rows: backbones whose weights this machine has already."""
-    from embedcache import weights
+def _demo_study() -> str:
+    """The demo's study.toml: with rows for the paper's networks, or a note on how to get them."""
+    from embedcache import backbones, weights
+    from heads import design
 
-    found = ""
-    if weights.in_hub_cache(f"timm/{DEFAULT_BACKBONE}"):
-        found += f'\n[[backbone]]\nname = "{DEFAULT_BACKBONE}"\nlabel = "Inception"\n'
-    if any(place.is_file() for place in weights.facenet_places("vggface2")):
-        found += '\n[[backbone]]\nname = "facenet:vggface2"\nlabel = "FaceNet"\n'
-    return found
+    rows, notes = "", []
+    for name, label in ((DEFAULT_BACKBONE, "Inception"), ("facenet:vggface2", "FaceNet")):
+        try:
+            backbones.load(name)
+            rows += f'\n[[backbone]]\nname = "{name}"\nlabel = "{label}"\n'
+        except EmbedcacheError:
+            notes.append(
+                f"{label} has no row because its weights are not on this machine; where there is "
+                f"internet, this gets them: {weights.command_for(name)}"
+            )
+    note = f'note = "{". ".join(notes)}"\n' if notes else ""
+    return note + design.template("demo.toml") + rows
 
 
 def _extract(

@@ -75,6 +75,16 @@ def facenet_places(where: str) -> list[Path]:
     return [folder / "checkpoints" / file, folder / "hub" / "checkpoints" / file]
 
 
+def command_for(name: str) -> str:
+    """What gets a backbone's weights on a machine with internet; names no path of this one."""
+    source, colon, where = name.partition(":")
+    if colon and source == "facenet":
+        file = FACENET_FILES[where]
+        place = f"~/.cache/torch/checkpoints/{file}"
+        return f"curl -L --create-dirs -o {place} {FACENET_RELEASE}/{file}"
+    return f"hf download timm/{name}"
+
+
 def facenet_file(where: str) -> Path:
     """The file with FaceNet weights: a path of the user's, or one of FACENET_FILES, fetched if
     its release page can be reached."""

@@ -70,6 +70,7 @@ class Study:
 
     folder: Path
     title: str = "Predicting photo popularity"
+    note: str = ""  # shown on the page, where it says how it was made
     labels: str | None = None
     users: str | None = None
     swipes: str | None = None
@@ -158,7 +159,7 @@ class Study:
             kind, colon, rest = backbone["name"].partition(":")
             if colon and kind in ("local-dir", "facenet"):
                 backbone["name"] = f"{kind}:{rest.rstrip('/').rpartition('/')[2]}"
-        return {key: value for key, value in told.items() if value not in (None, {}, ())}
+        return {key: value for key, value in told.items() if value not in (None, {}, (), "")}
 
     def protocol(self) -> Protocol:
         """The fit's options, checked."""

@@ -266,3 +266,26 @@ def test_ctrl_c_and_sigterm_commit_what_is_done(
     from embedcache.store import Cache
 
     assert Cache.open(tmp_path / "c").find("stand-in").counts().ok == space["embedded"]
+
+
+def test_the_demos_study_has_the_papers_networks_or_says_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from embedcache import backbones
+    from embedcache.errors import WeightsError
+    from heads.design import Study
+
+    def none_here(name: str) -> None:
+        raise WeightsError(f"no weights of {name}")
+
+    monkeypatch.setattr(backbones, "load", none_here)
+    (tmp_path / "study.toml").write_text(cli._demo_study())
+    study = Study.read(tmp_path / "study.toml")
+    assert [b.shown for b in study.backbone] == ["EfficientNet", "EfficientNet on the face"]
+    assert "hf download timm/inception_v3.tf_in1k" in study.note
+    assert "20180402-114759-vggface2.pt" in study.note
+    monkeypatch.setattr(backbones, "load", lambda name: None)
+    (tmp_path / "study.toml").write_text(cli._demo_study())
+    study = Study.read(tmp_path / "study.toml")
+    assert [b.shown for b in study.backbone][2:] == ["Inception", "FaceNet"]
+    assert study.note == ""
