@@ -317,6 +317,9 @@ def study(
     photos: Annotated[
         bool, typer.Option(help="Show photos on the page; without, it can be shared freely.")
     ] = True,
+    link: Annotated[
+        bool, typer.Option("--link", help="Keep thumbnails as files beside the page.")
+    ] = False,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
@@ -328,7 +331,8 @@ def study(
         return
     if out is None:
         raise InputError("say where the page goes: --out DIR")
-    _study(study_toml, out, cache=cache, photos=photos, device=device, json_=json_)
+    show = {"photos": photos, "link": link}
+    _study(study_toml, out, cache=cache, show=show, device=device, json_=json_)
 
 
 @app.command()
@@ -367,7 +371,7 @@ def demo(
     weights.write_lite0(out / "weights" / "efficientnet_lite0")
     toml = out / "study.toml"
     toml.write_text(_demo_study(), "utf-8")
-    _study(toml, out, cache=None, photos=True, device="auto", json_=json_)
+    _study(toml, out, cache=None, show={}, device="auto", json_=json_)
 
 
 @app.command()
@@ -587,7 +591,7 @@ def main() -> None:
 
 
 def _study(
-    toml: Path, out: Path, *, cache: Path | None, photos: bool, device: str, json_: bool
+    toml: Path, out: Path, *, cache: Path | None, show: dict[str, bool], device: str, json_: bool
 ) -> None:
     """Run a study file, embedding for all its backbones at once, and print table and page."""
     from embedcache.backbones import resolved
@@ -612,7 +616,7 @@ def _study(
         out,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    written = report.write(results, out, photos=photos)
+    written = report.write(results, out, **show)
     if json_:
         print(json.dumps(results.document() | written.document()))
     else:
