@@ -9,6 +9,7 @@ checked before memory is taken; what was fetched once is remembered in the cache
 import contextlib
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -65,7 +66,9 @@ class Memo:
         raw = fetch()
         with contextlib.suppress(OSError):  # a convenience: a full disk may say no
             self._folder.mkdir(parents=True, exist_ok=True)
-            disk.replace(path, sha256(raw).digest() + raw)
+            part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            disk.write_new(part, sha256(raw).digest() + raw, durable=False)  # it is checked anyway
+            part.replace(path)
         return raw
 
 

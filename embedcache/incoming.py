@@ -20,7 +20,7 @@ from embedcache.photo_ids import read_pairs
 from embedcache.refs import MAX_REF_BYTES, Pinned, Pins, encode_ref, read_ref, repin
 from embedcache.remote import Denied, Unreachable
 from embedcache.segment import FAILED, OK, Segment
-from embedcache.share import Progress, Tally, require_room
+from embedcache.share import SEGMENTS_AT_ONCE, Progress, Tally, counter, require_room
 from embedcache.space import Space
 from embedcache.spec import Json, canonical_json
 from embedcache.store import APART, Cache, plain_name
@@ -35,7 +35,6 @@ I64 = NDArray[np.int64]
 # Below this part of a segment's bytes, the ranges of the wanted rows are fetched, else all of it.
 RANGES_SHARE = 0.5
 JOINT_ROWS = 65_536
-SEGMENTS_AT_ONCE = 2
 BLOCK_ROWS = 1024
 MAX_ABOUT_BYTES = 65_536
 
@@ -124,14 +123,7 @@ class Pull:
     def move(self, progress: Progress | None) -> None:
         """Bring it in; a segment that is damaged is left out, and the others still come."""
         require_room(self.cache, self.tally.bytes)
-        done, total = 0, self.tally.bytes
-
-        def count(n: int) -> None:
-            nonlocal done
-            done += n
-            if progress is not None:
-                progress(min(done, total), total)
-
+        count = counter(progress, self.tally.bytes)
         incoming = self.cache.local / "incoming"
         clear(incoming)
         gathered: dict[tuple[str, str], list[Piece]] = defaultdict(list)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -37,6 +38,7 @@ U8 = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
 
 OBJECTS_AT_ONCE = 8
+SEGMENTS_AT_ONCE = 4
 
 
 @dataclass(slots=True)
@@ -219,6 +221,20 @@ def connect(remote: Remote | str, cache: Cache) -> Remote:
     if "://" not in remote and Path(remote).resolve() == cache.path:
         raise CacheError(f"{remote} is the cache itself: name another place to share it")
     return open_remote(remote, staging=_staging(cache))
+
+
+def counter(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """What threads tell of the bytes that they have moved, for `progress`."""
+    lock, done = Lock(), 0
+
+    def count(n: int) -> None:
+        nonlocal done
+        with lock:
+            done += n
+            if progress is not None:
+                progress(min(done, total), total)
+
+    return count
 
 
 @contextmanager

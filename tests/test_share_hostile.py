@@ -17,6 +17,7 @@ from embedcache import remote as remote_module
 from embedcache.errors import CacheError, RemoteError
 from embedcache.manifest import seal, unseal
 from embedcache.remote import Entry, Patient
+from embedcache.shard import crc32c
 from embedcache.share import pull, push
 from embedcache.spec import foreign
 from embedcache.store import APART, Cache
@@ -266,16 +267,35 @@ def test_a_space_under_anothers_name_is_refused(shared: Path, tmp_path: Path) ->
     assert not b.spaces()
 
 
-def test_rows_that_do_not_fit_together_are_refused(shared: Path, tmp_path: Path) -> None:
-    """Every digest is right, and the content is not what a segment may hold."""
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_rows_that_do_not_fit_together_are_refused(
+    depth: int, shared: Path, tmp_path: Path
+) -> None:
+    """A writer made every digest right (1), the chunk's CRC too (2), the row's too (3: a NaN)."""
     segment = segments(shared)[0]
-    shard = segment / "embedding" / "c" / "0" / "0"
-    flip(shard, 2)
-    entry = [shard.stat().st_size, sha256(shard.read_bytes()).hexdigest()]
-    reseal(segment / "manifest.json", lambda d: d["files"].update({"embedding/c/0/0": entry}))
+    shard, column = (segment / path for path in ("embedding/c/0/0", "row_crc/c/0"))
+    raw = bytearray(shard.read_bytes())
+    raw[4:8] = np.array([np.nan], "<f4").tobytes()
+    if depth > 1:  # two rows of eight floats in one chunk
+        raw[64:68] = crc32c(bytes(raw[:64])).to_bytes(4, "little")
+    shard.write_bytes(raw)
+    if depth > 2:
+        crcs = np.array([crc32c(bytes(raw[:32])), crc32c(bytes(raw[32:64]))], "<u4").tobytes()
+        column.write_bytes(crcs + crc32c(crcs).to_bytes(4, "little"))
+
+    def consistent(document: dict[str, Any]) -> None:
+        for path in (shard, column):
+            entry = [path.stat().st_size, sha256(path.read_bytes()).hexdigest()]
+            document["files"][path.relative_to(segment).as_posix()] = entry
+        if depth > 1:
+            document["embedding"]["chunk_crc32c"] = raw[64:68].hex()
+
+    reseal(segment / "manifest.json", consistent)
     b = Cache.open(tmp_path / "b", create=True)
-    assert segment.name in pull(str(shared), b).problems[0]
-    assert held(b) == {2, 3}
+    for wanted in (None, photos(0, 2, 3)):
+        [problem] = pull(str(shared), b, photos=wanted).problems
+        assert segment.name in problem
+        assert held(b) == {2, 3}
     assert verify(b).clean
 
 
