@@ -512,21 +512,22 @@ def pull(
     from embedcache.photos import Photos
 
     source, target = (_url(None), Path(url)) if cache is None else (url, cache)
-    opened, digests = _open(target, create=True), None
-    if photos is not None:
-        table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
-        found = table.digests(opened.local / "digests.npz")
-        digests = found.value[found.readable]
-    moved = share.pull(
-        source,
-        opened,
-        backbones=backbone or (),
-        photos=digests,
-        ref=ref,
-        with_ids=with_ids,
-        dry_run=dry_run,
-        progress=transfer_on(),
-    )
+    with share.destination(target, keep=not dry_run) as opened:
+        digests = None
+        if photos is not None:
+            table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
+            found = table.digests(opened.local / "digests.npz")
+            digests = found.value[found.readable]
+        moved = share.pull(
+            source,
+            opened,
+            backbones=backbone or (),
+            photos=digests,
+            ref=ref,
+            with_ids=with_ids,
+            dry_run=dry_run,
+            progress=transfer_on(),
+        )
     _print(moved, json_)
     if moved.problems:
         raise typer.Exit(1)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.audit import check_segment
-from embedcache.catalogue import Catalogue, Shared, documents_of, wrong_bytes
+from embedcache.catalogue import Catalogue, Shared, wrong_bytes
 from embedcache.errors import Damaged
 from embedcache.remote import BLOCK_BYTES, SMALL_BYTES, Remote
 from embedcache.screen import Screen, ShardScreen
@@ -53,12 +53,9 @@ def arriving(
     manifest; what did arrive stays for the next attempt, unless it is wrong.
     """
     with _place(incoming, shared.id) as folder:
-        for path, raw in documents_of(shared.manifest).items():
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(raw)
-        jobs = [pool.submit(_fetch, remote, shared, path, folder, count) for path in shared.data]
-        screens = dict(zip(shared.data, _all(jobs), strict=True))
+        files = shared.manifest.files
+        jobs = [pool.submit(_fetch, remote, shared, path, folder, count) for path in files]
+        screens = dict(zip(files, _all(jobs), strict=True))
         (folder / MANIFEST).write_bytes(shared.raw)
         segment = Segment.read(str(folder), kind=shared.manifest.kind, space=shared.manifest.space)
         try:

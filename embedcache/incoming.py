@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.arrival import Counter, arriving, clear, fetch_rows, range_bytes, settle
 from embedcache.audit import check_segment
-from embedcache.catalogue import ROOTS, Catalogue, Holding, Shared
+from embedcache.catalogue import ROOTS, Catalogue, Holding, Shared, TooMuch
 from embedcache.errors import Damaged, NotACache, RemoteError
 from embedcache.index import Table
 from embedcache.manifest import replacement_id, unseal
@@ -92,6 +92,7 @@ class Pull:
                 continue
             part = "faces" if holding.kind == "faces" else "spaces"
             try:
+                self.catalogue.check_groups(holding)
                 if holding.kind == "photos":
                     self._plan_ids(holding)
                 elif pins is None:
@@ -150,7 +151,7 @@ class Pull:
 
     def refs(self, ref: str | None, *, every: bool, with_ids: bool) -> None:
         """Write the refs whose segments are all here now: the one asked for, or all."""
-        held: dict[str, str] = {}
+        held = {segment.id: segment.digest for segment in self.cache.photo_segments()}
         for store in [*self.cache.spaces(), *self.cache.face_spaces()]:
             held |= {segment.id: segment.digest for segment in store.segments()}
         for name, (theirs, raw) in self.catalogue.refs().items():
@@ -177,12 +178,13 @@ class Pull:
                         f"--ref {name}' brings them"
                     )
                 continue
-            self._write_ref(name, theirs, raw, with_ids=with_ids)
+            ids = (theirs.photos or {}).items()
+            if not with_ids or any(held.get(segment) != digest for segment, digest in ids):
+                theirs = replace(theirs, photos=None)
+            self._write_ref(name, theirs, raw)
 
-    def _write_ref(self, name: str, pins: Pins, raw: bytes, *, with_ids: bool) -> None:
+    def _write_ref(self, name: str, pins: Pins, raw: bytes) -> None:
         document, _ = unseal(raw, what=f"ref {name}", limit=MAX_REF_BYTES)
-        if not with_ids:
-            pins = replace(pins, photos=None)
         path = self.cache.path / "refs" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
         disk.publish(path, encode_ref(pins, changes=document["changes"]))
@@ -251,15 +253,10 @@ class Pull:
         shared: list[Shared] = []
         parts = []
         for candidate in self._shared(holding, [s for s in holding.segments if s not in here]):
-            try:
-                digests = self.catalogue.column(candidate, "digest")
-            except (RemoteError, FileNotFoundError) as error:
-                if isinstance(error, Unreachable):
-                    raise
-                self.catalogue.refuse(candidate.id, error)
-                continue
-            parts.append((len(shared), digests, candidate.manifest.n_ok))
-            shared.append(candidate)
+            digests = self._digests(candidate)
+            if digests is not None:
+                parts.append((len(shared), digests, candidate.manifest.n_ok))
+                shared.append(candidate)
         table = Table.empty().extended(parts, renumbered=np.empty(0, np.int64))
         status = np.zeros(len(table.ok), np.uint8) if mine is None else mine.status(table.digests)
         keep = np.where(table.ok, status != OK, (status != OK) & (status != FAILED))
@@ -292,11 +289,23 @@ class Pull:
                 now = "another one" if found else "gone"
                 self.catalogue.refuse(name, f"the ref pins it, and it is {now}")
                 continue
-            digests = self.catalogue.column(found[0], "digest")
+            digests = self._digests(found[0])
+            if digests is None:
+                continue
             banned = forgotten(digests, self.gone)
             self.tally.withheld += int(banned.sum())
             piece = self._piece(holding, found[0], np.flatnonzero(~banned))
             self.pieces.append(replace(piece, pinned=True, by_ranges=False))
+
+    def _digests(self, shared: Shared) -> U8 | None:
+        """The contents of a segment's rows; None, and the segment is refused, for wrong ones."""
+        try:
+            return self.catalogue.column(shared, "digest")
+        except (Unreachable, Denied, TooMuch):
+            raise
+        except (RemoteError, FileNotFoundError) as error:
+            self.catalogue.refuse(shared.id, error)
+            return None
 
     def _plan_ids(self, holding: Holding) -> None:
         here = {segment.id for segment in self.cache.photo_segments()}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.catalogue import ROOTS, Catalogue, Holding
+from embedcache.catalogue import ROOTS, Catalogue, Holding, TooMuch
 from embedcache.errors import CacheError, Damaged, RemoteError
 from embedcache.incoming import same_pins
 from embedcache.index import Table
@@ -241,7 +241,7 @@ class Push:
                 continue
             try:
                 digests = self.catalogue.column(shared, "digest")
-            except (Unreachable, Denied):
+            except (Unreachable, Denied, TooMuch):
                 raise
             except (RemoteError, FileNotFoundError) as error:
                 self.catalogue.refuse(shared.id, error)

@@ -31,6 +31,12 @@ MAX_KEYS = 1_000_000
 TRIES = 6
 FIRST_WAIT_SECONDS = 0.2
 OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
+# By the first letter of the scheme: where the address of another service stands.
+ENDPOINTS = {
+    "s": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "a": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    "g": ("GOOGLE_BASE_URL",),
+}
 LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/|$)")
 
 
@@ -315,8 +321,8 @@ def _store(url: str) -> Any:
         "timeout": timedelta(hours=1),
         "user_agent": "embedcache",
     }
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-    if LOOPBACK.match(endpoint):  # nothing leaves the machine, so nothing need be encrypted
+    endpoints = [os.environ.get(name, "") for name in ENDPOINTS[url[0]]]
+    if LOOPBACK.match(next(filter(None, endpoints), "")):  # nothing leaves the machine
         options["allow_http"] = True
     try:
         # Patience is ours: one place, one schedule, for every kind of remote.

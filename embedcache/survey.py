@@ -159,6 +159,7 @@ def verify_remote(remote: Remote | str) -> Checked:
     with workers() as pool:
         for root in ROOTS:
             for holding in catalogue.holdings(root).values():
+                catalogue.check_groups(holding)
                 if root != "photos":
                     described = catalogue.detector if root == "faces" else catalogue.spec
                     try:
