@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.audit import KINDS
 from embedcache.errors import CacheError, EmbedcacheError, RemoteError
-from embedcache.manifest import COLUMNS, ITEM_BYTES, MAX_MANIFEST_BYTES, Kind, Manifest
+from embedcache.manifest import COLUMNS, ITEM_BYTES, MAX_MANIFEST_BYTES, Kind, Manifest, own_digest
 from embedcache.refs import MAX_REF_BYTES, Pins, parse_ref
 from embedcache.remote import Denied, Entry, Remote, Unreachable, read_small
 from embedcache.segment import MANIFEST, Segment, column_path, split_text
@@ -60,8 +60,10 @@ class Memo:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def get(self, name: str, fetch: Callable[[], bytes]) -> bytes:
-        """What was kept under `name`, else what `fetch` returns, which is kept."""
+    def get(
+        self, name: str, fetch: Callable[[], bytes], good: Callable[[bytes], bool] = bool
+    ) -> bytes:
+        """What was kept under `name`, else what `fetch` returns, which is kept where it is good."""
         if self._folder is None:
             return fetch()
         path = self._folder / sha256(name.encode()).hexdigest()
@@ -70,6 +72,8 @@ class Memo:
             if sha256(kept[32:]).digest() == kept[:32]:
                 return kept[32:]
         raw = fetch()
+        if not good(raw):
+            return raw
         with contextlib.suppress(OSError):  # a convenience: a full disk may say no
             self._folder.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -171,7 +175,7 @@ class Catalogue:
             if entry.key not in wanted:
                 continue
             with contextlib.suppress(Denied, FileNotFoundError), self._refusing(entry.key):
-                if self._small(entry, MAX_DOCUMENT_BYTES) != expected:
+                if self._small(entry, MAX_DOCUMENT_BYTES, expected.__eq__) != expected:
                     raise RemoteError("it is not as format 1 has it")
 
     def keys(self, root: str) -> set[str]:
@@ -311,11 +315,15 @@ class Catalogue:
                     raise TooMuch(f"{self.remote.name} has too much under {root}/: refused")
                 yield place[1], entry, raw
 
-    def _small(self, entry: Entry, limit: int) -> bytes:
+    def _small(
+        self, entry: Entry, limit: int, good: Callable[[bytes], bool] | None = None
+    ) -> bytes:
         if entry.size > limit:
             raise RemoteError(f"{entry.key} of {self.remote.name} is too large: refused")
         name = f"{entry.key} {entry.size} {entry.tag}"
-        return self._memo.get(name, lambda: read_small(self.remote, entry.key, limit=limit))
+        return self._memo.get(
+            name, lambda: read_small(self.remote, entry.key, limit=limit), good or _sealed
+        )
 
     def _read(self, holding: Holding, entry: Entry, segment: str, dim: int) -> Shared:
         raw = self._small(entry, MAX_MANIFEST_BYTES)
@@ -354,6 +362,10 @@ class Catalogue:
                 self._listed[root] = []
                 self.notes.append(f"you have no right to list {root}/ of {self.remote.name}")
         return self._listed[root]
+
+
+def _sealed(raw: bytes) -> bool:
+    return own_digest(raw) is not None
 
 
 def check_manifest(manifest: Manifest, *, dim: int = 0) -> None:

@@ -22,6 +22,7 @@ _IN_SEGMENT = re.compile(r"(.+/segments)/(\d{8}T\d{12}-[0-9a-f]{8})/(.+)")
 _SPACE = re.compile(r"([a-z-]+)/([0-9a-f]{64})/(segments/zarr\.json|zarr\.json)")
 MANIFEST = "manifest.json"
 MAX_DEPTH = 12
+MAX_NAMES = 4_000_000
 
 
 class Files(Protocol):
@@ -50,6 +51,18 @@ class Files(Protocol):
     def remove(self, path: str) -> None:
         """Remove a file or a folder with all in it; no error where there is none."""
         ...
+
+
+class Looks:
+    """Counts names that a walk meets, those that it passes over too, so that it ends."""
+
+    def __init__(self) -> None:
+        self._n = 0
+
+    def count(self) -> None:
+        self._n += 1
+        if self._n > MAX_NAMES:
+            raise RemoteError(f"there are over {MAX_NAMES:,} names in that folder: refused")
 
 
 class FilesRemote:
@@ -167,10 +180,12 @@ class LocalFiles:
 
     def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
         waiting = [PurePosixPath(folder)]
+        looks = Looks()
         while waiting:
             here = waiting.pop()
             with os.scandir(self._root / here) as entries:
                 for entry in entries:
+                    looks.count()
                     path = here / entry.name
                     if entry.name.startswith(".") or len(path.parts) > MAX_DEPTH:
                         continue

@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from embedcache.errors import RemoteError
+from embedcache.listing import pages
 
 T = TypeVar("T")
 Blocks = Callable[[], Iterator[bytes]]
@@ -28,6 +29,8 @@ Blocks = Callable[[], Iterator[bytes]]
 BLOCK_BYTES = 4 << 20
 SMALL_BYTES = 8 << 20
 MAX_KEYS = 1_000_000
+MAX_KEY = 1024
+MAX_LISTING_CHARACTERS = 256 << 20
 TRIES = 6
 FIRST_WAIT_SECONDS = 0.2
 OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
@@ -171,13 +174,11 @@ class ObjectRemote:
         self._store = store
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        import obstore
-
         with self._plain(prefix):
-            for page in obstore.list(self._store, prefix.rstrip("/"), chunk_size=1000):
-                for found in page:
-                    tag = found.get("e_tag") or str(found["last_modified"])
-                    yield Entry(found["path"], found["size"], tag)
+            whole = pages(self._store, prefix.rstrip("/"), name=self.name, most=MAX_KEYS)
+        for found in whole:
+            tag = found.get("e_tag") or str(found["last_modified"])
+            yield Entry(found["path"], found["size"], tag)
 
     def unfinished(self, segment: str) -> Iterator[Entry]:
         return self.list(f"{segment}/")
@@ -333,19 +334,20 @@ def _store(url: str) -> Any:
 
 
 def _bounded(entries: Iterator[Entry], name: str) -> list[Entry]:
-    found = []
-    for entry in entries:
-        if len(entry.key) > 1024:
-            continue
-        found.append(entry)
-        if len(found) > MAX_KEYS:
-            raise RemoteError(f"{name} lists over {MAX_KEYS:,} objects: refused")
+    found, size = [], 0
+    for number, entry in enumerate(entries, start=1):
+        if len(entry.key) <= MAX_KEY and len(entry.tag) <= MAX_KEY:
+            found.append(entry)
+            size += len(entry.key) + len(entry.tag)
+        if number > MAX_KEYS or size > MAX_LISTING_CHARACTERS:
+            raise RemoteError(f"{name} lists over {number - 1:,} objects: refused")
     return found
 
 
 def _told(error: BaseException) -> str:
-    """An error's text on one line, short, without the query of any URL (signatures)."""
-    text = " ".join(re.sub(r"\?\S*", "", str(error)).partition("Debug source")[0].split())
+    """An error's text on one line, short, without what a URL may hold of credentials."""
+    text = re.sub(r"\?\S*|(?<=//)[^/\s]*@", "", str(error).partition("Debug source")[0])
+    text = " ".join(text.split())
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 

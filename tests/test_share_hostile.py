@@ -1,6 +1,8 @@
 """Damage and malice at a remote: found, named, kept out; the cache stays whole and its own."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from itertools import count
@@ -149,6 +151,72 @@ def test_an_endless_listing_ends(
     endless = Patient(Endless(remotes.folder(shared), lambda n: ""))
     with pytest.raises(RemoteError, match="lists over 1,000 objects: refused"):
         pull(endless, Cache.open(tmp_path / "b", create=True))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "message", "most_mib"),
+    [
+        ("keys", "objects: refused", 700),
+        ("names", "lists over 1,000,000 objects: refused", 700),
+        ("page", "a listing that does not end: refused", 900),
+        ("refs", "too much under refs/: refused", 400),
+        ("forgotten", "says which photos were forgotten, and is damaged", 400),
+    ],
+)
+def test_a_hostile_remote_does_not_exhaust_memory(
+    scenario: str, message: str, most_mib: int, tmp_path: Path
+) -> None:
+    """Measured in a process of its own: how much it grows at most."""
+    if scenario == "page":
+        pytest.importorskip("obstore")
+    words = [sys.executable, "-m", "tests.hostile_worker", scenario, str(tmp_path / "b")]
+    folder = Path(__file__).parents[1]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    told, grown = done.stdout.splitlines()
+    assert message in told
+    assert int(grown) < most_mib
+
+
+@pytest.mark.parametrize(
+    ("bound", "message"),
+    [
+        ("MAX_MANIFESTS_BYTES", "too many manifests"),
+        ("MAX_ROWS", "rows to look at: name fewer with --backbone"),
+    ],
+)
+def test_more_than_is_taken_in_at_once_is_one_message(
+    bound: str, message: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"embedcache.catalogue.{bound}", 4)
+    b = Cache.open(tmp_path / "b", create=True)
+    [problem] = pull(str(shared), b).problems
+    assert message in problem
+    assert held(b) == set()
+
+
+def test_what_was_wrong_on_the_way_is_right_the_next_time(shared: Path, tmp_path: Path) -> None:
+    """Nothing that was damaged in transit is remembered."""
+    for number, name in enumerate(("manifest.json", "paper.json", "digest/c/0/0", "/zarr.json")):
+
+        class Once(remotes.Flaky):
+            def blocks(
+                self,
+                key: str,
+                *,
+                start: int = 0,
+                length: int | None = None,
+                name: str = name,
+            ) -> Iterator[bytes]:
+                for block in super().blocks(key, start=start, length=length):
+                    wrong = bytes([block[0] ^ 1]) + bytes(block[1:])
+                    yield wrong if key.endswith(name) else block
+
+        b = Cache.open(tmp_path / f"b{number}", create=True)
+        assert pull(Once(remotes.folder(shared), lambda n: ""), b).problems, name
+        assert pull(str(shared), b).problems == ()
+        assert held(b) == {0, 1, 2, 3}
+        assert (b.path / "refs" / "paper.json").exists()
 
 
 def test_endless_objects_end(shared: Path, tmp_path: Path) -> None:
