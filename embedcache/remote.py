@@ -32,6 +32,7 @@ MAX_KEYS = 1_000_000
 MAX_KEY = 1024
 MAX_LISTING_CHARACTERS = 256 << 20
 TRIES = 6
+SILENCE_SECONDS = 20.0  # without a byte from an object store
 FIRST_WAIT_SECONDS = 0.2
 OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 # By the first letter of the scheme: where the address of another service stands.
@@ -318,7 +319,7 @@ def _store(url: str) -> Any:
 
     options: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=5),
-        "read_timeout": timedelta(seconds=20),
+        "read_timeout": timedelta(seconds=SILENCE_SECONDS),
         "timeout": timedelta(hours=1),
         "user_agent": "embedcache",
     }
