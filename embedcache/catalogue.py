@@ -374,6 +374,9 @@ def check_manifest(manifest: Manifest, *, dim: int = 0) -> None:
     dim: floats per vector that its space has, 0 where there is none.
     """
     manifest.check_files()
+    told = [manifest.name, manifest.created, *map(str, manifest.about.values())]
+    if not all(text.isprintable() for text in told):  # they end in somebody's terminal
+        raise RemoteError("its provenance cannot be printed: refused")
     if manifest.geometry is not None and dim and manifest.geometry.dim != dim:
         raise RemoteError(f"its vectors have {manifest.geometry.dim} floats, not {dim}: refused")
     given = {path: size for path, (size, _) in manifest.files.items()}

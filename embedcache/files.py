@@ -206,7 +206,7 @@ class LocalFiles:
             os.close(fd)
 
     def write(self, path: str, blocks: Iterator[bytes]) -> None:
-        target = self._root / path
+        target = self._place(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(target, flags, 0o666)
@@ -218,7 +218,7 @@ class LocalFiles:
             os.close(fd)
 
     def rename(self, path: str, target: str) -> bool:
-        source, place = self._root / path, self._root / target
+        source, place = self._place(path), self._place(target)
         try:
             if source.is_dir():
                 disk.sync_tree(source)
@@ -236,14 +236,23 @@ class LocalFiles:
         return True
 
     def replace(self, path: str, target: str) -> None:
-        (self._root / path).replace(self._root / target)
+        self._place(path).replace(self._place(target))
 
     def exists(self, path: str) -> bool:
         return (self._root / path).exists()
 
     def remove(self, path: str) -> None:
-        place = self._root / path
+        place = self._place(path)
         if place.is_dir() and not place.is_symlink():
             disk.remove_folder(place)
         else:
             place.unlink(missing_ok=True)
+
+    def _place(self, path: str) -> Path:
+        """Where `path` is written; Damaged where a link would lead that somewhere else."""
+        place = self._root
+        for part in path.split("/")[:-1]:
+            place /= part
+            if place.is_symlink():
+                raise Damaged(f"{place} is a link: refused. Ask who made it, and remove it")
+        return self._root / path

@@ -185,9 +185,13 @@ class Pull:
 
     def _write_ref(self, name: str, pins: Pins, raw: bytes) -> None:
         document, _ = unseal(raw, what=f"ref {name}", limit=MAX_REF_BYTES)
+        changes = document.get("changes")
+        if not isinstance(changes, list):
+            self.tally.problems.append(f"ref {name} does not say what changed in it: left out")
+            return
         path = self.cache.path / "refs" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
-        disk.publish(path, encode_ref(pins, changes=document["changes"]))
+        disk.publish(path, encode_ref(pins, changes=changes))
         for old, new in self.successors.items():
             repin(self.cache.path, old, new)
         self.tally.refs.append(name)

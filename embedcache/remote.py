@@ -287,7 +287,7 @@ def _open(url: str, staging: str) -> Remote:
     name = url.rstrip("/")
     parts = urlsplit(url)
     named = "@" in rest.split("/")[0] and scheme in OBJECT_SCHEMES
-    if parts.query or parts.fragment or parts.password is not None or named:
+    if re.search(r"[?#;]", rest) or parts.password is not None or named:
         raise RemoteError(
             f"this {scheme}:// URL holds more than an address, perhaps a credential, which would "
             "end up in messages and files: leave it out. docs/sharing.md says how each kind of "
@@ -347,7 +347,7 @@ def _bounded(entries: Iterator[Entry], name: str) -> list[Entry]:
 
 def _told(error: BaseException) -> str:
     """An error's text on one line, short, without what a URL may hold of credentials."""
-    text = re.sub(r"\?\S*|(?<=//)[^/\s]*@", "", str(error).partition("Debug source")[0])
+    text = re.sub(r"(?<!<)\?\S*|(?<=//)[^/\s]*@", "", str(error).partition("Debug source")[0])
     text = " ".join(text.split())
     return text if len(text) <= 300 else f"{text[:297]}..."
 

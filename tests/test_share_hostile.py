@@ -21,6 +21,7 @@ from embedcache.shard import crc32c
 from embedcache.share import pull, push
 from embedcache.spec import foreign
 from embedcache.store import APART, Cache
+from embedcache.survey import survey
 from embedcache.upkeep import verify, write_ref
 from tests import remotes
 from tests.stores import fill, model, photos
@@ -321,6 +322,38 @@ def test_rows_that_do_not_fit_together_are_refused(
         assert segment.name in problem
         assert held(b) == {2, 3}
     assert verify(b).clean
+
+
+def test_a_link_in_a_folder_remote_leads_no_push_elsewhere(shared: Path, tmp_path: Path) -> None:
+    a, outside = Cache.open(tmp_path / "a"), tmp_path / "outside"
+    (shared / APART / SPEC.digest / "segments").rename(outside)
+    (shared / APART / SPEC.digest / "segments").symlink_to(outside)
+    before = sorted(outside.rglob("*"))
+    fill(a.space(SPEC), photos(6))
+    with pytest.raises(CacheError, match="is a link: refused"):
+        push(a, str(shared))
+    assert sorted(outside.rglob("*")) == before
+
+
+def test_provenance_that_a_terminal_would_obey_is_refused(shared: Path, tmp_path: Path) -> None:
+    path = segments(shared)[0] / "manifest.json"
+    b = Cache.open(tmp_path / "b", create=True)
+    changes: tuple[dict[str, Any], ...] = (
+        {"name": "net\x1b[2J"},
+        {"about": {"writer": "\x1b]0;x\x07"}},
+    )
+    for change in changes:
+        reseal(path, lambda document, change=change: document.update(change))  # type: ignore[misc]
+        told = f"{pull(str(shared), b)}\n{survey(str(shared))}"
+        assert "cannot be printed" in told
+        assert "\x1b" not in told
+
+
+def test_a_ref_that_lacks_a_part_is_left_out(shared: Path, tmp_path: Path) -> None:
+    reseal(shared / "refs" / "paper.json", lambda d: d.pop("changes"))
+    b = Cache.open(tmp_path / "b", create=True)
+    assert "ref paper does not say" in pull(str(shared), b).problems[0]
+    assert held(b) == {0, 1, 2, 3}
 
 
 def test_links_in_a_folder_remote_are_not_followed(shared: Path, tmp_path: Path) -> None:
