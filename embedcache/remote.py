@@ -26,7 +26,7 @@ from embedcache.listing import pages
 T = TypeVar("T")
 Blocks = Callable[[], Iterator[bytes]]
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20
 SMALL_BYTES = 8 << 20
 MAX_KEYS = 1_000_000
 MAX_KEY = 1024

@@ -19,7 +19,7 @@ import pytest
 
 from embedcache import remote as remote_module
 from embedcache.errors import RemoteError
-from embedcache.remote import Patient, Remote, Unreachable, open_remote, read_small
+from embedcache.remote import TRIES, Patient, Remote, Unreachable, open_remote, read_small
 from embedcache.share import Moved, pull, push
 from embedcache.spec import foreign
 from embedcache.store import Cache
@@ -181,9 +181,9 @@ def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     proxy.close()
 
 
-def unhurried(url: str, monkeypatch: pytest.MonkeyPatch) -> Remote:
+def unhurried(url: str, monkeypatch: pytest.MonkeyPatch, *, tries: int = TRIES) -> Remote:
     monkeypatch.setattr(remote_module, "FIRST_WAIT_SECONDS", 0.001)
-    return open_remote(url)
+    return Patient(remote_module._open(url, "test"), tries=tries)
 
 
 @pytest.fixture(params=["folder", "memory", "s3", "ssh"])
@@ -432,10 +432,10 @@ def check_faults(
         for works in (broken_off, reached):
             url = f"s3://team/{os.urandom(4).hex()}"
             b = Cache.open(tmp_path / f"b{number}", create=True)
-            again |= works(faulty, k, fault, partial(push, a, unhurried(url, monkeypatch)))
+            again |= works(faulty, k, fault, partial(push, a, unhurried(url, monkeypatch, tries=3)))
             faulty.fault = lambda number: ""
             push(a, unhurried(url, monkeypatch))
-            again |= works(faulty, k, fault, partial(pull, unhurried(url, monkeypatch), b))
+            again |= works(faulty, k, fault, partial(pull, unhurried(url, monkeypatch, tries=3), b))
             assert verify(b).clean, (k, fault)
             assert not b.spaces() or len(b.spaces()[0].digests()) in (0, 2, 3, 5)
             faulty.fault = lambda number: ""
@@ -451,7 +451,7 @@ def check_faults(
 def test_a_server_that_throttles_fails_or_falls_silent_is_tried_again(
     s3_port: int, s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = [len(FAULTS) * k + way for way, k in enumerate((45, 30, 4, 1, 7, 16))]
+    some = [len(FAULTS) * k + way for way, k in enumerate((0, 30, 0, 1, 7, 16)) if k]
     check_faults(s3_port, monkeypatch, tmp_path, sorted(some))
 
 
