@@ -94,9 +94,8 @@ class Draft:
         chunk_crcs: list[int] = []
         documents = {"zarr.json": group_document({})}
         if self.stream is not None:
+            self.stream.end()
             geometry = self.stream.geometry
-            written, chunk_crcs = self.stream.finish()
-            files |= {f"embedding/{path}": entry for path, entry in written.items()}
             documents["embedding/zarr.json"] = array_document(
                 (n_rows, geometry.dim), "float32", geometry=geometry
             )
@@ -111,6 +110,9 @@ class Draft:
                 )
         for path, document in documents.items():
             files[path] = self._write(path, encode_document(document))
+        if self.stream is not None:
+            written, chunk_crcs = self.stream.finish()
+            files |= {f"embedding/{path}": entry for path, entry in written.items()}
         disk.sync_tree(self.folder, but=journal.FOLDER)  # closing the journal would unlock it
         manifest = Manifest(
             segment=self.id,

@@ -163,6 +163,8 @@ class RowStream:
         self._chunk_crc = 0
         self._chunk_crcs: list[int] = []
         self._hash = sha256()
+        self._row = np.dtype((np.void, geometry.row_bytes))
+        self._block = bytearray()  # the thread's, to read a chunk into
         self._pool: ThreadPoolExecutor | None = None
         self._tasks: list[Future[None]] = []
         self._files: dict[str, tuple[int, str]] = {}
@@ -170,7 +172,9 @@ class RowStream:
     def add(self, rows: F32) -> U32:
         """Write (k, dim) C-contiguous little-endian rows; returns the CRC32C of each."""
         cut = self.geometry
-        crcs = np.fromiter((google_crc32c.value(row) for row in rows), np.uint32, len(rows))
+        # Rows as single items: a fifth less time than making an array of each.
+        items = rows.view(self._row).reshape(-1)
+        crcs = np.fromiter(map(google_crc32c.value, items), np.uint32, len(rows))
         done = 0
         while done < len(rows):
             if self._fd < 0:
@@ -190,14 +194,17 @@ class RowStream:
         if self._fd >= 0:
             disk.sync(self._fd)
 
-    def finish(self) -> tuple[dict[str, tuple[int, str]], list[int]]:
-        """Complete the last shard; returns {file: (size, sha256)} and the CRC of every chunk."""
+    def end(self) -> None:
+        """No more rows: fill up the last chunk, and begin to seal its shard."""
         n_rows = self.n_rows
         if short := -n_rows % self.geometry.rows_per_chunk:
             self.add(np.full((short, self.geometry.dim), np.nan, dtype="<f4"))
             self.n_rows = n_rows
         if self._fd >= 0:
             self._seal()
+
+    def finish(self) -> tuple[dict[str, tuple[int, str]], list[int]]:
+        """After `end`, wait for the last shard: {file: (size, sha256)}, the CRC of every chunk."""
         for task in self._tasks:
             task.result()
         self.close()
@@ -244,7 +251,11 @@ class RowStream:
         self._tasks.append(self._pool.submit(task, *arguments))
 
     def _hash_chunk(self, fd: int, digest: "hashlib._Hash", offset: int) -> None:
-        digest.update(os.pread(fd, self.geometry.chunk_bytes, offset))
+        # One piece of memory again and again: a new one is handed over by the system page by page.
+        self._block = self._block or bytearray(self.geometry.chunk_bytes)
+        if os.preadv(fd, [self._block], offset) != len(self._block):
+            raise Damaged(f"a shard of {self._folder} became shorter while it was written")
+        digest.update(self._block)
 
     def _seal_file(self, fd: int, digest: "hashlib._Hash", shard: int, filled: int) -> None:
         name = shard_name(shard)
