@@ -468,12 +468,15 @@ def _rows_at(segments: Sequence[Segment], places: Sequence[tuple[int, int]]) -> 
 
 def _files(folder: Path) -> Iterator[str]:
     """Files of a segment, relative; Damaged for a link. What its writer left is not counted."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [
-            name for name in folders if name != journal.FOLDER and not name.startswith(".old-")
-        ]
-        for name in folders:
-            if Path(parent, name).is_symlink():
-                raise Damaged(f"{Path(parent, name)} is a link: refused")
-        for name in files:
-            yield Path(parent, name).relative_to(folder).as_posix()
+    waiting = [""]
+    while waiting:
+        here = waiting.pop()
+        with os.scandir(folder / here) as entries:
+            for entry in entries:
+                path = here + entry.name
+                if not entry.is_dir():
+                    yield path
+                elif entry.is_symlink():
+                    raise Damaged(f"{folder / path} is a link: refused")
+                elif entry.name != journal.FOLDER and not entry.name.startswith(".old-"):
+                    waiting.append(f"{path}/")

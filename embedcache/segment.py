@@ -48,6 +48,7 @@ Columns = dict[str, NDArray[Any]]
 
 MANIFEST = "manifest.json"
 OK, FAILED = 1, 2
+_GROUP = encode_document(group_document({}))
 
 
 class Draft:
@@ -92,7 +93,7 @@ class Draft:
         """Write the columns and publish the manifest: from now on the segment exists."""
         files: dict[str, tuple[int, str]] = {}
         chunk_crcs: list[int] = []
-        documents = {"zarr.json": group_document({})}
+        documents = {"zarr.json": _GROUP}
         if self.stream is not None:
             self.stream.end()
             geometry = self.stream.geometry
@@ -109,7 +110,7 @@ class Draft:
                     column_path(name, array.ndim), raw
                 )
         for path, document in documents.items():
-            files[path] = self._write(path, encode_document(document))
+            files[path] = self._write(path, document)
         if self.stream is not None:
             written, chunk_crcs = self.stream.finish()
             files |= {f"embedding/{path}": entry for path, entry in written.items()}
@@ -236,9 +237,9 @@ class Segment:
         """Why each failed row failed, in row order after the good ones."""
         return split_text(self.column("reason_offset"), self.column("reason_text"), self.folder)
 
-    def documents(self) -> dict[str, dict[str, Json]]:
-        """The zarr.json that format 1 prescribes, by path in the segment."""
-        found = {"zarr.json": group_document({})}
+    def documents(self) -> dict[str, bytes]:
+        """Every zarr.json that format 1 prescribes, by its path in the segment."""
+        found = {"zarr.json": _GROUP}
         if (geometry := self.manifest.geometry) is not None:
             shape = (self.manifest.n_rows, geometry.dim)
             found["embedding/zarr.json"] = array_document(shape, "float32", geometry=geometry)
@@ -251,8 +252,7 @@ class Segment:
         if self._checked:
             return
         self.manifest.check_files()
-        for path, document in self.documents().items():
-            expected = encode_document(document)
+        for path, expected in self.documents().items():
             if self._file(path, size=len(expected)) != expected:
                 raise Damaged(f"{self.folder / path} is not as format 1 has it")
         self._checked = True

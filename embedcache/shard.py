@@ -101,9 +101,10 @@ class Geometry:
         return filled * self.chunk_bytes + self.chunks_per_shard * 16 + CRC_BYTES
 
 
+@lru_cache(maxsize=4096)  # the segments of a cache have few shapes between them
 def array_document(
     shape: tuple[int, ...], dtype: str, *, geometry: Geometry | None = None
-) -> dict[str, Json]:
+) -> bytes:
     """The zarr.json of an array: one chunk that holds it whole, or `geometry`'s shards.
 
     dtype: Zarr's name, such as "float32" or "uint8".
@@ -125,7 +126,7 @@ def array_document(
             "index_location": "end",
         }
         codecs = [{"name": "sharding_indexed", "configuration": configuration}]
-    return {
+    document: dict[str, Json] = {
         "zarr_format": 3,
         "node_type": "array",
         "shape": list(shape),
@@ -136,6 +137,7 @@ def array_document(
         "codecs": codecs,
         "attributes": {},
     }
+    return encode_document(document)
 
 
 def group_document(attributes: dict[str, Json]) -> dict[str, Json]:
