@@ -340,7 +340,8 @@ def check_manifest(manifest: Manifest, *, dim: int = 0) -> None:
 
 def documents_of(manifest: Manifest) -> dict[str, bytes]:
     """The zarr.json files of a segment, which follow from its manifest."""
-    return Segment("", manifest.kind, None, manifest.digest, manifest.name, b"", manifest).documents()
+    bare = Segment("", manifest.kind, None, manifest.digest, manifest.name, b"", manifest)
+    return bare.documents()
 
 
 def wrong_bytes(remote: Remote, shared: Shared, path: str) -> RemoteError:

@@ -138,7 +138,8 @@ def swaps(path: Path, sample: int | None = None) -> Iterator[Case]:
 def check(path: Path, cases: Iterator[Case]) -> int:
     """Damage a cache in each way, one at a time; returns how many there were."""
     n = 0
-    for n, (wrong, what) in enumerate(cases, 1):
+    for wrong, what in cases:
+        n += 1
         right = {file: (path / file).read_bytes() for file in wrong}
         for file, raw in wrong.items():
             (path / file).write_bytes(raw)
