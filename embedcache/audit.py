@@ -27,6 +27,7 @@ from embedcache.store import (
     check_group,
     face_digest,
     read_attributes,
+    refuse_links,
     root_document,
 )
 from embedcache.tombstones import Tombstones, forgotten, read_tombstones
@@ -35,6 +36,7 @@ U8 = NDArray[np.uint8]
 
 BLOCK_ROWS = 1024
 OUTSIDE = {"local", "damaged"}  # nothing in there is part of the cache
+LISTS = {"refs", "forgotten"}
 KINDS: dict[str, Kind] = {
     "spaces": "vectors",
     APART: "vectors",
@@ -158,10 +160,17 @@ class _Audit:
         self.names: dict[bytes, str] = {}
 
     def run(self) -> None:
+        try:
+            refuse_links(self.root)
+        except Damaged as error:
+            self._find(self.root, str(error))
+            return  # and nothing is moved, least of all into a folder that is elsewhere
         self._group(self.root, root_document())
         for name in self._children(self.root):
-            if name not in {"zarr.json", *PARTS, APART, *OUTSIDE, "refs", "forgotten"}:
+            if name not in {"zarr.json", *PARTS, APART, *OUTSIDE, *LISTS}:
                 self._find(self.root / name, "is not embedcache's")
+            elif name != "zarr.json" and not (self.root / name).is_dir():
+                self._find(self.root / name, "is not a folder")
         for part in PARTS:
             if not (self.root / part).is_dir():
                 self._find(self.root / part, "is missing")
@@ -197,7 +206,11 @@ class _Audit:
         self.report.files += 2
         self._strangers(folder)
         segments = self._segments_of(folder, KINDS[part], folder.name, folder.name[:8])
-        self._across(segments, part, gone)
+        try:
+            self._across(segments, part, gone)
+        except EmbedcacheError:
+            if all(segment.folder.exists() for segment in segments):
+                raise
 
     def _strangers(self, folder: Path) -> None:
         for name in self._children(folder):
@@ -221,24 +234,32 @@ class _Audit:
             if not SEGMENT_ID.fullmatch(name) or path.is_symlink():
                 self._find(path, "is not a segment")
                 continue
-            try:
-                segment = read_segment(str(path), kind=kind, space=space)
-                if segment is None:
-                    self.report.leftovers += 1
-                    continue
-                check_segment(segment, self.report)
-            except EmbedcacheError as error:
-                self._damaged_segment(path, kind, space, label, error)
-            else:
+            with disk.plain_errors("read", path):  # what may not be read is not damaged
+                segment = self._segment(path, kind, space, label)
+            if segment is not None:
                 good.append(segment)
                 self.manifests[name] = segment.digest
-                if kind == "photos":
-                    for photo, content in zip(*read_pairs(segment), strict=True):
-                        self.names[content] = photo
         return good
 
+    def _segment(self, path: Path, kind: Kind, space: str | None, label: str) -> Segment | None:
+        """A segment that is as it was written; None for one that is not, or not yet there."""
+        try:
+            segment = read_segment(str(path), kind=kind, space=space)
+            if segment is None:
+                self.report.leftovers += 1
+                return None
+            check_segment(segment, self.report)
+        except (EmbedcacheError, FileNotFoundError) as error:
+            if path.exists():  # else it was compacted away, or forgotten, meanwhile
+                self._damaged_segment(path, kind, space, label, error)
+            return None
+        if kind == "photos":
+            for photo, content in zip(*read_pairs(segment), strict=True):
+                self.names[content] = photo
+        return segment
+
     def _damaged_segment(
-        self, path: Path, kind: Kind, space: str | None, label: str, error: EmbedcacheError
+        self, path: Path, kind: Kind, space: str | None, label: str, error: Exception
     ) -> None:
         n_rows, lost, name = 0, [], label
         try:

@@ -172,7 +172,7 @@ def read_inside(folder: Path, relative: str, *, limit: int) -> bytes:
         if size > limit:
             raise Damaged(f"{folder / relative} has {size:,} bytes; at most {limit:,} are accepted")
         parts = []
-        while part := os.read(fd, 1 << 20):
+        while part := os.read(fd, size + 1):  # all at once, and once more for the end
             parts.append(part)
         return b"".join(parts)
     finally:

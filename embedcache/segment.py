@@ -130,8 +130,10 @@ class Draft:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             digest="",
         ).encode()
-        if len(manifest) > MAX_MANIFEST_BYTES:
-            raise ValueError(f"a manifest of {len(manifest):,} bytes: `about` is too large")
+        try:  # what no reader would take is not published
+            Manifest.parse(manifest, segment=self.id, kind=self.kind, space=self.space)
+        except Damaged as error:
+            raise ValueError(f"more than a segment may hold: write fewer rows ({error})") from None
         disk.publish(self.folder / MANIFEST, manifest)
         disk.sync_folder(self.folder.parent)
         disk.remove_folder(self.folder / journal.FOLDER)
@@ -225,9 +227,10 @@ class Segment:
         if not size:
             return np.empty(shape, dtype=little)
         raw = self._file(column_path(name, len(shape)), size=size + CRC_BYTES)
-        if crc32c(raw[:-CRC_BYTES]) != int.from_bytes(raw[-CRC_BYTES:], "little"):
+        array = np.frombuffer(raw, dtype=little, count=size // ITEM_BYTES[dtype]).reshape(shape)
+        if crc32c(array) != int.from_bytes(raw[-CRC_BYTES:], "little"):
             raise Damaged(f"{self.folder / name} fails its CRC32C")
-        return np.frombuffer(raw, dtype=little, count=size // ITEM_BYTES[dtype]).reshape(shape)
+        return array
 
     def columns(self) -> Columns:
         """All small arrays, verified."""

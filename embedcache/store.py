@@ -82,6 +82,7 @@ class Cache:
                     raise NotACache(_not_a_cache(path))
                 _create(path)
             path = path.resolve()
+            refuse_links(path)
             check_group(path, root_document())
             for part in GROUPS:
                 check_group(path / part, group_document({}))
@@ -340,6 +341,15 @@ def _create(path: Path) -> None:
             disk.publish(path / part / "zarr.json", empty)
     with contextlib.suppress(FileExistsError):
         disk.publish(path / "zarr.json", encode_document(root_document()))
+
+
+def refuse_links(cache: Path) -> None:
+    """Damaged where a link stands in a cache's own folder, or in local/: it may lead anywhere."""
+    for folder in (cache, cache / "local"):
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    raise Damaged(f"{entry.path} is a link: refused. Move it out of the cache")
 
 
 def check_group(folder: Path, document: dict[str, Json]) -> None:

@@ -14,11 +14,20 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import Damaged
-from embedcache.manifest import FORMAT, HEX_DIGEST, SEGMENT_ID, new_segment_id, seal, unseal
+from embedcache.manifest import (
+    FORMAT,
+    HEX_DIGEST,
+    MAX_LIST_BYTES,
+    SEGMENT_ID,
+    new_segment_id,
+    seal,
+    unseal,
+)
 from embedcache.spec import Json
 
 FOLDER = "forgotten"
-MAX_BYTES = 64 << 20
+MAX_BYTES = MAX_LIST_BYTES
+MAX_CONTENTS = 100_000
 
 # sha256 of a forgotten content digest, and the name of the newest file that says so: older than the
 # id of a segment that was written, on purpose, after it.
@@ -29,10 +38,12 @@ def write_tombstone(cache: Path, contents: Iterable[bytes]) -> None:
     """Record that photos with these 32-byte content digests were forgotten."""
     folder = cache / FOLDER
     folder.mkdir(exist_ok=True)
-    marks: list[Json] = [*sorted(sha256(content).hexdigest() for content in contents)]
+    marks = sorted(sha256(content).hexdigest() for content in contents)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    document = seal({"format": FORMAT, "kind": "forgotten", "created": created, "contents": marks})
-    disk.publish(folder / f"{new_segment_id()}.json", document)
+    for start in range(0, len(marks), MAX_CONTENTS):
+        some: list[Json] = [*marks[start : start + MAX_CONTENTS]]
+        raw = seal({"format": FORMAT, "kind": "forgotten", "created": created, "contents": some})
+        disk.publish(folder / f"{new_segment_id()}.json", raw)
 
 
 def read_tombstones(cache: Path) -> tuple[Tombstones, int]:

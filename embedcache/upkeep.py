@@ -21,7 +21,7 @@ from embedcache.reader import read_rows
 from embedcache.refs import Pins, pinned_segments, repin
 from embedcache.refs import write_ref as _write_ref
 from embedcache.segment import Segment
-from embedcache.space import Space
+from embedcache.space import FaceSpace, Space
 from embedcache.spec import Json
 from embedcache.store import Cache
 from embedcache.tombstones import FOLDER as TOMBSTONES
@@ -46,6 +46,7 @@ U8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 
 COMPACT_ROWS = 262_144
+COMPACT_BYTES = 64 << 20
 MAX_ABOUT_VALUES = 20
 
 
@@ -232,7 +233,8 @@ def compact(cache: Cache, *, target_rows: int = COMPACT_ROWS) -> Compacted:
             before += len(segments)
             wasteful = any(live[number] < s.manifest.n_rows for number, s in small)
             if len(small) > 1 or wasteful:
-                for batch in _batches(small, live.tolist(), target_rows):
+                limit = COMPACT_BYTES if isinstance(store, FaceSpace) else None
+                for batch in _batches(small, live.tolist(), target_rows, limit=limit):
                     chosen = [
                         (segment, np.sort(table.row[table.segment == number]).astype(np.int64))
                         for number, segment in batch
@@ -367,19 +369,28 @@ def _compare(mine: Space, segment: Segment, rows: NDArray[np.int64]) -> tuple[in
 
 
 def _batches(
-    small: Sequence[tuple[int, Segment]], live: Sequence[int], target_rows: int
+    small: Sequence[tuple[int, Segment]],
+    live: Sequence[int],
+    target_rows: int,
+    *,
+    limit: int | None,
 ) -> list[list[tuple[int, Segment]]]:
-    """Segments that go into one, in order, of one backbone name each."""
+    """Segments that go into one, in order, of one backbone name each.
+
+    limit: bytes to one, where they are all in columns, which readers take whole.
+    """
     batches: list[list[tuple[int, Segment]]] = []
-    filled: dict[str, tuple[int, list[tuple[int, Segment]]]] = {}
+    filled: dict[str, tuple[int, int, list[tuple[int, Segment]]]] = {}
     for number, segment in small:
         name = segment.manifest.name
-        n_rows, batch = filled.get(name, (0, []))
-        if not batch or n_rows + live[number] > target_rows:
-            n_rows, batch = 0, []
+        size = 0 if limit is None else segment.manifest.bytes_on_disk
+        n_rows, n_bytes, batch = filled.get(name, (0, 0, []))
+        too_many = n_rows + live[number] > target_rows
+        if not batch or too_many or (limit is not None and n_bytes + size > limit):
+            n_rows, n_bytes, batch = 0, 0, []
             batches.append(batch)
         batch.append((number, segment))
-        filled[name] = (n_rows + live[number], batch)
+        filled[name] = (n_rows + live[number], n_bytes + size, batch)
     return batches
 
 
