@@ -287,11 +287,16 @@ def _salvage_one(
         return 0
     total = sum(int.from_bytes(payload[:4], "little") for _, payload in frames)
     try:
-        with reopen(claim.lease, min(total, MAX_ROWS)) as writer:
+        if total > MAX_ROWS:
+            raise ValueError(f"{total:,} rows")
+        with reopen(claim.lease, total) as writer:
             _replay(claim, frames, writer, known)
             writer.commit()
     except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-        raise Damaged(f"{claim.folder} has a lease or journal that does not fit: {error}") from None
+        raise Damaged(
+            f"{claim.folder}, which was left unfinished, has a lease or journal that does not fit: "
+            f"{error}. Remove the folder to go on without its rows"
+        ) from None
     return writer.n_written
 
 

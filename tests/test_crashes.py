@@ -40,6 +40,7 @@ def kill_again_and_again(
         workers[victim].send_signal(signal.SIGKILL)
         _, told = workers[victim].communicate()
         assert not told, told.decode()
+        assert workers[victim].returncode == -signal.SIGKILL, "it was done before it was killed"
         workers[victim] = start(cache, n_photos, next(seeds), pause)
     for worker in workers:
         _, told = worker.communicate(timeout=300)
@@ -66,13 +67,13 @@ def check(path: Path, n_photos: int) -> None:
 
 
 def test_killed_writers_lose_nothing(tmp_path: Path) -> None:
-    kill_again_and_again(tmp_path / "a", n_workers=2, n_kills=6, n_photos=1500, pause=0.01)
+    kill_again_and_again(tmp_path / "a", n_workers=2, n_kills=6, n_photos=1500, pause=0.1)
     check(tmp_path / "a", 1500)
 
 
 @pytest.mark.torture
 def test_sixty_kills_over_three_writers_lose_nothing(tmp_path: Path) -> None:
-    kill_again_and_again(tmp_path / "a", n_workers=3, n_kills=60, n_photos=10_000, pause=0.04)
+    kill_again_and_again(tmp_path / "a", n_workers=3, n_kills=60, n_photos=10_000, pause=0.2)
     check(tmp_path / "a", 10_000)
 
 
