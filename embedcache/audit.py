@@ -1,5 +1,6 @@
 """Verify a cache, every file and every row of it, and set aside what is damaged."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,8 @@ from embedcache.store import (
     refuse_links,
     root_document,
 )
-from embedcache.tombstones import Tombstones, forgotten, read_tombstones
+from embedcache.tombstones import FOLDER as TOMBSTONES
+from embedcache.tombstones import Tombstones, forgotten, read_tombstone
 
 U8 = NDArray[np.uint8]
 
@@ -200,9 +202,13 @@ class _Audit:
             try:
                 read_attributes(folder)
             except CacheError:
-                self._find(folder, str(error), segment=folder.name, move=folder)
+                paths = [inner / name for name in self._children(inner) if SEGMENT_ID.match(name)]
+                self._lose(folder, paths, KINDS[part], folder.name, folder.name[:8], error)
                 return
-            self._find(folder, str(error))
+            where = self._name(inner / "zarr.json")
+            self.report.findings.append(
+                Finding(path=where, problem=str(error), moved="(rewritten)")
+            )
         self.report.files += 2
         self._strangers(folder)
         segments = self._segments_of(folder, KINDS[part], folder.name, folder.name[:8])
@@ -251,29 +257,35 @@ class _Audit:
             check_segment(segment, self.report)
         except (EmbedcacheError, FileNotFoundError) as error:
             if path.exists():  # else it was compacted away, or forgotten, meanwhile
-                self._damaged_segment(path, kind, space, label, error)
+                self._lose(path, [path], kind, space, label, error)
             return None
         if kind == "photos":
             for photo, content in zip(*read_pairs(segment), strict=True):
                 self.names[content] = photo
         return segment
 
-    def _damaged_segment(
-        self, path: Path, kind: Kind, space: str | None, label: str, error: Exception
+    def _lose(
+        self,
+        path: Path,
+        segments: Sequence[Path],
+        kind: Kind,
+        space: str | None,
+        label: str,
+        error: Exception,
     ) -> None:
+        """What lies at `path` is damaged: say which photos are lost with its segments."""
         n_rows, lost, name = 0, [], label
-        try:
-            segment = Segment.read(str(path), kind=kind, space=space)
-            n_rows = segment.manifest.n_rows
-            name = f"{segment.manifest.name}#{label}" if segment.manifest.name else label
-            if kind == "photos":
-                lost = read_pairs(segment)[0]
-            else:
-                raw = segment.column("digest").tobytes()
-                contents = [raw[i : i + 32] for i in range(0, len(raw), 32)]
-                lost = [self.names[content] for content in contents if content in self.names]
-        except (EmbedcacheError, OSError):
-            pass
+        for folder in segments:
+            with contextlib.suppress(EmbedcacheError, OSError):
+                segment = Segment.read(str(folder), kind=kind, space=space)
+                n_rows += segment.manifest.n_rows
+                name = f"{segment.manifest.name}#{label}" if segment.manifest.name else name
+                if kind == "photos":
+                    lost += read_pairs(segment)[0]
+                else:
+                    raw = segment.column("digest").tobytes()
+                    contents = [raw[i : i + 32] for i in range(0, len(raw), 32)]
+                    lost += [self.names[content] for content in contents if content in self.names]
         self._find(
             path,
             str(error),
@@ -317,12 +329,18 @@ class _Audit:
             )
 
     def _tombstones(self) -> Tombstones:
-        try:
-            gone, files = read_tombstones(self.root)
-        except EmbedcacheError as error:
-            self._find(self.root / "forgotten", str(error))
-            return {}
-        self.report.files += files
+        gone: dict[bytes, str] = {}
+        for name in self._children(self.root / TOMBSTONES):
+            path = self.root / TOMBSTONES / name
+            if self._leftover(path):
+                continue
+            try:
+                gone |= dict.fromkeys(read_tombstone(self.root, name), name)
+            except EmbedcacheError as error:
+                told = f"{error}. Forget its photos again, or a merge may bring them back"
+                self._find(path, told, move=path)
+            else:
+                self.report.files += 1
         return gone
 
     def _refs(self) -> None:
@@ -341,10 +359,13 @@ class _Audit:
                 self._find(path, str(error), move=path)
                 continue
             self.report.files += 1
-            for pinned in pins.parts:
-                for segment, digest in pinned.items():
-                    if self.manifests.get(segment) != digest:
-                        self._find(path, f"pins segment {segment}, which is gone or damaged")
+            wanted = [pinned.items() - self.manifests.items() for pinned in pins.parts]
+            if missing := sorted(name for part in wanted for name, _ in part):
+                told = f"pins segment {missing[0]}, which is gone or damaged"
+                if len(missing) > 1:
+                    told += f", and {len(missing) - 1} others"
+                told += ". The ref holds again once they are back (merge or pull them)"
+                self._find(path, told, move=path)
 
     def _group(self, folder: Path, document: dict[str, Json], *, quiet: bool = False) -> None:
         """Check a group's zarr.json; where everything in it is known, `repair` writes it anew."""

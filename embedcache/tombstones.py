@@ -51,11 +51,16 @@ def read_tombstones(cache: Path) -> tuple[Tombstones, int]:
     found: dict[bytes, str] = {}
     names = sorted(path.name for path in (cache / FOLDER).glob("[!.]*"))
     for name in names:
-        if not SEGMENT_ID.fullmatch(name.removesuffix(".json")):
-            raise Damaged(f"{cache / FOLDER / name} is no tombstone: move it out of the cache")
-        raw = disk.read_inside(cache, f"{FOLDER}/{name}", limit=MAX_BYTES)
-        found.update((mark, name) for mark in parse_tombstone(raw, name=name))
+        found.update((mark, name) for mark in read_tombstone(cache, name))
     return found, len(names)
+
+
+def read_tombstone(cache: Path, name: str) -> list[bytes]:
+    """The marks in one file of `forgotten`; Damaged where it is none."""
+    if not SEGMENT_ID.fullmatch(name.removesuffix(".json")):
+        raise Damaged(f"{cache / FOLDER / name} is no tombstone: move it out of the cache")
+    raw = disk.read_inside(cache, f"{FOLDER}/{name}", limit=MAX_BYTES)
+    return parse_tombstone(raw, name=name)
 
 
 def parse_tombstone(raw: bytes, *, name: str) -> list[bytes]:

@@ -22,7 +22,7 @@ from embedcache.errors import EmbedcacheError
 from embedcache.spec import foreign
 from embedcache.store import Cache
 from embedcache.tombstones import read_tombstones
-from embedcache.upkeep import forget, verify, write_ref
+from embedcache.upkeep import forget, merge, verify, write_ref
 from tests.stores import DETECTOR, faces_of, fill, model, photos
 
 SPEC = foreign("net", 4)
@@ -230,6 +230,54 @@ def test_a_missing_file_is_noticed(double: Path) -> None:
             assert not verify(double).clean, f"verify did not notice that {file} is missing"
         (double / file).write_bytes(whole)
     read_behind(double)
+
+
+def test_repair_mends_whatever_file_is_wrong(double: Path, tmp_path: Path) -> None:
+    """What is left verifies clean and is right; what is gone was named, and set aside."""
+    ways: list[Callable[[Path, bytes], object]] = [
+        lambda file, whole: file.write_bytes(bytes([whole[0] ^ 4]) + whole[1:]),
+        lambda file, whole: file.write_bytes(whole[:-1]),
+        lambda file, whole: file.unlink(),
+    ]
+    for i, name in enumerate(files_of(double)):
+        copy = tmp_path / str(i)
+        shutil.copytree(double, copy)
+        way = ways[i % 2 if name.parts[0] in ("refs", "forgotten") else i % 3]
+        way(copy / name, (copy / name).read_bytes())
+        report = verify(copy, repair=True)
+        assert report.findings, name
+        assert all(found.moved for found in report.findings), report.findings
+        assert verify(copy).clean, (name, verify(copy))
+        for space in Cache.open(copy).spaces():
+            there = space.digests()
+            assert (space.read(there)[0] == model(there, 4)).all()
+        if "segments" in name.parts and SPEC.digest in name.parts and len(name.parts) > 4:
+            (lost,) = (found for found in report.findings if found.segment)
+            assert lost.lost_rows == 5 or name.name == "manifest.json"
+            assert set(lost.lost) < {"a", "b", "c", "d"}
+
+
+def test_a_space_that_cannot_be_known_says_what_is_lost(double: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(double, copy)
+    (copy / "spaces" / SPEC.digest / "zarr.json").unlink()
+    report = verify(copy, repair=True)
+    assert "extract again for net#" in str(report)
+    assert "10 photos (a, b, c, d)" in str(report)
+    assert verify(copy).clean
+
+
+def test_a_ref_set_aside_holds_again_once_its_rows_are_back(double: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(double, copy)
+    first = Cache.open(copy).space(SPEC).segments()[0]
+    shutil.rmtree(first.folder)
+    told = str(verify(copy, repair=True))
+    assert f"refs/r.json: pins segment {first.id}, which is gone or damaged" in told
+    merge(Cache.open(copy), [Cache.open(double)])
+    (copy / "damaged" / "refs-r.json").rename(copy / "refs" / "r.json")
+    read_behind(copy)
+    assert verify(copy).clean
 
 
 def test_a_file_that_nobody_wrote_is_noticed_by_verify(small: Path) -> None:
