@@ -383,8 +383,8 @@ def verify(
     json_: JsonOption = False,
 ) -> None:
     """Check every file, checksum and row of a cache; status 1 if anything is wrong."""
-    from embedcache.audit import Report
     from embedcache.audit import verify as check
+    from embedcache.findings import Report
     from embedcache.survey import Checked, verify_remote
 
     if repair and "://" in cache:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from embedcache import disk, journal
 from embedcache.errors import CacheError, Damaged, EmbedcacheError
+from embedcache.findings import Finding, Report
 from embedcache.index import repeats
 from embedcache.manifest import HEX_DIGEST, SEGMENT_ID, Kind
 from embedcache.photo_ids import read_pairs, scope_key
@@ -32,7 +32,7 @@ from embedcache.store import (
     root_document,
 )
 from embedcache.tombstones import FOLDER as TOMBSTONES
-from embedcache.tombstones import Tombstones, forgotten, read_tombstone
+from embedcache.tombstones import Tombstones, forgotten, newer, read_tombstone
 
 U8 = NDArray[np.uint8]
 
@@ -45,94 +45,6 @@ KINDS: dict[str, Kind] = {
     "faces": "faces",
     "photos": "photos",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """Something that is not as it should be. path is relative to the cache.
-
-    segment: the whole segment is to be set aside. moved: where `repair` put it.
-    lost: photos whose rows are gone with it, by id where that is known.
-    """
-
-    path: str
-    problem: str
-    space: str = ""
-    segment: str = ""
-    lost_rows: int = 0
-    lost: tuple[str, ...] = ()
-    moved: str = ""
-
-
-@dataclass(slots=True)
-class Report:
-    """What `verify` found."""
-
-    cache: Path
-    files: int = 0
-    bytes_read: int = 0
-    rows: int = 0
-    findings: list[Finding] = field(default_factory=list)
-    duplicates: int = 0
-    differing: int = 0
-    largest_difference: float = 0.0
-    leftovers: int = 0
-
-    @property
-    def clean(self) -> bool:
-        return not self.findings
-
-    def document(self) -> dict[str, Json]:
-        """The same facts for machines."""
-        return {
-            "clean": self.clean,
-            "files": self.files,
-            "bytes": self.bytes_read,
-            "rows": self.rows,
-            "duplicates": {
-                "rows": self.duplicates,
-                "differing": self.differing,
-                "largest_difference": self.largest_difference,
-            },
-            "leftovers": self.leftovers,
-            "findings": [
-                {
-                    "path": found.path,
-                    "problem": found.problem,
-                    "space": found.space,
-                    "lost_rows": found.lost_rows,
-                    "lost": list(found.lost),
-                    "moved": found.moved,
-                }
-                for found in self.findings
-            ],
-        }
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.cache}: {self.rows:,} rows in {self.files:,} files ({self.bytes_read:,} bytes) "
-            + ("as they were written" if self.clean else f"read, {len(self.findings)} problems")
-        ]
-        for found in self.findings:
-            lines.append(f"  {found.path}: {found.problem}")
-            if found.moved:
-                lines.append(f"    set aside in {found.moved}")
-            if found.lost_rows:
-                some = ", ".join(found.lost[:5]) + (", ..." if len(found.lost) > 5 else "")
-                lines.append(
-                    f"    extract again{f' for {found.space}' if found.space else ''}: "
-                    f"{found.lost_rows:,} photos{f' ({some})' if some else ''}"
-                )
-        if self.duplicates:
-            lines.append(
-                f"  {self.duplicates:,} rows are stored more than once; {self.differing:,} of them "
-                f"differ, by at most {self.largest_difference:.3g} (the lowest segment counts)"
-            )
-        if self.leftovers:
-            lines.append(f"  {self.leftovers} unfinished or abandoned leftovers (no harm)")
-        if not self.clean and not any(found.moved for found in self.findings):
-            lines.append("Run 'embedcache verify --repair' to set damaged segments aside")
-        return "\n".join(lines)
 
 
 def verify(cache: Cache | Path | str, *, repair: bool = False) -> Report:
@@ -169,6 +81,8 @@ class _Audit:
             return  # and nothing is moved, least of all into a folder that is elsewhere
         self._group(self.root, root_document())
         for name in self._children(self.root):
+            if self._leftover(self.root / name):
+                continue
             if name not in {"zarr.json", *PARTS, APART, *OUTSIDE, *LISTS}:
                 self._find(self.root / name, "is not embedcache's")
             elif name != "zarr.json" and not (self.root / name).is_dir():
@@ -220,7 +134,7 @@ class _Audit:
 
     def _strangers(self, folder: Path) -> None:
         for name in self._children(folder):
-            if name not in ("zarr.json", "segments"):
+            if name not in ("zarr.json", "segments") and not self._leftover(folder / name):
                 self._find(folder / name, "is not embedcache's")
 
     def _segments_of(
@@ -301,8 +215,7 @@ class _Audit:
         number, row, digests = [], [], []
         for i, segment in enumerate(segments):
             mine = segment.column("digest")
-            before = {mark: name for mark, name in gone.items() if segment.id < name}
-            if back := int(forgotten(mine, before).sum()):
+            if back := int(forgotten(mine, newer(gone, segment.id)).sum()):
                 self._find(segment.folder, f"holds {back} forgotten photos: forget them again")
             n_ok = segment.manifest.n_ok
             digests.append(mine[:n_ok])

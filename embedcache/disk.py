@@ -113,12 +113,18 @@ def replace(path: Path, data: Bytes) -> None:
 
 def remove_folder(path: Path) -> None:
     """Remove a folder under a hidden name first, so that nobody meets half of it."""
-    doomed = path.with_name(f".old-{secrets.token_hex(4)}")
+    if hidden := hide_folder(path):
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def hide_folder(path: Path) -> Path | None:
+    """Give a folder a hidden name, and return that; None where it is gone already."""
+    hidden = path.with_name(f".old-{secrets.token_hex(4)}")
     try:
-        path.rename(doomed)
+        path.rename(hidden)
     except FileNotFoundError:
-        return
-    shutil.rmtree(doomed, ignore_errors=True)
+        return None
+    return hidden
 
 
 def open_plain(path: str) -> int:

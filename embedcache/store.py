@@ -329,7 +329,10 @@ def _create(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise NotACache(_not_a_cache(path))
     path.mkdir(parents=True, exist_ok=True)
-    if strangers := sorted({entry.name for entry in path.iterdir()} - {*PARTS, APART, "zarr.json"}):
+    known = {*PARTS, APART, "zarr.json"}
+    names = sorted(entry.name for entry in path.iterdir() if entry.name not in known)
+    # Another process may be publishing the root's document just now, or have died at it.
+    if strangers := [name for name in names if not name.startswith(".zarr.json.")]:
         raise NotACache(
             f"{path} is a folder, but neither empty nor a cache (it holds {strangers[0]!r}). Name "
             "a new folder for the cache"

@@ -74,6 +74,11 @@ def parse_tombstone(raw: bytes, *, name: str) -> list[bytes]:
     return [bytes.fromhex(text) for text in contents]
 
 
+def newer(tombstones: Tombstones, segment: str) -> Tombstones:
+    """Those written after a segment was begun: later ones embed a photo again on purpose."""
+    return {mark: name for mark, name in tombstones.items() if segment < name}
+
+
 def forgotten(digests: NDArray[np.uint8], tombstones: Tombstones) -> NDArray[np.bool_]:
     """Which of (n, 32) content digests have a tombstone."""
     if not tombstones:

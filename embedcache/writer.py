@@ -236,18 +236,18 @@ def salvage(
     segments: Path,
     *,
     reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter],
-    known: Callable[[U8], NDArray[np.bool_]],
+    known: Callable[[U8, str], NDArray[np.bool_]],
 ) -> int:
     """Turn abandoned drafts under `segments` into segments of their valid rows; returns how many.
 
     reopen: a new writer, from a draft's lease and its number of rows.
-    known: of (n, 32) digests, which need not be saved because the space holds them.
+    known: of (n, 32) digests in the draft of so named a segment, which need not be saved.
     Drafts of living writers are left alone, and so is all of a cache that cannot be written.
     """
     saved = 0
     for folder in sorted(segments.iterdir()):
         if folder.name.startswith("."):
-            _collect(folder)
+            collect(folder)
         elif not folder.is_symlink() and (folder / journal.FOLDER).is_dir():
             claim = journal.Claim.take(folder)
             if claim is None:
@@ -264,7 +264,7 @@ def salvage(
     return saved
 
 
-def _collect(litter: Path) -> None:
+def collect(litter: Path) -> None:
     """Remove a hidden leftover once nobody can be at work on it."""
     with contextlib.suppress(OSError):
         if litter.name == "zarr.json" or time.time() - litter.lstat().st_mtime < (
@@ -280,7 +280,7 @@ def _collect(litter: Path) -> None:
 def _salvage_one(
     claim: journal.Claim,
     reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter],
-    known: Callable[[U8], NDArray[np.bool_]],
+    known: Callable[[U8, str], NDArray[np.bool_]],
 ) -> int:
     frames = list(claim.frames())
     if not frames:
@@ -304,7 +304,7 @@ def _replay(
     claim: journal.Claim,
     frames: Sequence[tuple[bytes, memoryview]],
     writer: SegmentWriter | FaceWriter,
-    known: Callable[[U8], NDArray[np.bool_]],
+    known: Callable[[U8, str], NDArray[np.bool_]],
 ) -> None:
     geometry, n_seen = None, 0
     if isinstance(writer, SegmentWriter):
@@ -315,7 +315,7 @@ def _replay(
         n = int.from_bytes(payload[:4], "little")
         digests = np.frombuffer(payload, np.uint8, 32 * n, 4).reshape(n, 32)
         rest = payload[4 + 32 * n :]
-        wanted = np.flatnonzero(~known(digests))
+        wanted = np.flatnonzero(~known(digests, claim.folder.name))
         if kind == b"F":
             if len(rest) > MAX_REASON_BYTES:
                 raise ValueError(f"{len(rest):,} bytes of reasons")
