@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from embedcache import disk, journal
 from embedcache.errors import CacheError, Damaged, EmbedcacheError
-from embedcache.findings import Finding, Report
+from embedcache.findings import REWRITTEN, Finding, Report
 from embedcache.index import repeats
 from embedcache.manifest import HEX_DIGEST, SEGMENT_ID, Kind
 from embedcache.photo_ids import read_pairs, scope_key
@@ -23,6 +23,7 @@ from embedcache.space import faces_of
 from embedcache.spec import Json
 from embedcache.store import (
     APART,
+    FOLDERS,
     PARTS,
     Cache,
     check_group,
@@ -37,8 +38,6 @@ from embedcache.tombstones import Tombstones, forgotten, newer, read_tombstone
 U8 = NDArray[np.uint8]
 
 BLOCK_ROWS = 1024
-OUTSIDE = {"local", "damaged"}  # nothing in there is part of the cache
-LISTS = {"refs", "forgotten"}
 KINDS: dict[str, Kind] = {
     "spaces": "vectors",
     APART: "vectors",
@@ -78,19 +77,19 @@ class _Audit:
             refuse_links(self.root)
         except Damaged as error:
             self._find(self.root, str(error))
-            return  # and nothing is moved, least of all into a folder that is elsewhere
+            return  # and nothing is moved, least of all to somewhere else
         self._group(self.root, root_document())
         for name in self._children(self.root):
             if self._leftover(self.root / name):
                 continue
-            if name not in {"zarr.json", *PARTS, APART, *OUTSIDE, *LISTS}:
+            if name not in {"zarr.json", *FOLDERS}:
                 self._find(self.root / name, "is not embedcache's")
-            elif name != "zarr.json" and not (self.root / name).is_dir():
-                self._find(self.root / name, "is not a folder")
         for part in PARTS:
             if not (self.root / part).is_dir():
-                self._find(self.root / part, "is missing")
-                continue
+                self._find(self.root / part, "is missing, with all that it held")
+                if not self.repair:
+                    continue
+                (self.root / part).mkdir()
             self._group(self.root / part, group_document({}))
         self._strangers(self.root / "photos")
         self._segments_of(self.root / "photos", "photos", None, "")
@@ -120,9 +119,7 @@ class _Audit:
                 self._lose(folder, paths, KINDS[part], folder.name, folder.name[:8], error)
                 return
             where = self._name(inner / "zarr.json")
-            self.report.findings.append(
-                Finding(path=where, problem=str(error), moved="(rewritten)")
-            )
+            self.report.findings.append(Finding(path=where, problem=str(error), moved=REWRITTEN))
         self.report.files += 2
         self._strangers(folder)
         segments = self._segments_of(folder, KINDS[part], folder.name, folder.name[:8])
@@ -142,8 +139,10 @@ class _Audit:
     ) -> list[Segment]:
         segments = folder / "segments"
         if not segments.is_dir() or segments.is_symlink():
-            self._find(segments, "is missing")
-            return []
+            self._find(segments, "is missing, with all that it held")
+            if not self.repair or segments.is_symlink():
+                return []
+            segments.mkdir()
         if kind == "photos":
             self._group(segments, group_document({}))
         good = []
@@ -288,7 +287,7 @@ class _Audit:
             moved = ""
             if self.repair and not folder.is_symlink():
                 disk.replace(folder / "zarr.json", encode_document(document))
-                moved = "(rewritten)"
+                moved = REWRITTEN
             if not quiet:
                 self.report.findings.append(
                     Finding(path=self._name(folder / "zarr.json"), problem=str(error), moved=moved)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from embedcache.spec import Json
 
+REWRITTEN = "written anew"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """Something that is not as it should be. path is relative to the cache.
 
-    segment: the whole segment is to be set aside. moved: where `repair` put it.
+    segment: the whole segment is to be set aside. moved: where `repair` put it, or REWRITTEN.
     lost: photos whose rows are gone with it, by id where that is known.
     """
 
@@ -75,7 +77,8 @@ class Report:
         for found in self.findings:
             lines.append(f"  {found.path}: {found.problem}")
             if found.moved:
-                lines.append(f"    set aside in {found.moved}")
+                rewritten = found.moved == REWRITTEN
+                lines.append(f"    {found.moved if rewritten else f'set aside in {found.moved}'}")
             if found.lost_rows:
                 some = ", ".join(found.lost[:5]) + (", ..." if len(found.lost) > 5 else "")
                 lines.append(

@@ -32,6 +32,7 @@ Bool = NDArray[np.bool_]
 T = TypeVar("T")
 
 ABSENT = 0
+UNKNOWN = "unknown"
 INDEX_SEGMENTS = 64
 INDEX_ROWS = 65_536
 COLUMN_CACHE_BYTES = 24 << 20
@@ -361,4 +362,4 @@ def faces_of(segment: Segment, columns: Columns) -> Faces:
 
 
 def _told(about: Mapping[str, Json], *names: str) -> str:
-    return next((str(about[name]) for name in names if name in about), "unknown")
+    return next((str(about[name]) for name in names if name in about), UNKNOWN)

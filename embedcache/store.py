@@ -49,6 +49,7 @@ __all__ = [
 
 PARTS = ("spaces", "faces", "photos")
 APART = "face-spaces"  # only shared copies have it: spaces whose storage rights may differ
+FOLDERS = {*PARTS, APART, "refs", "forgotten", "local", "damaged"}
 GROUPS = (*PARTS, "photos/segments")
 MAX_DOCUMENT_BYTES = 1 << 20
 
@@ -347,12 +348,17 @@ def _create(path: Path) -> None:
 
 
 def refuse_links(cache: Path) -> None:
-    """Damaged where a link stands in a cache's own folder, or in local/: it may lead anywhere."""
+    """Damaged where a link stands in a cache's own folder, or in local/: it may lead anywhere.
+
+    Or a file in the place of one of its folders.
+    """
     for folder in (cache, cache / "local"):
         with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_symlink():
                     raise Damaged(f"{entry.path} is a link: refused. Move it out of the cache")
+                if folder == cache and entry.name in FOLDERS and not entry.is_dir():
+                    raise Damaged(f"{entry.path} is no folder. Move it out of the cache")
 
 
 def check_group(folder: Path, document: dict[str, Json]) -> None:

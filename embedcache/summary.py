@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.space import Counts, Rows
+from embedcache.space import UNKNOWN, Counts, Rows
 from embedcache.spec import Json
 from embedcache.store import OK, Cache
 
@@ -133,10 +133,10 @@ def _told(counts: Counts) -> list[str]:
         f"  {counts.ok:,} rows in {counts.segments} segments, {megabytes:,.1f} MB"
         + (f", last written {plain(counts.last[:10])}" if counts.last else "")
     ]
-    if counts.writers:
-        by = ", ".join(f"{plain(name)} ({n:,})" for name, n in counts.writers.items())
-        on = ", ".join(f"{plain(name)} ({n:,})" for name, n in counts.devices.items())
-        lines.append(f"  segments by writer: {by}; by device: {on}")
+    for what, known in (("writer", counts.writers), ("device", counts.devices)):
+        if known.keys() - {UNKNOWN}:
+            told = ", ".join(f"{plain(name)} ({n:,})" for name, n in known.items())
+            lines.append(f"  segments by {what}: {told}")
     if counts.failed:
         told = ", ".join(f"{n:,} {plain(reason)}" for reason, n in counts.failed.items())
         lines.append(f"  failed: {told}")

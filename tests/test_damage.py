@@ -267,6 +267,30 @@ def test_a_space_that_cannot_be_known_says_what_is_lost(double: Path, tmp_path: 
     assert verify(copy).clean
 
 
+@pytest.mark.parametrize("folder", ["spaces", "faces", "photos", "photos/segments"])
+def test_a_whole_folder_that_is_missing_is_made_anew(
+    double: Path, tmp_path: Path, folder: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(double, copy)
+    shutil.rmtree(copy / folder)
+    assert f"{folder}: is missing, with all that it held" in str(verify(copy))
+    verify(copy, repair=True)
+    assert verify(copy).clean
+    assert Cache.open(copy).photo_table() is not None
+
+
+@pytest.mark.parametrize("folder", ["refs", "local", "faces"])
+def test_a_file_in_a_folders_place_is_refused(double: Path, tmp_path: Path, folder: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(double, copy)
+    shutil.rmtree(copy / folder, ignore_errors=True)
+    (copy / folder).write_text("x")
+    with pytest.raises(EmbedcacheError, match=f"{folder} is no folder"):
+        Cache.open(copy)
+    assert not verify(copy, repair=True).clean
+
+
 def test_a_ref_set_aside_holds_again_once_its_rows_are_back(double: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(double, copy)
