@@ -311,7 +311,8 @@ def split_by_chunk(
 
     Returns [(chunk, rows within it, slots)] in file order, and (rows, slots) of the rest.
     """
-    if len(rows) < WHOLE_CHUNK_SHARE * geometry.rows_per_chunk:
+    least = WHOLE_CHUNK_SHARE * geometry.rows_per_chunk
+    if len(rows) < least or np.bincount(rows // geometry.rows_per_chunk).max() < least:
         return [], (rows, slots)
     order = np.argsort(rows, kind="stable")
     rows, slots = rows[order], slots[order]
@@ -319,7 +320,7 @@ def split_by_chunk(
     cuts = np.flatnonzero(chunk_of[1:] != chunk_of[:-1]) + 1
     starts = np.concatenate(([0], cuts))
     counts = np.concatenate((cuts, [len(rows)])) - starts
-    dense = counts >= WHOLE_CHUNK_SHARE * geometry.rows_per_chunk
+    dense = counts >= least
     single = np.repeat(~dense, counts)
     whole = []
     for start, count in zip(starts[dense].tolist(), counts[dense].tolist(), strict=True):
