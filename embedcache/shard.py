@@ -193,8 +193,12 @@ class RowStream:
         return crcs
 
     def sync(self) -> None:
+        """Make all rows so far durable, those of shards that are still being sealed too."""
         if self._fd >= 0:
             disk.sync(self._fd)
+        for task in self._tasks:
+            task.result()
+        self._tasks.clear()
 
     def end(self) -> None:
         """No more rows: fill up the last chunk, and begin to seal its shard."""
