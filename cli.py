@@ -291,6 +291,7 @@ def predict(
 def info(
     cache: Annotated[str, typer.Argument(metavar="DIR|URL", help="A cache, or a shared copy.")],
     photos: Annotated[bool, typer.Option(help="Also list the photos, one line each.")] = False,
+    ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Say what a cache holds, or a shared copy, of which no vector is fetched."""
@@ -301,7 +302,7 @@ def info(
         return
     from embedcache.summary import summarise
 
-    _print(summarise(_open(Path(cache)), photos=photos), json_)
+    _print(summarise(_open(Path(cache), ref=ref), photos=photos), json_)
 
 
 @app.command()
@@ -383,8 +384,8 @@ def verify(
     json_: JsonOption = False,
 ) -> None:
     """Check every file, checksum and row of a cache; status 1 if anything is wrong."""
-    from embedcache.audit import Report
     from embedcache.audit import verify as check
+    from embedcache.findings import Report
     from embedcache.survey import Checked, verify_remote
 
     if repair and "://" in cache:
@@ -401,12 +402,13 @@ def export(
     cache: CachePath,
     backbone: BackboneOption,
     out: Annotated[Path, typer.Option(metavar="F.npy|F.parquet", help="The file to write.")],
+    ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Write vectors and photo ids to one .npy or Parquet file."""
     from embedcache.exchange import export as write
 
-    _print(write(_open(cache), backbone, out), json_)
+    _print(write(_open(cache, ref=ref), backbone, out), json_)
 
 
 @app.command("import")
@@ -559,7 +561,7 @@ def ref(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A new name; refs are write-once.")],
     json_: JsonOption = False,
 ) -> None:
-    """Pin the cache as it is now under a name, for fit-head --ref."""
+    """Pin the cache as it is now under a name, for --ref of info, export and fit-head."""
     from embedcache.upkeep import write_ref
 
     _print(write_ref(_open(cache), name), json_)

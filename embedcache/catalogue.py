@@ -401,8 +401,7 @@ def check_manifest(manifest: Manifest, *, dim: int = 0) -> None:
 def documents_of(manifest: Manifest) -> dict[str, bytes]:
     """The zarr.json files of a segment, which follow from its manifest."""
     bare = Segment("", manifest.kind, None, manifest.digest, manifest.name, b"", manifest)
-    documents = bare.documents()
-    return {path: encode_document(document) for path, document in documents.items()}
+    return bare.documents()
 
 
 def wrong_bytes(remote: Remote, shared: Shared, path: str) -> RemoteError:
