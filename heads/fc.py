@@ -155,7 +155,11 @@ class Bank:
         kept: Sequence[Tensor],
         masks: Sequence[Tensor] | None = None,
     ) -> None:
-        """Fill the gradients from d loss / d outputs `slope` (members, rows, outputs)."""
+        """Fill the gradients from d loss / d outputs `slope` (members, rows, outputs).
+
+        kept: what `forward` returned, used up here: the sign of what passed a rectifier is its
+            slope.
+        """
         value, grad, (m0, m1, m2), (a, b, c) = self._value, self._slope, self.count, self.cuts
         first, one, two, second = kept
         rows = len(inputs)
@@ -176,13 +180,13 @@ class Bank:
             between = torch.bmm(upper, value["last"][m1:])
             if masks is not None:
                 between.mul_(masks[2])
-            between.mul_(second > 0)
+            between.mul_(second.sign_())
             torch.bmm(between.transpose(1, 2), two, out=grad["middle"])
             torch.sum(between, 1, keepdim=True, out=grad["middle_bias"])
             target = down[:, b:c].view(rows, m2, self.hidden).transpose(0, 1)
             target.copy_(torch.bmm(between, value["middle"]))
             if masks is not None:
                 target.mul_(masks[1])
-        down[:, a:].mul_(first[:, a:] > 0)
+        down[:, a:].mul_(first[:, a:].sign_())
         torch.mm(down.T, inputs, out=grad["first"])
         torch.sum(down, 0, out=grad["first_bias"])

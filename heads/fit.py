@@ -14,7 +14,8 @@ from heads import linear, metrics
 from heads.dataset import Dataset, Part
 from heads.head import Head, Layer, Link
 from heads.intervals import Bootstrap, Difference, difference
-from heads.judge import Judged, judge, row_scores
+from heads.judge import Judged, judge, predict_part, row_scores
+from heads.logistic import logistic
 from heads.protocol import RATES, Protocol
 
 NAMES = ("const", "ridge", "logistic", "0fc", "1fc", "2fc")
@@ -291,7 +292,9 @@ def fit_parts(
         elif name == "ridge":
             one = linear.ridge(train, dev, standard)
         elif name == "logistic":
-            one = linear.logistic(train, dev, standard, outputs=outputs)
+            one = logistic(
+                train, dev, standard, outputs=outputs, memory_bytes=protocol.memory_bytes
+            )
         else:
             continue
         head = Head(name, one.link, standard, (one.layer,), {"classes": list(dataset.classes)})
@@ -373,7 +376,7 @@ def _loss(protocol: Protocol, dataset: Dataset, link: Link) -> str:
 
 def _dev(head: Head, dev: Part, dataset: Dataset) -> dict[tuple[str, str], float]:
     """The dev figures of a head, by target and metric."""
-    seen = head.predict(dev.read())
+    seen = predict_part({head.name: head}, dev)[head.name]
     figures = {}
     for k, target in enumerate(dataset.target_names):
         mine = seen[:, k] if dataset.targets.ndim == 2 and seen.ndim == 2 else seen

@@ -182,22 +182,21 @@ def _judge(
 
 
 def _optimizer(bank: Bank, protocol: Protocol) -> torch.optim.Optimizer:
-    """One optimizer; per rate a group of weights and one of biases, which never decay."""
-    groups = []
-    for rate in protocol.learning_rates:
-        mine = [place for place, member in enumerate(bank.members) if member.rate == rate]
-        for kind, decay in ((0, protocol.weight_decay), (1, 0.0)):
-            tensors = []
-            for place in mine:
-                values, slopes = bank.parameters(place)[kind::2], bank.gradients(place)[kind::2]
-                for value, slope in zip(values, slopes, strict=True):
-                    value.grad = slope
-                    tensors.append(value)
-            if tensors:
-                groups.append({"params": tensors, "start": rate, "weight_decay": decay})
+    """One optimizer with a group per rate; a second one of biases, where weights decay."""
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for place, member in enumerate(bank.members):
+        pairs = zip(bank.parameters(place), bank.gradients(place), strict=True)
+        for kind, (value, slope) in enumerate(pairs):
+            value.grad = slope
+            decay = 0.0 if kind % 2 else protocol.weight_decay
+            groups.setdefault((member.rate, decay), []).append(value)
+    found = [
+        {"params": tensors, "start": rate, "weight_decay": decay}
+        for (rate, decay), tensors in groups.items()
+    ]
     if protocol.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=1.0, momentum=_MOMENTUM, fused=True)
-    return torch.optim.AdamW(groups, lr=1.0, fused=True)
+        return torch.optim.SGD(found, lr=1.0, momentum=_MOMENTUM, fused=True)
+    return torch.optim.AdamW(found, lr=1.0, fused=True)
 
 
 def _masks(bank: Bank, rows: int, protocol: Protocol, step: int) -> list[Tensor] | None:
