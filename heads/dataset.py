@@ -219,6 +219,10 @@ def load(
             f"{Path(labels_path).name} has no column {absent[0]!r}; "
             f"it has {', '.join(table.columns)}"
         )
+    if len(names) > 1 and (odd := [name for name in names if "," in name]):
+        raise LabelsError(f"{odd[0]!r} has a comma in its name: fit it alone, or rename it")
+    if len(set(names)) < len(names):
+        raise LabelsError(f"a target is named twice: {', '.join(names)}")
     if table.is_empty():
         raise LabelsError(f"{Path(labels_path).name} has no rows")
     space = cache.find(backbone)

@@ -8,11 +8,12 @@ rounding of a product of another width.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from embedcache.errors import InputError
 from heads.dataset import Part
 from heads.fc import DEPTHS, Bank, Member
 from heads.head import Layer, Link, Standard
@@ -78,6 +79,7 @@ def train(
     start: the linear map, before the link, that every head is at epoch 0: weight (1, k, dim).
     Returns a `Trained` per name. A rate that diverges drops out and disturbs no other.
     """
+    protocol = replace(protocol, device=_device(protocol.device))
     task = Objective(train_part, dev_part, standard, link, loss, start, protocol)
     found = {name: Trained(name) for name in names}
     candidates = [
@@ -124,6 +126,16 @@ def train(
     for one in found.values():
         one.layers = task.unscale(one.layers)
     return found
+
+
+def _device(asked: str) -> str:
+    """The device to train on; InputError for one that this machine lacks."""
+    n = torch.cuda.device_count()
+    if asked == "auto":
+        return "cuda" if n else "cpu"
+    if asked.startswith("cuda") and int(asked.partition(":")[2] or 0) >= n:
+        raise InputError(f"{n} CUDA devices here, and {asked} was asked for: use --device cpu")
+    return asked
 
 
 def _members(candidates: Sequence[_Candidate], protocol: Protocol) -> list[Member]:
@@ -215,7 +227,7 @@ def _masks(bank: Bank, rows: int, protocol: Protocol, step: int) -> list[Tensor]
     layers = []
     for depth, layer in ((1, 0), (2, 0), (2, 1)):
         mine = [drawn[depth, m.seed][layer] for m in bank.members if m.depth == depth]
-        layers.append(torch.stack(mine) if mine else torch.empty(0, rows, bank.hidden))
+        layers.append(torch.stack(mine) if mine else bank.flat.new_empty(0, rows, bank.hidden))
     return layers
 
 
