@@ -18,6 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+# As `heads.fit` has it, which cannot set it once torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import numpy as np
 import polars as pl
 import torch

@@ -1,6 +1,7 @@
 """One task from a dataset to a table: every head fitted, chosen on dev, judged once on test."""
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -301,6 +302,9 @@ def fit_parts(
         curve = tuple(CurvePoint(strength, 0, math.nan, score) for strength, score in one.curve)
         fitted[name] = Fitted(head, math.nan, None, _dev(head, dev, dataset), curve, one.seconds)
     if deep := [name for name in names if name in _FC]:
+        # OpenMP threads that wait for each other by spinning lose most of the machine as soon as
+        # something else runs on it. Without effect once torch is loaded (docs/decisions/030).
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         from heads.train import train as train_fc
 
         start = _start(fitted, train, link, protocol)
