@@ -19,7 +19,7 @@ from heads.protocol import Protocol
 _NAME = re.compile(r"[\w .:+@-]{1,60}")
 _FIT_OPTIONS = frozenset(
     ("epochs", "batch_size", "learning_rates", "optimizer", "members", "hidden", "loss")
-    + ("weight_decay", "dropout", "patience")
+    + ("weight_decay", "dropout", "patience", "start", "margin")
 )
 
 

@@ -23,7 +23,8 @@ class Protocol:
     margin: an FC head leaves its start only for a dev gain of so many standard errors.
     loss: "auto" is "mse" for a regression and "log_loss" for classes; "binomial" is the likelihood
         of ratios whose weights are counts.
-    patience: stop a rate after so many epochs without a better dev figure; None never does.
+    patience: stop a rate after so many epochs without a better dev figure, or once its mean gain in
+        as many, kept up to the end, would leave it behind another rate; None never does.
     memory_bytes: vectors held in memory at a time when they are read from a cache.
     device: of FC training; cpu, cuda, cuda:N, or auto.
     """

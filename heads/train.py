@@ -58,8 +58,18 @@ class _Candidate:
     name: str
     depth: int
     rate: float
-    best: float = math.inf
-    stale: int = 0
+    best: list[float] = field(default_factory=list)  # dev figure so far, epoch by epoch
+
+    def may_win(self, record: float, *, left: int, patience: int) -> bool:
+        """Whether to go on: not after `patience` epochs without a gain, nor if its mean gain in as
+        many, kept up to the end, would leave it behind `record`, the best of its head's rates.
+        """
+        if not math.isfinite(self.best[-1]):
+            return False
+        if len(self.best) <= patience:
+            return True
+        gain = (self.best[-1 - patience] - self.best[-1]) / patience
+        return gain > 0 and self.best[-1] - gain * left <= record
 
 
 def train(
@@ -98,7 +108,8 @@ def train(
     optimizer = _optimizer(bank, protocol)
     untrained = torch.full((len(bank.members),), math.nan)
     _judge(task, bank, candidates, found, epoch=0, losses=untrained, margin=0)
-    steps = 0
+    steps, patience = 0, protocol.patience or protocol.epochs
+    record = dict.fromkeys(found, math.inf)
     for epoch in range(1, protocol.epochs + 1):
         total, seen = torch.zeros(len(bank.members), device=protocol.device), 0
         for inputs, targets, weights in task.batches(epoch):
@@ -116,15 +127,17 @@ def train(
         _judge(
             task, bank, candidates, found, epoch=epoch, losses=total / seen, margin=protocol.margin
         )
-        patience = protocol.patience or protocol.epochs
-        going = [c for c in candidates if math.isfinite(c.best) and c.stale < patience]
+        for one in candidates:
+            record[one.name] = min(record[one.name], one.best[-1])
+        left = protocol.epochs - epoch
+        going = [c for c in candidates if c.may_win(record[c.name], left=left, patience=patience)]
         if not going:
             break
         if len(going) < len(candidates):
             candidates = going
             bank, optimizer = _keep(bank, optimizer, candidates, protocol)
-    for one in found.values():
-        one.layers = task.unscale(one.layers)
+    for head in found.values():
+        head.layers = task.unscale(head.layers)
     return found
 
 
@@ -176,10 +189,9 @@ def _judge(
         head, figure = found[candidate.name], float(rows @ task.dev_share)
         head.curve.append(Point(candidate.rate, epoch, float(losses[places].mean()), figure))
         if not math.isfinite(figure):
-            candidate.best = math.inf
+            candidate.best.append(math.inf)
             continue
-        candidate.stale = 0 if figure < candidate.best else candidate.stale + 1
-        candidate.best = min(candidate.best, figure)
+        candidate.best.append(min([figure, *candidate.best[-1:]]))
         if epoch == 0:
             head.start = rows
         gain = (head.start - rows) * task.dev_share

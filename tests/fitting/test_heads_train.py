@@ -18,7 +18,7 @@ from heads.fc import Bank, Member
 from heads.fit import fit_parts
 from heads.head import Layer
 from heads.protocol import Protocol
-from heads.train import Trained, train
+from heads.train import Trained, _Candidate, train
 
 Sample = Callable[..., Dataset]
 
@@ -221,3 +221,14 @@ def test_weights_decay_as_torchs_adamw_has_it_and_biases_do_not(sample: Sample) 
     assert decayed.epoch == 2
     assert decayed.layers[0].weight[0] == pytest.approx(layer.weight.detach().numpy(), abs=1e-6)
     assert decayed.layers[0].bias[0, 0] == pytest.approx(layer.bias.item(), abs=1e-6)
+
+
+def test_a_rate_goes_on_while_it_may_still_win() -> None:
+    rate = _Candidate("1fc", 1, 1e-3, [1.0, 0.99, 0.98, 0.97, 0.96])
+    assert rate.may_win(0.90, left=10, patience=4)  # 0.01 an epoch would take it to 0.86
+    assert not rate.may_win(0.80, left=10, patience=4)
+    assert rate.may_win(0.80, left=10, patience=5)  # too early to say
+    still = _Candidate("1fc", 1, 1e-3, [1.0, 0.9, 0.9, 0.9, 0.9, 0.9])
+    assert not still.may_win(0.9, left=10, patience=4)
+    assert still.may_win(0.9, left=10, patience=5)
+    assert not _Candidate("1fc", 1, 1e-3, [1.0, math.inf]).may_win(0.9, left=10, patience=4)
