@@ -76,7 +76,7 @@ def without_vectors(folder: Path) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="VmHWM is Linux's")
-@pytest.mark.parametrize("target", ["score", "side"])
+@pytest.mark.parametrize("target", ["score", pytest.param("side", marks=pytest.mark.torture)])
 def test_a_fit_from_a_large_cache_stays_within_its_limit(
     folder: Path, without_vectors: int, target: str
 ) -> None:
