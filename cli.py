@@ -72,6 +72,18 @@ class Optimizer(StrEnum):
     sgd = "sgd"
 
 
+class Loss(StrEnum):
+    auto = "auto"
+    mse = "mse"
+    log_loss = "log_loss"
+    binomial = "binomial"
+
+
+class Start(StrEnum):
+    linear = "linear"
+    constant = "constant"
+
+
 class Format(StrEnum):
     csv = "csv"
     parquet = "parquet"
@@ -188,13 +200,16 @@ def fit_head(
     cache: CacheOption,
     backbone: BackboneOption,
     labels: Annotated[Path, typer.Option(help="A .csv/.parquet table with ids and labels.")],
-    target: Annotated[str, typer.Option(metavar="COLUMN", help="What to predict.")],
+    target: Annotated[
+        list[str],
+        typer.Option(metavar="COLUMN", help="What to predict; several numbers are fitted jointly."),
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the fitted heads go.")],
     id_column: IdColumn = "user_id",
     weight: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Weight of each row, such as swipes.")
     ] = None,
-    task: Annotated[str, typer.Option(help="auto, regression or binary.")] = "auto",
+    task: Annotated[str, typer.Option(help="auto, regression, binary or multiclass.")] = "auto",
     head: Annotated[
         list[str] | None,
         typer.Option(help="all, const, ridge, logistic, 0fc, 1fc or 2fc; may be repeated."),
@@ -208,13 +223,40 @@ def fit_head(
     split_column: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Use this train/dev/test as given.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 20,
+    stratify: Annotated[
+        bool, typer.Option("--stratify", help="Cut each class at the same shares.")
+    ] = False,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Also tell the error by group; may be repeated."),
+    ] = None,
+    hidden: Annotated[int, typer.Option(min=1, help="Width of each hidden layer.")] = 256,
+    epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
     learning_rate: Annotated[
         list[float] | None, typer.Option(help="May be repeated: the sweep; dev picks.")
     ] = None,
     optimizer: Annotated[Optimizer, typer.Option()] = Optimizer.adam,
-    seed: Annotated[int, typer.Option()] = 0,
+    loss: Annotated[
+        Loss, typer.Option(help="binomial: of ratios whose weights are their counts.")
+    ] = Loss.auto,
+    dropout: Annotated[float, typer.Option(help="Of hidden units; 0 is none.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(help="Decoupled; 0 is none.")] = 0.0,
+    members: Annotated[int, typer.Option(min=1, help="Networks averaged per rate.")] = 1,
+    patience: Annotated[
+        int, typer.Option(min=0, help="Epochs without a better dev figure; 0: run them all.")
+    ] = 4,
+    start: Annotated[
+        Start, typer.Option(help="What FC heads begin as: the linear baseline, or the constant.")
+    ] = Start.linear,
+    margin: Annotated[
+        float, typer.Option(help="Standard errors of dev gain for which they leave it.")
+    ] = 1.0,
+    memory_mb: Annotated[
+        int | None, typer.Option(min=1, help="Megabytes of vectors held at a time. [default: all]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split and of the training.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "cpu",
     ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -222,19 +264,23 @@ def fit_head(
     import heads
     from heads.dataset import load
 
+    memory_bytes = None if memory_mb is None else memory_mb * 1_000_000
     dataset = load(
         _open(cache, ref=ref),
         backbone,
         labels,
-        target=target,
+        target=target[0] if len(target) == 1 else target,
         id_column=id_column,
         weight=weight,
         task=task,
         faces=faces,
         split_by=split_by,
         split_column=split_column,
+        stratify=stratify,
+        by=by or (),
         seed=seed,
         ref=ref,
+        memory_bytes=memory_bytes,
     )
     fitted = heads.fit(
         dataset,
@@ -244,6 +290,16 @@ def fit_head(
         learning_rates=learning_rate,
         optimizer=optimizer.value,
         seed=seed,
+        members=members,
+        hidden=hidden,
+        loss=loss.value,
+        start=start.value,
+        margin=margin,
+        weight_decay=weight_decay,
+        dropout=dropout,
+        patience=patience or None,
+        memory_bytes=memory_bytes,
+        device=device,
     )
     fitted.save(out)
     _print(fitted, json_)
