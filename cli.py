@@ -67,6 +67,12 @@ class Decode(StrEnum):
     reduced = "reduced"
 
 
+class Compile(StrEnum):
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 class Optimizer(StrEnum):
     adam = "adam"
     sgd = "sgd"
@@ -119,6 +125,10 @@ def extract(
         Decode,
         typer.Option(help="full: every pixel, as timm. reduced: large JPEGs faster; another spec."),
     ] = Decode.full,
+    compile_: Annotated[
+        Compile,
+        typer.Option("--compile", help="Compile the networks; auto: when the run is long enough."),
+    ] = Compile.auto,
     retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
     strict: Annotated[bool, typer.Option(help="Stop at the first photo that fails.")] = False,
     dry_run: Annotated[
@@ -166,6 +176,7 @@ def extract(
         raise InputError("--offer needs to know where to: add --remote URL")
     found = _extract(
         *(table, _open(cache, create=True), names),
+        compiling=compile_.value,
         strict=strict,
         remote=shared,
         offer=settings.offer if offer is None else offer,
@@ -710,8 +721,13 @@ def _extract(
     from embedcache.display import progress_on, stop_on_signal
     from embedcache.extraction import extract
 
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     with stop_on_signal() as stop, progress_on() as progress:
-        return extract(photos, cache, backbone=names, progress=progress, stop=stop, **options)
+        return extract(
+            photos, cache, backbone=names, progress=progress, tell=tell, stop=stop, **options
+        )
 
 
 def _open(path: Path, *, create: bool = False, ref: str | None = None) -> "Cache":
