@@ -1,5 +1,6 @@
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -11,17 +12,23 @@ def test_answers_come_in_the_order_asked_on_the_thread_that_asks() -> None:
     me = threading.get_ident()
     with Lanes(3) as lanes:
 
+        def slowly(i: int, _: int) -> int:
+            time.sleep(0.002 * (i % 3))
+            return i
+
         def then(answer: int) -> None:
             seen.append((answer, threading.get_ident()))
 
         for i in range(20):
-            lanes.submit(lambda _, i=i: (time.sleep(0.002 * (i % 3)), i)[1], then)  # type: ignore[misc]
+            lanes.submit(partial(slowly, i), then)
         lanes.drain()
     assert seen == [(i, me) for i in range(20)]
 
 
 def test_every_lane_works_and_no_more_than_a_few_batches_wait() -> None:
-    used, started, taken = set(), [], []
+    used: set[int] = set()
+    started: list[int] = []
+    taken: list[None] = []
     both = threading.Barrier(2, timeout=10)
 
     def meet(lane: int) -> None:
@@ -58,11 +65,15 @@ def test_an_error_on_a_lane_is_raised_where_it_was_asked_and_the_threads_end() -
     def fail(_: int) -> None:
         raise ValueError("broken photo")
 
+    def run() -> None:
+        with Lanes(2) as lanes:
+            lanes.submit(fail, lambda _: None)
+            lanes.submit(lambda _: time.sleep(0.05), lambda _: None)
+            lanes.drain()
+
     before = threading.active_count()
-    with pytest.raises(ValueError, match="broken photo"), Lanes(2) as lanes:
-        lanes.submit(fail, lambda _: None)
-        lanes.submit(lambda _: time.sleep(0.05), lambda _: None)
-        lanes.drain()
+    with pytest.raises(ValueError, match="broken photo"):
+        run()
     assert threading.active_count() == before
 
 
