@@ -67,9 +67,27 @@ class Decode(StrEnum):
     reduced = "reduced"
 
 
+class Compile(StrEnum):
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 class Optimizer(StrEnum):
     adam = "adam"
     sgd = "sgd"
+
+
+class Loss(StrEnum):
+    auto = "auto"
+    mse = "mse"
+    log_loss = "log_loss"
+    binomial = "binomial"
+
+
+class Start(StrEnum):
+    linear = "linear"
+    constant = "constant"
 
 
 class Format(StrEnum):
@@ -107,6 +125,10 @@ def extract(
         Decode,
         typer.Option(help="full: every pixel, as timm. reduced: large JPEGs faster; another spec."),
     ] = Decode.full,
+    compile_: Annotated[
+        Compile,
+        typer.Option("--compile", help="Compile the networks; auto: when the run is long enough."),
+    ] = Compile.auto,
     retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
     strict: Annotated[bool, typer.Option(help="Stop at the first photo that fails.")] = False,
     dry_run: Annotated[
@@ -154,6 +176,7 @@ def extract(
         raise InputError("--offer needs to know where to: add --remote URL")
     found = _extract(
         *(table, _open(cache, create=True), names),
+        compiling=compile_.value,
         strict=strict,
         remote=shared,
         offer=settings.offer if offer is None else offer,
@@ -188,13 +211,16 @@ def fit_head(
     cache: CacheOption,
     backbone: BackboneOption,
     labels: Annotated[Path, typer.Option(help="A .csv/.parquet table with ids and labels.")],
-    target: Annotated[str, typer.Option(metavar="COLUMN", help="What to predict.")],
+    target: Annotated[
+        list[str],
+        typer.Option(metavar="COLUMN", help="What to predict; several numbers are fitted jointly."),
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the fitted heads go.")],
     id_column: IdColumn = "user_id",
     weight: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Weight of each row, such as swipes.")
     ] = None,
-    task: Annotated[str, typer.Option(help="auto, regression or binary.")] = "auto",
+    task: Annotated[str, typer.Option(help="auto, regression, binary or multiclass.")] = "auto",
     head: Annotated[
         list[str] | None,
         typer.Option(help="all, const, ridge, logistic, 0fc, 1fc or 2fc; may be repeated."),
@@ -208,13 +234,40 @@ def fit_head(
     split_column: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Use this train/dev/test as given.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 20,
+    stratify: Annotated[
+        bool, typer.Option("--stratify", help="Cut each class at the same shares.")
+    ] = False,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Also tell the error by group; may be repeated."),
+    ] = None,
+    hidden: Annotated[int, typer.Option(min=1, help="Width of each hidden layer.")] = 256,
+    epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
     learning_rate: Annotated[
         list[float] | None, typer.Option(help="May be repeated: the sweep; dev picks.")
     ] = None,
     optimizer: Annotated[Optimizer, typer.Option()] = Optimizer.adam,
-    seed: Annotated[int, typer.Option()] = 0,
+    loss: Annotated[
+        Loss, typer.Option(help="binomial: of ratios whose weights are their counts.")
+    ] = Loss.auto,
+    dropout: Annotated[float, typer.Option(help="Of hidden units; 0 is none.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(help="Decoupled; 0 is none.")] = 0.0,
+    members: Annotated[int, typer.Option(min=1, help="Networks averaged per rate.")] = 1,
+    patience: Annotated[
+        int, typer.Option(min=0, help="Epochs without a better dev figure; 0: run them all.")
+    ] = 4,
+    start: Annotated[
+        Start, typer.Option(help="What FC heads begin as: the linear baseline, or the constant.")
+    ] = Start.linear,
+    margin: Annotated[
+        float, typer.Option(help="Standard errors of dev gain for which they leave it.")
+    ] = 1.0,
+    memory_mb: Annotated[
+        int | None, typer.Option(min=1, help="Megabytes of vectors held at a time. [default: all]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split and of the training.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "cpu",
     ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -222,19 +275,23 @@ def fit_head(
     import heads
     from heads.dataset import load
 
+    memory_bytes = None if memory_mb is None else memory_mb * 1_000_000
     dataset = load(
         _open(cache, ref=ref),
         backbone,
         labels,
-        target=target,
+        target=target[0] if len(target) == 1 else target,
         id_column=id_column,
         weight=weight,
         task=task,
         faces=faces,
         split_by=split_by,
         split_column=split_column,
+        stratify=stratify,
+        by=by or (),
         seed=seed,
         ref=ref,
+        memory_bytes=memory_bytes,
     )
     fitted = heads.fit(
         dataset,
@@ -244,6 +301,16 @@ def fit_head(
         learning_rates=learning_rate,
         optimizer=optimizer.value,
         seed=seed,
+        members=members,
+        hidden=hidden,
+        loss=loss.value,
+        start=start.value,
+        margin=margin,
+        weight_decay=weight_decay,
+        dropout=dropout,
+        patience=patience or None,
+        memory_bytes=memory_bytes,
+        device=device,
     )
     fitted.save(out)
     _print(fitted, json_)
@@ -291,6 +358,7 @@ def predict(
 def info(
     cache: Annotated[str, typer.Argument(metavar="DIR|URL", help="A cache, or a shared copy.")],
     photos: Annotated[bool, typer.Option(help="Also list the photos, one line each.")] = False,
+    ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Say what a cache holds, or a shared copy, of which no vector is fetched."""
@@ -301,7 +369,7 @@ def info(
         return
     from embedcache.summary import summarise
 
-    _print(summarise(_open(Path(cache)), photos=photos), json_)
+    _print(summarise(_open(Path(cache), ref=ref), photos=photos), json_)
 
 
 @app.command()
@@ -383,8 +451,8 @@ def verify(
     json_: JsonOption = False,
 ) -> None:
     """Check every file, checksum and row of a cache; status 1 if anything is wrong."""
-    from embedcache.audit import Report
     from embedcache.audit import verify as check
+    from embedcache.findings import Report
     from embedcache.survey import Checked, verify_remote
 
     if repair and "://" in cache:
@@ -401,12 +469,13 @@ def export(
     cache: CachePath,
     backbone: BackboneOption,
     out: Annotated[Path, typer.Option(metavar="F.npy|F.parquet", help="The file to write.")],
+    ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Write vectors and photo ids to one .npy or Parquet file."""
     from embedcache.exchange import export as write
 
-    _print(write(_open(cache), backbone, out), json_)
+    _print(write(_open(cache, ref=ref), backbone, out), json_)
 
 
 @app.command("import")
@@ -512,21 +581,22 @@ def pull(
     from embedcache.photos import Photos
 
     source, target = (_url(None), Path(url)) if cache is None else (url, cache)
-    opened, digests = _open(target, create=True), None
-    if photos is not None:
-        table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
-        found = table.digests(opened.local / "digests.npz")
-        digests = found.value[found.readable]
-    moved = share.pull(
-        source,
-        opened,
-        backbones=backbone or (),
-        photos=digests,
-        ref=ref,
-        with_ids=with_ids,
-        dry_run=dry_run,
-        progress=transfer_on(),
-    )
+    with share.destination(target, keep=not dry_run) as opened:
+        digests = None
+        if photos is not None:
+            table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
+            found = table.digests(opened.local / "digests.npz")
+            digests = found.value[found.readable]
+        moved = share.pull(
+            source,
+            opened,
+            backbones=backbone or (),
+            photos=digests,
+            ref=ref,
+            with_ids=with_ids,
+            dry_run=dry_run,
+            progress=transfer_on(),
+        )
     _print(moved, json_)
     if moved.problems:
         raise typer.Exit(1)
@@ -558,7 +628,7 @@ def ref(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A new name; refs are write-once.")],
     json_: JsonOption = False,
 ) -> None:
-    """Pin the cache as it is now under a name, for fit-head --ref."""
+    """Pin the cache as it is now under a name, for --ref of info, export and fit-head."""
     from embedcache.upkeep import write_ref
 
     _print(write_ref(_open(cache), name), json_)
@@ -651,8 +721,13 @@ def _extract(
     from embedcache.display import progress_on, stop_on_signal
     from embedcache.extraction import extract
 
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     with stop_on_signal() as stop, progress_on() as progress:
-        return extract(photos, cache, backbone=names, progress=progress, stop=stop, **options)
+        return extract(
+            photos, cache, backbone=names, progress=progress, tell=tell, stop=stop, **options
+        )
 
 
 def _open(path: Path, *, create: bool = False, ref: str | None = None) -> "Cache":

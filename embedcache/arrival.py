@@ -7,21 +7,23 @@ goes on at that byte; it is renamed into its space once every file and every row
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, wait
-from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.audit import check_segment
-from embedcache.catalogue import Catalogue, Shared, documents_of, wrong_bytes
+from embedcache.catalogue import Catalogue, Shared, wrong_bytes
 from embedcache.errors import Damaged
-from embedcache.remote import BLOCK_BYTES, Remote
+from embedcache.remote import BLOCK_BYTES, SMALL_BYTES, Remote
+from embedcache.screen import Screen, ShardScreen
 from embedcache.segment import MANIFEST, Segment
 from embedcache.shard import (
     CRC_BYTES,
@@ -31,10 +33,13 @@ from embedcache.shard import (
     split_by_chunk,
 )
 
+T = TypeVar("T")
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+U32 = NDArray[np.uint32]
 Counter = Callable[[int], None]
 
+SHARD = re.compile(r"embedding/c/(\d+)/0")
 STALE_SECONDS = 7 * 86_400.0
 
 
@@ -48,16 +53,13 @@ def arriving(
     manifest; what did arrive stays for the next attempt, unless it is wrong.
     """
     with _place(incoming, shared.id) as folder:
-        for path, raw in documents_of(shared.manifest).items():
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(raw)
-        jobs = [pool.submit(_fetch, remote, shared, path, folder, count) for path in shared.data]
-        _all(jobs)
+        files = shared.manifest.files
+        jobs = [pool.submit(_fetch, remote, shared, path, folder, count) for path in files]
+        screens = dict(zip(files, _all(jobs), strict=True))
         (folder / MANIFEST).write_bytes(shared.raw)
         segment = Segment.read(str(folder), kind=shared.manifest.kind, space=shared.manifest.space)
         try:
-            check_segment(segment, hashed=True)
+            check_segment(segment, row_crcs=_row_crcs(shared, screens))
         except Damaged as error:
             disk.remove_folder(folder)
             raise Damaged(f"what it holds does not fit together: {error}") from None
@@ -172,59 +174,73 @@ def _fetch_range(
         raise wrong_bytes(remote, shared, f"embedding/{shard_name(shard)}")
 
 
-def _fetch(remote: Remote, shared: Shared, path: str, folder: Path, count: Counter) -> None:
+def _fetch(remote: Remote, shared: Shared, path: str, folder: Path, count: Counter) -> Screen:
     """Fetch one file of a segment, or the rest of it, and check its digest."""
     size, digest = shared.manifest.files[path]
     target = folder / path
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        if _hash(target)[0] == digest:
-            count(size)
-            return
-        target.unlink()
+    if target.exists():  # it was fetched before the run was cut; its bytes are looked at again
+        target.rename(part)
     for resumed in (part.exists(), False):
         if not resumed:
             part.unlink(missing_ok=True)
-        if _stream(remote, f"{shared.key}/{path}", part, size, count) == digest:
+        screen = _screen(shared, path)
+        whole = _stream(remote, f"{shared.key}/{path}", part, size, count, screen)
+        if whole and screen.digest == digest:
             part.rename(target)
-            return
+            return screen
         part.unlink()
         if not resumed:
-            raise wrong_bytes(remote, shared, path)
+            break
+    raise wrong_bytes(remote, shared, path)
 
 
-def _stream(remote: Remote, key: str, part: Path, size: int, count: Counter) -> str:
-    """Append to `part` what it lacks of an object of `size` bytes; returns the sha256 of all."""
-    running = sha256()
+def _screen(shared: Shared, path: str) -> Screen:
+    shard = SHARD.fullmatch(path)
+    return ShardScreen(shared.manifest, int(shard[1])) if shard else Screen()
+
+
+def _stream(
+    remote: Remote, key: str, part: Path, size: int, count: Counter, screen: Screen
+) -> bool:
+    """Append to `part` what it lacks of an object of `size` bytes, all of which pass `screen`.
+
+    True once the file has its size and is durable; False for an object of another size.
+    """
     fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         got = 0
         while block := os.pread(fd, BLOCK_BYTES, got):
-            running.update(block)
+            screen.update(memoryview(block))
             got += len(block)
         count(got)
         if got < size:
             for block in remote.blocks(key, start=got, length=size - got):
                 if got + len(block) > size:
-                    return ""
+                    return False
                 disk.write_at(fd, block, got)
-                running.update(block)
+                screen.update(memoryview(block))
                 got += len(block)
                 count(len(block))
-        return running.hexdigest() if got == size else ""
+        if size > SMALL_BYTES:
+            disk.sync(fd)  # here, several files at once; `settle` sees to the small ones
+        return got == size
     except FileNotFoundError:
-        return ""
+        return False
     finally:
         os.close(fd)
 
 
-def _hash(path: Path) -> tuple[str, int]:
-    with open(path, "rb") as file:
-        digest = sha256()
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest(), path.stat().st_size
+def _row_crcs(shared: Shared, screens: dict[str, Screen]) -> U32:
+    """The CRC32C of every good row, as they came; Damaged for a shard that was seen to be wrong."""
+    cut, found = shared.manifest.geometry, [np.empty(0, np.uint32)]
+    for shard in range(cut.n_shards(shared.manifest.n_ok)) if cut else ():
+        screen = screens[f"embedding/{shard_name(shard)}"]
+        if screen.problem:
+            raise Damaged(f"embedding/{shard_name(shard)}: {screen.problem}")
+        found.append(screen.row_crcs)
+    return np.concatenate(found)
 
 
 @contextlib.contextmanager
@@ -246,11 +262,10 @@ def _place(incoming: Path, segment: str) -> Iterator[Path]:
         os.close(fd)
 
 
-def _all(jobs: list["Future[None]"]) -> None:
-    """Wait for all jobs; the first error cancels those that have not begun, and is raised."""
+def _all(jobs: list["Future[T]"]) -> list[T]:
+    """The results of all jobs; the first error cancels those that have not begun, and is raised."""
     try:
-        for job in jobs:
-            job.result()
+        return [job.result() for job in jobs]
     finally:
         for job in jobs:
             job.cancel()

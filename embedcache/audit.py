@@ -1,9 +1,9 @@
 """Verify a cache, every file and every row of it, and set aside what is damaged."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from embedcache import disk, journal
 from embedcache.errors import CacheError, Damaged, EmbedcacheError
+from embedcache.findings import REWRITTEN, Finding, Report
 from embedcache.index import repeats
 from embedcache.manifest import HEX_DIGEST, SEGMENT_ID, Kind
 from embedcache.photo_ids import read_pairs, scope_key
@@ -22,113 +23,27 @@ from embedcache.space import faces_of
 from embedcache.spec import Json
 from embedcache.store import (
     APART,
+    FOLDERS,
     PARTS,
     Cache,
     check_group,
     face_digest,
     read_attributes,
+    refuse_links,
     root_document,
 )
-from embedcache.tombstones import Tombstones, forgotten, read_tombstones
+from embedcache.tombstones import FOLDER as TOMBSTONES
+from embedcache.tombstones import Tombstones, forgotten, newer, read_tombstone
 
 U8 = NDArray[np.uint8]
 
 BLOCK_ROWS = 1024
-OUTSIDE = {"local", "damaged"}  # nothing in there is part of the cache
 KINDS: dict[str, Kind] = {
     "spaces": "vectors",
     APART: "vectors",
     "faces": "faces",
     "photos": "photos",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """Something that is not as it should be. path is relative to the cache.
-
-    segment: the whole segment is to be set aside. moved: where `repair` put it.
-    lost: photos whose rows are gone with it, by id where that is known.
-    """
-
-    path: str
-    problem: str
-    space: str = ""
-    segment: str = ""
-    lost_rows: int = 0
-    lost: tuple[str, ...] = ()
-    moved: str = ""
-
-
-@dataclass(slots=True)
-class Report:
-    """What `verify` found."""
-
-    cache: Path
-    files: int = 0
-    bytes_read: int = 0
-    rows: int = 0
-    findings: list[Finding] = field(default_factory=list)
-    duplicates: int = 0
-    differing: int = 0
-    largest_difference: float = 0.0
-    leftovers: int = 0
-
-    @property
-    def clean(self) -> bool:
-        return not self.findings
-
-    def document(self) -> dict[str, Json]:
-        """The same facts for machines."""
-        return {
-            "clean": self.clean,
-            "files": self.files,
-            "bytes": self.bytes_read,
-            "rows": self.rows,
-            "duplicates": {
-                "rows": self.duplicates,
-                "differing": self.differing,
-                "largest_difference": self.largest_difference,
-            },
-            "leftovers": self.leftovers,
-            "findings": [
-                {
-                    "path": found.path,
-                    "problem": found.problem,
-                    "space": found.space,
-                    "lost_rows": found.lost_rows,
-                    "lost": list(found.lost),
-                    "moved": found.moved,
-                }
-                for found in self.findings
-            ],
-        }
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.cache}: {self.rows:,} rows in {self.files:,} files ({self.bytes_read:,} bytes) "
-            + ("as they were written" if self.clean else f"read, {len(self.findings)} problems")
-        ]
-        for found in self.findings:
-            lines.append(f"  {found.path}: {found.problem}")
-            if found.moved:
-                lines.append(f"    set aside in {found.moved}")
-            if found.lost_rows:
-                some = ", ".join(found.lost[:5]) + (", ..." if len(found.lost) > 5 else "")
-                lines.append(
-                    f"    extract again{f' for {found.space}' if found.space else ''}: "
-                    f"{found.lost_rows:,} photos{f' ({some})' if some else ''}"
-                )
-        if self.duplicates:
-            lines.append(
-                f"  {self.duplicates:,} rows are stored more than once; {self.differing:,} of them "
-                f"differ, by at most {self.largest_difference:.3g} (the lowest segment counts)"
-            )
-        if self.leftovers:
-            lines.append(f"  {self.leftovers} unfinished or abandoned leftovers (no harm)")
-        if not self.clean and not any(found.moved for found in self.findings):
-            lines.append("Run 'embedcache verify --repair' to set damaged segments aside")
-        return "\n".join(lines)
 
 
 def verify(cache: Cache | Path | str, *, repair: bool = False) -> Report:
@@ -158,14 +73,23 @@ class _Audit:
         self.names: dict[bytes, str] = {}
 
     def run(self) -> None:
+        try:
+            refuse_links(self.root)
+        except Damaged as error:
+            self._find(self.root, str(error))
+            return  # and nothing is moved, least of all to somewhere else
         self._group(self.root, root_document())
         for name in self._children(self.root):
-            if name not in {"zarr.json", *PARTS, APART, *OUTSIDE, "refs", "forgotten"}:
+            if self._leftover(self.root / name):
+                continue
+            if name not in {"zarr.json", *FOLDERS}:
                 self._find(self.root / name, "is not embedcache's")
         for part in PARTS:
             if not (self.root / part).is_dir():
-                self._find(self.root / part, "is missing")
-                continue
+                self._find(self.root / part, "is missing, with all that it held")
+                if not self.repair:
+                    continue
+                (self.root / part).mkdir()
             self._group(self.root / part, group_document({}))
         self._strangers(self.root / "photos")
         self._segments_of(self.root / "photos", "photos", None, "")
@@ -191,17 +115,23 @@ class _Audit:
             try:
                 read_attributes(folder)
             except CacheError:
-                self._find(folder, str(error), segment=folder.name, move=folder)
+                paths = [inner / name for name in self._children(inner) if SEGMENT_ID.match(name)]
+                self._lose(folder, paths, KINDS[part], folder.name, folder.name[:8], error)
                 return
-            self._find(folder, str(error))
+            where = self._name(inner / "zarr.json")
+            self.report.findings.append(Finding(path=where, problem=str(error), moved=REWRITTEN))
         self.report.files += 2
         self._strangers(folder)
         segments = self._segments_of(folder, KINDS[part], folder.name, folder.name[:8])
-        self._across(segments, part, gone)
+        try:
+            self._across(segments, part, gone)
+        except EmbedcacheError:
+            if all(segment.folder.exists() for segment in segments):
+                raise
 
     def _strangers(self, folder: Path) -> None:
         for name in self._children(folder):
-            if name not in ("zarr.json", "segments"):
+            if name not in ("zarr.json", "segments") and not self._leftover(folder / name):
                 self._find(folder / name, "is not embedcache's")
 
     def _segments_of(
@@ -209,8 +139,10 @@ class _Audit:
     ) -> list[Segment]:
         segments = folder / "segments"
         if not segments.is_dir() or segments.is_symlink():
-            self._find(segments, "is missing")
-            return []
+            self._find(segments, "is missing, with all that it held")
+            if not self.repair or segments.is_symlink():
+                return []
+            segments.mkdir()
         if kind == "photos":
             self._group(segments, group_document({}))
         good = []
@@ -221,38 +153,52 @@ class _Audit:
             if not SEGMENT_ID.fullmatch(name) or path.is_symlink():
                 self._find(path, "is not a segment")
                 continue
-            try:
-                segment = read_segment(str(path), kind=kind, space=space)
-                if segment is None:
-                    self.report.leftovers += 1
-                    continue
-                check_segment(segment, self.report)
-            except EmbedcacheError as error:
-                self._damaged_segment(path, kind, space, label, error)
-            else:
+            with disk.plain_errors("read", path):  # what may not be read is not damaged
+                segment = self._segment(path, kind, space, label)
+            if segment is not None:
                 good.append(segment)
                 self.manifests[name] = segment.digest
-                if kind == "photos":
-                    for photo, content in zip(*read_pairs(segment), strict=True):
-                        self.names[content] = photo
         return good
 
-    def _damaged_segment(
-        self, path: Path, kind: Kind, space: str | None, label: str, error: EmbedcacheError
-    ) -> None:
-        n_rows, lost, name = 0, [], label
+    def _segment(self, path: Path, kind: Kind, space: str | None, label: str) -> Segment | None:
+        """A segment that is as it was written; None for one that is not, or not yet there."""
         try:
-            segment = Segment.read(str(path), kind=kind, space=space)
-            n_rows = segment.manifest.n_rows
-            name = f"{segment.manifest.name}#{label}" if segment.manifest.name else label
-            if kind == "photos":
-                lost = read_pairs(segment)[0]
-            else:
-                raw = segment.column("digest").tobytes()
-                contents = [raw[i : i + 32] for i in range(0, len(raw), 32)]
-                lost = [self.names[content] for content in contents if content in self.names]
-        except (EmbedcacheError, OSError):
-            pass
+            segment = read_segment(str(path), kind=kind, space=space)
+            if segment is None:
+                self.report.leftovers += 1
+                return None
+            check_segment(segment, self.report)
+        except (EmbedcacheError, FileNotFoundError) as error:
+            if path.exists():  # else it was compacted away, or forgotten, meanwhile
+                self._lose(path, [path], kind, space, label, error)
+            return None
+        if kind == "photos":
+            for photo, content in zip(*read_pairs(segment), strict=True):
+                self.names[content] = photo
+        return segment
+
+    def _lose(
+        self,
+        path: Path,
+        segments: Sequence[Path],
+        kind: Kind,
+        space: str | None,
+        label: str,
+        error: Exception,
+    ) -> None:
+        """What lies at `path` is damaged: say which photos are lost with its segments."""
+        n_rows, lost, name = 0, [], label
+        for folder in segments:
+            with contextlib.suppress(EmbedcacheError, OSError):
+                segment = Segment.read(str(folder), kind=kind, space=space)
+                n_rows += segment.manifest.n_rows
+                name = f"{segment.manifest.name}#{label}" if segment.manifest.name else name
+                if kind == "photos":
+                    lost += read_pairs(segment)[0]
+                else:
+                    raw = segment.column("digest").tobytes()
+                    contents = [raw[i : i + 32] for i in range(0, len(raw), 32)]
+                    lost += [self.names[content] for content in contents if content in self.names]
         self._find(
             path,
             str(error),
@@ -268,8 +214,7 @@ class _Audit:
         number, row, digests = [], [], []
         for i, segment in enumerate(segments):
             mine = segment.column("digest")
-            before = {mark: name for mark, name in gone.items() if segment.id < name}
-            if back := int(forgotten(mine, before).sum()):
+            if back := int(forgotten(mine, newer(gone, segment.id)).sum()):
                 self._find(segment.folder, f"holds {back} forgotten photos: forget them again")
             n_ok = segment.manifest.n_ok
             digests.append(mine[:n_ok])
@@ -296,12 +241,18 @@ class _Audit:
             )
 
     def _tombstones(self) -> Tombstones:
-        try:
-            gone, files = read_tombstones(self.root)
-        except EmbedcacheError as error:
-            self._find(self.root / "forgotten", str(error))
-            return {}
-        self.report.files += files
+        gone: dict[bytes, str] = {}
+        for name in self._children(self.root / TOMBSTONES):
+            path = self.root / TOMBSTONES / name
+            if self._leftover(path):
+                continue
+            try:
+                gone |= dict.fromkeys(read_tombstone(self.root, name), name)
+            except EmbedcacheError as error:
+                told = f"{error}. Forget its photos again, or a merge may bring them back"
+                self._find(path, told, move=path)
+            else:
+                self.report.files += 1
         return gone
 
     def _refs(self) -> None:
@@ -320,10 +271,13 @@ class _Audit:
                 self._find(path, str(error), move=path)
                 continue
             self.report.files += 1
-            for pinned in pins.parts:
-                for segment, digest in pinned.items():
-                    if self.manifests.get(segment) != digest:
-                        self._find(path, f"pins segment {segment}, which is gone or damaged")
+            wanted = [pinned.items() - self.manifests.items() for pinned in pins.parts]
+            if missing := sorted(name for part in wanted for name, _ in part):
+                told = f"pins segment {missing[0]}, which is gone or damaged"
+                if len(missing) > 1:
+                    told += f", and {len(missing) - 1} others"
+                told += ". The ref holds again once they are back (merge or pull them)"
+                self._find(path, told, move=path)
 
     def _group(self, folder: Path, document: dict[str, Json], *, quiet: bool = False) -> None:
         """Check a group's zarr.json; where everything in it is known, `repair` writes it anew."""
@@ -333,7 +287,7 @@ class _Audit:
             moved = ""
             if self.repair and not folder.is_symlink():
                 disk.replace(folder / "zarr.json", encode_document(document))
-                moved = "(rewritten)"
+                moved = REWRITTEN
             if not quiet:
                 self.report.findings.append(
                     Finding(path=self._name(folder / "zarr.json"), problem=str(error), moved=moved)
@@ -387,10 +341,13 @@ class _Audit:
         return path.relative_to(self.root).as_posix()
 
 
-def check_segment(segment: Segment, report: Report | None = None, *, hashed: bool = False) -> None:
+def check_segment(
+    segment: Segment, report: Report | None = None, *, row_crcs: NDArray[np.uint32] | None = None
+) -> None:
     """Read a whole segment: every file against the manifest, every CRC, every count, every row.
 
-    hashed: the caller has just compared every file with its sha256.
+    row_crcs: of every good row as the caller saw it, who has just compared every file with its
+        sha256 and every chunk with its CRC, and found all numbers finite. Rows are not read again.
     Raises Damaged for the first thing that is wrong.
     """
     manifest = segment.manifest
@@ -405,7 +362,7 @@ def check_segment(segment: Segment, report: Report | None = None, *, hashed: boo
         try:
             if os.fstat(fd).st_size != size:
                 raise Damaged(f"{path} has {os.fstat(fd).st_size:,} bytes, not {size:,}")
-            if not hashed and hash_file(fd)[0] != digest:
+            if row_crcs is None and hash_file(fd)[0] != digest:
                 raise Damaged(f"{path} is not what was written (its sha256 differs)")
         finally:
             os.close(fd)
@@ -423,8 +380,10 @@ def check_segment(segment: Segment, report: Report | None = None, *, hashed: boo
             raise Damaged("it does not belong to its scope")
     elif manifest.kind == "faces":
         faces_of(segment, columns)
-    else:
+    elif row_crcs is None:
         _check_rows(segment, columns["row_crc"])
+    elif not np.array_equal(row_crcs, columns["row_crc"]):
+        raise Damaged("a row of it fails its own CRC32C")
     if report is not None:
         report.files += len(manifest.files) + 1
         report.bytes_read += manifest.bytes_on_disk
@@ -468,12 +427,15 @@ def _rows_at(segments: Sequence[Segment], places: Sequence[tuple[int, int]]) -> 
 
 def _files(folder: Path) -> Iterator[str]:
     """Files of a segment, relative; Damaged for a link. What its writer left is not counted."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [
-            name for name in folders if name != journal.FOLDER and not name.startswith(".old-")
-        ]
-        for name in folders:
-            if Path(parent, name).is_symlink():
-                raise Damaged(f"{Path(parent, name)} is a link: refused")
-        for name in files:
-            yield Path(parent, name).relative_to(folder).as_posix()
+    waiting = [""]
+    while waiting:
+        here = waiting.pop()
+        with os.scandir(folder / here) as entries:
+            for entry in entries:
+                path = here + entry.name
+                if not entry.is_dir():
+                    yield path
+                elif entry.is_symlink():
+                    raise Damaged(f"{folder / path} is a link: refused")
+                elif entry.name != journal.FOLDER and not entry.name.startswith(".old-"):
+                    waiting.append(f"{path}/")

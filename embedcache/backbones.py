@@ -17,13 +17,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from embedcache import images, weights
+from embedcache import images, network, weights
 from embedcache.errors import WeightsError
+from embedcache.network import Network
 from embedcache.spec import FaceCrop, Preprocessing, Spec
 from embedcache.weights import first_line
 
@@ -87,19 +88,21 @@ class Name:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:
-    """A loaded network.
+    """A frozen network, by what it is; its weights may still lie on the disk.
 
     name: as it is recorded in a cache;  place: with this machine's path, to load it again.
     spec: everything that changes its vectors.
-    forward: uint8 (b, h, w, 3) of preprocessed pixels -> float32 (b, spec.dim).
-    device: where it runs, as torch names it.
+    open: gives the network; the first call may load its weights.
     """
 
     name: str
     place: str
     spec: Spec
-    forward: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-    device: str = "cpu"
+    open: Callable[[], Network]
+
+    def forward(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """One pass on this thread: uint8 (b, h, w, 3), preprocessed -> float32 (b, spec.dim)."""
+        return self.open().lanes[0](pixels)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -117,7 +120,7 @@ def load(
 ) -> Backbone:
     """Load a backbone, its weights and its preprocessing.
 
-    device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+    device: "auto" (every CUDA device where there is one), "cpu", "cuda" or "cuda:N".
     precision: of the network's arithmetic; vectors are float32 in any case.
     decode: "full" decodes every pixel, as timm does; "reduced" reads large JPEGs at a reduced
         scale, never below twice the input's size, several times faster (docs/decisions/024).
@@ -125,19 +128,15 @@ def load(
     Raises WeightsError when the name is unknown, or the weights are missing or do not fit; it says
         where they were looked for and what to do without internet.
     """
-    import torch
-
     asked = Name.parse(name)
-    where = torch_device(device)
+    places = network.devices(device)
     model, architecture, arguments, preprocessing = (
         _facenet(asked, decode) if asked.source == "facenet" else _timm(asked, decode)
     )
     model.eval().requires_grad_(False)
     digest = weights.digest_of(model.state_dict())
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    model = model.to(where, dtype[precision]).to(memory_format=torch.channels_last)
-    forward = _forward(model, preprocessing, where, dtype[precision])
-    dim = forward(np.zeros((1, *preprocessing.size, 3), np.uint8)).shape[1]
+    built = network.build(model, preprocessing, devices=places, precision=precision)
+    dim = built.lanes[0](np.zeros((1, *preprocessing.size, 3), np.uint8)).shape[1]
     face = None
     if asked.face:  # boxes count pixels of the whole photo
         preprocessing = replace(preprocessing, decode=decoding("full"))
@@ -156,16 +155,7 @@ def load(
         face=face,
         precision=precision,
     )
-    return Backbone(
-        name=asked.recorded, place=asked.place, spec=spec, forward=forward, device=str(where)
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a forward pass failed because the device's memory ran out."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError)
+    return Backbone(name=asked.recorded, place=asked.place, spec=spec, open=lambda: built)
 
 
 def resolved(name: str, folder: Path) -> str:
@@ -174,24 +164,6 @@ def resolved(name: str, folder: Path) -> str:
     if not asked._is_path or Path(asked.where).is_absolute():
         return name
     return asked._written(str(folder / asked.where))
-
-
-def torch_device(device: str) -> "torch.device":
-    """The torch device for a `--device` value; WeightsError if this machine lacks it."""
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise WeightsError(f"no such device: {device!r}; use auto, cpu, cuda or cuda:N") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise WeightsError(
-            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices here; "
-            "use --device cpu, or install a torch that fits the driver"
-        )
-    return found
 
 
 def decoding(decode: Decode) -> str:
@@ -204,26 +176,6 @@ def shorter_side(preprocessing: Preprocessing) -> int | None:
     if preprocessing.decode != decoding("reduced"):
         return None
     return math.ceil(max(preprocessing.size) / preprocessing.crop_fraction)
-
-
-def _forward(
-    model: "torch.nn.Module", preprocessing: Preprocessing, device: "torch.device", dtype: Any
-) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
-    import torch
-
-    # As torchvision's ToTensor and Normalize do it, on the device: (x / 255 - mean) / std.
-    shape = (1, 3, 1, 1)
-    mean = torch.tensor(preprocessing.mean, device=device).reshape(shape)
-    std = torch.tensor(preprocessing.std, device=device).reshape(shape)
-
-    def forward(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        with torch.inference_mode():
-            batch = torch.from_numpy(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2)
-            batch = (batch.to(torch.float32).div_(255.0) - mean) / std
-            vectors = model(batch.to(dtype).contiguous(memory_format=torch.channels_last))
-            return cast(npt.NDArray[np.float32], vectors.float().cpu().numpy())
-
-    return forward
 
 
 # --- timm ---------------------------------------------------------------------------------------

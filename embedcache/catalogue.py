@@ -9,6 +9,7 @@ checked before memory is taken; what was fetched once is remembered in the cache
 import contextlib
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.audit import KINDS
 from embedcache.errors import CacheError, EmbedcacheError, RemoteError
-from embedcache.manifest import COLUMNS, ITEM_BYTES, MAX_MANIFEST_BYTES, Kind, Manifest
+from embedcache.manifest import COLUMNS, ITEM_BYTES, MAX_MANIFEST_BYTES, Kind, Manifest, own_digest
 from embedcache.refs import MAX_REF_BYTES, Pins, parse_ref
 from embedcache.remote import Denied, Entry, Remote, Unreachable, read_small
 from embedcache.segment import MANIFEST, Segment, column_path, split_text
@@ -39,12 +40,18 @@ from embedcache.tombstones import Tombstones, parse_tombstone
 U8 = NDArray[np.uint8]
 
 ROOTS = ("spaces", APART, "faces", "photos")
-MAX_MANIFESTS_BYTES = 1 << 30
-MAX_TOMBSTONES_BYTES = 256 << 20
+# Bounds of what one run takes in of a remote, whatever that says; all are far from a team's needs.
+MAX_MANIFESTS_BYTES = 256 << 20
+MAX_SMALL_BYTES = 256 << 20
+MAX_ROWS = 1 << 25
 _SEGMENT = r"segments/(?P<segment>\d{8}T\d{12}-[0-9a-f]{8})/(?P<path>[a-z0-9_/]+(?:\.json)?)"
 _KEY = re.compile(rf"(?:[a-z-]+)/(?:(?P<space>[0-9a-f]{{64}})/)?{_SEGMENT}")
 _TOMBSTONE = re.compile(r"forgotten/(\d{8}T\d{12}-[0-9a-f]{8}\.json)")
 _REF = re.compile(r"refs/([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.json")
+
+
+class TooMuch(RemoteError):
+    """A shared copy that holds more than is taken in at once."""
 
 
 class Memo:
@@ -53,8 +60,10 @@ class Memo:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def get(self, name: str, fetch: Callable[[], bytes]) -> bytes:
-        """What was kept under `name`, else what `fetch` returns, which is kept."""
+    def get(
+        self, name: str, fetch: Callable[[], bytes], good: Callable[[bytes], bool] = bool
+    ) -> bytes:
+        """What was kept under `name`, else what `fetch` returns, which is kept where it is good."""
         if self._folder is None:
             return fetch()
         path = self._folder / sha256(name.encode()).hexdigest()
@@ -63,9 +72,13 @@ class Memo:
             if sha256(kept[32:]).digest() == kept[:32]:
                 return kept[32:]
         raw = fetch()
+        if not good(raw):
+            return raw
         with contextlib.suppress(OSError):  # a convenience: a full disk may say no
             self._folder.mkdir(parents=True, exist_ok=True)
-            disk.replace(path, sha256(raw).digest() + raw)
+            part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            disk.write_new(part, sha256(raw).digest() + raw, durable=False)  # it is checked anyway
+            part.replace(path)
         return raw
 
 
@@ -83,14 +96,8 @@ class Shared:
 
     @property
     def n_bytes(self) -> int:
-        """What a whole copy moves: all files whose content does not follow from the manifest."""
-        return len(self.raw) + sum(size for size, _ in self.data.values())
-
-    @property
-    def data(self) -> dict[str, tuple[int, str]]:
-        """{path: (size, sha256)} of the files that must be fetched."""
-        files = self.manifest.files.items()
-        return {path: entry for path, entry in files if not path.endswith("zarr.json")}
+        """What a whole copy moves."""
+        return len(self.raw) + self.manifest.bytes_on_disk
 
 
 @dataclass(slots=True)
@@ -120,6 +127,7 @@ class Catalogue:
         self.notes: list[str] = []
         self._memo = Memo(memo)
         self._fetched = 0
+        self._rows_of: dict[str, int] = {}
         self._listed: dict[str, list[Entry]] = {}
         self._shared: dict[str, Shared | None] = {}
 
@@ -159,6 +167,17 @@ class Catalogue:
                 found.setdefault(digest, Holding(root, digest)).listed = True
         return found
 
+    def check_groups(self, holding: Holding) -> None:
+        """Note group documents around a space that are not as format 1 has them."""
+        expected = encode_document(group_document({}))
+        wanted = {f"{part}/zarr.json" for part in (holding.root, f"{holding.key}/segments")}
+        for entry in self._list(holding.root):
+            if entry.key not in wanted:
+                continue
+            with contextlib.suppress(Denied, FileNotFoundError), self._refusing(entry.key):
+                if self._small(entry, MAX_DOCUMENT_BYTES, expected.__eq__) != expected:
+                    raise RemoteError("it is not as format 1 has it")
+
     def keys(self, root: str) -> set[str]:
         """All keys under a root."""
         return {entry.key for entry in self._list(root)}
@@ -170,7 +189,9 @@ class Catalogue:
         except RemoteError:
             raise
         except CacheError as error:
-            raise RemoteError(f"{holding.key} of {self.remote.name}: {error}: refused") from None
+            raise RemoteError(
+                f"{holding.key} of {self.remote.name} is left out: {error}. {advice(self.remote)}"
+            ) from None
 
     def detector(self, holding: Holding) -> dict[str, Json]:
         """The document of a detector."""
@@ -186,7 +207,7 @@ class Catalogue:
                 self._shared[entry.key] = self._read(holding, entry, segment, dim)
             except FileNotFoundError:
                 self._shared[entry.key] = None  # removed since it was listed
-            except (Unreachable, Denied):
+            except (Unreachable, Denied, TooMuch):
                 raise
             except EmbedcacheError as error:
                 self._shared[entry.key] = None
@@ -194,7 +215,10 @@ class Catalogue:
         return self._shared[entry.key]
 
     def column(self, shared: Shared, name: str) -> NDArray[Any]:
-        """A small array of a segment, checked against its manifest."""
+        """A small array of a segment, checked against its manifest.
+
+        Raises RemoteError for a wrong one, and where all digests together are too many to hold.
+        """
         manifest = shared.manifest
         shape = manifest.column_shape(name)
         little = np.dtype(COLUMNS[manifest.kind][name].dtype).newbyteorder("<")
@@ -202,6 +226,13 @@ class Catalogue:
         if path not in manifest.files:
             return np.empty(shape, dtype=little)
         size, digest = manifest.files[path]
+        if name == "digest":
+            self._rows_of[shared.key] = manifest.n_rows
+            if sum(self._rows_of.values()) > MAX_ROWS:
+                raise TooMuch(
+                    f"{self.remote.name} has over {MAX_ROWS:,} rows to look at: name fewer "
+                    "with --backbone"
+                )
 
         def fetch() -> bytes:
             raw = read_small(self.remote, f"{shared.key}/{path}", limit=size)
@@ -218,19 +249,21 @@ class Catalogue:
         return split_text(offsets, text, Path(shared.key))
 
     def tombstones(self) -> dict[str, bytes]:
-        """{file name: bytes} of all tombstones, each checked."""
-        found, total = {}, 0
-        for entry in self._list("forgotten"):
-            named = _TOMBSTONE.fullmatch(entry.key)
-            if named is None:
-                continue
-            total += entry.size
-            if total > MAX_TOMBSTONES_BYTES:
-                raise RemoteError(f"{self.remote.name} has too many tombstones: refused")
-            raw = self._small(entry, MAX_TOMBSTONE_BYTES)
-            with self._refusing(entry.key):
-                parse_tombstone(raw, name=named[1])
-                found[named[1]] = raw
+        """{file name: bytes} of all tombstones, each checked.
+
+        Raises RemoteError for a damaged one: whom it names is not known, so nothing may come.
+        """
+        found = {}
+        for name, entry, raw in self._documents("forgotten", _TOMBSTONE, MAX_TOMBSTONE_BYTES):
+            try:
+                parse_tombstone(raw, name=name)
+            except CacheError as error:
+                raise RemoteError(
+                    f"{entry.key} of {self.remote.name} says which photos were forgotten, and is "
+                    f"damaged ({error}), so nothing was moved. Run the same command again; if this "
+                    "stays, remove it there and push from a cache that holds it"
+                ) from None
+            found[name] = raw
         return found
 
     def gone(self) -> Tombstones:
@@ -243,13 +276,9 @@ class Catalogue:
     def refs(self) -> dict[str, tuple[Pins, bytes]]:
         """{name: (pins, bytes)} of all refs, each checked."""
         found = {}
-        for entry in self._list("refs"):
-            named = _REF.fullmatch(entry.key)
-            if named is None:
-                continue
-            raw = self._small(entry, MAX_REF_BYTES)
+        for name, entry, raw in self._documents("refs", _REF, MAX_REF_BYTES):
             with self._refusing(entry.key):
-                found[named[1]] = parse_ref(raw, name=named[1], where=self.remote.name), raw
+                found[name] = parse_ref(raw, name=name, where=self.remote.name), raw
         return found
 
     def locked(self, root: str) -> None:
@@ -258,28 +287,49 @@ class Catalogue:
 
     def refuse(self, segment: str, error: object) -> None:
         """Note that a segment is left out, and why."""
-        self.problems.append(f"segment {segment} at {self.remote.name} is left out: {error}")
+        told, then = str(error), advice(self.remote)
+        told = told if then in told else f"{told}. {then}"
+        self.problems.append(f"segment {segment} at {self.remote.name} is left out: {told}")
 
     @contextlib.contextmanager
     def _refusing(self, key: str) -> Iterator[None]:
         try:
             yield
-        except Unreachable:
+        except (Unreachable, Denied, TooMuch):
             raise
         except CacheError as error:
-            self.problems.append(f"{key} of {self.remote.name} is left out: {error}")
+            self.problems.append(
+                f"{key} of {self.remote.name} is left out: {error}. {advice(self.remote)}"
+            )
 
-    def _small(self, entry: Entry, limit: int) -> bytes:
+    def _documents(
+        self, root: str, named: re.Pattern[str], limit: int
+    ) -> Iterator[tuple[str, Entry, bytes]]:
+        """The small objects of a root whose key fits a pattern: (name in it, entry, bytes)."""
+        total = 0
+        for entry in self._list(root):
+            if place := named.fullmatch(entry.key):
+                raw = self._small(entry, limit)
+                total += len(raw)  # not what the listing says
+                if total > MAX_SMALL_BYTES:
+                    raise TooMuch(f"{self.remote.name} has too much under {root}/: refused")
+                yield place[1], entry, raw
+
+    def _small(
+        self, entry: Entry, limit: int, good: Callable[[bytes], bool] | None = None
+    ) -> bytes:
         if entry.size > limit:
             raise RemoteError(f"{entry.key} of {self.remote.name} is too large: refused")
         name = f"{entry.key} {entry.size} {entry.tag}"
-        return self._memo.get(name, lambda: read_small(self.remote, entry.key, limit=limit))
+        return self._memo.get(
+            name, lambda: read_small(self.remote, entry.key, limit=limit), good or _sealed
+        )
 
     def _read(self, holding: Holding, entry: Entry, segment: str, dim: int) -> Shared:
-        self._fetched += entry.size
-        if self._fetched > MAX_MANIFESTS_BYTES:
-            raise RemoteError(f"{self.remote.name} has over a GiB of manifests: refused")
         raw = self._small(entry, MAX_MANIFEST_BYTES)
+        self._fetched += len(raw)
+        if self._fetched > MAX_MANIFESTS_BYTES:
+            raise TooMuch(f"{self.remote.name} has too many manifests: refused")
         space = holding.digest or None
         manifest = Manifest.parse(raw, segment=segment, kind=holding.kind, space=space)
         check_manifest(manifest, dim=dim)
@@ -299,7 +349,10 @@ class Catalogue:
                 return found
         except (FileNotFoundError, ValueError, RecursionError, KeyError, TypeError):
             pass
-        raise RemoteError(f"{key} of {self.remote.name} does not describe its space: refused")
+        raise RemoteError(
+            f"{key} of {self.remote.name} does not describe its space: refused. "
+            f"{advice(self.remote)}"
+        )
 
     def _list(self, root: str) -> list[Entry]:
         if root not in self._listed:
@@ -311,12 +364,19 @@ class Catalogue:
         return self._listed[root]
 
 
+def _sealed(raw: bytes) -> bool:
+    return own_digest(raw) is not None
+
+
 def check_manifest(manifest: Manifest, *, dim: int = 0) -> None:
     """RemoteError unless a manifest names exactly the files, and the sizes, that follow from it.
 
     dim: floats per vector that its space has, 0 where there is none.
     """
     manifest.check_files()
+    told = [manifest.name, manifest.created, *map(str, manifest.about.values())]
+    if not all(text.isprintable() for text in told):  # they end in somebody's terminal
+        raise RemoteError("its provenance cannot be printed: refused")
     if manifest.geometry is not None and dim and manifest.geometry.dim != dim:
         raise RemoteError(f"its vectors have {manifest.geometry.dim} floats, not {dim}: refused")
     given = {path: size for path, (size, _) in manifest.files.items()}
@@ -341,14 +401,20 @@ def check_manifest(manifest: Manifest, *, dim: int = 0) -> None:
 def documents_of(manifest: Manifest) -> dict[str, bytes]:
     """The zarr.json files of a segment, which follow from its manifest."""
     bare = Segment("", manifest.kind, None, manifest.digest, manifest.name, b"", manifest)
-    documents = bare.documents()
-    return {path: encode_document(document) for path, document in documents.items()}
+    return bare.documents()
 
 
 def wrong_bytes(remote: Remote, shared: Shared, path: str) -> RemoteError:
     """What to say of bytes that are not those that the manifest promises."""
     return RemoteError(
         f"segment {shared.id} at {remote.name}: {PurePosixPath(path)} is not what was written, so "
-        "the segment is refused. Run the same command again; if this stays, the shared copy is "
-        f"damaged: 'embedcache verify {remote.name}' says where"
+        f"the segment is refused. {advice(remote)}"
+    )
+
+
+def advice(remote: Remote) -> str:
+    """What to do about bytes that are not what was written."""
+    return (
+        "Run the same command again; if this stays, the shared copy is damaged: 'embedcache verify "
+        f"{remote.name}' says where"
     )

@@ -113,12 +113,18 @@ def replace(path: Path, data: Bytes) -> None:
 
 def remove_folder(path: Path) -> None:
     """Remove a folder under a hidden name first, so that nobody meets half of it."""
-    doomed = path.with_name(f".old-{secrets.token_hex(4)}")
+    if hidden := hide_folder(path):
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def hide_folder(path: Path) -> Path | None:
+    """Give a folder a hidden name, and return that; None where it is gone already."""
+    hidden = path.with_name(f".old-{secrets.token_hex(4)}")
     try:
-        path.rename(doomed)
+        path.rename(hidden)
     except FileNotFoundError:
-        return
-    shutil.rmtree(doomed, ignore_errors=True)
+        return None
+    return hidden
 
 
 def open_plain(path: str) -> int:
@@ -172,7 +178,7 @@ def read_inside(folder: Path, relative: str, *, limit: int) -> bytes:
         if size > limit:
             raise Damaged(f"{folder / relative} has {size:,} bytes; at most {limit:,} are accepted")
         parts = []
-        while part := os.read(fd, 1 << 20):
+        while part := os.read(fd, size + 1):  # all at once, and once more for the end
             parts.append(part)
         return b"".join(parts)
     finally:

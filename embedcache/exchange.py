@@ -76,7 +76,7 @@ def export(
     ids: Sequence[str] | None = None,
     scope: str | None = None,
 ) -> Exported:
-    """Write vectors and their photo ids to `out`; the file appears whole or not at all.
+    """Write vectors and their photo ids to `out`; each file appears whole or not at all.
 
     out: F.npy, which gets F.ids.csv beside it (column photo_id, same order), or F.parquet with the
         columns photo_id and vector (a list of `dim` floats).
@@ -86,6 +86,10 @@ def export(
     out = Path(out)
     if out.suffix not in (".npy", ".parquet"):
         raise InputError(f"an export is a .npy or .parquet file; got {out.name!r}")
+    if not out.parent.is_dir():
+        raise InputError(f"there is no folder {out.parent} to write {out.name} to: make it first")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: name a file to write")
     space = cache.find(backbone)
     if ids is None:
         table = cache.photo_table()
@@ -243,8 +247,11 @@ def _write_npy(space: Space, ids: Sequence[str], digests: U8, out: Path) -> list
             writer.writerow(["photo_id"])
             writer.writerows([name] for name in ids)
             _finish(text)
-        temporary[1].replace(listed)
+        # Ids that fit another matrix must never lie beside it, wherever this is cut off.
+        listed.unlink(missing_ok=True)
         temporary[0].replace(out)
+        temporary[1].replace(listed)
+        disk.sync_folder(out.parent)
     finally:
         for path in temporary:
             path.unlink(missing_ok=True)
@@ -271,6 +278,7 @@ def _write_parquet(space: Space, ids: Sequence[str], digests: U8, out: Path) -> 
             frame.write_parquet(file)
             _finish(file)
         temporary.replace(out)
+        disk.sync_folder(out.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return [out]

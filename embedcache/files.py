@@ -22,6 +22,7 @@ _IN_SEGMENT = re.compile(r"(.+/segments)/(\d{8}T\d{12}-[0-9a-f]{8})/(.+)")
 _SPACE = re.compile(r"([a-z-]+)/([0-9a-f]{64})/(segments/zarr\.json|zarr\.json)")
 MANIFEST = "manifest.json"
 MAX_DEPTH = 12
+MAX_NAMES = 4_000_000
 
 
 class Files(Protocol):
@@ -50,6 +51,18 @@ class Files(Protocol):
     def remove(self, path: str) -> None:
         """Remove a file or a folder with all in it; no error where there is none."""
         ...
+
+
+class Looks:
+    """Counts names that a walk meets, those that it passes over too, so that it ends."""
+
+    def __init__(self) -> None:
+        self._n = 0
+
+    def count(self) -> None:
+        self._n += 1
+        if self._n > MAX_NAMES:
+            raise RemoteError(f"there are over {MAX_NAMES:,} names in that folder: refused")
 
 
 class FilesRemote:
@@ -167,10 +180,12 @@ class LocalFiles:
 
     def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
         waiting = [PurePosixPath(folder)]
+        looks = Looks()
         while waiting:
             here = waiting.pop()
             with os.scandir(self._root / here) as entries:
                 for entry in entries:
+                    looks.count()
                     path = here / entry.name
                     if entry.name.startswith(".") or len(path.parts) > MAX_DEPTH:
                         continue
@@ -191,7 +206,7 @@ class LocalFiles:
             os.close(fd)
 
     def write(self, path: str, blocks: Iterator[bytes]) -> None:
-        target = self._root / path
+        target = self._place(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(target, flags, 0o666)
@@ -203,7 +218,7 @@ class LocalFiles:
             os.close(fd)
 
     def rename(self, path: str, target: str) -> bool:
-        source, place = self._root / path, self._root / target
+        source, place = self._place(path), self._place(target)
         try:
             if source.is_dir():
                 disk.sync_tree(source)
@@ -221,14 +236,23 @@ class LocalFiles:
         return True
 
     def replace(self, path: str, target: str) -> None:
-        (self._root / path).replace(self._root / target)
+        self._place(path).replace(self._place(target))
 
     def exists(self, path: str) -> bool:
         return (self._root / path).exists()
 
     def remove(self, path: str) -> None:
-        place = self._root / path
+        place = self._place(path)
         if place.is_dir() and not place.is_symlink():
             disk.remove_folder(place)
         else:
             place.unlink(missing_ok=True)
+
+    def _place(self, path: str) -> Path:
+        """Where `path` is written; Damaged where a link would lead that somewhere else."""
+        place = self._root
+        for part in path.split("/")[:-1]:
+            place /= part
+            if place.is_symlink():
+                raise Damaged(f"{place} is a link: refused. Ask who made it, and remove it")
+        return self._root / path

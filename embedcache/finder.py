@@ -29,10 +29,10 @@ class FaceFinder:
 
     @cached_property
     def detector(self) -> "Detector":
-        from embedcache.backbones import torch_device
         from embedcache.faces import Detector
+        from embedcache.network import devices
 
-        return Detector(str(torch_device(self._device)))
+        return Detector(str(devices(self._device)[0]))
 
     @cached_property
     def _space(self) -> FaceSpace:

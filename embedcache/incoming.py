@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.arrival import Counter, arriving, clear, fetch_rows, range_bytes, settle
 from embedcache.audit import check_segment
-from embedcache.catalogue import ROOTS, Catalogue, Holding, Shared
+from embedcache.catalogue import ROOTS, Catalogue, Holding, Shared, TooMuch
 from embedcache.errors import Damaged, NotACache, RemoteError
 from embedcache.index import Table
 from embedcache.manifest import replacement_id, unseal
@@ -20,7 +20,7 @@ from embedcache.photo_ids import read_pairs
 from embedcache.refs import MAX_REF_BYTES, Pinned, Pins, encode_ref, read_ref, repin
 from embedcache.remote import Denied, Unreachable
 from embedcache.segment import FAILED, OK, Segment
-from embedcache.share import Progress, Tally, require_room
+from embedcache.share import SEGMENTS_AT_ONCE, Progress, Tally, counter, require_room
 from embedcache.space import Space
 from embedcache.spec import Json, canonical_json
 from embedcache.store import APART, Cache, plain_name
@@ -35,7 +35,6 @@ I64 = NDArray[np.int64]
 # Below this part of a segment's bytes, the ranges of the wanted rows are fetched, else all of it.
 RANGES_SHARE = 0.5
 JOINT_ROWS = 65_536
-SEGMENTS_AT_ONCE = 2
 BLOCK_ROWS = 1024
 MAX_ABOUT_BYTES = 65_536
 
@@ -93,6 +92,7 @@ class Pull:
                 continue
             part = "faces" if holding.kind == "faces" else "spaces"
             try:
+                self.catalogue.check_groups(holding)
                 if holding.kind == "photos":
                     self._plan_ids(holding)
                 elif pins is None:
@@ -124,14 +124,7 @@ class Pull:
     def move(self, progress: Progress | None) -> None:
         """Bring it in; a segment that is damaged is left out, and the others still come."""
         require_room(self.cache, self.tally.bytes)
-        done, total = 0, self.tally.bytes
-
-        def count(n: int) -> None:
-            nonlocal done
-            done += n
-            if progress is not None:
-                progress(min(done, total), total)
-
+        count = counter(progress, self.tally.bytes)
         incoming = self.cache.local / "incoming"
         clear(incoming)
         gathered: dict[tuple[str, str], list[Piece]] = defaultdict(list)
@@ -158,7 +151,7 @@ class Pull:
 
     def refs(self, ref: str | None, *, every: bool, with_ids: bool) -> None:
         """Write the refs whose segments are all here now: the one asked for, or all."""
-        held: dict[str, str] = {}
+        held = {segment.id: segment.digest for segment in self.cache.photo_segments()}
         for store in [*self.cache.spaces(), *self.cache.face_spaces()]:
             held |= {segment.id: segment.digest for segment in store.segments()}
         for name, (theirs, raw) in self.catalogue.refs().items():
@@ -185,15 +178,20 @@ class Pull:
                         f"--ref {name}' brings them"
                     )
                 continue
-            self._write_ref(name, theirs, raw, with_ids=with_ids)
+            ids = (theirs.photos or {}).items()
+            if not with_ids or any(held.get(segment) != digest for segment, digest in ids):
+                theirs = replace(theirs, photos=None)
+            self._write_ref(name, theirs, raw)
 
-    def _write_ref(self, name: str, pins: Pins, raw: bytes, *, with_ids: bool) -> None:
+    def _write_ref(self, name: str, pins: Pins, raw: bytes) -> None:
         document, _ = unseal(raw, what=f"ref {name}", limit=MAX_REF_BYTES)
-        if not with_ids:
-            pins = replace(pins, photos=None)
+        changes = document.get("changes")
+        if not isinstance(changes, list):
+            self.tally.problems.append(f"ref {name} does not say what changed in it: left out")
+            return
         path = self.cache.path / "refs" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
-        disk.publish(path, encode_ref(pins, changes=document["changes"]))
+        disk.publish(path, encode_ref(pins, changes=changes))
         for old, new in self.successors.items():
             repin(self.cache.path, old, new)
         self.tally.refs.append(name)
@@ -259,15 +257,10 @@ class Pull:
         shared: list[Shared] = []
         parts = []
         for candidate in self._shared(holding, [s for s in holding.segments if s not in here]):
-            try:
-                digests = self.catalogue.column(candidate, "digest")
-            except (RemoteError, FileNotFoundError) as error:
-                if isinstance(error, Unreachable):
-                    raise
-                self.catalogue.refuse(candidate.id, error)
-                continue
-            parts.append((len(shared), digests, candidate.manifest.n_ok))
-            shared.append(candidate)
+            digests = self._digests(candidate)
+            if digests is not None:
+                parts.append((len(shared), digests, candidate.manifest.n_ok))
+                shared.append(candidate)
         table = Table.empty().extended(parts, renumbered=np.empty(0, np.int64))
         status = np.zeros(len(table.ok), np.uint8) if mine is None else mine.status(table.digests)
         keep = np.where(table.ok, status != OK, (status != OK) & (status != FAILED))
@@ -300,11 +293,23 @@ class Pull:
                 now = "another one" if found else "gone"
                 self.catalogue.refuse(name, f"the ref pins it, and it is {now}")
                 continue
-            digests = self.catalogue.column(found[0], "digest")
+            digests = self._digests(found[0])
+            if digests is None:
+                continue
             banned = forgotten(digests, self.gone)
             self.tally.withheld += int(banned.sum())
             piece = self._piece(holding, found[0], np.flatnonzero(~banned))
             self.pieces.append(replace(piece, pinned=True, by_ranges=False))
+
+    def _digests(self, shared: Shared) -> U8 | None:
+        """The contents of a segment's rows; None, and the segment is refused, for wrong ones."""
+        try:
+            return self.catalogue.column(shared, "digest")
+        except (Unreachable, Denied, TooMuch):
+            raise
+        except (RemoteError, FileNotFoundError) as error:
+            self.catalogue.refuse(shared.id, error)
+            return None
 
     def _plan_ids(self, holding: Holding) -> None:
         here = {segment.id for segment in self.cache.photo_segments()}

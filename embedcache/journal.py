@@ -29,6 +29,7 @@ SYNC_SECONDS = 5.0
 _FRAME = struct.Struct("<4sII")
 _MAGIC = b"EJ1\n"
 _MAX_FRAME = 64 << 20
+_MAX_JOURNAL = 128 << 20
 
 
 class Journal:
@@ -109,10 +110,10 @@ class Claim:
         os.close(fd)
         return None
 
-    def frames(self) -> Iterator[tuple[bytes, bytes]]:
-        """(kind, payload) of each frame up to the first that does not hold."""
+    def frames(self) -> Iterator[tuple[bytes, memoryview]]:
+        """(kind, payload) of each frame up to the first that does not hold, or that is too far."""
         offset = 0
-        while True:
+        while offset < _MAX_JOURNAL:
             head = os.pread(self._fd, _FRAME.size, offset)
             if len(head) < _FRAME.size:
                 return
@@ -122,7 +123,7 @@ class Claim:
             body = os.pread(self._fd, length, offset + _FRAME.size)
             if len(body) < length or crc32c(body) != crc:
                 return
-            yield body[:1], body[1:]
+            yield body[:1], memoryview(body)[1:]
             offset += _FRAME.size + length
 
     def close(self) -> None:

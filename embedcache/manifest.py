@@ -6,6 +6,7 @@ and carries its own digest: sha256 of the file's bytes with the 64 digits of "se
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -21,8 +22,10 @@ Kind = Literal["vectors", "faces", "photos"]
 
 FORMAT = 1
 MAX_ROWS = 1 << 20
-MAX_COLUMN_BYTES = 256 << 20
+MAX_COLUMN_BYTES = 192 << 20  # all columns of a segment together: a reader takes them whole
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_LIST_BYTES = 16 << 20  # a ref or a tombstone
+MAX_ITEMS = 400_000  # in one JSON document: a few bytes of it can cost a hundred in memory
 MAX_FILES = 4096
 MAX_NAME_BYTES = 1 << 16
 
@@ -32,6 +35,7 @@ _FILE = re.compile(r"(?:[a-z_]{1,32}/(?:c(?:/\d{1,9}){1,3}|zarr\.json)|zarr\.jso
 _SELF = b'"self":"'
 _NAME = b',"name":"'
 _DECODER = JSONDecoder()
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,7 @@ class Manifest:
         for name, column in columns.items():
             row_bytes = ITEM_BYTES[column.dtype] * _product(column.tail)
             lengths[name] = _count(document["columns"][name], MAX_COLUMN_BYTES // row_bytes, name)
+        _require(column_bytes(kind, lengths) <= MAX_COLUMN_BYTES, "its columns are too large")
         n_failed = n_rows - n_ok
         fixed = {"digest": n_rows, "status": n_rows, "row_crc": n_ok, "face_offset": n_ok + 1}
         fixed |= {"reason_offset": n_failed + 1, "id_offset": n_rows + 1}
@@ -171,6 +176,7 @@ class Manifest:
             _require(len(chunk_crcs) == 4 * geometry.n_chunks(n_ok), "it lacks chunk CRCs")
         for text in ("space", "name", "created"):
             _require(type(document[text]) is str and len(document[text]) <= 4096, f"{text} is text")
+            document[text].encode()  # half of a surrogate pair cannot even be printed
         _require(isinstance(document["about"], dict), "about is an object")
         _require(len(document["files"]) <= MAX_FILES, f"it names over {MAX_FILES} files")
         return cls(
@@ -202,6 +208,12 @@ class Manifest:
                 raise Damaged(f"the manifest of {self.segment} names {path!r:.100}: refused")
 
 
+def column_bytes(kind: Kind, lengths: Mapping[str, int]) -> int:
+    """What the columns of a segment take, from their lengths."""
+    columns = COLUMNS[kind].items()
+    return sum(lengths[name] * ITEM_BYTES[c.dtype] * _product(c.tail) for name, c in columns)
+
+
 def seal(document: dict[str, Json]) -> bytes:
     """Canonical JSON with the digest of itself under "self"."""
     blank = canonical_json(document | {"self": "0" * 64})
@@ -229,19 +241,24 @@ def own_name(raw: bytes) -> str:
         name, _ = _DECODER.raw_decode(raw[at + len(_NAME) - 1 : at + MAX_NAME_BYTES].decode())
     except ValueError:
         return ""
-    return name if at >= 0 and isinstance(name, str) else ""
+    whole = at >= 0 and isinstance(name, str) and not _HALF.search(name)
+    return name if whole else ""
 
 
 def unseal(raw: bytes, *, what: str, limit: int = MAX_MANIFEST_BYTES) -> tuple[dict[str, Any], str]:
     """Read sealed bytes: (document, its digest). Damaged, or NotACache for a later format."""
-    digest = own_digest(raw) if len(raw) <= limit else None
+    if len(raw) > limit:
+        raise Damaged(f"{what} has {len(raw):,} bytes; at most {limit:,} are accepted")
+    digest = own_digest(raw)
     if digest is None:
         raise Damaged(f"{what} is not as it was written (its own digest differs)")
     try:
-        document = loads(raw)
+        document = loads(raw) if raw.count(b",") <= MAX_ITEMS else None
+        # Canonical, so that there is one reading of it: no key twice, no NaN.
+        as_written = canonical_json(document) == raw
     except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict) or document.get("self") != digest:
+        document, as_written = None, False
+    if not isinstance(document, dict) or not as_written or document.get("self") != digest:
         raise Damaged(f"{what} is not the JSON that was written")
     if document.get("format") != FORMAT:
         raise NotACache(

@@ -13,10 +13,14 @@ STEPS = ("read", "decode", "detect", "forward", "write", "idle")
 
 
 class Clock:
-    """Seconds by step, added up over threads. "idle" is the forward's thread waiting for pixels."""
+    """Seconds by step, added up over threads. "idle" is the run waiting for pixels.
+
+    decoded: photos that were read and decoded.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(STEPS, 0.0)
+        self.decoded = 0
         self._lock = threading.Lock()
 
     def add(self, step: str, seconds: float) -> None:
@@ -36,12 +40,13 @@ class Clock:
         total = sum(self.seconds.values())
         return {name: round(s / total, 4) if total else 0.0 for name, s in self.seconds.items()}
 
-    def bottleneck(self) -> str:
+    def bottleneck(self, lanes: int = 1) -> str:
         """The step that a faster run would have to speed up.
 
-        While the forward's thread waits, that is the slower of what feeds it.
+        lanes: threads that shared forward and detect. While the run waits for pixels, that is the
+        slower of what makes them.
         """
-        s = self.seconds
+        s = self.seconds | {step: self.seconds[step] / lanes for step in ("detect", "forward")}
         if not s["forward"] + s["detect"]:
             return "read"
         own = max(("detect", "forward", "write"), key=s.__getitem__)
@@ -52,12 +57,16 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is: photos done of n, failures among them, seconds since the start."""
+    """How far a run is: photos done of n, failures among them, seconds since the start.
+
+    doing: what it is busy with when that is not embedding, such as "reading".
+    """
 
     done: int
     n: int
     failed: int
     seconds: float
+    doing: str = ""
 
 
 @dataclass(slots=True)
@@ -78,8 +87,12 @@ class SpaceOutcome:
 
     wanted = hit + embedded + failed + left, in photos. A second copy of the same bytes is a hit.
     failures: reason -> photos.
-    model_photos_per_second: the network's own rate in this run, None when nothing was embedded.
+    model_photos_per_second: the network's own rate in this run: measured alone, with reading
+        paused, where the run was long enough to find its pace, else as it was beside all other
+        work; None when nothing was embedded.
     shares, bottleneck: of the whole run, which all its backbones share.
+    batch_size: images per forward pass at the end, None when nothing was to be embedded.
+    workers: threads that read and decoded at the end.  compiled: whether the network was.
     """
 
     backbone: str
@@ -93,6 +106,9 @@ class SpaceOutcome:
     model_photos_per_second: float | None
     bottleneck: str
     shares: Mapping[str, float]
+    batch_size: int | None = None
+    workers: int = 1
+    compiled: bool = False
 
     @property
     def failed(self) -> int:
@@ -124,6 +140,9 @@ class SpaceOutcome:
             "model_photos_per_second": None if model is None else round(model, 2),
             "bottleneck": self.bottleneck,
             "shares": dict(self.shares),
+            "batch_size": self.batch_size,
+            "workers": self.workers,
+            "compiled": self.compiled,
         }
 
     def __str__(self) -> str:
@@ -140,6 +159,8 @@ class SpaceOutcome:
             lines.append(
                 f"  {self.photos_per_second:.1f} photos/s"
                 + (f" (the network alone: {ceiling:.1f})" if ceiling else "")
+                + f", batches of {self.batch_size}, {self.workers} threads decoding"
+                + (", compiled" if self.compiled else "")
             )
         return "\n".join(lines)
 

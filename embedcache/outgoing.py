@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.catalogue import ROOTS, Catalogue, Holding
+from embedcache.catalogue import ROOTS, Catalogue, Holding, TooMuch
 from embedcache.errors import CacheError, Damaged, RemoteError
 from embedcache.incoming import same_pins
 from embedcache.index import Table
@@ -23,7 +23,7 @@ from embedcache.refs import MAX_REF_BYTES, encode_ref, pinned_segments, read_ref
 from embedcache.remote import BLOCK_BYTES, Denied, Remote, Unreachable, read_small
 from embedcache.segment import MANIFEST, Segment
 from embedcache.shard import encode_document, group_document
-from embedcache.share import Progress, Tally
+from embedcache.share import SEGMENTS_AT_ONCE, Progress, Tally, counter
 from embedcache.space import FaceSpace, Space
 from embedcache.spec import Json
 from embedcache.store import ABSENT, APART, GROUPS, Cache, root_document
@@ -117,22 +117,22 @@ class Push:
 
     def move(self, progress: Progress | None) -> None:
         """Send it, each segment's data first and its manifest last."""
-        done, total = 0, self.tally.bytes
-
-        def count(n: int) -> None:
-            nonlocal done
-            done += n
-            if progress is not None:
-                progress(min(done, total), total)
-
+        count = counter(progress, self.tally.bytes)
         known = {key for root in ROOTS for key in self.catalogue.keys(root)}
         for key, raw in self.documents.items():
             if key not in known:
                 self.remote.create(key, raw)
+        whole = [parcel for parcel in self.parcels if parcel.rows is None]
+        with ThreadPoolExecutor(SEGMENTS_AT_ONCE) as pool:
+            jobs = [pool.submit(self._send, parcel, count) for parcel in whole]
+            try:
+                for job in jobs:
+                    job.result()
+            finally:
+                for job in jobs:
+                    job.cancel()
         for parcel in self.parcels:
-            if parcel.rows is None:
-                self._send(parcel, count)
-            else:
+            if parcel.rows is not None:
                 with self._chosen_rows(parcel) as new:
                     self._send(new, count)
 
@@ -241,7 +241,7 @@ class Push:
                 continue
             try:
                 digests = self.catalogue.column(shared, "digest")
-            except (Unreachable, Denied):
+            except (Unreachable, Denied, TooMuch):
                 raise
             except (RemoteError, FileNotFoundError) as error:
                 self.catalogue.refuse(shared.id, error)

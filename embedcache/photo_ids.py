@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError, PhotosError
-from embedcache.manifest import MAX_ROWS, new_segment_id
+from embedcache.manifest import new_segment_id
 from embedcache.segment import (
     Columns,
     Draft,
@@ -25,6 +25,8 @@ from embedcache.segment import (
     split_text,
 )
 from embedcache.writer import salvage
+
+BLOCK_IDS = 1 << 18
 
 U8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
@@ -81,8 +83,8 @@ class PhotoIds:
         names = list(fresh)
         if names:
             _sweep(self.folder / "segments")
-        for start in range(0, len(names), MAX_ROWS):
-            block = names[start : start + MAX_ROWS]
+        for start in range(0, len(names), BLOCK_IDS):
+            block = names[start : start + BLOCK_IDS]
             self._write(scope, block, digests[[fresh[name] for name in block]])
 
     def newest(self, ids: Sequence[str], *, scope: str | None) -> tuple[U8, Bool]:

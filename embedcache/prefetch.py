@@ -1,11 +1,13 @@
 """Reading and decoding ahead of the network, in threads, within a bound on memory."""
 
 import hashlib
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,23 +77,71 @@ class Ready:
         return held + (3 * self.image.width * self.image.height if self.image else 0)
 
 
+class Gate:
+    """How many threads may read and decode at once, which may change at any time."""
+
+    def __init__(self, workers: int, *, most: int | None = None) -> None:
+        """workers: to begin with.  most: that `set` may ever allow, `workers` unless given."""
+        self.cores = os.cpu_count() or 1
+        self.most = most or workers
+        self._workers = workers
+        self._inside = 0
+        self._shut = False
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._inside < self._workers and not self._shut)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+
+    @property
+    def workers(self) -> int:
+        return self._workers
+
+    def set(self, workers: int) -> None:
+        """Allow so many from now on, within 1 and `most`."""
+        with self._changed:
+            self._workers = max(1, min(workers, self.most))
+            self._changed.notify_all()
+
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """Nobody is inside, and nobody enters, while the block runs."""
+        with self._changed:
+            self._shut = True
+            self._changed.wait_for(lambda: not self._inside)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._shut = False
+                self._changed.notify_all()
+
+
 def prefetch(
-    jobs: Iterable[Job], *, workers: int, ahead: int, clock: Clock
+    jobs: Iterable[Job], *, gate: Gate, ahead: Callable[[], int], clock: Clock
 ) -> Generator[Ready, None, None]:
-    """Yield every job's outcome, in the jobs' order, reading up to `ahead` jobs in advance."""
+    """Yield every job's outcome, in the jobs' order, reading up to `ahead()` jobs in advance."""
     held = _Held()
 
     def work(job: Job) -> Ready:
-        ready = prepare(job, clock)
+        with gate:
+            ready = prepare(job, clock)
+        clock.decoded += 1  # roughly: threads may lose a count
         held.add(ready.n_bytes)
         return ready
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(gate.most, thread_name_prefix="decode")
     waiting: deque[Future[Ready]] = deque()
     coming = iter(jobs)
     try:
         while True:
-            while len(waiting) < ahead and (held.bytes < READY_BYTES or not waiting):
+            while len(waiting) < ahead() and (held.bytes < READY_BYTES or not waiting):
                 job = next(coming, None)
                 if job is None:
                     break

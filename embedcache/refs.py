@@ -8,11 +8,11 @@ from pathlib import Path
 
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged
-from embedcache.manifest import FORMAT, HEX_DIGEST, SEGMENT_ID, seal, unseal
+from embedcache.manifest import FORMAT, HEX_DIGEST, MAX_LIST_BYTES, SEGMENT_ID, seal, unseal
 from embedcache.spec import Json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-MAX_REF_BYTES = 64 << 20
+MAX_REF_BYTES = MAX_LIST_BYTES
 Pinned = Mapping[str, str]
 
 

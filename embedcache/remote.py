@@ -21,16 +21,26 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from embedcache.errors import RemoteError
+from embedcache.listing import pages
 
 T = TypeVar("T")
 Blocks = Callable[[], Iterator[bytes]]
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20
 SMALL_BYTES = 8 << 20
 MAX_KEYS = 1_000_000
+MAX_KEY = 1024
+MAX_LISTING_CHARACTERS = 256 << 20
 TRIES = 6
+SILENCE_SECONDS = 20.0  # without a byte from an object store
 FIRST_WAIT_SECONDS = 0.2
 OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
+# By the first letter of the scheme: where the address of another service stands.
+ENDPOINTS = {
+    "s": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "a": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    "g": ("GOOGLE_BASE_URL",),
+}
 LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/|$)")
 
 
@@ -165,13 +175,11 @@ class ObjectRemote:
         self._store = store
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        import obstore
-
         with self._plain(prefix):
-            for page in obstore.list(self._store, prefix.rstrip("/"), chunk_size=1000):
-                for found in page:
-                    tag = found.get("e_tag") or str(found["last_modified"])
-                    yield Entry(found["path"], found["size"], tag)
+            whole = pages(self._store, prefix.rstrip("/"), name=self.name, most=MAX_KEYS)
+        for found in whole:
+            tag = found.get("e_tag") or str(found["last_modified"])
+            yield Entry(found["path"], found["size"], tag)
 
     def unfinished(self, segment: str) -> Iterator[Entry]:
         return self.list(f"{segment}/")
@@ -279,7 +287,7 @@ def _open(url: str, staging: str) -> Remote:
     name = url.rstrip("/")
     parts = urlsplit(url)
     named = "@" in rest.split("/")[0] and scheme in OBJECT_SCHEMES
-    if parts.query or parts.fragment or parts.password is not None or named:
+    if re.search(r"[?#;]", rest) or parts.password is not None or named:
         raise RemoteError(
             f"this {scheme}:// URL holds more than an address, perhaps a credential, which would "
             "end up in messages and files: leave it out. docs/sharing.md says how each kind of "
@@ -311,12 +319,12 @@ def _store(url: str) -> Any:
 
     options: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=5),
-        "read_timeout": timedelta(seconds=20),
+        "read_timeout": timedelta(seconds=SILENCE_SECONDS),
         "timeout": timedelta(hours=1),
         "user_agent": "embedcache",
     }
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-    if LOOPBACK.match(endpoint):  # nothing leaves the machine, so nothing need be encrypted
+    endpoints = [os.environ.get(name, "") for name in ENDPOINTS[url[0]]]
+    if LOOPBACK.match(next(filter(None, endpoints), "")):  # nothing leaves the machine
         options["allow_http"] = True
     try:
         # Patience is ours: one place, one schedule, for every kind of remote.
@@ -327,19 +335,20 @@ def _store(url: str) -> Any:
 
 
 def _bounded(entries: Iterator[Entry], name: str) -> list[Entry]:
-    found = []
-    for entry in entries:
-        if len(entry.key) > 1024:
-            continue
-        found.append(entry)
-        if len(found) > MAX_KEYS:
-            raise RemoteError(f"{name} lists over {MAX_KEYS:,} objects: refused")
+    found, size = [], 0
+    for number, entry in enumerate(entries, start=1):
+        if len(entry.key) <= MAX_KEY and len(entry.tag) <= MAX_KEY:
+            found.append(entry)
+            size += len(entry.key) + len(entry.tag)
+        if number > MAX_KEYS or size > MAX_LISTING_CHARACTERS:
+            raise RemoteError(f"{name} lists over {number - 1:,} objects: refused")
     return found
 
 
 def _told(error: BaseException) -> str:
-    """An error's text on one line, short, without the query of any URL (signatures)."""
-    text = " ".join(re.sub(r"\?\S*", "", str(error)).partition("Debug source")[0].split())
+    """An error's text on one line, short, without what a URL may hold of credentials."""
+    text = re.sub(r"(?<!<)\?\S*|(?<=//)[^/\s]*@", "", str(error).partition("Debug source")[0])
+    text = " ".join(text.split())
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 

@@ -48,6 +48,7 @@ Columns = dict[str, NDArray[Any]]
 
 MANIFEST = "manifest.json"
 OK, FAILED = 1, 2
+_GROUP = encode_document(group_document({}))
 
 
 class Draft:
@@ -92,11 +93,10 @@ class Draft:
         """Write the columns and publish the manifest: from now on the segment exists."""
         files: dict[str, tuple[int, str]] = {}
         chunk_crcs: list[int] = []
-        documents = {"zarr.json": group_document({})}
+        documents = {"zarr.json": _GROUP}
         if self.stream is not None:
+            self.stream.end()
             geometry = self.stream.geometry
-            written, chunk_crcs = self.stream.finish()
-            files |= {f"embedding/{path}": entry for path, entry in written.items()}
             documents["embedding/zarr.json"] = array_document(
                 (n_rows, geometry.dim), "float32", geometry=geometry
             )
@@ -110,7 +110,10 @@ class Draft:
                     column_path(name, array.ndim), raw
                 )
         for path, document in documents.items():
-            files[path] = self._write(path, encode_document(document))
+            files[path] = self._write(path, document)
+        if self.stream is not None:
+            written, chunk_crcs = self.stream.finish()
+            files |= {f"embedding/{path}": entry for path, entry in written.items()}
         disk.sync_tree(self.folder, but=journal.FOLDER)  # closing the journal would unlock it
         manifest = Manifest(
             segment=self.id,
@@ -127,8 +130,10 @@ class Draft:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             digest="",
         ).encode()
-        if len(manifest) > MAX_MANIFEST_BYTES:
-            raise ValueError(f"a manifest of {len(manifest):,} bytes: `about` is too large")
+        try:  # what no reader would take is not published
+            Manifest.parse(manifest, segment=self.id, kind=self.kind, space=self.space)
+        except Damaged as error:
+            raise ValueError(f"more than a segment may hold: write fewer rows ({error})") from None
         disk.publish(self.folder / MANIFEST, manifest)
         disk.sync_folder(self.folder.parent)
         disk.remove_folder(self.folder / journal.FOLDER)
@@ -222,9 +227,10 @@ class Segment:
         if not size:
             return np.empty(shape, dtype=little)
         raw = self._file(column_path(name, len(shape)), size=size + CRC_BYTES)
-        if crc32c(raw[:-CRC_BYTES]) != int.from_bytes(raw[-CRC_BYTES:], "little"):
+        array = np.frombuffer(raw, dtype=little, count=size // ITEM_BYTES[dtype]).reshape(shape)
+        if crc32c(array) != int.from_bytes(raw[-CRC_BYTES:], "little"):
             raise Damaged(f"{self.folder / name} fails its CRC32C")
-        return np.frombuffer(raw, dtype=little, count=size // ITEM_BYTES[dtype]).reshape(shape)
+        return array
 
     def columns(self) -> Columns:
         """All small arrays, verified."""
@@ -234,9 +240,9 @@ class Segment:
         """Why each failed row failed, in row order after the good ones."""
         return split_text(self.column("reason_offset"), self.column("reason_text"), self.folder)
 
-    def documents(self) -> dict[str, dict[str, Json]]:
-        """The zarr.json that format 1 prescribes, by path in the segment."""
-        found = {"zarr.json": group_document({})}
+    def documents(self) -> dict[str, bytes]:
+        """Every zarr.json that format 1 prescribes, by its path in the segment."""
+        found = {"zarr.json": _GROUP}
         if (geometry := self.manifest.geometry) is not None:
             shape = (self.manifest.n_rows, geometry.dim)
             found["embedding/zarr.json"] = array_document(shape, "float32", geometry=geometry)
@@ -249,8 +255,7 @@ class Segment:
         if self._checked:
             return
         self.manifest.check_files()
-        for path, document in self.documents().items():
-            expected = encode_document(document)
+        for path, expected in self.documents().items():
             if self._file(path, size=len(expected)) != expected:
                 raise Damaged(f"{self.folder / path} is not as format 1 has it")
         self._checked = True

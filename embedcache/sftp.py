@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import SplitResult, unquote
 
 from embedcache.errors import RemoteError
-from embedcache.files import MAX_DEPTH
+from embedcache.files import MAX_DEPTH, Looks
 from embedcache.remote import BLOCK_BYTES, Unreachable
 
 CONNECT_SECONDS = 15.0
@@ -30,9 +30,11 @@ class SftpFiles:
 
     def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
         waiting = [folder]
+        looks = Looks()
         while waiting:
             here = waiting.pop()
             for found in self._ftp.listdir_iter(self._path(here)):
+                looks.count()
                 name, mode = str(found.filename), found.st_mode or 0
                 if name.startswith(".") or "/" in name or here.count("/") + 2 > MAX_DEPTH:
                     continue

@@ -101,9 +101,10 @@ class Geometry:
         return filled * self.chunk_bytes + self.chunks_per_shard * 16 + CRC_BYTES
 
 
+@lru_cache(maxsize=4096)  # the segments of a cache have few shapes between them
 def array_document(
     shape: tuple[int, ...], dtype: str, *, geometry: Geometry | None = None
-) -> dict[str, Json]:
+) -> bytes:
     """The zarr.json of an array: one chunk that holds it whole, or `geometry`'s shards.
 
     dtype: Zarr's name, such as "float32" or "uint8".
@@ -125,7 +126,7 @@ def array_document(
             "index_location": "end",
         }
         codecs = [{"name": "sharding_indexed", "configuration": configuration}]
-    return {
+    document: dict[str, Json] = {
         "zarr_format": 3,
         "node_type": "array",
         "shape": list(shape),
@@ -136,6 +137,7 @@ def array_document(
         "codecs": codecs,
         "attributes": {},
     }
+    return encode_document(document)
 
 
 def group_document(attributes: dict[str, Json]) -> dict[str, Json]:
@@ -163,6 +165,8 @@ class RowStream:
         self._chunk_crc = 0
         self._chunk_crcs: list[int] = []
         self._hash = sha256()
+        self._row = np.dtype((np.void, geometry.row_bytes))
+        self._block = bytearray()  # the thread's, to read a chunk into
         self._pool: ThreadPoolExecutor | None = None
         self._tasks: list[Future[None]] = []
         self._files: dict[str, tuple[int, str]] = {}
@@ -170,7 +174,9 @@ class RowStream:
     def add(self, rows: F32) -> U32:
         """Write (k, dim) C-contiguous little-endian rows; returns the CRC32C of each."""
         cut = self.geometry
-        crcs = np.fromiter((google_crc32c.value(row) for row in rows), np.uint32, len(rows))
+        # Rows as single items: a fifth less time than making an array of each.
+        items = rows.view(self._row).reshape(-1)
+        crcs = np.fromiter(map(google_crc32c.value, items), np.uint32, len(rows))
         done = 0
         while done < len(rows):
             if self._fd < 0:
@@ -187,17 +193,24 @@ class RowStream:
         return crcs
 
     def sync(self) -> None:
+        """Make all rows so far durable, those of shards that are still being sealed too."""
         if self._fd >= 0:
             disk.sync(self._fd)
+        for task in self._tasks:
+            task.result()
+        self._tasks.clear()
 
-    def finish(self) -> tuple[dict[str, tuple[int, str]], list[int]]:
-        """Complete the last shard; returns {file: (size, sha256)} and the CRC of every chunk."""
+    def end(self) -> None:
+        """No more rows: fill up the last chunk, and begin to seal its shard."""
         n_rows = self.n_rows
         if short := -n_rows % self.geometry.rows_per_chunk:
             self.add(np.full((short, self.geometry.dim), np.nan, dtype="<f4"))
             self.n_rows = n_rows
         if self._fd >= 0:
             self._seal()
+
+    def finish(self) -> tuple[dict[str, tuple[int, str]], list[int]]:
+        """After `end`, wait for the last shard: {file: (size, sha256)}, the CRC of every chunk."""
         for task in self._tasks:
             task.result()
         self.close()
@@ -244,7 +257,11 @@ class RowStream:
         self._tasks.append(self._pool.submit(task, *arguments))
 
     def _hash_chunk(self, fd: int, digest: "hashlib._Hash", offset: int) -> None:
-        digest.update(os.pread(fd, self.geometry.chunk_bytes, offset))
+        # One piece of memory again and again: a new one is handed over by the system page by page.
+        self._block = self._block or bytearray(self.geometry.chunk_bytes)
+        if os.preadv(fd, [self._block], offset) != len(self._block):
+            raise Damaged(f"a shard of {self._folder} became shorter while it was written")
+        digest.update(self._block)
 
     def _seal_file(self, fd: int, digest: "hashlib._Hash", shard: int, filled: int) -> None:
         name = shard_name(shard)
@@ -298,7 +315,8 @@ def split_by_chunk(
 
     Returns [(chunk, rows within it, slots)] in file order, and (rows, slots) of the rest.
     """
-    if len(rows) < WHOLE_CHUNK_SHARE * geometry.rows_per_chunk:
+    least = WHOLE_CHUNK_SHARE * geometry.rows_per_chunk
+    if len(rows) < least or np.bincount(rows // geometry.rows_per_chunk).max() < least:
         return [], (rows, slots)
     order = np.argsort(rows, kind="stable")
     rows, slots = rows[order], slots[order]
@@ -306,7 +324,7 @@ def split_by_chunk(
     cuts = np.flatnonzero(chunk_of[1:] != chunk_of[:-1]) + 1
     starts = np.concatenate(([0], cuts))
     counts = np.concatenate((cuts, [len(rows)])) - starts
-    dense = counts >= WHOLE_CHUNK_SHARE * geometry.rows_per_chunk
+    dense = counts >= least
     single = np.repeat(~dense, counts)
     whole = []
     for start, count in zip(starts[dense].tolist(), counts[dense].tolist(), strict=True):

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -37,6 +38,7 @@ U8 = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
 
 OBJECTS_AT_ONCE = 8
+SEGMENTS_AT_ONCE = 4
 
 
 @dataclass(slots=True)
@@ -194,8 +196,6 @@ def push(
     catalogue = Catalogue(remote, _memo(cache, remote))
     tally = Tally()
     fresh = not catalogue.exists()
-    if fresh and not dry_run:
-        begin(remote)
     gone: dict[bytes, str] = {
         **read_tombstones(cache.path)[0],
         **({} if fresh else catalogue.gone()),
@@ -204,6 +204,8 @@ def push(
         run = Push(catalogue, cache, tally, gone, pool, purge=purge)
         run.plan(backbones=backbones, specs=specs, with_ids=with_ids)
         if not dry_run:
+            if fresh:
+                begin(remote)
             run.move(progress)
             run.tombstones()
             run.purge()
@@ -221,6 +223,20 @@ def connect(remote: Remote | str, cache: Cache) -> Remote:
     return open_remote(remote, staging=_staging(cache))
 
 
+def counter(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """What threads tell of the bytes that they have moved, for `progress`."""
+    lock, done = Lock(), 0
+
+    def count(n: int) -> None:
+        nonlocal done
+        with lock:
+            done += n
+            if progress is not None:
+                progress(min(done, total), total)
+
+    return count
+
+
 @contextmanager
 def workers() -> Iterator[ThreadPoolExecutor]:
     """Threads that move objects; an error stops what has not begun."""
@@ -229,6 +245,39 @@ def workers() -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def destination(path: Path, *, keep: bool = True) -> Iterator[Cache]:
+    """The cache to pull into, made where there is none.
+
+    One that was made for this and that nothing has come to is gone again after a failure, and
+    without `keep` in any case.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    cache = Cache.open(path, create=True)
+    try:
+        yield cache
+        done = keep
+    except BaseException:
+        done = False
+        raise
+    finally:
+        if new and not done and _holds_nothing(cache):
+            disk.remove_folder(path)
+            for folder in missing[1:]:
+                folder.rmdir()
+            if not missing:
+                path.mkdir()
+
+
+def _holds_nothing(cache: Cache) -> bool:
+    """Whether a new cache has gained nothing, and nothing that a later pull would go on with."""
+    arrived = ("spaces/*/", "faces/*/", "photos/segments/*/", "refs/*", f"{TOMBSTONES}/*")
+    return not any(
+        next(cache.path.glob(pattern), None) for pattern in (*arrived, "local/incoming/*")
+    )
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from embedcache.manifest import Kind
 from embedcache.reader import OpenShards, Part, read_rows
 from embedcache.segment import Columns, Segment, list_segments
 from embedcache.spec import Json, Spec
+from embedcache.tombstones import forgotten, newer, read_tombstones
 from embedcache.writer import FaceWriter, SegmentWriter, face_writer, salvage, vector_writer
 
 U8 = NDArray[np.uint8]
@@ -31,6 +32,7 @@ Bool = NDArray[np.bool_]
 T = TypeVar("T")
 
 ABSENT = 0
+UNKNOWN = "unknown"
 INDEX_SEGMENTS = 64
 INDEX_ROWS = 65_536
 COLUMN_CACHE_BYTES = 24 << 20
@@ -137,10 +139,11 @@ class Rows:
         """What writers called this space, the earliest first."""
         return tuple(dict.fromkeys(s.name for s in self.segments() if s.name))
 
-    def known(self, digests: U8) -> Bool:
-        """Which digests need no salvaging: the good ones."""
-        good: Bool = self.status(digests) == 1
-        return good
+    def known(self, digests: U8, draft: str) -> Bool:
+        """Which digests in a draft need no salvaging: good ones, and those forgotten since."""
+        gone, _ = read_tombstones(self.folder.parent.parent)
+        known: Bool = (self.status(digests) == 1) | forgotten(digests, newer(gone, draft))
+        return known
 
     def salvage(self) -> int:
         """Turn what dead writers left into segments, and collect litter; returns rows saved."""
@@ -359,4 +362,4 @@ def faces_of(segment: Segment, columns: Columns) -> Faces:
 
 
 def _told(about: Mapping[str, Json], *names: str) -> str:
-    return next((str(about[name]) for name in names if name in about), "unknown")
+    return next((str(about[name]) for name in names if name in about), UNKNOWN)

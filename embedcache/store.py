@@ -49,6 +49,7 @@ __all__ = [
 
 PARTS = ("spaces", "faces", "photos")
 APART = "face-spaces"  # only shared copies have it: spaces whose storage rights may differ
+FOLDERS = {*PARTS, APART, "refs", "forgotten", "local", "damaged"}
 GROUPS = (*PARTS, "photos/segments")
 MAX_DOCUMENT_BYTES = 1 << 20
 
@@ -82,6 +83,7 @@ class Cache:
                     raise NotACache(_not_a_cache(path))
                 _create(path)
             path = path.resolve()
+            refuse_links(path)
             check_group(path, root_document())
             for part in GROUPS:
                 check_group(path / part, group_document({}))
@@ -328,7 +330,10 @@ def _create(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise NotACache(_not_a_cache(path))
     path.mkdir(parents=True, exist_ok=True)
-    if strangers := sorted({entry.name for entry in path.iterdir()} - {*PARTS, APART, "zarr.json"}):
+    known = {*PARTS, APART, "zarr.json"}
+    names = sorted(entry.name for entry in path.iterdir() if entry.name not in known)
+    # Another process may be publishing the root's document just now, or have died at it.
+    if strangers := [name for name in names if not name.startswith(".zarr.json.")]:
         raise NotACache(
             f"{path} is a folder, but neither empty nor a cache (it holds {strangers[0]!r}). Name "
             "a new folder for the cache"
@@ -340,6 +345,20 @@ def _create(path: Path) -> None:
             disk.publish(path / part / "zarr.json", empty)
     with contextlib.suppress(FileExistsError):
         disk.publish(path / "zarr.json", encode_document(root_document()))
+
+
+def refuse_links(cache: Path) -> None:
+    """Damaged where a link stands in a cache's own folder, or in local/: it may lead anywhere.
+
+    Or a file in the place of one of its folders.
+    """
+    for folder in (cache, cache / "local"):
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    raise Damaged(f"{entry.path} is a link: refused. Move it out of the cache")
+                if folder == cache and entry.name in FOLDERS and not entry.is_dir():
+                    raise Damaged(f"{entry.path} is no folder. Move it out of the cache")
 
 
 def check_group(folder: Path, document: dict[str, Json]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.space import Counts, Rows
+from embedcache.space import UNKNOWN, Counts, Rows
 from embedcache.spec import Json
 from embedcache.store import OK, Cache
 
@@ -55,14 +55,15 @@ class Summary:
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.n_ids:,} photo ids from {self.n_scopes} places"]
         for spec, digest, counts in self.spaces:
-            name = " = ".join(counts.names) or str(spec["architecture"])
+            name = " = ".join(map(plain, counts.names)) or plain(str(spec["architecture"]))
             lines += [f"{name}  {spec['dim']}-d  spec {digest[:8]}", *_told(counts)]
         for digest, counts in self.faces:
             lines += [f"faces  detector {digest[:8]}", *_told(counts)]
         if not self.spaces:
             lines.append("no vectors yet: 'embedcache extract PHOTOS --cache DIR' makes some")
         for photo in self.photos or ():
-            lines.append("\t".join((photo.photo_id, photo.digest[:12], *photo.states)))
+            words = (photo.photo_id, photo.digest[:12], *photo.states)
+            lines.append("\t".join(map(plain, words)))
         return "\n".join(lines)
 
 
@@ -94,6 +95,15 @@ def summarise(cache: Cache, *, photos: bool = False) -> Summary:
     )
 
 
+def plain(text: str) -> str:
+    """A text of a cache that a terminal may be shown: what cannot be printed is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
 def _states(space: Rows, digests: npt.NDArray[np.uint8]) -> list[str]:
     status = space.status(digests)
     reasons = space.reasons(digests)
@@ -121,10 +131,14 @@ def _told(counts: Counts) -> list[str]:
     megabytes = counts.bytes_on_disk / 1e6
     lines = [
         f"  {counts.ok:,} rows in {counts.segments} segments, {megabytes:,.1f} MB"
-        + (f", last written {counts.last[:10]}" if counts.last else "")
+        + (f", last written {plain(counts.last[:10])}" if counts.last else "")
     ]
+    for what, known in (("writer", counts.writers), ("device", counts.devices)):
+        if known.keys() - {UNKNOWN}:
+            told = ", ".join(f"{plain(name)} ({n:,})" for name, n in known.items())
+            lines.append(f"  segments by {what}: {told}")
     if counts.failed:
-        told = ", ".join(f"{n:,} {reason}" for reason, n in counts.failed.items())
+        told = ", ".join(f"{n:,} {plain(reason)}" for reason, n in counts.failed.items())
         lines.append(f"  failed: {told}")
     return lines
 

@@ -42,11 +42,11 @@ class SharedSpace:
     def __str__(self) -> str:
         name = " = ".join(self.names) or self.root
         shape = "" if self.dim is None else f"  {self.dim}-d"
-        who = ", ".join(sorted(self.writers))
+        who, where = (", ".join(sorted(found)) for found in (self.writers, self.devices))
         return (
             f"{name}{shape}  {self.root}/{self.digest[:8]}\n"
             f"  {self.rows:,} rows in {self.segments:,} segments, {self.bytes / 1e6:,.1f} MB, last "
-            f"written {self.last[:10]} by {who}"
+            f"written {self.last[:10]} by {who} on {where}"
         )
 
 
@@ -159,6 +159,7 @@ def verify_remote(remote: Remote | str) -> Checked:
     with workers() as pool:
         for root in ROOTS:
             for holding in catalogue.holdings(root).values():
+                catalogue.check_groups(holding)
                 if root != "photos":
                     described = catalogue.detector if root == "faces" else catalogue.spec
                     try:

@@ -77,8 +77,8 @@ def _parse(path: Path) -> Settings:
     for key, value in found.items():
         if key not in kinds or type(value) is not kinds[key]:
             raise InputError(
-                f'{path} has {key} = {value!r:.80}; it may have remote = "URL or folder", '
-                'offer = true or false, and writer = "a name"'
+                f'{path} has {key!r:.40} in a way that does not fit; it may have remote = "URL or '
+                'folder", offer = true or false, and writer = "a name"'
             )
     remote = found.get("remote", "")
     if remote and "://" not in remote:

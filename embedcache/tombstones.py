@@ -14,11 +14,20 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import Damaged
-from embedcache.manifest import FORMAT, HEX_DIGEST, SEGMENT_ID, new_segment_id, seal, unseal
+from embedcache.manifest import (
+    FORMAT,
+    HEX_DIGEST,
+    MAX_LIST_BYTES,
+    SEGMENT_ID,
+    new_segment_id,
+    seal,
+    unseal,
+)
 from embedcache.spec import Json
 
 FOLDER = "forgotten"
-MAX_BYTES = 64 << 20
+MAX_BYTES = MAX_LIST_BYTES
+MAX_CONTENTS = 100_000
 
 # sha256 of a forgotten content digest, and the name of the newest file that says so: older than the
 # id of a segment that was written, on purpose, after it.
@@ -29,10 +38,12 @@ def write_tombstone(cache: Path, contents: Iterable[bytes]) -> None:
     """Record that photos with these 32-byte content digests were forgotten."""
     folder = cache / FOLDER
     folder.mkdir(exist_ok=True)
-    marks: list[Json] = [*sorted(sha256(content).hexdigest() for content in contents)]
+    marks = sorted(sha256(content).hexdigest() for content in contents)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    document = seal({"format": FORMAT, "kind": "forgotten", "created": created, "contents": marks})
-    disk.publish(folder / f"{new_segment_id()}.json", document)
+    for start in range(0, len(marks), MAX_CONTENTS):
+        some: list[Json] = [*marks[start : start + MAX_CONTENTS]]
+        raw = seal({"format": FORMAT, "kind": "forgotten", "created": created, "contents": some})
+        disk.publish(folder / f"{new_segment_id()}.json", raw)
 
 
 def read_tombstones(cache: Path) -> tuple[Tombstones, int]:
@@ -40,11 +51,16 @@ def read_tombstones(cache: Path) -> tuple[Tombstones, int]:
     found: dict[bytes, str] = {}
     names = sorted(path.name for path in (cache / FOLDER).glob("[!.]*"))
     for name in names:
-        if not SEGMENT_ID.fullmatch(name.removesuffix(".json")):
-            raise Damaged(f"{cache / FOLDER / name} is no tombstone: move it out of the cache")
-        raw = disk.read_inside(cache, f"{FOLDER}/{name}", limit=MAX_BYTES)
-        found.update((mark, name) for mark in parse_tombstone(raw, name=name))
+        found.update((mark, name) for mark in read_tombstone(cache, name))
     return found, len(names)
+
+
+def read_tombstone(cache: Path, name: str) -> list[bytes]:
+    """The marks in one file of `forgotten`; Damaged where it is none."""
+    if not SEGMENT_ID.fullmatch(name.removesuffix(".json")):
+        raise Damaged(f"{cache / FOLDER / name} is no tombstone: move it out of the cache")
+    raw = disk.read_inside(cache, f"{FOLDER}/{name}", limit=MAX_BYTES)
+    return parse_tombstone(raw, name=name)
 
 
 def parse_tombstone(raw: bytes, *, name: str) -> list[bytes]:
@@ -56,6 +72,11 @@ def parse_tombstone(raw: bytes, *, name: str) -> list[bytes]:
     ):
         raise Damaged(f"tombstone {name} is refused: its contents are no digests")
     return [bytes.fromhex(text) for text in contents]
+
+
+def newer(tombstones: Tombstones, segment: str) -> Tombstones:
+    """Those written after a segment was begun: later ones embed a photo again on purpose."""
+    return {mark: name for mark, name in tombstones.items() if segment < name}
 
 
 def forgotten(digests: NDArray[np.uint8], tombstones: Tombstones) -> NDArray[np.bool_]:

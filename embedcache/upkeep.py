@@ -1,31 +1,34 @@
-"""What is done to whole caches: verify, pin, merge, compact, forget.
-
-Each operation adds segments first and removes others after, so that a crash in between leaves rows
-twice, never missing; running it again finishes it.
-"""
+"""What is done to whole caches: pinning and merging; compaction and forgetting are beside it."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.audit import BLOCK_ROWS, Finding, Report, check_segment, verify
+from embedcache.audit import BLOCK_ROWS, check_segment, verify
+from embedcache.compaction import Compacted, compact, joint_about
 from embedcache.errors import CacheError
+from embedcache.findings import Finding, Report
+from embedcache.forgetting import Forgotten, forget
 from embedcache.manifest import replacement_id
 from embedcache.photo_ids import read_pairs, write_pairs
 from embedcache.reader import read_rows
-from embedcache.refs import Pins, pinned_segments, repin
+from embedcache.refs import Pins
 from embedcache.refs import write_ref as _write_ref
 from embedcache.segment import Segment
 from embedcache.space import Space
 from embedcache.spec import Json
 from embedcache.store import Cache
 from embedcache.tombstones import FOLDER as TOMBSTONES
-from embedcache.tombstones import Tombstones, forgotten, read_tombstones, write_tombstone
+from embedcache.tombstones import (
+    Tombstones,
+    forgotten,
+    read_tombstones,
+)
 from embedcache.transfer import Store, copy_segment, rewrite
 
 __all__ = [
@@ -37,6 +40,7 @@ __all__ = [
     "Report",
     "compact",
     "forget",
+    "joint_about",
     "merge",
     "verify",
     "write_ref",
@@ -44,9 +48,6 @@ __all__ = [
 
 U8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
-
-COMPACT_ROWS = 262_144
-MAX_ABOUT_VALUES = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,60 +103,9 @@ class Merged:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compacted:
-    """What a compaction did. pinned: small segments that stay because a ref names them."""
-
-    before: int
-    after: int
-    rows: int
-    bytes_freed: int
-    pinned: int
-
-    def document(self) -> dict[str, Json]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    def __str__(self) -> str:
-        told = f"{self.before} segments became {self.after} ({self.rows:,} rows rewritten"
-        told += f", {self.bytes_freed:,} bytes freed)"
-        return told + (f"; {self.pinned} stay, pinned by refs" if self.pinned else "")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forgotten:
-    """What `forget` removed. kept: contents that another id still stands for."""
-
-    ids: int
-    contents: int
-    kept: tuple[str, ...]
-    rows: int
-    refs: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-    def document(self) -> dict[str, Json]:
-        return {
-            "ids": self.ids,
-            "contents": self.contents,
-            "kept": list(self.kept),
-            "rows": self.rows,
-            "refs": list(self.refs),
-            "notes": list(self.notes),
-        }
-
-    def __str__(self) -> str:
-        lines = [f"{self.ids} ids and {self.rows} rows of {self.contents} photos are gone"]
-        if self.refs:
-            lines.append(f"changed refs: {', '.join(self.refs)}")
-        if self.kept:
-            lines.append(f"the same photo stays under other ids: {', '.join(self.kept)}")
-        return "\n".join([*lines, *self.notes])
-
-
 def write_ref(cache: Cache, name: str) -> Ref:
     """Pin all segments that `cache` holds now under `name`, once and for all."""
-    pins = _all_pins(cache, name)
-    _write_ref(cache.path, name, pins=pins)
-    return Ref(name=name, segments=sum(map(len, pins.parts)))
+    return Ref(name=name, segments=_pin(cache, _all_pins(cache, name)))
 
 
 def pin(cache: Cache) -> str:
@@ -168,7 +118,7 @@ def pin(cache: Cache) -> str:
     text = json.dumps(held, default=dict, sort_keys=True)
     name = f"as-of-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if not (cache.path / "refs" / f"{name}.json").exists():
-        _write_ref(cache.path, name, pins=replace(pins, name=name))
+        _pin(cache, replace(pins, name=name))
     return name
 
 
@@ -200,105 +150,6 @@ def merge(into: Cache, others: Sequence[Cache], *, with_ids: bool = False) -> Me
             if with_ids:
                 tally["ids"] += merge_ids(into, other.photo_segments(), gone)
     return Merged(**(tally | {"largest_difference": largest}))  # type: ignore[arg-type]
-
-
-def compact(cache: Cache, *, target_rows: int = COMPACT_ROWS) -> Compacted:
-    """Join small segments into bigger ones of up to `target_rows` rows, each photo once.
-
-    Segments that a ref pins stay as they are. Readers that are at work meanwhile look again.
-    """
-    pinned = pinned_segments(cache.path)
-    stores: list[Store] = [*cache.spaces(), *cache.face_spaces()]
-    before = after = rows = freed = kept = 0
-    with disk.plain_errors("write to", cache.path):
-        for store in stores:
-            store.salvage()
-            segments, table = store.row_table()
-            size = sum(segment.manifest.bytes_on_disk for segment in segments)
-            live = np.bincount(table.segment, minlength=len(segments))
-            small = [
-                (number, segment)
-                for number, segment in enumerate(segments)
-                if segment.id not in pinned
-                and (
-                    segment.manifest.n_rows <= target_rows // 2
-                    or live[number] < segment.manifest.n_rows
-                )
-            ]
-            kept += sum(
-                segment.id in pinned and segment.manifest.n_rows <= target_rows // 2
-                for segment in segments
-            )
-            before += len(segments)
-            wasteful = any(live[number] < s.manifest.n_rows for number, s in small)
-            if len(small) > 1 or wasteful:
-                for batch in _batches(small, live.tolist(), target_rows):
-                    chosen = [
-                        (segment, np.sort(table.row[table.segment == number]).astype(np.int64))
-                        for number, segment in batch
-                    ]
-                    rows += rewrite(
-                        store,
-                        store,
-                        chosen,
-                        about=joint_about([s.manifest.about for _, s in batch]),
-                    )
-                for _, segment in small:
-                    disk.remove_folder(segment.folder)
-            segments = store.segments()
-            after += len(segments)
-            freed += size - sum(segment.manifest.bytes_on_disk for segment in segments)
-    return Compacted(before=before, after=after, rows=rows, bytes_freed=freed, pinned=kept)
-
-
-def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> Forgotten:
-    """Remove photos: their ids, every content they ever had, its vectors and its faces.
-
-    Contents that another id still stands for are kept, and named. A tombstone stays behind, which
-    keeps later merges from bringing the rows back. Refs that named the rewritten segments are
-    changed and say so.
-    scope: where the ids come from; needed when an id occurs in several places.
-    Raises CacheError for an id that is not recorded.
-    """
-    table = cache.photo_table()
-    wanted = set(ids)
-    at = [
-        i
-        for i, (name, place) in enumerate(zip(table.ids, table.scopes, strict=True))
-        if name in wanted and scope in (None, place)
-    ]
-    _check_known(cache, wanted, {(table.ids[i], table.scopes[i]) for i in at})
-    chosen = set(at)
-    contents = {table.digests[i].tobytes() for i in at}
-    others = {
-        table.digests[i].tobytes(): table.ids[i] for i in range(len(table)) if i not in chosen
-    }
-    doomed = contents - others.keys()
-    refs: set[str] = set()
-    rows = 0
-    with disk.plain_errors("write to", cache.path):
-        if doomed:
-            write_tombstone(cache.path, doomed)
-        stores: list[Store] = [*cache.spaces(), *cache.face_spaces()]
-        for store in stores:
-            store.salvage()
-            for segment in store.segments():
-                hit = _members(segment.column("digest"), doomed)
-                if hit.any():
-                    refs.update(_replace(cache, store, segment, keep=np.flatnonzero(~hit)))
-                    rows += int(hit.sum())
-        pairs = {(table.ids[i], table.scopes[i]) for i in at}
-        for segment in cache.photo_segments():
-            refs.update(_replace_ids(cache, segment, pairs))
-        notes = _forget_here(cache)
-    return Forgotten(
-        ids=len(pairs),
-        contents=len(doomed),
-        kept=tuple(sorted(others[content] for content in contents & others.keys())),
-        rows=rows,
-        refs=tuple(sorted(refs)),
-        notes=notes,
-    )
 
 
 def _all_pins(cache: Cache, name: str) -> Pins:
@@ -366,101 +217,23 @@ def _compare(mine: Space, segment: Segment, rows: NDArray[np.int64]) -> tuple[in
     return n_differing, largest
 
 
-def _batches(
-    small: Sequence[tuple[int, Segment]], live: Sequence[int], target_rows: int
-) -> list[list[tuple[int, Segment]]]:
-    """Segments that go into one, in order, of one backbone name each."""
-    batches: list[list[tuple[int, Segment]]] = []
-    filled: dict[str, tuple[int, list[tuple[int, Segment]]]] = {}
-    for number, segment in small:
-        name = segment.manifest.name
-        n_rows, batch = filled.get(name, (0, []))
-        if not batch or n_rows + live[number] > target_rows:
-            n_rows, batch = 0, []
-            batches.append(batch)
-        batch.append((number, segment))
-        filled[name] = (n_rows + live[number], batch)
-    return batches
-
-
-def joint_about(segments: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
-    """Provenance of several segments: what all agree on stays, the rest becomes lists."""
-    values: dict[str, list[Json]] = {}
-    for about in segments:
-        for key, value in about.items():
-            if value not in values.setdefault(key, []) and len(values[key]) < MAX_ABOUT_VALUES:
-                values[key].append(value)
-    joint: dict[str, Json] = {
-        key: found[0] if len(found) == 1 else found for key, found in values.items()
-    }
-    return joint | {"compacted_segments": len(segments)}
-
-
-def _members(digests: U8, contents: set[bytes]) -> Bool:
-    return np.fromiter((row.tobytes() in contents for row in digests), np.bool_, len(digests))
-
-
-def _replace(cache: Cache, store: Store, segment: Segment, *, keep: NDArray[np.int64]) -> list[str]:
-    """Put a segment of the rows `keep` in a segment's place, in refs too; returns those refs."""
-    successor: dict[str, str] = {}
-    if len(keep):
-        new = replacement_id(segment.id)
-        about = dict(segment.manifest.about)
-        rewrite(store, store, [(segment, keep)], about=about, segment_id=new)
-        successor = {found.id: found.digest for found in store.segments() if found.id == new}
-    changed = repin(cache.path, segment.id, successor)
-    disk.remove_folder(segment.folder)
-    return changed
-
-
-def _replace_ids(cache: Cache, segment: Segment, pairs: set[tuple[str, str]]) -> list[str]:
-    """Take ids of a scope out of a photo segment; returns the refs that changed."""
-    ids, contents = read_pairs(segment)
-    scope = segment.manifest.name
-    keep = [i for i, name in enumerate(ids) if (name, scope) not in pairs]
-    if len(keep) == len(ids):
-        return []
-    successor: dict[str, str] = {}
-    if keep:
-        raw = np.frombuffer(b"".join(contents[i] for i in keep), np.uint8).reshape(-1, 32)
-        new = replacement_id(segment.id)
-        names = [ids[i] for i in keep]
-        write_pairs(segment.folder.parent, scope, names, raw, segment_id=new)
-        successor = {s.id: s.digest for s in cache.photo_segments() if s.id == new}
-    changed = repin(cache.path, segment.id, successor)
-    disk.remove_folder(segment.folder)
-    return changed
-
-
-def _check_known(cache: Cache, wanted: set[str], found: set[tuple[str, str]]) -> None:
-    if unknown := sorted(wanted - {name for name, _ in found}):
-        raise CacheError(
-            f"{cache.path} knows no photo id {unknown[0]!r}"
-            + (f" (nor {len(unknown) - 1} others of those given)" if len(unknown) > 1 else "")
-            + ". 'embedcache info' shows ids that it knows"
-        )
-    places: dict[str, list[str]] = {}
-    for name, scope in found:
-        places.setdefault(name, []).append(scope)
-    for name, scopes in places.items():
-        if len(scopes) > 1:
-            raise CacheError(
-                f"photo id {name!r} occurs in {len(scopes)} places: {', '.join(sorted(scopes))}. "
-                "Say which one is meant by its scope"
-            )
-
-
-def _forget_here(cache: Cache) -> tuple[str, ...]:
-    """This machine's own memory of paths goes; what was set aside is pointed at."""
-    for pattern in ("digests*", "index/*"):
-        for path in (cache.path / "local").glob(pattern):
-            path.unlink()
-    if (cache.path / "damaged").exists():
-        return (
-            f"{cache.path / 'damaged'} holds files that were set aside, perhaps with these rows: "
-            "delete it",
-        )
-    return ()
+def _pin(cache: Cache, pins: Pins) -> int:
+    """Write a ref, and take it back unless all that it pins is still there; returns how many."""
+    _write_ref(cache.path, pins.name, pins=pins)
+    now = _all_pins(cache, pins.name)
+    for then, held in zip(
+        (pins.spaces, pins.faces, {"": pins.photos or {}}),
+        (now.spaces, now.faces, {"": now.photos or {}}),
+        strict=True,
+    ):
+        for key, pinned in then.items():
+            if pinned.items() - held.get(key, {}).items():
+                (cache.path / "refs" / f"{pins.name}.json").unlink()
+                raise CacheError(
+                    f"{cache.path} was compacted, or photos forgotten, while ref {pins.name!r} was "
+                    "written: run the same command again"
+                )
+    return sum(map(len, pins.parts))
 
 
 def _adopt_tombstones(into: Cache, other: Cache) -> None:

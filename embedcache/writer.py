@@ -23,6 +23,10 @@ from embedcache.spec import Json
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 
+BLOCK_BYTES = 16 << 20  # rows of a draft that are in memory at a time
+FAIL_ROWS = 4096  # failures to a frame of the journal
+MAX_REASON_BYTES = 4 << 20
+
 
 class _Writer:
     """Rows of one segment; used as a context manager it commits unless an exception leaves it."""
@@ -40,10 +44,13 @@ class _Writer:
     def fail(self, digests: U8, reasons: Sequence[str]) -> None:
         """Enter k photos, (k, 32), in the failure ledger, each with its reason."""
         digests = _digests(digests, len(reasons))
-        if len(digests):
+        for start in range(0, len(digests), FAIL_ROWS):
+            part = slice(start, start + FAIL_ROWS)
+            payload = json.dumps(list(reasons[part])).encode()
             with self._writing() as draft:
-                payload = json.dumps(list(reasons)).encode()
-                draft.journal.append(b"F", _count(digests) + digests.tobytes() + payload)
+                rows = digests[part]
+                draft.journal.append(b"F", _count(rows) + rows.tobytes() + payload)
+        if len(digests):
             self._failed.append(digests)
             self._reasons += reasons
             self.n_written += len(digests)
@@ -229,18 +236,18 @@ def salvage(
     segments: Path,
     *,
     reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter],
-    known: Callable[[U8], NDArray[np.bool_]],
+    known: Callable[[U8, str], NDArray[np.bool_]],
 ) -> int:
     """Turn abandoned drafts under `segments` into segments of their valid rows; returns how many.
 
     reopen: a new writer, from a draft's lease and its number of rows.
-    known: of (n, 32) digests, which need not be saved because the space holds them.
+    known: of (n, 32) digests in the draft of so named a segment, which need not be saved.
     Drafts of living writers are left alone, and so is all of a cache that cannot be written.
     """
     saved = 0
     for folder in sorted(segments.iterdir()):
         if folder.name.startswith("."):
-            _collect(folder)
+            collect(folder)
         elif not folder.is_symlink() and (folder / journal.FOLDER).is_dir():
             claim = journal.Claim.take(folder)
             if claim is None:
@@ -257,7 +264,7 @@ def salvage(
     return saved
 
 
-def _collect(litter: Path) -> None:
+def collect(litter: Path) -> None:
     """Remove a hidden leftover once nobody can be at work on it."""
     with contextlib.suppress(OSError):
         if litter.name == "zarr.json" or time.time() - litter.lstat().st_mtime < (
@@ -273,26 +280,31 @@ def _collect(litter: Path) -> None:
 def _salvage_one(
     claim: journal.Claim,
     reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter],
-    known: Callable[[U8], NDArray[np.bool_]],
+    known: Callable[[U8, str], NDArray[np.bool_]],
 ) -> int:
     frames = list(claim.frames())
     if not frames:
         return 0
     total = sum(int.from_bytes(payload[:4], "little") for _, payload in frames)
-    with reopen(claim.lease, min(total, MAX_ROWS)) as writer:
-        try:
+    try:
+        if total > MAX_ROWS:
+            raise ValueError(f"{total:,} rows")
+        with reopen(claim.lease, total) as writer:
             _replay(claim, frames, writer, known)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise Damaged(f"{claim.folder} has a journal that does not fit ({error})") from None
-        writer.commit()
+            writer.commit()
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+        raise Damaged(
+            f"{claim.folder}, which was left unfinished, has a lease or journal that does not fit: "
+            f"{error}. Remove the folder to go on without its rows"
+        ) from None
     return writer.n_written
 
 
 def _replay(
     claim: journal.Claim,
-    frames: Sequence[tuple[bytes, bytes]],
+    frames: Sequence[tuple[bytes, memoryview]],
     writer: SegmentWriter | FaceWriter,
-    known: Callable[[U8], NDArray[np.bool_]],
+    known: Callable[[U8, str], NDArray[np.bool_]],
 ) -> None:
     geometry, n_seen = None, 0
     if isinstance(writer, SegmentWriter):
@@ -303,15 +315,22 @@ def _replay(
         n = int.from_bytes(payload[:4], "little")
         digests = np.frombuffer(payload, np.uint8, 32 * n, 4).reshape(n, 32)
         rest = payload[4 + 32 * n :]
-        wanted = np.flatnonzero(~known(digests))
+        wanted = np.flatnonzero(~known(digests, claim.folder.name))
         if kind == b"F":
-            reasons = json.loads(rest)
+            if len(rest) > MAX_REASON_BYTES:
+                raise ValueError(f"{len(rest):,} bytes of reasons")
+            reasons = json.loads(bytes(rest))
             writer.fail(digests[wanted], [str(reasons[i]) for i in wanted])
         elif kind == b"V" and geometry is not None and isinstance(writer, SegmentWriter):
-            rows, valid = _draft_rows(claim.folder, geometry, n_seen, np.frombuffer(rest, "<u4", n))
+            crcs = np.frombuffer(rest, "<u4", n)
+            step = max(1, BLOCK_BYTES // geometry.row_bytes)
+            for start in range(0, n, step):
+                part = slice(start, start + step)
+                rows, valid = _draft_rows(claim.folder, geometry, n_seen + start, crcs[part])
+                keep = wanted[(wanted >= start) & (wanted < start + step)]
+                keep = keep[valid[keep - start] & np.isfinite(rows[keep - start]).all(axis=1)]
+                writer.add(digests[keep], rows[keep - start])
             n_seen += n
-            keep = wanted[valid[wanted] & np.isfinite(rows[wanted]).all(axis=1)]
-            writer.add(digests[keep], rows[keep])
         elif kind == b"A" and isinstance(writer, FaceWriter):
             writer.add(digests[wanted], _faces_from(rest, n).take(wanted))
         else:
@@ -348,7 +367,7 @@ def _face_arrays(faces: Faces) -> list[NDArray[Any]]:
     return [counts, *(np.ascontiguousarray(array, dtype="<f4") for array in rest)]
 
 
-def _faces_from(raw: bytes, n_photos: int) -> Faces:
+def _faces_from(raw: memoryview, n_photos: int) -> Faces:
     offsets = np.zeros(n_photos + 1, dtype=np.int64)
     np.cumsum(np.frombuffer(raw, "<u4", n_photos), out=offsets[1:])
     n = int(offsets[-1])

@@ -10,7 +10,7 @@ error instead.
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +24,8 @@ from embedcache.spec import Json, Spec
 from embedcache.store import OK, Cache, Space
 from heads import split
 from heads.targets import Floats, Task, are_counts, parse_targets, parse_weights, strata_of
+
+BLOCK_ROWS = 1024  # read at a time
 
 
 class Vectors(Protocol):
@@ -59,10 +61,14 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """The rows of one side. vectors (n, d) read on demand; targets (n, k); weights (n,) or None."""
+    """The rows of one side. vectors (n, d) read on demand; targets (n, k); weights (n,) or None.
+
+    order: the n places, neighbours in the cache side by side: reading in this order is quick.
+    """
 
     vectors: Vectors
     rows: NDArray[np.int64]
+    order: NDArray[np.int64]
     targets: Floats
     weights: Floats | None
     groups: NDArray[np.int64]
@@ -70,9 +76,22 @@ class Part:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """The vectors of rows start to stop, float32 (rows, d)."""
-        return self.vectors[self.rows[start:stop]]
+    def read(self, places: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.float32]:
+        """The vectors at some places, or all, float32 (places, d)."""
+        return self.vectors[self.rows[places]]
+
+    def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """All rows, few at a time: their places in this part, and their vectors."""
+        for start in range(0, len(self), BLOCK_ROWS):
+            places = self.order[start : start + BLOCK_ROWS]
+            yield places, self.read(places)
+
+    @property
+    def share(self) -> Floats:
+        """The weights (n,) as shares of one; equal where all are zero or there are none."""
+        if self.weights is None or not self.weights.any():
+            return np.full(len(self), 1 / len(self))
+        return np.asarray(self.weights / self.weights.sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +139,13 @@ class Dataset:
         """The rows of "train", "dev" or "test"."""
         rows = np.flatnonzero(self.subset == split.SUBSETS.index(name))
         targets = self.targets[rows]
+        order = np.arange(len(rows))
+        if isinstance(self.vectors, CacheRows):
+            order = np.argsort(self.vectors.location[rows], kind="stable")
         return Part(
             vectors=self.vectors,
             rows=rows,
+            order=order,
             targets=targets if targets.ndim == 2 else targets[:, None],
             weights=None if self.weights is None else self.weights[rows],
             groups=self.groups[rows],
@@ -196,6 +219,10 @@ def load(
             f"{Path(labels_path).name} has no column {absent[0]!r}; "
             f"it has {', '.join(table.columns)}"
         )
+    if len(names) > 1 and (odd := [name for name in names if "," in name]):
+        raise LabelsError(f"{odd[0]!r} has a comma in its name: fit it alone, or rename it")
+    if len(set(names)) < len(names):
+        raise LabelsError(f"a target is named twice: {', '.join(names)}")
     if table.is_empty():
         raise LabelsError(f"{Path(labels_path).name} has no rows")
     space = cache.find(backbone)
@@ -219,7 +246,7 @@ def load(
     if len(ids) * space.dim * 4 <= (memory_bytes or 1 << 62):
         vectors: Vectors = space.read(digests)[0]
     else:
-        vectors = CacheRows(space, digests)
+        vectors = CacheRows.of(space, digests)
     return Dataset(
         ids=tuple(ids),
         vectors=vectors,
@@ -316,10 +343,21 @@ def from_arrays(
 
 @dataclass(frozen=True, slots=True)
 class CacheRows:
-    """Vectors left in the cache, read when rows are asked for."""
+    """Vectors left in the cache, read when rows are asked for.
+
+    location: ascending (n,) in the order in which the rows lie on disk.
+    """
 
     space: Space
     digests: NDArray[np.uint8]
+    location: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, space: Space, digests: NDArray[np.uint8]) -> "CacheRows":
+        """The rows of (n, 32) digests, all of which the space holds."""
+        _, table = space.row_table()
+        at = table.find(digests)
+        return cls(space, digests, (table.segment[at].astype(np.int64) << 40) + table.row[at])
 
     @property
     def shape(self) -> tuple[int, ...]:

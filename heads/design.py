@@ -16,11 +16,10 @@ from heads import labels
 from heads.fit import NAMES
 from heads.protocol import Protocol
 
-FORMAT = 1
 _NAME = re.compile(r"[\w .:+@-]{1,60}")
 _FIT_OPTIONS = frozenset(
     ("epochs", "batch_size", "learning_rates", "optimizer", "members", "hidden", "loss")
-    + ("weight_decay", "dropout", "patience")
+    + ("weight_decay", "dropout", "patience", "start", "margin")
 )
 
 
@@ -183,13 +182,24 @@ class Study:
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         made, told = out / "labels.csv", out / "labels.json"
-        inputs = {"users": sha256(users), "swipes": sha256(swipes), "format": FORMAT}
+        inputs = {"users": sha256(users), "swipes": sha256(swipes), "code": code()}
         kept = read_json(told)
         if kept is None or kept.get("inputs") != inputs or kept.get("table") != sha256(made):
             built = labels.build(users, swipes, made)
             document = built.document() | {"labels": made.name}
             publish(told, {"inputs": inputs, "table": sha256(made), "document": document})
         return made
+
+
+def code() -> str:
+    """sha256 of the source of this package: what other code made is made again, whatever changed.
+
+    Coarse on purpose: a number that someone raises by hand is forgotten, and a fit takes seconds.
+    """
+    told = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        told.update(path.name.encode() + b"\n" + path.read_bytes())
+    return told.hexdigest()
 
 
 def template(name: str) -> str:

@@ -1,6 +1,7 @@
 """One task from a dataset to a table: every head fitted, chosen on dev, judged once on test."""
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from heads import linear, metrics
 from heads.dataset import Dataset, Part
 from heads.head import Head, Layer, Link
 from heads.intervals import Bootstrap, Difference, difference
-from heads.judge import Judged, judge, row_scores
+from heads.judge import Judged, judge, predict_part, row_scores
+from heads.logistic import logistic
 from heads.protocol import RATES, Protocol
 
 NAMES = ("const", "ridge", "logistic", "0fc", "1fc", "2fc")
@@ -291,13 +293,18 @@ def fit_parts(
         elif name == "ridge":
             one = linear.ridge(train, dev, standard)
         elif name == "logistic":
-            one = linear.logistic(train, dev, standard, outputs=outputs)
+            one = logistic(
+                train, dev, standard, outputs=outputs, memory_bytes=protocol.memory_bytes
+            )
         else:
             continue
         head = Head(name, one.link, standard, (one.layer,), {"classes": list(dataset.classes)})
         curve = tuple(CurvePoint(strength, 0, math.nan, score) for strength, score in one.curve)
         fitted[name] = Fitted(head, math.nan, None, _dev(head, dev, dataset), curve, one.seconds)
     if deep := [name for name in names if name in _FC]:
+        # OpenMP threads that wait for each other by spinning lose most of the machine as soon as
+        # something else runs on it. Without effect once torch is loaded (docs/decisions/030).
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         from heads.train import train as train_fc
 
         start = _start(fitted, train, link, protocol)
@@ -373,7 +380,7 @@ def _loss(protocol: Protocol, dataset: Dataset, link: Link) -> str:
 
 def _dev(head: Head, dev: Part, dataset: Dataset) -> dict[tuple[str, str], float]:
     """The dev figures of a head, by target and metric."""
-    seen = head.predict(dev.read())
+    seen = predict_part({head.name: head}, dev)[head.name]
     figures = {}
     for k, target in enumerate(dataset.target_names):
         mine = seen[:, k] if dataset.targets.ndim == 2 and seen.ndim == 2 else seen

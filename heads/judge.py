@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from embedcache.errors import LabelsError
 from heads import metrics
-from heads.dataset import Dataset
+from heads.dataset import Dataset, Part
 from heads.head import Head
 from heads.intervals import Bootstrap, Difference, difference, interval
 
@@ -80,8 +80,7 @@ def judge(
     part = dataset.part("test")
     if part.weights is not None and not part.weights.any():
         raise LabelsError("all weights of the test rows are zero: there is nothing to judge by")
-    vectors = part.read()
-    predictions = {name: head.predict(vectors) for name, head in heads.items()}
+    predictions = predict_part(heads, part)
     boot = Bootstrap(part.groups, resamples, seed)
     floor = math.nan
     if dataset.counts and part.weights is not None:
@@ -109,6 +108,18 @@ def judge(
             if seen.ndim == 1 and (dataset.task == "binary" or heads[name].link == "sigmoid")
         },
     )
+
+
+def predict_part(heads: Mapping[str, Head], part: Part) -> dict[str, Floats]:
+    """What each head predicts for the rows of a part, which are read once, a few at a time."""
+    found = {
+        name: np.empty((len(part), head.outputs) if head.outputs > 1 else len(part))
+        for name, head in heads.items()
+    }
+    for places, block in part.blocks():
+        for name, head in heads.items():
+            found[name][places] = head.predict(block)
+    return found
 
 
 def row_scores(task: str, truth: Floats, prediction: Floats) -> dict[str, Floats]:

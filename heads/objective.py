@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from heads.dataset import BLOCK_ROWS as READ_ROWS
 from heads.dataset import Part
 from heads.fc import Bank
 from heads.head import Layer, Link, Standard
 from heads.protocol import Protocol
 
 BLOCK_ROWS = 2048
-_DEV_ROWS = 4096
+_DEV_ROWS = 1024
 
 
 class Objective:
@@ -71,21 +72,30 @@ class Objective:
     def _tensor(self, values: NDArray[np.float64]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
 
-    def _read(self, part: Part, rows: NDArray[np.int64]) -> Tensor:
-        vectors = self.standard.apply(part.vectors[part.rows[rows]])
-        return torch.from_numpy(vectors).to(self.device)
+    def _read(self, part: Part, places: NDArray[np.int64]) -> Tensor:
+        """The standardised rows at some places, read in this order."""
+        found = torch.empty(len(places), len(self.standard.mean))
+        for start in range(0, len(places), READ_ROWS):
+            rows = part.read(places[start : start + READ_ROWS])
+            found[start : start + READ_ROWS] = torch.from_numpy(self.standard.apply(rows))
+        return found.to(self.device)
 
     def _group_rows(self) -> int:
-        """How many training rows are held at a time: all, or what the memory limit allows."""
+        """How many training rows are held at a time: all, or what half the memory limit allows.
+
+        The other half is for the vectors as they were read, if they are in memory too.
+        """
         limit, n = self.protocol.memory_bytes, len(self.part)
         row_bytes = 4 * len(self.standard.mean)
-        # Read rows and their standardised copy exist at the same time.
         if limit is None or 2 * row_bytes * (n + len(self.dev)) <= limit:
             return n
         return max(BLOCK_ROWS, limit // (2 * row_bytes) // BLOCK_ROWS * BLOCK_ROWS)
 
     def _order(self, epoch: int) -> list[Tensor]:
-        """The rows of one epoch, shuffled: blocks of neighbours first, then inside each group."""
+        """The rows of one epoch, shuffled: blocks of neighbours first, then inside each group.
+
+        Numbers count in `Part.order`, the order in which rows lie in the cache.
+        """
         source = torch.Generator().manual_seed(self.protocol.seed * 1_000_003 + epoch)
         n = len(self.part)
         if self.groups >= n:
@@ -98,19 +108,27 @@ class Objective:
         return groups
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Inputs (rows, dim), targets (rows, k) and weights (rows, 1) of each step."""
+        """Inputs (rows, dim), targets (rows, k) and weights (rows, 1) of each step.
+
+        The inputs of all steps lie in one buffer: use a step's before asking for the next.
+        """
+        size = self.protocol.batch_size
+        buffer = torch.empty(size, len(self.standard.mean), device=self.device)
+        stored = torch.from_numpy(self.part.order)
         for order in self._order(epoch):
-            if self.inputs is not None:
-                held, place = self.inputs, order
-            else:
+            rows = stored[order]
+            held, place = self.inputs, rows
+            if held is None:
                 near, place = order.sort()
-                held, place = self._read(self.part, near.numpy()), place.argsort()
-            for rows, at in zip(
-                torch.split(order, self.protocol.batch_size),
-                torch.split(place, self.protocol.batch_size),
-                strict=True,
-            ):
-                yield held[at.to(self.device)], self.targets[rows], self.weights[rows]
+                held, place = self._read(self.part, self.part.order[near.numpy()]), place.argsort()
+            rows, place = rows.to(self.device), place.to(self.device)
+            targets, weights = self.targets[rows], self.weights[rows]
+            for start in range(0, len(rows), size):
+                step = slice(start, start + size)
+                inputs = buffer[: len(rows) - start]
+                torch.index_select(held, 0, place[step], out=inputs)
+                yield inputs, targets[step], weights[step]
+            del held  # before the next group is read
 
     def linked(self, outputs: Tensor) -> Tensor:
         """Outputs (..., k) through the link."""
@@ -145,7 +163,7 @@ class Objective:
         """
         scores = torch.empty(len(averaged), len(self.dev), device=self.device)
         for start in range(0, len(self.dev), _DEV_ROWS):
-            rows = np.arange(start, min(start + _DEV_ROWS, len(self.dev)))
+            rows = self.dev.order[start : start + _DEV_ROWS]
             held = self.dev_inputs
             inputs = self._read(self.dev, rows) if held is None else held[rows]
             seen, truth = self.linked(bank.forward(inputs)[0]), self.dev_targets[rows]

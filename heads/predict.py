@@ -44,13 +44,13 @@ class Predictions:
     def write(self, path: str | Path) -> None:
         """Write a CSV at once or not at all: photo_id, prediction; empty where there is none.
 
-        A head of several outputs gets a column each: prediction_CLASS, or prediction_1 and so on.
+        A head of several outputs gets a column each: prediction_CLASS or prediction_TARGET.
         """
         path = Path(path)
         columns = ["prediction"]
         if self.values.ndim == 2:
-            outputs = range(1, self.values.shape[1] + 1)
-            columns = [f"prediction_{name}" for name in self.head.classes or outputs]
+            names = self.head.classes or self.head.card["target"].split(",")
+            columns = [f"prediction_{name}" for name in names]
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with temporary.open("w", encoding="utf-8", newline="") as file:

@@ -1,5 +1,6 @@
 """How heads are fitted: the choices of one fit, checked once. Imports no torch."""
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -22,8 +23,10 @@ class Protocol:
     margin: an FC head leaves its start only for a dev gain of so many standard errors.
     loss: "auto" is "mse" for a regression and "log_loss" for classes; "binomial" is the likelihood
         of ratios whose weights are counts.
-    patience: stop a rate after so many epochs without a better dev figure; None never does.
+    patience: stop a rate after so many epochs without a better dev figure, or once its mean gain in
+        as many, kept up to the end, would leave it behind another rate; None never does.
     memory_bytes: vectors held in memory at a time when they are read from a cache.
+    device: of FC training; cpu, cuda, cuda:N, or auto.
     """
 
     epochs: int = 20
@@ -64,6 +67,10 @@ class Protocol:
             raise InputError(f"weight_decay is 0 or more; got {self.weight_decay}")
         if not 0 <= self.margin < float("inf"):
             raise InputError(f"margin is 0 or more; got {self.margin}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise InputError(f"device is auto, cpu, cuda or cuda:N; got {self.device!r}")
+        if self.memory_bytes is not None and self.memory_bytes < 1:
+            raise InputError(f"memory_bytes is 1 or more; got {self.memory_bytes}")
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience is 1 or more epochs; got {self.patience}")
 

@@ -223,6 +223,11 @@ def _checked_card(card: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise HeadError(f"{folder}/card.json: classes are a list of names")
     if card["link"] == "softmax" and len(classes) != card["outputs"]:
         raise HeadError(f"{folder}/card.json: {len(classes)} classes, {card['outputs']} outputs")
+    target, outputs = card.get("target"), card["outputs"]
+    if not isinstance(target, str) or (
+        not classes and outputs > 1 and len(target.split(",")) != outputs
+    ):
+        raise HeadError(f"{folder}/card.json: {outputs} outputs for the target {target!r}")
     if card.get("spec") is not None:
         try:
             spec = Spec.parse(card["spec"])

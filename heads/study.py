@@ -4,8 +4,8 @@
     results = run(study, Cache.open("photos.cache"), embed, "out")
 
 A fit is kept under OUT/fits by the digest of everything that decides it (labels, photo contents,
-spec, split, protocol), so that running a study again repeats no finished work and a changed input
-is never mistaken for the old one.
+spec, split, protocol, this package's code), so that running a study again repeats no finished work
+and a changed input is never mistaken for the old one.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from embedcache.errors import CacheError, LabelsError
 from embedcache.spec import canonical_json
 from embedcache.store import OK, Cache
 from heads import dataset
-from heads.design import FORMAT, Backbone, Study, Subset, Target, init, read_json, sha256
+from heads.design import Backbone, Study, Subset, Target, code, init, read_json, sha256
 from heads.fit import Fit, fit
 from heads.results import Fitted, Results
 from heads.simulate import TRUTH
@@ -126,7 +126,7 @@ class _Task:
         columns = [self.target.column, self.target.weight, study.split_by, *study.report_by]
         used = table.select(study.id_column, *dict.fromkeys(filter(None, columns)))
         inputs: dict[str, Any] = {
-            "format": FORMAT,
+            "code": code(),
             "target": asdict(self.target),
             "faces": self.subset.faces,
             "spec": cache.find(self.backbone.name).digest,

@@ -40,8 +40,20 @@ def table(fit: "Fit") -> str:
         )
     if math.isfinite(fit.test.noise_floor):
         lines.append(f"noise floor of the test MSE: {fit.test.noise_floor:.4g}")
+    lines += _by_group(fit, several=several)
     lines.append(f"best on dev: {fit.best}; {fit.seconds:.1f} s")
     return "\n".join([*lines, *fit.notes])
+
+
+def _by_group(fit: "Fit", *, several: bool) -> list[str]:
+    """A line per group and metric with every head's figure; the intervals are in fit.json."""
+    lines: dict[str, list[str]] = {}
+    for one in fit.test.by:
+        figure = one.figure
+        told = f" of {figure.target}" if several else ""
+        title = f"{figure.metric}{told} for {one.column} {one.group} ({one.n} test rows)"
+        lines.setdefault(title, []).append(f"{figure.head} {_number(figure.value)}")
+    return [f"{title}: {', '.join(told)}" for title, told in lines.items()]
 
 
 def _cells(row: "Row", extras: list[str], *, several: bool) -> list[str]:

@@ -8,11 +8,12 @@ rounding of a product of another width.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from embedcache.errors import InputError
 from heads.dataset import Part
 from heads.fc import DEPTHS, Bank, Member
 from heads.head import Layer, Link, Standard
@@ -57,8 +58,18 @@ class _Candidate:
     name: str
     depth: int
     rate: float
-    best: float = math.inf
-    stale: int = 0
+    best: list[float] = field(default_factory=list)  # dev figure so far, epoch by epoch
+
+    def may_win(self, record: float, *, left: int, patience: int) -> bool:
+        """Whether to go on: not after `patience` epochs without a gain, nor if its mean gain in as
+        many, kept up to the end, would leave it behind `record`, the best of its head's rates.
+        """
+        if not math.isfinite(self.best[-1]):
+            return False
+        if len(self.best) <= patience:
+            return True
+        gain = (self.best[-1 - patience] - self.best[-1]) / patience
+        return gain > 0 and self.best[-1] - gain * left <= record
 
 
 def train(
@@ -78,6 +89,7 @@ def train(
     start: the linear map, before the link, that every head is at epoch 0: weight (1, k, dim).
     Returns a `Trained` per name. A rate that diverges drops out and disturbs no other.
     """
+    protocol = replace(protocol, device=_device(protocol.device))
     task = Objective(train_part, dev_part, standard, link, loss, start, protocol)
     found = {name: Trained(name) for name in names}
     candidates = [
@@ -96,7 +108,8 @@ def train(
     optimizer = _optimizer(bank, protocol)
     untrained = torch.full((len(bank.members),), math.nan)
     _judge(task, bank, candidates, found, epoch=0, losses=untrained, margin=0)
-    steps = 0
+    steps, patience = 0, protocol.patience or protocol.epochs
+    record = dict.fromkeys(found, math.inf)
     for epoch in range(1, protocol.epochs + 1):
         total, seen = torch.zeros(len(bank.members), device=protocol.device), 0
         for inputs, targets, weights in task.batches(epoch):
@@ -114,16 +127,28 @@ def train(
         _judge(
             task, bank, candidates, found, epoch=epoch, losses=total / seen, margin=protocol.margin
         )
-        patience = protocol.patience or protocol.epochs
-        going = [c for c in candidates if math.isfinite(c.best) and c.stale < patience]
+        for one in candidates:
+            record[one.name] = min(record[one.name], one.best[-1])
+        left = protocol.epochs - epoch
+        going = [c for c in candidates if c.may_win(record[c.name], left=left, patience=patience)]
         if not going:
             break
         if len(going) < len(candidates):
             candidates = going
             bank, optimizer = _keep(bank, optimizer, candidates, protocol)
-    for one in found.values():
-        one.layers = task.unscale(one.layers)
+    for head in found.values():
+        head.layers = task.unscale(head.layers)
     return found
+
+
+def _device(asked: str) -> str:
+    """The device to train on; InputError for one that this machine lacks."""
+    n = torch.cuda.device_count()
+    if asked == "auto":
+        return "cuda" if n else "cpu"
+    if asked.startswith("cuda") and int(asked.partition(":")[2] or 0) >= n:
+        raise InputError(f"{n} CUDA devices here, and {asked} was asked for: use --device cpu")
+    return asked
 
 
 def _members(candidates: Sequence[_Candidate], protocol: Protocol) -> list[Member]:
@@ -164,10 +189,9 @@ def _judge(
         head, figure = found[candidate.name], float(rows @ task.dev_share)
         head.curve.append(Point(candidate.rate, epoch, float(losses[places].mean()), figure))
         if not math.isfinite(figure):
-            candidate.best = math.inf
+            candidate.best.append(math.inf)
             continue
-        candidate.stale = 0 if figure < candidate.best else candidate.stale + 1
-        candidate.best = min(candidate.best, figure)
+        candidate.best.append(min([figure, *candidate.best[-1:]]))
         if epoch == 0:
             head.start = rows
         gain = (head.start - rows) * task.dev_share
@@ -182,22 +206,21 @@ def _judge(
 
 
 def _optimizer(bank: Bank, protocol: Protocol) -> torch.optim.Optimizer:
-    """One optimizer; per rate a group of weights and one of biases, which never decay."""
-    groups = []
-    for rate in protocol.learning_rates:
-        mine = [place for place, member in enumerate(bank.members) if member.rate == rate]
-        for kind, decay in ((0, protocol.weight_decay), (1, 0.0)):
-            tensors = []
-            for place in mine:
-                values, slopes = bank.parameters(place)[kind::2], bank.gradients(place)[kind::2]
-                for value, slope in zip(values, slopes, strict=True):
-                    value.grad = slope
-                    tensors.append(value)
-            if tensors:
-                groups.append({"params": tensors, "start": rate, "weight_decay": decay})
+    """One optimizer with a group per rate; a second one of biases, where weights decay."""
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for place, member in enumerate(bank.members):
+        pairs = zip(bank.parameters(place), bank.gradients(place), strict=True)
+        for kind, (value, slope) in enumerate(pairs):
+            value.grad = slope
+            decay = 0.0 if kind % 2 else protocol.weight_decay
+            groups.setdefault((member.rate, decay), []).append(value)
+    found = [
+        {"params": tensors, "start": rate, "weight_decay": decay}
+        for (rate, decay), tensors in groups.items()
+    ]
     if protocol.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=1.0, momentum=_MOMENTUM, fused=True)
-    return torch.optim.AdamW(groups, lr=1.0, fused=True)
+        return torch.optim.SGD(found, lr=1.0, momentum=_MOMENTUM, fused=True)
+    return torch.optim.AdamW(found, lr=1.0, fused=True)
 
 
 def _masks(bank: Bank, rows: int, protocol: Protocol, step: int) -> list[Tensor] | None:
@@ -216,7 +239,7 @@ def _masks(bank: Bank, rows: int, protocol: Protocol, step: int) -> list[Tensor]
     layers = []
     for depth, layer in ((1, 0), (2, 0), (2, 1)):
         mine = [drawn[depth, m.seed][layer] for m in bank.members if m.depth == depth]
-        layers.append(torch.stack(mine) if mine else torch.empty(0, rows, bank.hidden))
+        layers.append(torch.stack(mine) if mine else bank.flat.new_empty(0, rows, bank.hidden))
     return layers
 
 

@@ -17,6 +17,37 @@ def memory() -> Remote:
     return ObjectRemote(MemoryStore(), "memory://team")
 
 
+class Held:
+    """A remote in a dictionary, where a pull costs milliseconds and any byte can be changed."""
+
+    def __init__(self) -> None:
+        self.name = "held://team"
+        self.objects: dict[str, bytes] = {}
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        for key, raw in sorted(self.objects.items()):
+            if key.startswith(prefix):
+                yield Entry(key, len(raw), "")
+
+    def unfinished(self, segment: str) -> Iterator[Entry]:
+        return self.list(f"{segment}/")
+
+    def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        if key not in self.objects:
+            raise FileNotFoundError(key)
+        raw = self.objects[key][start:]
+        yield raw if length is None else raw[:length]
+
+    def write(self, key: str, blocks: Blocks, *, size: int) -> None:
+        self.objects[key] = b"".join(blocks())
+
+    def create(self, key: str, data: bytes) -> bool:
+        return self.objects.setdefault(key, data) is data
+
+    def delete(self, key: str) -> None:
+        self.objects.pop(key, None)
+
+
 class Flaky:
     """A remote whose requests fail when `fails(number)` says so: before, amid or after the work."""
 

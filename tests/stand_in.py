@@ -8,6 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from embedcache.backbones import Backbone, decoding
+from embedcache.network import Network
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec, canonical_json
 from embedcache.store import Faces
 
@@ -20,6 +21,7 @@ def backbone(
     dim: int = 8,
     face: bool = False,
     before: Callable[[int], None] = lambda n: None,
+    n_lanes: int = 1,
 ) -> Backbone:
     """A backbone whose vectors are a fixed linear map of the pixels; `before` sees batch sizes."""
     spec = Spec(
@@ -46,7 +48,8 @@ def backbone(
         # Row by row: BLAS gives a row other last bits in a batch of another size.
         return np.stack([row @ weights for row in rows]).astype(np.float32)
 
-    return Backbone(name=name, place=name, spec=spec, forward=forward)
+    network = Network(lanes=(forward,) * n_lanes)
+    return Backbone(name=name, place=name, spec=spec, open=lambda: network)
 
 
 class Detector:

@@ -1,5 +1,6 @@
 """Writers are killed at random moments; no row is lost, wrong, or there twice after a merge."""
 
+import os
 import random
 import signal
 import subprocess
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 
 from embedcache.store import Cache
-from embedcache.upkeep import merge, verify
+from embedcache.upkeep import compact, merge, verify, write_ref
 from tests.crash_worker import SPEC
-from tests.stores import model, photos
+from tests.stores import fill, model, photos
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,6 +41,7 @@ def kill_again_and_again(
         workers[victim].send_signal(signal.SIGKILL)
         _, told = workers[victim].communicate()
         assert not told, told.decode()
+        assert workers[victim].returncode == -signal.SIGKILL, "it was done before it was killed"
         workers[victim] = start(cache, n_photos, next(seeds), pause)
     for worker in workers:
         _, told = worker.communicate(timeout=300)
@@ -66,13 +68,13 @@ def check(path: Path, n_photos: int) -> None:
 
 
 def test_killed_writers_lose_nothing(tmp_path: Path) -> None:
-    kill_again_and_again(tmp_path / "a", n_workers=2, n_kills=6, n_photos=1500, pause=0.01)
+    kill_again_and_again(tmp_path / "a", n_workers=2, n_kills=6, n_photos=1500, pause=0.1)
     check(tmp_path / "a", 1500)
 
 
 @pytest.mark.torture
 def test_sixty_kills_over_three_writers_lose_nothing(tmp_path: Path) -> None:
-    kill_again_and_again(tmp_path / "a", n_workers=3, n_kills=60, n_photos=10_000, pause=0.04)
+    kill_again_and_again(tmp_path / "a", n_workers=3, n_kills=60, n_photos=10_000, pause=0.2)
     check(tmp_path / "a", 10_000)
 
 
@@ -122,6 +124,28 @@ def test_a_torn_journal_is_read_up_to_the_tear(tmp_path: Path) -> None:
     (journal,) = space.segments_folder.glob("*/writing/journal")
     journal.write_bytes(journal.read_bytes()[:-3])
     assert space.salvage() == 3
+
+
+def test_litter_goes_once_nobody_can_be_at_work_on_it(tmp_path: Path) -> None:
+    cache = Cache.open(tmp_path / "a", create=True)
+    space = cache.space(SPEC, create=True)
+    fill(space, photos(1))
+    write_ref(cache, "r")
+    places = [cache.path, cache.path / "spaces", cache.path / "refs", space.segments_folder]
+    for place in places:
+        for age in (0, 3500, 3700):
+            (place / f".old-{age}").mkdir()
+            (place / f".old-{age}" / "x").write_bytes(b"x")
+            (place / f".r.json.{age}").write_bytes(b"x")
+            for name in (f".old-{age}", f".r.json.{age}"):
+                os.utime(place / name, (time.time() - age,) * 2)
+    assert verify(cache).clean
+    assert verify(cache).leftovers == 24
+    compact(cache)
+    for place in places:
+        hidden = sorted(path.name for path in place.glob(".*"))
+        assert hidden == [".old-0", ".old-3500", ".r.json.0", ".r.json.3500"]
+    assert (Cache.open(cache.path).space(SPEC).read(photos(1))[0] == model(photos(1), 64)).all()
 
 
 def test_what_a_killed_recorder_of_ids_left_is_swept_away(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Vectors leave as .npy and Parquet, come in as a declared foreign space, and never mix."""
 
+import contextlib
 import csv
 from pathlib import Path
 
@@ -69,6 +70,41 @@ def test_a_failed_export_leaves_the_old_file(cache: Cache, tmp_path: Path) -> No
         export(cache, "net", tmp_path / "F.npy")
     assert (tmp_path / "F.npy").read_bytes() == before
     assert not list(tmp_path.glob(".F*"))
+
+
+def test_an_export_cut_off_leaves_no_ids_beside_another_matrix(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between any two renames: the matrix alone, or the old pair, or the new one."""
+    old, new = ["p1", "p2"], ["p5", "p4"]
+    real = Path.replace
+    for n in range(3):
+        export(cache, "net", tmp_path / "F.npy", ids=old)
+        left = [n]
+
+        def replace(self: Path, target: Path, left: list[int] = left) -> Path:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return real(self, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+        with contextlib.suppress(KeyboardInterrupt):
+            export(cache, "net", tmp_path / "F.npy", ids=new)
+        monkeypatch.undo()
+        matrix = np.load(tmp_path / "F.npy")
+        if (tmp_path / "F.ids.csv").exists():
+            ids = read_ids(tmp_path / "F.ids.csv")
+            assert (matrix == model(photos(*(int(name[1:]) for name in ids)))).all()
+        assert sorted(p.name for p in tmp_path.glob(".*")) == []
+
+
+def test_an_export_to_a_place_that_cannot_be_says_so(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere to write F.npy to"):
+        export(cache, "net", tmp_path / "nowhere" / "F.npy")
+    (tmp_path / "F.parquet").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        export(cache, "net", tmp_path / "F.parquet")
 
 
 def test_imported_vectors_are_a_space_of_their_own(

@@ -100,6 +100,20 @@ def test_tensorstore_reads_what_the_direct_reader_reads(shards: Path) -> None:
         assert opened.read().result().tobytes() == array.tobytes(), name
 
 
+def test_zarr_reads_where_there_is_no_folder_to_read_directly(shards: Path) -> None:
+    """A segment in an object store, here in memory: nothing but its names and bytes."""
+    store = {
+        path.relative_to(shards).as_posix(): zarr.core.buffer.cpu.Buffer.from_bytes(
+            path.read_bytes()
+        )
+        for path in shards.rglob("*")
+        if path.is_file()
+    }
+    group = zarr.open_group(zarr.storage.MemoryStore(store), mode="r")
+    for name, array in expected(shards).items():
+        assert group[name][:].tobytes() == array.tobytes(), name
+
+
 def test_zarr_finds_the_whole_hierarchy_by_name() -> None:
     root = zarr.open_group(GOLDEN, mode="r")
     assert root.attrs["embedcache"] == {"format": 1}

@@ -8,7 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -16,8 +19,8 @@ import pytest
 
 from embedcache import remote as remote_module
 from embedcache.errors import RemoteError
-from embedcache.remote import Patient, Remote, Unreachable, open_remote, read_small
-from embedcache.share import pull, push
+from embedcache.remote import TRIES, Patient, Remote, Unreachable, open_remote, read_small
+from embedcache.share import Moved, pull, push
 from embedcache.spec import foreign
 from embedcache.store import Cache
 from embedcache.upkeep import verify
@@ -84,6 +87,68 @@ class Proxy:
             end.close()
 
 
+class Faulty:
+    """Passes HTTP requests on to a server; `fault` says what happens to the n-th one instead.
+
+    An HTTP status is answered; "silence" answers nothing; "cut" breaks the answer off half way;
+    "late" does the work, and then the answer is lost.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.fault: Callable[[int], int | str] = lambda number: ""
+        self.n_requests = 0
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                with outer._lock:
+                    outer.n_requests += 1
+                    fault = outer.fault(outer.n_requests)
+                if isinstance(fault, int):
+                    self.send_response(fault)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                self.close_connection = bool(fault)
+                if fault == "silence":
+                    time.sleep(0.6)
+                    return
+                wire = HTTPConnection("127.0.0.1", target, timeout=30)
+                wire.request(self.command, self.path, body, dict(self.headers.items()))
+                found = wire.getresponse()
+                raw = found.read()
+                wire.close()
+                if fault == "late":
+                    return
+                self.send_response(found.status)
+                kept = {"etag", "last-modified", "content-range", "content-type"}
+                for name, value in found.getheaders():
+                    if name.lower() in kept:
+                        self.send_header(name, value)
+                size = found.getheader("Content-Length") if self.command == "HEAD" else len(raw)
+                self.send_header("Content-Length", str(size))
+                self.end_headers()
+                self.wfile.write(raw[: len(raw) // 2] if fault == "cut" else raw)
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
 @pytest.fixture(scope="module")
 def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A real S3 protocol server, in a process of its own."""
@@ -116,9 +181,9 @@ def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     proxy.close()
 
 
-def unhurried(url: str, monkeypatch: pytest.MonkeyPatch) -> Remote:
+def unhurried(url: str, monkeypatch: pytest.MonkeyPatch, *, tries: int = TRIES) -> Remote:
     monkeypatch.setattr(remote_module, "FIRST_WAIT_SECONDS", 0.001)
-    return open_remote(url)
+    return Patient(remote_module._open(url, "test"), tries=tries)
 
 
 @pytest.fixture(params=["folder", "memory", "s3", "ssh"])
@@ -269,12 +334,32 @@ def test_a_wire_that_stays_broken_says_so(
         "s3://bucket/x?X-Amz-Signature=secret",
         "ssh://ben:secret@host/x",
         "az://container@account/secret",
+        "s3://bucket/x;AWSAccessKeyId=secret",
+        "https://bucket/x?sig=secret",
     ],
 )
 def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(RemoteError, match="leave it out") as told:
         open_remote(url)
     assert "secret" not in str(told.value)
+
+
+def test_a_credential_in_an_endpoint_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("obstore")
+    for name, value in (
+        ("AWS_ENDPOINT_URL", "http://ada:secret1@127.0.0.1:9"),
+        ("AWS_ACCESS_KEY_ID", "secret2"),
+        ("AWS_SECRET_ACCESS_KEY", "secret3"),
+        ("AWS_SESSION_TOKEN", "secret4"),
+    ):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RemoteError) as told:
+        push(two_segments(tmp_path / "a"), unhurried("s3://team/x", monkeypatch))
+    assert "secret" not in str(told.value)
+    files = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert not any(b"secret" in path.read_bytes() for path in files)
 
 
 def test_an_unknown_scheme_is_told_what_there_is() -> None:
@@ -311,3 +396,71 @@ def test_a_folder_push_that_was_cut_leaves_no_half_segment(tmp_path: Path) -> No
     push(a, str(tmp_path / "shared"))
     assert verify(Cache.open(tmp_path / "shared")).clean
     assert Cache.open(tmp_path / "shared").spaces()[0].digests().shape == (5, 32)
+
+
+FAULTS: tuple[int | str, ...] = (503, 500, 429, "silence", "cut", "late")
+
+
+def reached(faulty: Faulty, k: int, fault: int | str, work: Callable[[], Moved]) -> bool:
+    """Whether there was a k-th request; it fails once, and the work is done all the same."""
+    first = faulty.n_requests
+    faulty.fault = lambda number: fault if number - first == k else ""
+    assert work().problems == ()
+    return faulty.n_requests - first >= k
+
+
+def broken_off(faulty: Faulty, k: int, fault: int | str, work: Callable[[], Moved]) -> bool:
+    """Whether there was a k-th request; it fails, and all after it, and that is told."""
+    first, done = faulty.n_requests, False
+    faulty.fault = lambda number: fault if number - first >= k else ""
+    with contextlib.suppress(Unreachable):
+        assert work().problems == ()
+        done = True
+    return not done
+
+
+def check_faults(
+    s3_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, numbers: Iterable[int]
+) -> None:
+    """The k-th HTTP request fails, for each k, in each way in turn: for good, and then once."""
+    monkeypatch.setattr(remote_module, "SILENCE_SECONDS", 0.3)
+    faulty, a = Faulty(s3_port), two_segments(tmp_path / "a")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{faulty.port}")
+    for number in numbers:
+        k, fault = number // len(FAULTS) + 1, FAULTS[number % len(FAULTS)]
+        again = False
+        for works in (broken_off, reached):
+            url = f"s3://team/{os.urandom(4).hex()}"
+            b = Cache.open(tmp_path / f"b{number}", create=True)
+            again |= works(faulty, k, fault, partial(push, a, unhurried(url, monkeypatch, tries=3)))
+            faulty.fault = lambda number: ""
+            push(a, unhurried(url, monkeypatch))
+            again |= works(faulty, k, fault, partial(pull, unhurried(url, monkeypatch, tries=3), b))
+            assert verify(b).clean, (k, fault)
+            assert not b.spaces() or len(b.spaces()[0].digests()) in (0, 2, 3, 5)
+            faulty.fault = lambda number: ""
+            pull(unhurried(url, monkeypatch), b)
+            assert complete(b), (k, fault)
+            assert verify(b).clean, (k, fault)
+            shutil.rmtree(b.path)
+        if not again:  # more requests than there are
+            break
+    faulty.close()
+
+
+def test_a_server_that_throttles_fails_or_falls_silent_is_tried_again(
+    s3_port: int, s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = [len(FAULTS) * k + way for way, k in enumerate((0, 30, 0, 1, 7, 16)) if k]
+    check_faults(s3_port, monkeypatch, tmp_path, sorted(some))
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("shift", range(len(FAULTS)))
+def test_a_server_that_fails_at_any_request_in_any_way_is_tried_again(
+    shift: int, s3_port: int, s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = len(FAULTS)
+    check_faults(
+        s3_port, monkeypatch, tmp_path, (ways * k + (k + shift) % ways for k in range(200))
+    )

@@ -81,3 +81,37 @@ def test_extract_reads_through(
     status, out, _ = run("extract", folder, "--cache", tmp_path / "b", *words)
     [space] = json.loads(out)["spaces"]
     assert (space["hit"], space["embedded"]) == (12, 0)
+
+
+def test_a_pull_or_push_that_fails_leaves_no_folder(
+    run: Run, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from embedcache import remote
+
+    monkeypatch.setattr(remote, "FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDSECRETID")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secretsecret")
+    run("push", filled, tmp_path / "shared")
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for words in (
+        ("pull", tmp_path / "nowhere", tmp_path / "new" / "deep" / "b"),
+        ("pull", "s3://team/x", tmp_path / "b"),
+        ("pull", tmp_path / "nowhere", tmp_path / "empty"),
+        ("pull", tmp_path / "shared", tmp_path / "b", "--ref", "absent"),
+        ("pull", tmp_path / "shared", tmp_path / "b", "--backbone", "absent"),
+        ("pull", tmp_path / "shared", tmp_path / "b", "--photos", tmp_path / "absent"),
+        ("push", filled, tmp_path / "elsewhere", "--backbone", "absent"),
+        ("push", filled, "s3://team/x"),
+        ("push", tmp_path / "absent", tmp_path / "elsewhere"),
+    ):
+        status, out, err = run(*words)
+        assert (status, out) == (1, ""), words
+        assert err.startswith("error: "), words
+        assert "secretsecret" not in err
+        assert sorted(tmp_path.rglob("*")) == before, words
+    assert run("pull", tmp_path / "shared", tmp_path / "b", "--dry-run")[0] == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    assert run("pull", tmp_path / "shared", tmp_path / "empty")[0] == 0
+    assert Cache.open(tmp_path / "empty").spaces()

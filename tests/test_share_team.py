@@ -157,8 +157,9 @@ def test_settings_are_found_upwards(tmp_path: Path) -> None:
     assert read_settings(deep).writer == "Ada"
 
 
-@pytest.mark.parametrize("text", ["remote = 3\n", 'password = "x"\n', "remote = \n"])
+@pytest.mark.parametrize("text", ["remote = 3\n", 'password = "hush"\n', "remote = \n"])
 def test_settings_that_do_not_fit_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "embedcache.toml").write_text(text)
-    with pytest.raises(InputError, match=r"embedcache\.toml"):
+    with pytest.raises(InputError, match=r"embedcache\.toml") as told:
         read_settings(tmp_path)
+    assert "hush" not in str(told.value)

@@ -246,6 +246,13 @@ def test_a_folder_that_is_no_cache_is_refused_and_left_alone(tmp_path: Path) -> 
         Cache.open(tmp_path / "file", create=True)
 
 
+def test_two_processes_may_make_one_cache_at_the_same_time(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".zarr.json.0123abcd").write_bytes(b"")  # the other one is at it
+    assert Cache.open(tmp_path / "a", create=True).spaces() == []
+    assert Cache.open(tmp_path / "a").spaces() == []
+
+
 def test_a_cache_of_a_later_format_says_update(cache: Cache) -> None:
     path = cache.path / "zarr.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))

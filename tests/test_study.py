@@ -314,3 +314,17 @@ def test_table_1_of_the_study_equals_a_plain_mean(folder: Path, results: Results
     assert results.label_counts is not None
     cell = log.filter(sender_gender="F", gender="M")["liked"].to_numpy()
     assert results.label_counts["table1"]["F"]["M"] == pytest.approx(float(np.mean(cell)))
+
+
+def test_a_fit_by_other_code_is_not_taken_for_one_by_this(
+    cache: Cache, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fresh() -> list[str]:
+        lines: list[str] = []
+        study.run(small(folder), cache, lambda _: None, tmp_path, progress=lines.append)
+        return [line for line in lines if "fitted in" in line]
+
+    assert len(fresh()) == 1
+    assert len(fresh()) == 0
+    monkeypatch.setattr(study, "code", lambda: "other")
+    assert len(fresh()) == 1

@@ -1,16 +1,20 @@
 """Refs, merging, compacting and forgetting: what stays, what goes, what is told."""
 
+import contextlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from embedcache import disk
+from embedcache import compaction, disk, refs
 from embedcache.errors import CacheError, Damaged
 from embedcache.index import Table
 from embedcache.spec import foreign
 from embedcache.store import ABSENT, FAILED, OK, Cache, Space
+from embedcache.tombstones import write_tombstone
 from embedcache.upkeep import compact, forget, merge, pin, verify, write_ref
 from tests.stores import DETECTOR, faces_of, fill, model, photos
 
@@ -344,3 +348,94 @@ def test_pinning_twice_makes_one_ref_and_new_rows_make_another(tmp_path: Path) -
     assert pin(cache) != first
     assert Cache.open(cache.path, ref=first).ref == first
     assert Cache.open(cache.path, ref=first).digests_of(["a", "b"])[1].tolist() == [True, False]
+
+
+def meanwhile(
+    monkeypatch: pytest.MonkeyPatch, name: str, deed: Callable[[], object], *, first: bool
+) -> None:
+    """Have another process do something before (or after) compaction's first call of `name`."""
+    real = getattr(compaction, name)
+    left = [deed]
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if first and left:
+            left.pop()()
+        result = real(*arguments, **options)
+        if left:
+            left.pop()()
+        return result
+
+    monkeypatch.setattr(compaction, name, call)
+
+
+@pytest.mark.parametrize("name", ["rewrite", "_forget_newly", "_retire"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_photo_forgotten_while_others_compact_stays_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, first: bool
+) -> None:
+    cache = make(tmp_path / "a", *range(8), segments=4)
+    meanwhile(monkeypatch, name, lambda: forget(Cache.open(cache.path), ["p3"]), first=first)
+    with contextlib.suppress(Damaged):  # a segment that it was reading is gone: run it again
+        compact(cache)
+    compact(cache)
+    space = Cache.open(cache.path).space(SPEC)
+    wanted = photos(0, 1, 2, 4, 5, 6, 7)
+    assert (space.read(wanted)[0] == model(wanted)).all()
+    assert space.status(photos(3)).tolist() == [ABSENT]
+    space.salvage()
+    assert space.status(photos(3)).tolist() == [ABSENT]
+    assert len(space.segments()) == 1
+    assert verify(cache).clean
+
+
+def test_what_forget_has_named_and_not_reached_is_not_compacted(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", *range(8), segments=4)
+    write_tombstone(cache.path, [photos(3).tobytes()])
+    compact(cache)
+    assert cache.space(SPEC).status(photos(3, 4)).tolist() == [ABSENT, OK]
+    assert "holds 1 forgotten photos" in str(verify(cache))  # its faces: forget has not ended
+    forget(cache, ["p3"])
+    assert verify(cache).clean
+
+
+def test_what_a_dead_writer_left_is_not_salvaged_once_it_is_forgotten(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", 1, 2)
+    writer = cache.space(SPEC).writer(n_rows=2, name="net", about={})
+    writer.add(photos(3, 4), model(photos(3, 4)))
+    cache.record_photos("folder", ["p3"], photos(3))
+    write_tombstone(cache.path, [photos(3).tobytes()])  # `forget` while the writer lived
+    writer.abandon()
+    assert cache.space(SPEC).salvage() == 1
+    assert cache.space(SPEC).status(photos(3, 4)).tolist() == [ABSENT, OK]
+    assert verify(cache).clean
+
+
+@pytest.mark.parametrize("name", ["rewrite", "_retire"])
+def test_a_ref_written_while_others_compact_keeps_its_segments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    cache = make(tmp_path / "a", *range(8), segments=4)
+    then = {segment.id for segment in cache.space(SPEC).segments()}
+    meanwhile(monkeypatch, name, lambda: write_ref(Cache.open(cache.path), "r"), first=True)
+    assert compact(cache).pinned >= 4
+    assert then <= {segment.id for segment in cache.space(SPEC).segments()}
+    at_ref = Cache.open(cache.path, ref="r").space(SPEC)
+    assert at_ref.read(photos(*range(8)))[1].all()
+    assert verify(cache).clean
+
+
+def test_a_ref_to_what_was_just_compacted_away_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make(tmp_path / "a", *range(8), segments=4)
+
+    def late(*arguments: Any, **options: Any) -> None:
+        compact(Cache.open(cache.path))
+        refs.write_ref(*arguments, **options)
+
+    monkeypatch.setattr("embedcache.upkeep._write_ref", late)
+    with pytest.raises(CacheError, match="was compacted, or photos forgotten, while"):
+        write_ref(cache, "r")
+    monkeypatch.undo()
+    assert write_ref(cache, "r").segments == 3
+    assert verify(cache).clean

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as reference
+from sklearn.calibration import calibration_curve
 
 from heads import metrics
 
@@ -111,3 +112,15 @@ def test_figures_that_are_not_defined_are_nan() -> None:
     assert math.isnan(metrics.mean([1.0], [0.0]))
     assert math.isnan(metrics.explainable_share(0.01, 0.01, 0.02))
     assert metrics.explainable_share(0.04, 0.02, 0.01) == pytest.approx(2 / 3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds)
+def test_the_reliability_curve_equals_scikit_learns(seed: int) -> None:
+    truth, _, _, _ = draw(seed)
+    probability = np.random.default_rng(seed).random(60)  # no value on the edge of a bin
+    observed, predicted = calibration_curve(truth, probability, n_bins=10)
+    curve = metrics.reliability(truth, probability)
+    assert curve.observed == pytest.approx(observed, abs=1e-9)
+    assert curve.predicted == pytest.approx(predicted, abs=1e-9)
+    assert curve.error == pytest.approx(curve.share @ np.abs(observed - predicted), abs=1e-9)

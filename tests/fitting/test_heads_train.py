@@ -18,7 +18,7 @@ from heads.fc import Bank, Member
 from heads.fit import fit_parts
 from heads.head import Layer
 from heads.protocol import Protocol
-from heads.train import Trained, train
+from heads.train import Trained, _Candidate, train
 
 Sample = Callable[..., Dataset]
 
@@ -193,3 +193,42 @@ def test_every_loss_learns(sample: Sample, task: str, loss: Any) -> None:
     metric = "mse" if task == "ratio" else "log_loss"
     figures = {name: one.dev["target", metric] for name, one in fitted.items()}
     assert all(figures[name] < 0.7 * figures["const"] for name in ("0fc", "1fc", "2fc"))
+
+
+def test_weights_decay_as_torchs_adamw_has_it_and_biases_do_not(sample: Sample) -> None:
+    data = sample()
+    part = data.part("train")
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 1000, "learning_rates": (0.03,)}
+    decayed = sweep(data, "0fc", weight_decay=0.5, **options)["0fc"]
+    standard = linear.fit_standard(part)
+    layer = torch.nn.Linear(data.dim, 1)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.AdamW([layer.weight], weight_decay=0.5)
+    free = torch.optim.AdamW([layer.bias], weight_decay=0.0)
+    assert part.weights is not None
+    weights = torch.tensor(part.weights / part.weights.mean(), dtype=torch.float32)
+    inputs = torch.from_numpy(standard.apply(part.read()))
+    truth = torch.tensor(part.targets[:, 0], dtype=torch.float32)
+    for rate in (0.03, 0.003):  # half of the way to a hundredth
+        for one in (optimizer, free):
+            one.param_groups[0]["lr"] = rate
+            one.zero_grad()
+        loss = (weights * (layer(inputs)[:, 0].sigmoid() - truth).square()).mean()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        free.step()
+    assert decayed.epoch == 2
+    assert decayed.layers[0].weight[0] == pytest.approx(layer.weight.detach().numpy(), abs=1e-6)
+    assert decayed.layers[0].bias[0, 0] == pytest.approx(layer.bias.item(), abs=1e-6)
+
+
+def test_a_rate_goes_on_while_it_may_still_win() -> None:
+    rate = _Candidate("1fc", 1, 1e-3, [1.0, 0.99, 0.98, 0.97, 0.96])
+    assert rate.may_win(0.90, left=10, patience=4)  # 0.01 an epoch would take it to 0.86
+    assert not rate.may_win(0.80, left=10, patience=4)
+    assert rate.may_win(0.80, left=10, patience=5)  # too early to say
+    still = _Candidate("1fc", 1, 1e-3, [1.0, 0.9, 0.9, 0.9, 0.9, 0.9])
+    assert not still.may_win(0.9, left=10, patience=4)
+    assert still.may_win(0.9, left=10, patience=5)
+    assert not _Candidate("1fc", 1, 1e-3, [1.0, math.inf]).may_win(0.9, left=10, patience=4)

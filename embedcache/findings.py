@@ -1,0 +1,97 @@
+"""What `verify` found, for people and for machines."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from embedcache.spec import Json
+
+REWRITTEN = "written anew"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that is not as it should be. path is relative to the cache.
+
+    segment: the whole segment is to be set aside. moved: where `repair` put it, or REWRITTEN.
+    lost: photos whose rows are gone with it, by id where that is known.
+    """
+
+    path: str
+    problem: str
+    space: str = ""
+    segment: str = ""
+    lost_rows: int = 0
+    lost: tuple[str, ...] = ()
+    moved: str = ""
+
+
+@dataclass(slots=True)
+class Report:
+    """What `verify` found."""
+
+    cache: Path
+    files: int = 0
+    bytes_read: int = 0
+    rows: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    duplicates: int = 0
+    differing: int = 0
+    largest_difference: float = 0.0
+    leftovers: int = 0
+
+    @property
+    def clean(self) -> bool:
+        return not self.findings
+
+    def document(self) -> dict[str, Json]:
+        """The same facts for machines."""
+        return {
+            "clean": self.clean,
+            "files": self.files,
+            "bytes": self.bytes_read,
+            "rows": self.rows,
+            "duplicates": {
+                "rows": self.duplicates,
+                "differing": self.differing,
+                "largest_difference": self.largest_difference,
+            },
+            "leftovers": self.leftovers,
+            "findings": [
+                {
+                    "path": found.path,
+                    "problem": found.problem,
+                    "space": found.space,
+                    "lost_rows": found.lost_rows,
+                    "lost": list(found.lost),
+                    "moved": found.moved,
+                }
+                for found in self.findings
+            ],
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.cache}: {self.rows:,} rows in {self.files:,} files ({self.bytes_read:,} bytes) "
+            + ("as they were written" if self.clean else f"read, {len(self.findings)} problems")
+        ]
+        for found in self.findings:
+            lines.append(f"  {found.path}: {found.problem}")
+            if found.moved:
+                rewritten = found.moved == REWRITTEN
+                lines.append(f"    {found.moved if rewritten else f'set aside in {found.moved}'}")
+            if found.lost_rows:
+                some = ", ".join(found.lost[:5]) + (", ..." if len(found.lost) > 5 else "")
+                lines.append(
+                    f"    extract again{f' for {found.space}' if found.space else ''}: "
+                    f"{found.lost_rows:,} photos{f' ({some})' if some else ''}"
+                )
+        if self.duplicates:
+            lines.append(
+                f"  {self.duplicates:,} rows are stored more than once; {self.differing:,} of them "
+                f"differ, by at most {self.largest_difference:.3g} (the lowest segment counts)"
+            )
+        if self.leftovers:
+            lines.append(f"  {self.leftovers} unfinished or abandoned leftovers (no harm)")
+        if not self.clean and not any(found.moved for found in self.findings):
+            lines.append("Run 'embedcache verify --repair' to set damaged segments aside")
+        return "\n".join(lines)

@@ -1,0 +1,170 @@
+"""Forgetting photos: their ids, contents, vectors and faces go, and refs stop claiming them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache import disk
+from embedcache.errors import CacheError
+from embedcache.manifest import replacement_id
+from embedcache.photo_ids import read_pairs, write_pairs
+from embedcache.refs import repin
+from embedcache.segment import Segment
+from embedcache.spec import Json
+from embedcache.store import Cache
+from embedcache.tombstones import write_tombstone
+from embedcache.transfer import Store, rewrite
+
+U8 = NDArray[np.uint8]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forgotten:
+    """What `forget` removed. kept: contents that another id still stands for."""
+
+    ids: int
+    contents: int
+    kept: tuple[str, ...]
+    rows: int
+    refs: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Json]:
+        return {
+            "ids": self.ids,
+            "contents": self.contents,
+            "kept": list(self.kept),
+            "rows": self.rows,
+            "refs": list(self.refs),
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.ids} ids and {self.rows} rows of {self.contents} photos are gone"]
+        if self.refs:
+            lines.append(f"changed refs: {', '.join(self.refs)}")
+        if self.kept:
+            lines.append(f"the same photo stays under other ids: {', '.join(self.kept)}")
+        return "\n".join([*lines, *self.notes])
+
+
+def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> Forgotten:
+    """Remove photos: their ids, every content they ever had, its vectors and its faces.
+
+    Contents that another id still stands for are kept, and named. A tombstone stays behind, which
+    keeps later merges from bringing the rows back. Refs that named the rewritten segments are
+    changed and say so.
+    scope: where the ids come from; needed when an id occurs in several places.
+    Raises CacheError for an id that is not recorded.
+    """
+    table = cache.photo_table()
+    wanted = set(ids)
+    at = [
+        i
+        for i, (name, place) in enumerate(zip(table.ids, table.scopes, strict=True))
+        if name in wanted and scope in (None, place)
+    ]
+    _check_known(cache, wanted, {(table.ids[i], table.scopes[i]) for i in at})
+    chosen = set(at)
+    contents = {table.digests[i].tobytes() for i in at}
+    others = {
+        table.digests[i].tobytes(): table.ids[i] for i in range(len(table)) if i not in chosen
+    }
+    doomed = contents - others.keys()
+    refs: set[str] = set()
+    rows = 0
+    with disk.plain_errors("write to", cache.path):
+        if doomed:
+            write_tombstone(cache.path, doomed)
+        stores: list[Store] = [*cache.spaces(), *cache.face_spaces()]
+        for store in stores:
+            store.salvage()
+            for segment in store.segments():
+                hit = _members(segment.column("digest"), doomed)
+                if hit.any():
+                    refs.update(replace_segment(cache, store, segment, keep=np.flatnonzero(~hit)))
+                    rows += int(hit.sum())
+        pairs = {(table.ids[i], table.scopes[i]) for i in at}
+        for segment in cache.photo_segments():
+            refs.update(_replace_ids(cache, segment, pairs))
+        notes = _forget_here(cache)
+    return Forgotten(
+        ids=len(pairs),
+        contents=len(doomed),
+        kept=tuple(sorted(others[content] for content in contents & others.keys())),
+        rows=rows,
+        refs=tuple(sorted(refs)),
+        notes=notes,
+    )
+
+
+def _members(digests: U8, contents: set[bytes]) -> Bool:
+    return np.fromiter((row.tobytes() in contents for row in digests), np.bool_, len(digests))
+
+
+def replace_segment(
+    cache: Cache, store: Store, segment: Segment, *, keep: NDArray[np.int64]
+) -> list[str]:
+    """Put a segment of the rows `keep` in a segment's place, in refs too; returns those refs."""
+    successor: dict[str, str] = {}
+    if len(keep):
+        new = replacement_id(segment.id)
+        about = dict(segment.manifest.about)
+        rewrite(store, store, [(segment, keep)], about=about, segment_id=new)
+        successor = {found.id: found.digest for found in store.segments() if found.id == new}
+    changed = repin(cache.path, segment.id, successor)
+    disk.remove_folder(segment.folder)
+    return changed
+
+
+def _replace_ids(cache: Cache, segment: Segment, pairs: set[tuple[str, str]]) -> list[str]:
+    """Take ids of a scope out of a photo segment; returns the refs that changed."""
+    ids, contents = read_pairs(segment)
+    scope = segment.manifest.name
+    keep = [i for i, name in enumerate(ids) if (name, scope) not in pairs]
+    if len(keep) == len(ids):
+        return []
+    successor: dict[str, str] = {}
+    if keep:
+        raw = np.frombuffer(b"".join(contents[i] for i in keep), np.uint8).reshape(-1, 32)
+        new = replacement_id(segment.id)
+        names = [ids[i] for i in keep]
+        write_pairs(segment.folder.parent, scope, names, raw, segment_id=new)
+        successor = {s.id: s.digest for s in cache.photo_segments() if s.id == new}
+    changed = repin(cache.path, segment.id, successor)
+    disk.remove_folder(segment.folder)
+    return changed
+
+
+def _check_known(cache: Cache, wanted: set[str], found: set[tuple[str, str]]) -> None:
+    if unknown := sorted(wanted - {name for name, _ in found}):
+        raise CacheError(
+            f"{cache.path} knows no photo id {unknown[0]!r}"
+            + (f" (nor {len(unknown) - 1} others of those given)" if len(unknown) > 1 else "")
+            + ". 'embedcache info' shows ids that it knows"
+        )
+    places: dict[str, list[str]] = {}
+    for name, scope in found:
+        places.setdefault(name, []).append(scope)
+    for name, scopes in places.items():
+        if len(scopes) > 1:
+            raise CacheError(
+                f"photo id {name!r} occurs in {len(scopes)} places: {', '.join(sorted(scopes))}. "
+                "Say which one is meant by its scope"
+            )
+
+
+def _forget_here(cache: Cache) -> tuple[str, ...]:
+    """This machine's own memory of paths goes; what was set aside is pointed at."""
+    for pattern in ("digests*", "index/*"):
+        for path in (cache.path / "local").glob(pattern):
+            path.unlink()
+    if (cache.path / "damaged").exists():
+        return (
+            f"{cache.path / 'damaged'} holds files that were set aside, perhaps with these rows: "
+            "delete it",
+        )
+    return ()

@@ -1,0 +1,61 @@
+"""An object store's listing, from an endpoint that may be hostile.
+
+obstore reads a page whole, and a page may never end, so each one is awaited beside a look at this
+process's memory, and given up, which frees it, once that has grown too far.
+"""
+
+import asyncio
+import resource
+import sys
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from embedcache.errors import RemoteError
+
+MAX_PAGE_BYTES = 512 << 20
+LOOK_SECONDS = 0.02
+SETTLE_SECONDS = (
+    0.2  # obstore's threads still tell of what was given up, and must find Python there
+)
+
+
+def pages(store: Any, prefix: str, *, name: str, most: int) -> list[dict[str, Any]]:
+    """All objects under a prefix, as obstore tells of them; stops past `most`.
+
+    Raises RemoteError for a page that does not end, and what obstore raises.
+    """
+    with ThreadPoolExecutor(1) as pool:  # the caller's thread may have an event loop of its own
+        return pool.submit(asyncio.run, _pages(store, prefix, name, most)).result()
+
+
+async def _pages(store: Any, prefix: str, name: str, most: int) -> list[dict[str, Any]]:
+    import obstore
+
+    found: list[dict[str, Any]] = []
+    stream = aiter(obstore.list(store, prefix, chunk_size=1000))
+    while page := await _next(stream, name):
+        found += page
+        if len(found) > most:
+            break
+    return found
+
+
+async def _next(stream: AsyncIterator[list[dict[str, Any]]], name: str) -> list[dict[str, Any]]:
+    async def page() -> list[dict[str, Any]]:
+        return await anext(stream, [])
+
+    task, before = asyncio.ensure_future(page()), _peak_bytes()
+    while not task.done():
+        await asyncio.wait({task}, timeout=LOOK_SECONDS)
+        if _peak_bytes() - before > MAX_PAGE_BYTES:
+            task.cancel()
+            await asyncio.wait({task})
+            await asyncio.sleep(SETTLE_SECONDS)
+            raise RemoteError(f"{name} sends a listing that does not end: refused")
+    return task.result()
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,207 @@
+"""A frozen network as functions of pixels: laid out for speed, one function for each lane of work.
+
+    network = build(model, preprocessing, devices=devices("auto"), precision="float32")
+    network.lanes[0](pixels)     uint8 (b, h, w, 3) -> float32 (b, dim)
+
+A lane is one thread that runs forward passes. Every GPU has two, so that one batch computes while
+another is copied; a CPU has one per core (up to MAX_CPU_LANES, which then share the cores), because
+two passes on one thread each beat one pass on two (docs/decisions/025). All lanes of a device share
+the weights. What is done to the network here changes its vectors by rounding only, within the
+tolerance in docs/format.md, and is therefore no part of a spec.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import WeightsError
+from embedcache.spec import Preprocessing
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_CPU_LANES = 4
+LANES_PER_GPU = 2
+TOLERANCE = 1e-4
+"""Largest relative difference, in the 2-norm of a vector, that a faster form of a network may have
+from its plain form on the same device; a form that differs more is not used."""
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+Forward = Callable[[U8], F32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A loaded network.
+
+    lanes: one function per lane: uint8 (b, h, w, 3) of preprocessed pixels -> float32 (b, dim).
+    device: of the first lane, as torch names it.
+    threads: torch threads for each lane's thread; None leaves them as they are.
+    compiled: gives the same lanes compiled, in the order of `lanes`; None where that cannot be.
+    """
+
+    lanes: tuple[Forward, ...]
+    device: str = "cpu"
+    threads: int | None = None
+    compiled: Callable[[], tuple[Forward, ...]] | None = None
+
+
+def devices(device: str) -> "list[torch.device]":
+    """The torch devices for a `--device` value, the first one first.
+
+    "auto": all CUDA devices where there are any, else the CPU; "cuda": all; "cuda:N": that one.
+    WeightsError if this machine lacks it.
+    """
+    import torch
+
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        device = "cuda" if n_cuda else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise WeightsError(f"no such device: {device!r}; use auto, cpu, cuda or cuda:N")
+    if found.type == "cuda" and (found.index or 0) >= n_cuda:
+        raise WeightsError(
+            f"--device {device}: torch sees {n_cuda} CUDA devices here; "
+            "use --device cpu, or install a torch that fits the driver"
+        )
+    if found.type == "cuda" and found.index is None:
+        return [torch.device("cuda", i) for i in range(n_cuda)]
+    return [found]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a forward pass failed because the device's memory ran out."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def build(
+    model: "torch.nn.Module",
+    preprocessing: Preprocessing,
+    *,
+    devices: "Sequence[torch.device]",
+    precision: str,
+) -> Network:
+    """Put a model on its devices.
+
+    model: in evaluation mode, on the CPU, float32; it is consumed.
+    precision: of the arithmetic, see `embedcache.spec.PRECISIONS`; vectors are float32 in any case.
+    """
+    import torch
+
+    # Else cuDNN would round to TF32, and one spec would hold vectors 1e-3 apart.
+    torch.backends.cudnn.allow_tf32 = False
+    dtype = getattr(torch, precision)
+    example = torch.rand(2, 3, *preprocessing.size, generator=torch.Generator().manual_seed(0))
+    model = folded(model, example)
+    models = [
+        (model if i == 0 else deepcopy(model))
+        .to(where, dtype)
+        .to(memory_format=torch.channels_last)
+        for i, where in enumerate(devices)
+    ]
+    first = devices[0]
+    cores = os.cpu_count() or 1
+    per_device = LANES_PER_GPU if first.type == "cuda" else min(cores, MAX_CPU_LANES)
+    threads = cores // per_device if first.type == "cpu" else None
+    # Neighbouring lanes stand on different devices: the first batches reach all of them.
+    places = list(zip(models, devices, strict=True)) * per_device
+
+    def compiled() -> tuple[Forward, ...]:
+        options: dict[str, Any] = {"freezing": True}
+        if threads is not None:
+            options["cpp.threads"] = threads
+        faster = {
+            where: torch.compile(one, dynamic=False, options=options)
+            for one, where in zip(models, devices, strict=True)
+        }
+        return tuple(_forward(faster[where], preprocessing, where, dtype) for _, where in places)
+
+    return Network(
+        lanes=tuple(_forward(one, preprocessing, where, dtype) for one, where in places),
+        device=str(first),
+        threads=threads,
+        compiled=compiled,
+    )
+
+
+def folded(model: "torch.nn.Module", example: "torch.Tensor") -> "torch.nn.Module":
+    """The model with each batch normalisation folded into the convolution before it.
+
+    A convolution and the normalisation that its block names next are taken for a pair where their
+    channels fit, and the whole is then compared with the original on `example` (b, 3, h, w): a
+    network that does not run them one after the other is left as it is.
+    """
+    import torch
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    changed = deepcopy(model)
+    pairs = 0
+    for block in list(changed.modules()):
+        children = list(block.named_children())
+        for (name, conv), (following, norm) in pairwise(children):
+            if (
+                isinstance(conv, torch.nn.Conv2d)
+                and isinstance(norm, torch.nn.BatchNorm2d)
+                and norm.num_features == conv.out_channels
+                and norm.running_var is not None
+            ):
+                setattr(block, name, fuse_conv_bn_eval(conv, norm))
+                # timm's BatchNormAct2d drops out and activates after it has normalised.
+                rest = [getattr(norm, part, None) for part in ("drop", "act")]
+                kept = [part for part in rest if isinstance(part, torch.nn.Module)]
+                setattr(block, following, torch.nn.Sequential(*kept))
+                pairs += 1
+    if not pairs:
+        return model
+    changed.eval().requires_grad_(False)
+    with torch.inference_mode():
+        try:
+            same = close(changed(example).numpy(), model(example).numpy())
+        except (AttributeError, RuntimeError, TypeError):  # a block that reads its norm's fields
+            same = False
+    return changed if same else model
+
+
+def close(found: F32, expected: F32) -> bool:
+    """Whether vectors, (b, dim), are those of the plain network up to TOLERANCE."""
+    gap = np.linalg.norm(found - expected, axis=1)
+    return bool((gap <= TOLERANCE * np.linalg.norm(expected, axis=1)).all())
+
+
+def _forward(
+    model: "Callable[[torch.Tensor], torch.Tensor]",
+    preprocessing: Preprocessing,
+    device: "torch.device",
+    dtype: "torch.dtype",
+) -> Forward:
+    import torch
+
+    # As torchvision's ToTensor and Normalize do it, on the device: (x / 255 - mean) / std.
+    shape = (1, 3, 1, 1)
+    mean = torch.tensor(preprocessing.mean, device=device).reshape(shape)
+    std = torch.tensor(preprocessing.std, device=device).reshape(shape)
+
+    def forward(pixels: U8) -> F32:
+        with torch.inference_mode():
+            batch = torch.from_numpy(pixels)
+            if device.type == "cuda":
+                batch = batch.pin_memory()
+            batch = batch.to(device, non_blocking=True).permute(0, 3, 1, 2)
+            batch = (batch.to(torch.float32).div_(255.0) - mean) / std
+            vectors = model(batch.to(dtype).contiguous(memory_format=torch.channels_last))
+            return cast(F32, vectors.float().cpu().numpy())
+
+    return forward

@@ -1,0 +1,180 @@
+"""Logistic regression with an L2 penalty: scipy's L-BFGS over blocks of rows.
+
+It minimises what scikit-learn's `LogisticRegression` does, C x sum of weight x log-loss plus half
+the squared coefficients, weights scaled to a mean of 1 and the intercepts free, and ends closer to
+the minimum (tested to 1e-6). Two things differ. Rows are read a block at a time, so that they need
+not fit in memory. And coefficients are sought in the coordinates in which the loss at its most
+curved is round: L-BFGS then needs a dozen passes over the rows where it would need hundreds.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cholesky, solve_triangular
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from heads.dataset import Part
+from heads.head import Layer, Link, Standard
+from heads.linear import Linear, figure
+
+STRENGTHS = tuple(float(10 ** (k / 2)) for k in range(-10, 3))
+Floats = NDArray[np.float64]
+
+
+def logistic(
+    train: Part,
+    dev: Part,
+    standard: Standard,
+    *,
+    outputs: int,
+    strengths: tuple[float, ...] = STRENGTHS,
+    memory_bytes: int | None = None,
+) -> Linear:
+    """The regression whose strength C has the least dev log-loss.
+
+    outputs: 1 for two classes, else the number of classes; one without a train row gets a
+        probability of about zero.
+    strengths: tried from the most regularised on, each from the last one's solution, until dev is
+        clearly past its best.
+    memory_bytes: standardised rows are kept only if they and the rows as read take less.
+    """
+    began = time.perf_counter()
+    loss = _Loss(train, standard, outputs, memory_bytes)
+    link: Link = "sigmoid" if outputs == 1 else "softmax"
+    scores: list[tuple[float, float]] = []
+    theta = np.zeros((loss.outputs, loss.dim + 1))
+    best, best_theta = math.inf, theta
+    for strength in strengths:
+        theta = loss.minimum(theta, strength, exact=False)
+        score = _log_loss(dev, standard, loss.layer(theta, outputs), link)
+        scores.append((strength, score))
+        if score < best:
+            best, best_theta, chosen = score, theta, strength
+        # Clearly, because under the strongest penalties every figure is the constant's.
+        elif len(scores) > 3 and min(score for _, score in scores[-3:]) > 1.02 * best:
+            break
+    layer = loss.layer(loss.minimum(best_theta, chosen, exact=True), outputs)
+    best = _log_loss(dev, standard, layer, link)
+    return Linear(layer, link, chosen, best, tuple(scores), time.perf_counter() - began)
+
+
+class _Loss:
+    """The mean weighted log-loss of the training rows, its slope, and its minimum under a penalty.
+
+    theta: (outputs, dim + 1), coefficients and then the intercept.
+    present: the classes with a train row; the others have no line in theta.
+    """
+
+    def __init__(
+        self, train: Part, standard: Standard, outputs: int, memory_bytes: int | None
+    ) -> None:
+        self.train, self.standard, self.share = train, standard, train.share
+        self.dim = len(standard.mean)
+        truth = train.targets[:, 0].astype(np.int64)
+        self.present = np.array([0]) if outputs == 1 else np.unique(truth)
+        self.outputs = len(self.present)
+        self.truth = truth if outputs == 1 else np.searchsorted(self.present, truth)
+        fits = memory_bytes is None or 2 * 4 * len(train) * self.dim <= memory_bytes
+        self.held = list(self._read()) if fits else None
+        self.gram = self._gram() if self.dim <= len(train) else None
+
+    def _read(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        for places, block in self.train.blocks():
+            yield places, self.standard.apply(block)
+
+    def blocks(self) -> Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Standardised rows, from memory or read anew."""
+        return self._read() if self.held is None else self.held
+
+    def _gram(self) -> Floats:
+        """The rows' second moments, by which the loss curves at the most."""
+        total = np.zeros((self.dim, self.dim))
+        for places, block in self.blocks():
+            rows = block * np.sqrt(self.share[places])[:, None]
+            total += rows.T @ rows
+        return total
+
+    def minimum(self, theta: Floats, strength: float, *, exact: bool) -> Floats:
+        """The theta of least loss, from a first guess on. strength: scikit-learn's C.
+
+        exact: to the rounding of float32 coefficients; else as well as dev can tell.
+        """
+        penalty = 1 / (strength * len(self.train))
+        if self.gram is None:
+            root = np.eye(1)
+        else:
+            curve = (0.25 if self.outputs == 1 else 0.5) * self.gram
+            np.fill_diagonal(curve, curve.diagonal() + penalty)
+            root = cholesky(curve, overwrite_a=True, check_finite=False)
+
+        def straight(turned: Floats, *, transposed: bool = False) -> Floats:
+            if self.gram is None:
+                return turned
+            solved = solve_triangular(root, turned.T, trans=int(transposed), check_finite=False)
+            return np.asarray(solved.T)
+
+        def look(flat: Floats) -> tuple[float, Floats]:
+            turned = flat.reshape(theta.shape)
+            weight = straight(turned[:, :-1])
+            value, slope = self.value(
+                np.column_stack([weight, turned[:, -1]]), np.float64 if exact else np.float32
+            )
+            value += 0.5 * penalty * float((weight * weight).sum())
+            slope[:, :-1] = straight(slope[:, :-1] + penalty * weight, transposed=True)
+            return value, slope.ravel()
+
+        first = theta.copy()
+        if self.gram is not None:
+            first[:, :-1] = theta[:, :-1] @ root.T
+        # A loss from float32 products says nothing of steps below 1e-7.
+        options = {"gtol": 1e-9, "ftol": 0.0} if exact else {"gtol": 1e-5, "ftol": 1e-7}
+        options |= {"maxiter": 1000, "maxls": 50}
+        found = minimize(look, first.ravel(), jac=True, method="L-BFGS-B", options=options)
+        turned = found.x.reshape(theta.shape)
+        return np.column_stack([straight(turned[:, :-1]), turned[:, -1]])
+
+    def layer(self, theta: Floats, outputs: int) -> Layer:
+        """Theta as a head's layer, with lines for all classes."""
+        weight, bias = np.zeros((1, outputs, self.dim)), np.full((1, outputs), -30.0)
+        weight[0, self.present], bias[0, self.present] = theta[:, :-1], theta[:, -1]
+        return Layer(weight.astype(np.float32), bias.astype(np.float32))
+
+    def value(self, theta: Floats, precision: type[np.floating[Any]]) -> tuple[float, Floats]:
+        """The mean loss at theta and its slope, without a penalty.
+
+        precision: of the two products with each block; the sums are in float64.
+        """
+        total, slope = 0.0, np.zeros_like(theta)
+        weight = theta[:, :-1].astype(precision)
+        for places, block in self.blocks():
+            rows = block.astype(precision, copy=False)
+            seen = (rows @ weight.T).astype(np.float64) + theta[:, -1]
+            truth, share = self.truth[places], self.share[places]
+            if self.outputs == 1:
+                one = seen[:, 0]
+                total += float(share @ (np.logaddexp(0, one) - truth * one))
+                gap = (expit(one) - truth)[:, None]
+            else:
+                seen -= seen.max(1, keepdims=True)
+                gap = np.exp(seen)
+                whole = gap.sum(1)
+                here = np.arange(len(rows)), truth
+                total += float(share @ (np.log(whole) - seen[here]))
+                gap /= whole[:, None]
+                gap[here] -= 1
+            gap *= share[:, None]
+            slope[:, :-1] += gap.T.astype(precision) @ rows
+            slope[:, -1] += gap.sum(0)
+        return total, slope
+
+
+def _log_loss(part: Part, standard: Standard, layer: Layer, link: Link) -> float:
+    outputs = np.empty((len(part), layer.bias.shape[1]))
+    for places, block in part.blocks():
+        outputs[places] = standard.apply(block) @ layer.weight[0].T + layer.bias[0]
+    return figure(part, outputs, link)
