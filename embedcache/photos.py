@@ -10,36 +10,23 @@ where they lie. Within one scope the newest content is the id's; the older vecto
 are forgotten.
 """
 
-import errno
 import hashlib
 import os
-import stat
-import time
-import zipfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-import numpy.typing as npt
-
+from embedcache.digests import Digests, digest_files, read_file, reason_of
 from embedcache.errors import PhotosError
+
+__all__ = ["SUFFIXES", "Digests", "Photos", "read_file", "reason_of", "scope_of"]
 
 SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
     + [".heic", ".heif", ".avif", ".ppm", ".pgm"]
 )
 TABLE_SUFFIXES = (".csv", ".parquet")
-MAX_FILE_BYTES = 512 * 2**20
-CLOCK_RESOLUTION_NS = 2_000_000_000
-"""A file changed this shortly before it was read may change again within one tick of its clock
-(FAT counts two seconds), so its digest is not remembered."""
-
-U8 = npt.NDArray[np.uint8]
-_BLOCK_FILES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,129 +82,19 @@ class Photos:
         *,
         workers: int = 4,
         progress: Callable[[int, int], None] | None = None,
-    ) -> "Digests":
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Digests:
         """sha256 of every file's bytes.
 
         memo: a file that remembers digests by path, size and mtime_ns; read if it is there,
             rewritten atomically when something new was learned.
-        progress: called with (files done, files to read) as reading goes on.
+        progress: called ten times a second, in the calling thread, with (files looked at, files),
+            and once at the end.
+        stop: asked ten times a second; True ends the reading, also within a large file. What was
+            learned is in the memo, and the files that were not come to are `unread`.
         A file that cannot be read gets a reason instead; nothing is raised.
         """
-        remembered = Memo.read(memo)
-        value = np.zeros((len(self.paths), 32), np.uint8)
-        reasons: dict[int, str] = {}
-        fresh: list[tuple[int, str, os.stat_result]] = []
-        here = os.getcwd()
-        for i, name in enumerate(self.paths):
-            path = name if name[:1] == os.sep else os.path.join(here, name)
-            try:
-                found = os.stat(path)
-            except OSError as error:
-                reasons[i] = reason_of(error)
-                continue
-            known = remembered.get(path, found)
-            if known is None:
-                fresh.append((i, path, found))
-            else:
-                value[i] = np.frombuffer(known, np.uint8)
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            for start in range(0, len(fresh), _BLOCK_FILES):
-                block = fresh[start : start + _BLOCK_FILES]
-                now = time.time_ns()
-                answers = pool.map(_digest_or_reason, (path for _, path, _ in block))
-                for (i, path, found), answer in zip(block, answers, strict=True):
-                    if isinstance(answer, str):
-                        reasons[i] = answer
-                        continue
-                    value[i] = np.frombuffer(answer, np.uint8)
-                    remembered.put(path, found, answer, now)
-                if progress is not None:
-                    progress(start + len(block), len(fresh))
-        remembered.write()
-        return Digests(value, reasons, n_read=len(fresh))
-
-
-@dataclass(frozen=True, slots=True)
-class Digests:
-    """Content digests of n photos, in the photos' order.
-
-    value: uint8 (n, 32), sha256; zeros where the file could not be read.
-    reasons: why, by position, for those that could not.
-    n_read: files whose bytes were read; the others were remembered.
-    """
-
-    value: U8
-    reasons: dict[int, str]
-    n_read: int
-
-    @property
-    def readable(self) -> npt.NDArray[np.bool_]:
-        """bool (n,): which photos have a digest."""
-        ok = np.ones(len(self.value), bool)
-        ok[list(self.reasons)] = False
-        return ok
-
-
-class Memo:
-    """Digests remembered by path, size and mtime_ns, in one npz file (no pickle).
-
-    A lost or damaged memo costs time and nothing else, so it is read leniently and two processes
-    that write it at once leave one of the two.
-    """
-
-    def __init__(self, path: Path | None, entries: dict[str, tuple[int, int, bytes]]) -> None:
-        self._path = path
-        self._entries = entries
-        self._changed = False
-
-    @classmethod
-    def read(cls, path: Path | None) -> Self:
-        """The memo in `path`, empty when there is none or it cannot be read."""
-        entries: dict[str, tuple[int, int, bytes]] = {}
-        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            if path is not None:
-                with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                    names = stored["paths"].tobytes().decode("utf-8", "surrogateescape")
-                    blob = stored["digests"].tobytes()
-                    digests = [blob[i : i + 32] for i in range(0, len(blob), 32)]
-                    numbers = zip(
-                        stored["sizes"].tolist(), stored["mtimes"].tolist(), digests, strict=True
-                    )
-                    entries = dict(zip(names.split("\0"), numbers, strict=True))
-        return cls(path, entries)
-
-    def get(self, path: str, found: os.stat_result) -> bytes | None:
-        """The digest of the file, if it has not changed since it was remembered."""
-        entry = self._entries.get(path)
-        if entry is None or entry[0] != found.st_size or entry[1] != found.st_mtime_ns:
-            return None
-        return entry[2]
-
-    def put(self, path: str, found: os.stat_result, digest: bytes, now_ns: int) -> None:
-        """Remember `digest`, unless the file is so new that it may change unnoticed."""
-        if now_ns - found.st_mtime_ns > CLOCK_RESOLUTION_NS:
-            self._entries[path] = (found.st_size, found.st_mtime_ns, digest)
-            self._changed = True
-
-    def write(self) -> None:
-        """Store what was learned; a full disk or a read-only folder is no error here."""
-        if self._path is None or not self._changed:
-            return
-        names = "\0".join(self._entries).encode("utf-8", "surrogateescape")
-        sizes, mtimes, digests = zip(*self._entries.values(), strict=True)
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.npz")
-        try:
-            np.savez(
-                temporary,
-                paths=np.frombuffer(names, np.uint8),
-                sizes=np.array(sizes, np.int64),
-                mtimes=np.array(mtimes, np.int64),
-                digests=np.frombuffer(b"".join(digests), np.uint8),
-            )
-            temporary.replace(self._path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink()
+        return digest_files(self.paths, memo, workers=workers, progress=progress, stop=stop)
 
 
 def scope_of(path: Path) -> str:
@@ -225,33 +102,6 @@ def scope_of(path: Path) -> str:
     place = path.resolve()
     mark = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
     return f"{_text(place.name or 'root')}-{mark}"
-
-
-def read_file(path: str) -> bytes:
-    """The file's bytes; OSError as the system says it, and for a file that is too large to be one
-    photo (MAX_FILE_BYTES) or is no regular file."""
-    # Without O_NONBLOCK a named pipe among the photos would stop the run for good.
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, "not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise OSError(errno.EFBIG, "too large for a photo")
-        return file.read(MAX_FILE_BYTES)
-
-
-def reason_of(error: OSError) -> str:
-    """The ledger's word for a file that could not be read."""
-    if isinstance(error, FileNotFoundError):
-        return "vanished"
-    return "too_large_file" if error.errno == errno.EFBIG else "unreadable"
-
-
-def _digest_or_reason(path: str) -> bytes | str:
-    try:
-        return hashlib.sha256(read_file(path)).digest()
-    except OSError as error:
-        return reason_of(error)
 
 
 def _folder(root: Path) -> tuple[list[str], list[str]]:

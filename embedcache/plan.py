@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.backbones import Backbone, shorter_side
+from embedcache.digests import Digests
 from embedcache.finder import FaceFinder
 from embedcache.outcome import Tally
-from embedcache.photos import Digests, Photos
+from embedcache.photos import Photos
 from embedcache.prefetch import Job, Need
 from embedcache.space import Rows
 from embedcache.store import ABSENT, FAILED, OK

@@ -1,15 +1,18 @@
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
-from embedcache import photos as photos_module
+from embedcache import digests as digests_module
+from embedcache.digests import Memo
 from embedcache.errors import PhotosError
-from embedcache.photos import Memo, Photos
+from embedcache.photos import Photos
 
 LONG_AGO = time.time() - 3600
 
@@ -149,7 +152,7 @@ def test_what_cannot_be_read_gets_a_reason(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "in/folder.jpg").mkdir()
     (tmp_path / "in/pipe.jpg").unlink()
     os.mkfifo(tmp_path / "in/pipe.jpg")
-    monkeypatch.setattr(photos_module, "MAX_FILE_BYTES", 8)
+    monkeypatch.setattr(digests_module, "MAX_FILE_BYTES", 8)
     found = table.digests()
     by_id = {table.ids[i]: reason for i, reason in found.reasons.items()}
     assert by_id == {
@@ -172,11 +175,113 @@ def test_a_damaged_memo_costs_time_and_nothing_else(tmp_path: Path, content: byt
 
 def test_the_memo_keeps_names_of_any_encoding(tmp_path: Path) -> None:
     name = os.fsdecode(b"/caf\xe9.jpg")
-    status = os.stat(write(tmp_path / "x.jpg"))
     memo = Memo.read(tmp_path / "memo.npz")
-    memo.put(name, status, b"d" * 32, time.time_ns())
+    memo.put(name, 5, 7, b"d" * 32, time.time_ns())
     memo.write()
-    assert Memo.read(tmp_path / "memo.npz").get(name, status) == b"d" * 32
+    digests, known = Memo.read(tmp_path / "memo.npz").look([name, "/other"], *sizes([5, 5], [7, 7]))
+    assert digests[0].tobytes() == b"d" * 32
+    assert known.tolist() == [True, False]
+
+
+def test_the_memo_forgets_what_changed_and_learns_it_anew(tmp_path: Path) -> None:
+    memo = Memo.read(tmp_path / "memo.npz")
+    now = time.time_ns()
+    for name in ("a", "b", "c"):
+        memo.put(name, 5, 7, name.encode() * 32, now)
+    memo.write()
+    memo = Memo.read(tmp_path / "memo.npz")
+    memo.put("b", 6, 8, b"B" * 32, now)
+    memo.put("d", 5, 7, b"d" * 32, now)
+    memo.write()
+    again = Memo.read(tmp_path / "memo.npz")
+    digests, known = again.look(["d", "b", "a", "c"], *sizes([5, 6, 5, 5], [7, 8, 7, 7]))
+    assert known.all()
+    assert [row.tobytes()[:1] for row in digests] == [b"d", b"B", b"a", b"c"]
+    for size, mtime in ((5, 8), (6, 7)):
+        assert not again.look(["b"], *sizes([size], [mtime]))[1].any()
+
+
+def sizes(sizes: list[int], mtimes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(sizes, np.int64), np.array(mtimes, np.int64)
+
+
+def test_reading_stops_when_asked_and_keeps_what_it_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests_module, "_TICK_SECONDS", 0.01)
+    for i in range(3000):
+        write(tmp_path / f"in/{i:04}.jpg", b"%d" % i)
+    table, memo = Photos.read(tmp_path / "in"), tmp_path / "memo.npz"
+    told: list[tuple[int, int]] = []
+    found = table.digests(
+        memo, workers=2, progress=lambda *now: told.append(now), stop=lambda: len(told) >= 2
+    )
+    assert found.stopped
+    assert 0 < len(found.unread) == 3000 - found.readable.sum()
+    assert not found.reasons
+    assert not found.readable[found.unread].any()
+    assert found.n_read == found.readable.sum() > 0
+    assert told[-1] == (found.n_read, 3000)
+    again = table.digests(memo)
+    assert again.n_read == len(found.unread)
+    assert not again.stopped
+    assert (again.value[found.readable] == found.value[found.readable]).all()
+    for i in (0, 1500, 2999):
+        assert again.value[i].tobytes() == hashlib.sha256(b"%d" % i).digest()
+
+
+def test_reading_stops_in_the_middle_of_a_large_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "in/a.jpg", b"small")
+    with open(tmp_path / "in/large.jpg", "wb") as file:
+        file.truncate(200 * 2**20)
+    asked: list[float] = []
+
+    monkeypatch.setattr(digests_module, "_BLOCK_BYTES", 4096)  # tens of seconds at this size
+
+    def stop() -> bool:
+        asked.append(time.monotonic())
+        return len(asked) > 1
+
+    found = Photos.read(tmp_path / "in").digests(stop=stop)
+    assert time.monotonic() - asked[-1] < 0.5
+    assert found.unread.tolist() == [1]
+    assert found.readable.tolist() == [True, False]
+
+
+def test_progress_is_told_while_one_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "in/a.jpg", b"x")
+    real = digests_module._digest
+
+    def slowly(path: str, halt: threading.Event) -> tuple[bytes, int]:
+        time.sleep(0.6)
+        return real(path, halt)
+
+    monkeypatch.setattr(digests_module, "_digest", slowly)
+    told: list[tuple[int, int]] = []
+    Photos.read(tmp_path / "in").digests(progress=lambda *now: told.append(now))
+    assert told[-1] == (1, 1)
+    assert told.count((0, 1)) >= 3
+
+
+def test_an_exception_while_reading_keeps_what_was_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests_module, "_TICK_SECONDS", 0.01)
+    for i in range(3000):
+        write(tmp_path / f"in/{i:04}.jpg", b"%d" % i)
+    table, memo = Photos.read(tmp_path / "in"), tmp_path / "memo.npz"
+
+    def interrupt(done: int, n: int) -> None:
+        if done > 500:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        table.digests(memo, progress=interrupt)
+    assert table.digests(memo).n_read <= 2500
 
 
 def test_photos_made_for_tests_differ(make_photos: Callable[..., Path]) -> None:
