@@ -65,7 +65,8 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 def text_of(p: Progress) -> str:
     """`1,200 of 9,000 photos  14.2/s  9 min 10 s left  3 failed`."""
     rate = p.done / p.seconds if p.seconds else 0.0
-    parts = [f"{p.done:,} of {p.n:,} photos", f"{rate:.1f}/s"]
+    doing = f"{p.doing} " if p.doing else ""
+    parts = [f"{doing}{p.done:,} of {p.n:,} photos", f"{rate:.1f}/s"]
     if rate:
         parts.append(f"{duration((p.n - p.done) / rate)} left")
     if p.failed:

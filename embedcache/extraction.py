@@ -70,9 +70,9 @@ def extract(
         fails costs a warning and nothing else.
     offer: give back to `remote` what is computed, as it goes.
     writer: a name for the manifests of what is computed.
-    progress: called after every photo.
+    progress: called after every photo, and ten times a second while files are read for the plan.
     tell: takes a line about what else happens, such as compiling.
-    stop: asked after every photo; True commits what is done and returns with `interrupted` set.
+    stop: asked as often; True commits what is done and returns with `interrupted` set.
     Returns per backbone the photos that were there (hit), embedded and failed, and where the
         seconds went.
     Raises WeightsError for a backbone that cannot be loaded. A photo that cannot be read does not
@@ -91,8 +91,16 @@ def extract(
     )
     cores = os.cpu_count() or 1
     gate = Gate(workers or min(MAX_WORKERS, cores), most=workers or max(MAX_WORKERS, 4 * cores))
+
+    def reading(n_done: int, n: int) -> None:
+        if progress is not None:
+            seconds = time.perf_counter() - started
+            progress(Progress(n_done, n, 0, seconds, doing="reading"))
+
     with clock.step("read"):
-        digests = photos.digests(cache.local / "digests.npz", workers=gate.workers)
+        digests = photos.digests(
+            cache.local / "digests.npz", workers=gate.workers, progress=reading, stop=stop
+        )
         kept = [photo for photo, ok in zip(photos.ids, digests.readable, strict=True) if ok]
         cache.record_photos(photos.scope, kept, digests.value[digests.readable])
     remember_places(cache, {b.spec.digest: b.place for b in backbones})
@@ -101,7 +109,8 @@ def extract(
         space.salvage()
     todo, tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
     upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
-    if upstream is not None:
+    interrupted = digests.stopped or stop()
+    if upstream is not None and not interrupted:
         upstream.serve(spaces)
         with clock.step("read"):
             upstream.take(todo.digests)
@@ -110,10 +119,10 @@ def extract(
     if upstream is not None:
         rounds = upstream.rounds(todo, spaces, tallies, retry_failed=retry_failed)
     left = todo.wanted.sum(axis=0).tolist()
-    networks = {b: backbone.open() for b, backbone in enumerate(backbones) if left[b]}
-    done, interrupted = 0, False
+    networks = {b: backbones[b].open() for b, n in enumerate(left) if n and not interrupted}
     failure = next(iter(digests.reasons.items()), None) if strict else None
     refused = f"{photos.paths[failure[0]]}: {failure[1]}" if failure else None
+    done, began = 0, time.perf_counter()
     with Lanes.of(networks.values()) as lanes:
         run = Pipeline(
             *(backbones, networks, spaces, tallies, faces, clock),
@@ -139,7 +148,7 @@ def extract(
                         refused = run.refused
                         break
                     if progress is not None:
-                        seconds = time.perf_counter() - started
+                        seconds = time.perf_counter() - began
                         progress(Progress(done, len(todo), run.n_failed, seconds))
                     if stop():
                         interrupted = True

@@ -4,18 +4,21 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from embedcache import images, prefetch
+from embedcache import images, pace, prefetch
 from embedcache.errors import PhotosError
 from embedcache.extraction import extract
 from embedcache.finder import FaceFinder
+from embedcache.network import Network
 from embedcache.outcome import Clock
 from embedcache.photos import Photos
 from embedcache.store import Cache
@@ -181,6 +184,130 @@ def test_a_stopped_run_commits_what_is_done(make_photos: MakePhotos, tmp_path: P
     assert (found.spaces[0].embedded, found.spaces[0].left) == (8, 4)
     assert "Run the same command to go on" in str(found)
     assert counts(extract(photos, cache, backbone=stand_in.backbone())) == (12, 8, 4, 0)
+
+
+def test_a_run_stopped_while_it_reads_for_the_plan_keeps_what_it_learned(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    photos = Photos.read(make_photos(12))
+    cache = Cache.open(tmp_path / "c", create=True)
+    doing: list[str] = []
+    model = stand_in.backbone(before=lambda n: pytest.fail("embedded"))
+    found = extract(
+        photos, cache, backbone=model, progress=lambda p: doing.append(p.doing), stop=lambda: True
+    )
+    assert found.interrupted
+    assert counts(found) == (12, 0, 0, 0)
+    assert found.spaces[0].left == 12
+    assert set(doing) == {"reading"}
+    assert counts(extract(photos, cache, backbone=stand_in.backbone())) == (12, 0, 12, 0)
+
+
+def test_every_lane_takes_part_and_the_vectors_are_those_of_one(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    photos = Photos.read(make_photos(40))
+    used: list[str] = []
+
+    def slowly(_: int) -> None:
+        used.append(threading.current_thread().name)
+        time.sleep(0.02)
+
+    cache = Cache.open(tmp_path / "c", create=True)
+    model = stand_in.backbone(before=slowly, n_lanes=3)
+    assert counts(extract(photos, cache, backbone=model, batch_size=4)) == (40, 0, 40, 0)
+    assert set(used) == {"lane-0", "lane-1", "lane-2"}
+    alone = Cache.open(tmp_path / "alone", create=True)
+    extract(photos, alone, backbone=stand_in.backbone())
+    np.testing.assert_array_equal(vectors(cache, photos), vectors(alone, photos))
+
+
+def test_a_long_run_tries_batch_sizes_on_real_photos_and_wastes_none(
+    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "CPU_SIZES", (1, 2, 5))
+    photos = Photos.read(make_photos(150))
+    sizes: list[int] = []
+
+    def work(n: int) -> None:
+        sizes.append(n)
+        time.sleep(0.01 + 0.004 * max(0, n - 2) ** 2)  # a batch of 2 is by far the best
+
+    cache = Cache.open(tmp_path / "c", create=True)
+    found = extract(photos, cache, backbone=stand_in.backbone(before=work)).spaces[0]
+    assert sizes[:6] == [1, 2, 5, 1, 2, 5]
+    assert set(sizes[6:]) == {2}
+    assert sum(sizes) == 150
+    assert (found.embedded, found.batch_size) == (150, 2)
+    assert found.model_photos_per_second == pytest.approx(200, rel=0.6)
+
+
+class Compiled:
+    """A stand-in whose compiled form is what a test says; `used` counts photos by form."""
+
+    def __init__(self, change: Callable[[np.ndarray], np.ndarray], *, pause: float) -> None:
+        self.used = {"plain": 0, "compiled": 0}
+        self._model = stand_in.backbone()
+        self._change, self._pause = change, pause
+        network = Network(lanes=(self._plain,), compiled=lambda: (self._compiled,))
+        self.backbone = replace(self._model, open=lambda: network)
+
+    def _plain(self, pixels: np.ndarray) -> np.ndarray:
+        self.used["plain"] += len(pixels)
+        time.sleep(0.02)
+        return self._model.forward(pixels)
+
+    def _compiled(self, pixels: np.ndarray) -> np.ndarray:
+        self.used["compiled"] += len(pixels)
+        time.sleep(self._pause)
+        return self._change(self._model.forward(pixels))
+
+
+def fail_to_compile(_: np.ndarray) -> np.ndarray:
+    raise RuntimeError("no compiler\nand more")
+
+
+@pytest.mark.parametrize(
+    ("change", "pause", "told"),
+    [
+        (lambda v: v * np.float32(1 + 1e-6), 0.0, "instead of"),
+        (lambda v: v * np.float32(1.01), 0.0, "not used, vectors differ"),
+        (lambda v: v, 0.06, "not used, no faster"),
+        (fail_to_compile, 0.0, "cannot be compiled here (no compiler); going on without"),
+    ],
+)
+def test_a_network_is_compiled_only_if_that_is_faster_and_the_same(
+    make_photos: MakePhotos,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[np.ndarray], np.ndarray],
+    pause: float,
+    told: str,
+) -> None:
+    monkeypatch.setattr(pace, "CPU_SIZES", (4,))
+    photos = Photos.read(make_photos(99))
+    cache, lines = Cache.open(tmp_path / "c", create=True), list[str]()
+    model = Compiled(change, pause=pause)
+    found = extract(
+        photos, cache, backbone=model.backbone, compiling="on", tell=lines.append
+    ).spaces[0]
+    assert found.embedded == 99
+    assert found.compiled == (told == "instead of")
+    assert told in lines[-1]
+    # the last, short batch is never compiled for
+    used = 99 - 8 - 3 if found.compiled else 0
+    checked = 4 if change is fail_to_compile else 12
+    assert model.used["compiled"] == used + checked
+    alone = Cache.open(tmp_path / "alone", create=True)
+    extract(photos, alone, backbone=stand_in.backbone())
+    np.testing.assert_allclose(vectors(cache, photos), vectors(alone, photos), rtol=1e-5)
+
+
+def test_a_short_run_is_never_compiled(make_photos: MakePhotos, tmp_path: Path) -> None:
+    model = Compiled(fail_to_compile, pause=0)
+    cache = Cache.open(tmp_path / "c", create=True)
+    found = extract(Photos.read(make_photos(9)), cache, backbone=model.backbone)
+    assert (found.spaces[0].compiled, model.used["compiled"]) == (False, 0)
 
 
 def test_backbones_of_one_run_share_one_decode(

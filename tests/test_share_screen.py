@@ -84,6 +84,7 @@ def test_it_sees_numbers_that_are_not_finite(tmp_path: Path) -> None:
     rows[2, 1] = np.inf
     stream = RowStream(tmp_path / "embedding", cut)
     stream.add(rows)
+    stream.end()
     files, crcs = stream.finish()
     manifest = Manifest(
         segment="",

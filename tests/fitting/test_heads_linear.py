@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -62,11 +63,16 @@ def test_logistic_equals_scikit_learns(
     found = logistic(part, dev, standard, outputs=outputs, strengths=(strength,)).layer
     rows = standard.apply(part.read()).astype(float)
     assert part.weights is not None
-    # At its default solver and tolerance scikit-learn stops 1e-4 short of the minimum.
+    # At its default solver and tolerance scikit-learn stops 1e-4 short of the minimum; at this one
+    # it says that its line search has come to the end of what numbers can tell.
     model = LogisticRegression(C=strength, solver="newton-cg", tol=1e-12, max_iter=1000)
-    model.fit(rows, part.targets[:, 0], part.weights / part.weights.mean())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(rows, part.targets[:, 0], part.weights / part.weights.mean())
     assert found.weight[0] == pytest.approx(model.coef_, abs=1e-6)
-    assert found.bias[0] == pytest.approx(model.intercept_, abs=1e-6)
+    # What is added to all classes alike changes no probability.
+    shift = (found.bias[0] - model.intercept_).mean() if n_classes > 2 else 0
+    assert found.bias[0] == pytest.approx(model.intercept_ + shift, abs=1e-6)
 
 
 def test_logistic_in_blocks_and_from_the_cache_is_the_same(
