@@ -150,6 +150,7 @@ def extract(
 ) -> None:
     """Embed every photo that the cache lacks; running it again is the resume."""
     from embedcache.photos import Photos
+    from embedcache.share import destination
     from embedcache.team import read_settings
 
     table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
@@ -174,15 +175,16 @@ def extract(
     shared = {"none": None}.get(remote or "", remote or settings.remote or None)
     if offer and shared is None:
         raise InputError("--offer needs to know where to: add --remote URL")
-    found = _extract(
-        *(table, _open(cache, create=True), names),
-        compiling=compile_.value,
-        strict=strict,
-        remote=shared,
-        offer=settings.offer if offer is None else offer,
-        writer=settings.writer,
-        **options,
-    )
+    with destination(cache) as opened:
+        found = _extract(
+            *(table, opened, names),
+            compiling=compile_.value,
+            strict=strict,
+            remote=shared,
+            offer=settings.offer if offer is None else offer,
+            writer=settings.writer,
+            **options,
+        )
     _print(found, json_)
     if found.interrupted:
         raise typer.Exit(130)

@@ -16,16 +16,17 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from embedcache import images, network, weights
+from embedcache import images, known_specs, network, weights
 from embedcache.errors import WeightsError
 from embedcache.network import Network
-from embedcache.spec import FaceCrop, Preprocessing, Spec
+from embedcache.spec import FaceCrop, Json, Preprocessing, Spec
 from embedcache.weights import first_line
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "inception_v3.tf_in1k"
 FACE_MARGIN = 0.0
+FACE_DETECTOR = "mtcnn-1"  # faces.VERSION, which costs an import
 DOCTOR = "Run 'embedcache doctor' to see which weights are at hand."
 
 Decode = Literal["full", "reduced"]
@@ -117,18 +119,60 @@ def load(
     precision: str = "float32",
     decode: Decode = "full",
     detector: Callable[[], str] | None = None,
+    memo: Path | None = None,
 ) -> Backbone:
-    """Load a backbone, its weights and its preprocessing.
+    """Find a backbone, its weights and its preprocessing.
 
     device: "auto" (every CUDA device where there is one), "cpu", "cuda" or "cuda:N".
     precision: of the network's arithmetic; vectors are float32 in any case.
     decode: "full" decodes every pixel, as timm does; "reduced" reads large JPEGs at a reduced
         scale, never below twice the input's size, several times faster (docs/decisions/024).
     detector: gives the digest of the face detector, asked only for a face crop.
+    memo: a file that remembers specs; where this backbone's files have not changed since, the
+        network is loaded by the first call of `open` only.
     Raises WeightsError when the name is unknown, or the weights are missing or do not fit; it says
         where they were looked for and what to do without internet.
     """
     asked = Name.parse(name)
+    key: dict[str, Json] = {
+        "place": asked.place,
+        "precision": precision,
+        "decode": decoding(decode),
+        "face": [FACE_DETECTOR, FACE_MARGIN] if asked.face else None,
+    }
+
+    def now() -> Backbone:
+        return _load(asked, device=device, precision=precision, decode=decode, detector=detector)
+
+    if memo is None:
+        return now()
+    if (spec := known_specs.recall(memo, key)) is None:
+        loaded = now()
+        known_specs.remember(memo, key, loaded.spec, _files(asked))
+        return loaded
+
+    @cache
+    def open_() -> Network:
+        loaded = now()
+        if loaded.spec != spec:
+            known_specs.forget(memo, key)
+            raise WeightsError(
+                f"the weights of {asked.recorded} have changed since this cache last saw them: "
+                f"{'; '.join(loaded.spec.difference(spec))}. Run the same command again."
+            )
+        return loaded.open()
+
+    return Backbone(name=asked.recorded, place=asked.place, spec=spec, open=open_)
+
+
+def _load(
+    asked: Name,
+    *,
+    device: str,
+    precision: str,
+    decode: Decode,
+    detector: Callable[[], str] | None,
+) -> Backbone:
     places = network.devices(device)
     model, architecture, arguments, preprocessing = (
         _facenet(asked, decode) if asked.source == "facenet" else _timm(asked, decode)
@@ -156,6 +200,20 @@ def load(
         precision=precision,
     )
     return Backbone(name=asked.recorded, place=asked.place, spec=spec, open=lambda: built)
+
+
+def _files(name: Name) -> list[Path]:
+    """The files that decide what a name means; none where that cannot be told."""
+    if name.source == "local-dir":
+        found = [path for path in Path(name.where).resolve().iterdir() if path.is_file()]
+    elif name.source == "facenet":
+        found = [weights.facenet_file(name.where).resolve()]
+    else:
+        found = weights.hub_files(_hub_id(name))
+    if found and name.face:
+        detector = known_specs.detector_files()
+        found = [*found, *detector] if detector else []
+    return found
 
 
 def resolved(name: str, folder: Path) -> str:
@@ -254,15 +312,21 @@ def _check_timm(name: Name, full: str) -> None:
             raise WeightsError(
                 f"timm {timm.__version__} has no pretrained weights for {name.where}"
             )
-        hub_id = config.hf_hub_id
-        if hub_id is None:
-            return
-        hub_id = hub_id if hub_id.count("/") else f"timm/{name.where}"
-        if hub_id.endswith("/"):
-            hub_id += name.where
-    else:
-        hub_id = name.where.partition("@")[0]
-    weights.need_hub(hub_id, full)
+    if hub_id := _hub_id(name):
+        weights.need_hub(hub_id, full)
+
+
+def _hub_id(name: Name) -> str:
+    """The hub's id of a timm or hf-hub name; "" for one whose weights lie elsewhere."""
+    import timm
+
+    if name.source == "hf-hub":
+        return name.where.partition("@")[0]
+    config = timm.get_pretrained_cfg(name.where)
+    hub_id = str(config.hf_hub_id or "") if config else ""
+    if hub_id and not hub_id.count("/"):
+        return f"timm/{name.where}"
+    return hub_id + name.where if hub_id.endswith("/") else hub_id
 
 
 # --- FaceNet ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Literal
 
 from embedcache.backbones import DEFAULT, Backbone, Decode, load
@@ -80,7 +81,14 @@ def extract(
     started = time.perf_counter()
     clock = Clock()
     faces = FaceFinder(cache, device)
-    backbones = load_all(backbone, faces=faces, device=device, precision=precision, decode=decode)
+    backbones = load_all(
+        backbone,
+        faces=faces,
+        memo=cache.local / "specs.json",
+        device=device,
+        precision=precision,
+        decode=decode,
+    )
     cores = os.cpu_count() or 1
     gate = Gate(workers or min(MAX_WORKERS, cores), most=workers or max(MAX_WORKERS, 4 * cores))
     with clock.step("read"):
@@ -158,6 +166,7 @@ def load_all(
     backbone: str | Backbone | Sequence[str | Backbone],
     *,
     faces: FaceFinder,
+    memo: Path | None = None,
     device: str,
     precision: str,
     decode: Decode,
@@ -167,7 +176,14 @@ def load_all(
     loaded = [
         b
         if isinstance(b, Backbone)
-        else load(b, device=device, precision=precision, decode=decode, detector=faces.digest)
+        else load(
+            b,
+            device=device,
+            precision=precision,
+            decode=decode,
+            detector=faces.digest,
+            memo=memo,
+        )
         for b in asked
     ]
     return list({b.spec.digest: b for b in loaded}.values())

@@ -65,6 +65,19 @@ def in_hub_cache(hub_id: str) -> bool:
     return any(isinstance(try_to_load_from_cache(hub_id, file), str) for file in files)
 
 
+def hub_files(hub_id: str) -> list[Path]:
+    """The files of a model in the Hugging Face cache of this machine, and the mark of its revision;
+    none where it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(hub_id, "config.json") if hub_id else None
+    if not isinstance(config, str):
+        return []
+    snapshot = Path(config).parent
+    marks = snapshot.parent.parent / "refs"
+    return [path for path in (*snapshot.iterdir(), *marks.iterdir()) if path.is_file()]
+
+
 def facenet_places(where: str) -> list[Path]:
     """The files that are looked for, in order, for one of FACENET_FILES."""
     home = os.environ.get("TORCH_HOME") or os.path.join(

@@ -1,0 +1,92 @@
+"""Specs of backbones whose files have not changed: a run with nothing to do then loads no network.
+
+A spec needs the digest of the weights as loaded, and loading takes seconds. What a name meant the
+last time is kept in the cache's `local/` with path, size and mtime_ns of every file that it was
+made of, as the digests of photos are. It is a memory and no authority: when the network is loaded
+after all, its spec is made anew and compared.
+"""
+
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from embedcache.errors import CacheError
+from embedcache.photos import CLOCK_RESOLUTION_NS
+from embedcache.spec import Json, Spec, canonical_json
+
+FILE = "specs.json"
+MAX_BYTES = 16 << 20
+PACKAGES = ("embedcache", "timm", "torch", "facenet-pytorch", "pillow")
+
+
+def recall(memo: Path, name: dict[str, Json]) -> Spec | None:
+    """The spec that `name` had, if none of the files behind it has changed since."""
+    entry: Any = _read(memo).get(_key(name))
+    try:
+        for path, *seen in entry["files"]:
+            found = Path(path).stat()
+            if seen != [found.st_size, found.st_mtime_ns]:
+                return None
+        return Spec.parse(entry["spec"])
+    except (OSError, CacheError, KeyError, TypeError, ValueError):
+        return None
+
+
+def remember(memo: Path, name: dict[str, Json], spec: Spec, files: Iterable[Path]) -> None:
+    """Keep what `name` means, unless a file is so new that it may change unnoticed."""
+    seen: list[Json] = []
+    now = time.time_ns()
+    try:
+        for path in sorted(files):
+            found = path.stat()
+            if now - found.st_mtime_ns <= CLOCK_RESOLUTION_NS:
+                return
+            seen.append([os.fspath(path), found.st_size, found.st_mtime_ns])
+        if not seen:
+            return
+        entries = _read(memo) | {_key(name): {"files": seen, "spec": spec.document()}}
+        temporary = memo.with_name(f".{memo.name}.{os.getpid()}")
+        temporary.write_bytes(canonical_json(entries))
+        temporary.replace(memo)
+    except (OSError, UnicodeError):  # a convenience: a full disk may say no
+        return
+
+
+def forget(memo: Path, name: dict[str, Json]) -> None:
+    """Drop what was kept of `name`."""
+    entries = _read(memo)
+    if entries.pop(_key(name), None) is not None:
+        memo.write_bytes(canonical_json(entries))
+
+
+def detector_files() -> list[Path]:
+    """The weights of the face detector, without importing the package that brings them."""
+    found = importlib.util.find_spec("facenet_pytorch")
+    if found is None or found.origin is None:
+        return []
+    return list((Path(found.origin).parent / "data").glob("*net.pt"))
+
+
+def _key(name: dict[str, Json]) -> str:
+    versions: dict[str, Json] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return canonical_json({**name, "versions": versions}).decode("ascii")
+
+
+def _read(memo: Path) -> dict[str, Json]:
+    try:
+        if memo.stat().st_size > MAX_BYTES:
+            return {}
+        found = json.loads(memo.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
