@@ -1,5 +1,8 @@
 """Face detection against facenet-pytorch, one photo at a time. Run: python benchmarks/detect.py
 
+With --parity no time is taken: every photo goes through both, and each difference is listed.
+--slice 1/4 takes a part of the photos; the figures of parts add up.
+
 Photos are the MEBeauty ones where EMBEDCACHE_REAL_DATA names them, else the embedded example.
 Both sides take the same decoded photos; runs alternate (A B A B) and ratios are of their medians.
 """
@@ -10,8 +13,10 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,19 +50,60 @@ def overlap(mine: NDArray[np.float32], theirs: ArrayLike) -> NDArray[np.float64]
     return found
 
 
+def parity(detector: Detector, package: Any, part: str) -> None:
+    """Compare both on all MEBeauty photos, or one part of them, and list every difference."""
+    folder = Path(os.environ["EMBEDCACHE_REAL_DATA"]) / "data" / "mebeauty" / "photos"
+    number, n_parts = map(int, part.split("/"))
+    paths = sorted(folder.iterdir())[number - 1 :: n_parts]
+    n_same, n_faces, close, least, furthest = 0, Counter[int](), 0, 1.0, 0.0
+    matched = 0
+    for start in range(0, len(paths), 16):
+        some = [images.decode(path.read_bytes()) for path in paths[start : start + 16]]
+        found = detector.detect(some)
+        for i, photo in enumerate(some):
+            boxes, probabilities = package.detect(photo)
+            n = 0 if boxes is None else len(boxes)
+            mine = found.of(i)
+            n_faces[n] += 1
+            if len(mine.box) != n:
+                print(f"{paths[start + i].name}: {len(mine.box)} faces, the package {n}")
+                continue
+            n_same += 1
+            if n:
+                shared = overlap(mine.box, boxes)
+                matched += n
+                close += int((shared >= 0.95).sum())
+                least = min(least, float(shared.min()))
+                apart = np.abs(mine.probability - probabilities.astype(np.float32)).max()
+                furthest = max(furthest, float(apart))
+                if shared.min() < 0.95:
+                    print(f"{paths[start + i].name}: IoU {shared.round(4).tolist()}")
+    print(
+        f"part {part}: same number of faces on {n_same} of {len(paths)} photos; {matched} matched "
+        f"boxes, IoU at least 0.95 on {close}, least {least:.7f}; largest difference in "
+        f"probability {furthest:.1e}; the package's faces on a photo: "
+        f"{dict(sorted(n_faces.items()))}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--parity", action="store_true")
+    parser.add_argument("--slice", default="1/1", metavar="I/N")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     warnings.simplefilter("ignore")  # the package's own
     from facenet_pytorch import MTCNN
 
+    package = MTCNN(keep_all=True)
+    if asked.parity:
+        parity(Detector(), package, asked.slice)
+        return
     name, some = photos(asked.photos)
     detector, coarse = Detector(), Detector(min_face_size=40)
-    package = MTCNN(keep_all=True)
     sides: dict[str, Callable[[], object]] = {
         "facenet-pytorch, one at a time": lambda: [package.detect(photo) for photo in some],
         "embedcache": lambda: detector.detect(some),

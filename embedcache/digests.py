@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Self
 
@@ -80,7 +81,7 @@ class Memo:
         self, path: Path | None, names: Sequence[str], sizes: I64, mtimes: I64, digests: U8
     ) -> None:
         self._path = path
-        self._rows = {name: row for row, name in enumerate(names)}
+        self._rows = dict(zip(names, range(len(names)), strict=True))
         self._sizes, self._mtimes, self._digests = sizes, mtimes, digests
         self._learned: dict[str, tuple[int, int, bytes]] = {}
 
@@ -102,7 +103,7 @@ class Memo:
 
     def look(self, names: Sequence[str], sizes: I64, mtimes: I64) -> tuple[U8, Bool]:
         """What is remembered of n files: ((n, 32), which have not changed since)."""
-        rows = np.fromiter((self._rows.get(name, -1) for name in names), np.int64, len(names))
+        rows = np.fromiter(map(self._rows.get, names, repeat(-1)), np.int64, len(names))
         known = rows >= 0
         known[known] = (self._sizes[rows[known]] == sizes[known]) & (
             self._mtimes[rows[known]] == mtimes[known]

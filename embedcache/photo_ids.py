@@ -7,6 +7,7 @@ that was recorded for it; older pairs stay until they are forgotten.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import repeat
 from pathlib import Path
 from typing import Never
 
@@ -53,6 +54,45 @@ def scope_key(scope: str) -> str:
     return sha256(scope.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+class _Scope:
+    """The pairs of one scope as rows, in the order in which they were recorded.
+
+    newest: id -> its last row, whose content counts.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.digests: U8 = np.empty((0, 32), np.uint8)
+        self.newest: dict[str, int] = {}
+
+    def extend(self, segments: Sequence[Segment]) -> None:
+        """Add the rows of later segments."""
+        first = len(self.ids)
+        for segment in segments:
+            self.ids += _ids_of(segment)
+        self.digests = np.concatenate([self.digests, *(s.column("digest") for s in segments)])
+        rows = range(first, len(self.ids))
+        self.newest.update(zip(self.ids[first:], rows, strict=True))
+
+    def contents(self, ids: Sequence[str]) -> tuple[U8, Bool]:
+        """The newest content of n ids: ((n, 32), which are known)."""
+        rows = np.fromiter(map(self.newest.get, ids, repeat(-1)), np.int64, len(ids))
+        known = rows >= 0
+        contents = np.zeros((len(ids), 32), np.uint8)
+        contents[known] = self.digests[rows[known]]
+        return contents, known
+
+    def histories(self) -> dict[str, list[bytes]]:
+        """{id: its contents, newest first, each once}."""
+        found: dict[str, list[bytes]] = {}
+        for name, row in zip(self.ids, self.digests, strict=True):
+            contents, content = found.setdefault(name, []), row.tobytes()
+            if content in contents:
+                contents.remove(content)
+            contents.insert(0, content)
+        return found
+
+
 class PhotoIds:
     """The pairs of one cache, as segments under `folder`/segments."""
 
@@ -61,7 +101,7 @@ class PhotoIds:
         self._pins = pins
         self._segments: dict[str, Segment] = {}
         self._loaded: tuple[str, ...] = ()
-        self._pairs: dict[str, dict[str, list[bytes]]] = {}
+        self._pairs: dict[str, _Scope] = {}
 
     def segments(self) -> list[Segment]:
         """The committed segments, oldest first."""
@@ -75,11 +115,9 @@ class PhotoIds:
         digests = np.ascontiguousarray(digests, dtype=np.uint8)
         if digests.shape != (len(ids), 32):
             raise ValueError(f"digests of shape {digests.shape}; expected {(len(ids), 32)}")
-        known = self._load().get(scope, {})
-        fresh: dict[str, int] = {}
-        for i, name in enumerate(ids):
-            if name not in known or known[name][0] != digests[i].tobytes():
-                fresh[name] = i
+        contents, known = self._load().get(scope, _Scope()).contents(ids)
+        changed = ~known | (contents != digests).any(axis=1)
+        fresh = {ids[i]: i for i in np.flatnonzero(changed).tolist()}
         names = list(fresh)
         if names:
             _sweep(self.folder / "segments")
@@ -89,22 +127,23 @@ class PhotoIds:
 
     def newest(self, ids: Sequence[str], *, scope: str | None) -> tuple[U8, Bool]:
         """The newest content of each id, ((n, 32), which are known), in one scope or in all."""
-        pairs = self._load()
-        if scope is not None and scope not in pairs:
-            pairs = {}
-        scopes = [scope] if scope is not None and pairs else list(pairs)
+        scopes = self._load()
+        if scope is not None:
+            scopes = {scope: scopes[scope]} if scope in scopes else {}
         digests = np.zeros((len(ids), 32), dtype=np.uint8)
         known = np.zeros(len(ids), dtype=np.bool_)
-        for i, name in enumerate(ids):
-            owners = {key: pairs[key][name][0] for key in scopes if name in pairs[key]}
-            if len(set(owners.values())) > 1:
+        for pairs in scopes.values():
+            contents, there = pairs.contents(ids)
+            clash = np.flatnonzero(there & known & (contents != digests).any(axis=1))
+            if len(clash):
+                name = ids[int(clash[0])]
+                owners = sorted(key for key, others in scopes.items() if name in others.newest)
                 raise CacheError(
                     f"photo id {name!r} stands for different photos in {len(owners)} places: "
-                    f"{', '.join(sorted(owners))}. Say which one is meant by its scope"
+                    f"{', '.join(owners)}. Say which one is meant by its scope"
                 )
-            for content in owners.values():
-                digests[i] = np.frombuffer(content, np.uint8)
-                known[i] = True
+            digests[there] = contents[there]
+            known |= there
         return digests, known
 
     def table(self) -> PhotoTable:
@@ -112,7 +151,7 @@ class PhotoIds:
         rows = [
             (name, scope, content, age == 0)
             for scope, pairs in self._load().items()
-            for name, contents in pairs.items()
+            for name, contents in pairs.histories().items()
             for age, content in enumerate(contents)
         ]
         raw = b"".join(content for _, _, content, _ in rows)
@@ -123,20 +162,18 @@ class PhotoIds:
             np.array([newest for *_, newest in rows], dtype=np.bool_),
         )
 
-    def _load(self) -> dict[str, dict[str, list[bytes]]]:
-        """{scope: {id: contents, newest first}}."""
+    def _load(self) -> "dict[str, _Scope]":
+        """The pairs of each scope."""
         segments = self.segments()
         names = tuple(segment.id for segment in segments)
         if names != self._loaded:
             if names[: len(self._loaded)] != self._loaded:
                 self._loaded, self._pairs = (), {}
+            parts: dict[str, list[Segment]] = {}
             for segment in segments[len(self._loaded) :]:
-                pairs = self._pairs.setdefault(segment.manifest.name, {})
-                for name, content in zip(*read_pairs(segment), strict=True):
-                    contents = pairs.setdefault(name, [])
-                    if content in contents:
-                        contents.remove(content)
-                    contents.insert(0, content)
+                parts.setdefault(segment.manifest.name, []).append(segment)
+            for scope, some in parts.items():
+                self._pairs.setdefault(scope, _Scope()).extend(some)
             self._loaded = names
         return self._pairs
 
@@ -148,9 +185,12 @@ class PhotoIds:
 
 def read_pairs(segment: Segment) -> tuple[list[str], list[bytes]]:
     """Ids and contents of one photo segment, in row order."""
-    ids = split_text(segment.column("id_offset"), segment.column("id_text"), segment.folder)
     raw = segment.column("digest").tobytes()
-    return ids, [raw[i : i + 32] for i in range(0, len(raw), 32)]
+    return _ids_of(segment), [raw[i : i + 32] for i in range(0, len(raw), 32)]
+
+
+def _ids_of(segment: Segment) -> list[str]:
+    return split_text(segment.column("id_offset"), segment.column("id_text"), segment.folder)
 
 
 def write_pairs(

@@ -12,21 +12,37 @@ are forgotten.
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from embedcache.digests import Digests, digest_files, read_file, reason_of
+from embedcache.digests import (
+    CLOCK_RESOLUTION_NS,
+    Digests,
+    digest_files,
+    read_file,
+    reason_of,
+)
 from embedcache.errors import PhotosError
 
-__all__ = ["SUFFIXES", "Digests", "Photos", "read_file", "reason_of", "scope_of"]
+__all__ = [
+    "CLOCK_RESOLUTION_NS",
+    "SUFFIXES",
+    "Digests",
+    "Photos",
+    "read_file",
+    "reason_of",
+    "scope_of",
+]
 
 SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
     + [".heic", ".heif", ".avif", ".ppm", ".pgm"]
 )
 TABLE_SUFFIXES = (".csv", ".parquet")
+_TICK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +65,31 @@ class Photos:
 
     @classmethod
     def read(
-        cls, path: Path | str, *, photo_column: str = "photo", id_column: str = "photo_id"
+        cls,
+        path: Path | str,
+        *,
+        photo_column: str = "photo",
+        id_column: str = "photo_id",
+        progress: Callable[[int], None] | None = None,
     ) -> Self:
         """Read a folder of photos or a photo table.
 
         path: a folder, or a .csv/.parquet file with `photo_column` (paths relative to the table's
             own folder) and `id_column`.
+        progress: called with the photos found so far, at most ten times a second, while a folder
+            is listed.
         Raises PhotosError when there is no such file or column, nothing in it, or when one id names
         two photos.
         """
         path = Path(path)
         if path.is_dir():
-            ids, files = _folder(path)
+            ids, files = _folder(path, progress)
             if not ids:
                 raise PhotosError(
                     f"no photos in {path}: looked in it and below for files named "
                     f"{', '.join(sorted(SUFFIXES))}"
                 )
-            return cls(tuple(ids), tuple(files), scope_of(path))
+            return cls(ids, files, scope_of(path))
         if not path.exists():
             raise PhotosError(f"no such folder or table: {path}")
         if path.suffix.lower() not in TABLE_SUFFIXES:
@@ -104,31 +127,64 @@ def scope_of(path: Path) -> str:
     return f"{_text(place.name or 'root')}-{mark}"
 
 
-def _folder(root: Path) -> tuple[list[str], list[str]]:
-    """Ids and paths of the photos below `root`, sorted; links are followed, loops are not."""
-    found: list[tuple[str, str]] = []
-    top = os.fspath(root)
-    status = os.stat(top)
-    waiting = [("", top, frozenset({(status.st_dev, status.st_ino)}))]
+def _folder(
+    root: Path, progress: Callable[[int], None] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Ids and paths of the photos below `root`, sorted; links are followed, loops are not.
+
+    A folder that cannot be listed stands in the table itself, its id ending in "/": reading it
+    fails, and so it is in the ledger and the other folders are not lost.
+    """
+    top = os.path.join(root, "")
+    names: list[str] = []
+    waiting = [("", frozenset({_mark(os.stat(top))}))]
+    told = time.monotonic()
     while waiting:
-        prefix, folder, above = waiting.pop()
+        prefix, above = waiting.pop()
         try:
-            entries = list(os.scandir(folder))
+            with os.scandir(top + prefix) as entries:
+                found = list(entries)
         except OSError as error:
-            raise PhotosError(f"cannot list {folder}: {error.strerror}") from None
-        for entry in entries:
+            if not prefix:
+                raise PhotosError(f"cannot list {root}: {error.strerror}") from None
+            names.append(prefix)
+            continue
+        for entry in found:
             name = entry.name
             if name[0] == ".":
                 continue
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not entry.is_dir():
-                found.append((prefix + name, entry.path))
-            elif entry.is_dir():
-                status = entry.stat()
-                mark = (status.st_dev, status.st_ino)
-                if mark not in above:
-                    waiting.append((f"{prefix}{name}/", entry.path, above | {mark}))
-    found.sort()
-    return [_text(name) for name, _ in found], [path for _, path in found]
+            try:
+                below = _mark(entry.stat()) if entry.is_dir() else None
+            except OSError:  # a link to itself, or into a folder that is closed
+                below = None
+            if below is None:
+                if name[name.rfind(".") :].lower() in SUFFIXES:
+                    names.append(prefix + name)
+            elif below not in above:
+                waiting.append((f"{prefix}{name}/", above | {below}))
+        if progress is not None and (now := time.monotonic()) - told >= _TICK_SECONDS:
+            told = now
+            progress(len(names))
+    names.sort()
+    return _ids(names), tuple([top + name for name in names])
+
+
+def _mark(status: os.stat_result) -> tuple[int, int]:
+    """What tells a folder from all others."""
+    return status.st_dev, status.st_ino
+
+
+def _ids(names: list[str]) -> tuple[str, ...]:
+    """File names as unique ids."""
+    ids = [_text(name) for name in names]
+    if len(set(ids)) < len(ids):  # a name with a literal \\xNN beside one with that byte
+        taken = {name for name, text in zip(names, ids, strict=True) if name == text}
+        for i, name in enumerate(names):
+            if ids[i] != name:
+                while ids[i] in taken:
+                    ids[i] += "\\0"
+                taken.add(ids[i])
+    return tuple(ids)
 
 
 def _table(
@@ -175,4 +231,6 @@ def _table(
 
 def _text(name: str) -> str:
     """A file name as valid Unicode: bytes that are none become \\xNN."""
+    if name.isascii():
+        return name
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -54,6 +54,56 @@ def test_a_name_that_is_no_unicode_gets_a_readable_id(tmp_path: Path) -> None:
     assert found.digests().readable.all()
 
 
+def test_two_names_never_share_an_id(tmp_path: Path) -> None:
+    names = [b"caf\xe9.jpg", b"caf\\xe9.jpg", "café.jpg".encode(), "cafe\u0301.jpg".encode()]
+    for name in names:
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
+            file.write(name)
+    found = Photos.read(tmp_path)
+    by_path = {
+        os.path.basename(os.fsencode(p)): i for i, p in zip(found.ids, found.paths, strict=True)
+    }
+    assert by_path[b"caf\\xe9.jpg"] == "caf\\xe9.jpg"
+    assert len(set(found.ids)) == 4
+    digests = found.digests().value
+    for name, digest in zip((os.fsencode(p) for p in found.paths), digests, strict=True):
+        assert digest.tobytes() == hashlib.sha256(os.path.basename(name)).digest()
+
+
+def test_links_to_themselves_and_folders_that_cannot_be_listed_are_in_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.jpg")
+    write(tmp_path / "closed/b.jpg")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if "closed" in path:
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = Photos.read(tmp_path)
+    assert found.ids == ("a.jpg", "closed/", "loop.jpg")
+    assert found.digests().reasons == {1: "unreadable", 2: "unreadable"}
+
+
+def test_listing_a_large_folder_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from embedcache import photos
+
+    for name in ("a/1.jpg", "a/2.jpg", "b/3.jpg"):
+        write(tmp_path / name)
+    monkeypatch.setattr(photos, "_TICK_SECONDS", 0.0)
+    told: list[int] = []
+    Photos.read(tmp_path, progress=told.append)
+    assert told[-1] == 3
+    assert told == sorted(told)
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_table_gives_ids_and_paths_relative_to_itself(tmp_path: Path, suffix: str) -> None:
     table = pl.DataFrame({"user": ["007", "8", "9"], "pic": ["p/a.jpg", "p/b.jpg", None]})
@@ -79,23 +129,23 @@ def test_two_places_have_two_scopes_which_do_not_tell_the_place(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("rows", "options", "words"),
+    ("rows", "words"),
     [
-        ({"id": ["a"], "photo": ["a.jpg"]}, {}, "no column 'photo_id'; it has id, photo"),
-        ({"photo_id": ["a"], "pic": ["a.jpg"]}, {}, "no column 'photo'"),
-        ({"photo_id": ["a", "a"], "photo": ["a.jpg", "b.jpg"]}, {}, "more than one photo"),
-        ({"photo_id": ["a", None], "photo": ["a.jpg", "b.jpg"]}, {}, "1 rows have no"),
-        ({"photo_id": ["a"], "photo": [""]}, {}, "names no photo"),
-        ({"photo_id": ["a"], "photo": ["a\0.jpg"]}, {}, "zero byte"),
+        ({"id": ["a"], "photo": ["a.jpg"]}, "no column 'photo_id'; it has id, photo"),
+        ({"photo_id": ["a"], "pic": ["a.jpg"]}, "no column 'photo'"),
+        ({"photo_id": ["a", "a"], "photo": ["a.jpg", "b.jpg"]}, "more than one photo"),
+        ({"photo_id": ["a", None], "photo": ["a.jpg", "b.jpg"]}, "1 rows have no"),
+        ({"photo_id": ["a"], "photo": [""]}, "names no photo"),
+        ({"photo_id": ["a"], "photo": ["a\0.jpg"]}, "zero byte"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(
-    tmp_path: Path, rows: dict[str, list[str]], options: dict[str, str], words: str
+    tmp_path: Path, rows: dict[str, list[str]], words: str
 ) -> None:
     path = tmp_path / "t.parquet"
     pl.DataFrame(rows).write_parquet(path)
     with pytest.raises(PhotosError, match=words):
-        Photos.read(path, **options)
+        Photos.read(path)
 
 
 def test_empty_missing_and_unknown_inputs_are_refused(tmp_path: Path) -> None:
