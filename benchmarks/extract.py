@@ -13,12 +13,12 @@ import os
 import platform
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from embedcache.store import Cache
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 Contender = Callable[[], object]
+PEERS = ("openvino", "datasets", "thingsvision")
 BATCH = 32  # of every loop that has no better size of its own
 
 
@@ -137,12 +138,10 @@ class Files(torch.utils.data.Dataset[Any]):
 
 
 def missing(package: str) -> str:
-    """Why a peer cannot be imported, "" if it can."""
-    try:
-        import_module(package)
-    except ImportError as error:
-        return str(error)
-    return ""
+    """Why a peer cannot be imported beside torch, "" if it can. Asked apart: one of them aborts."""
+    code = f"import torch, {package}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
 def transform_of(model: torch.nn.Module) -> Any:
@@ -245,15 +244,16 @@ def contenders(
             photos, model, workers=os.cpu_count() or 1
         ),
     }
-    if not missing("openvino"):
+    absent = {peer: missing(peer) for peer in PEERS}
+    if not absent["openvino"]:
         files = Files(photos.paths, transform_of(model))
         inputs = torch.stack([files[i] for i in range(len(files))])
         other = OpenVino(model, backbone.preprocessing.size, n_batch)
         found["OpenVINO f32, network alone"] = lambda: other.alone(inputs.numpy())
         found["OpenVINO f32, plain loop"] = lambda: other.loop(photos, transform_of(model))
-    if not missing("datasets"):
+    if not absent["datasets"]:
         found["Hugging Face datasets.map"] = lambda: hugging_face(photos, model, scratch)
-    if not missing("thingsvision"):
+    if not absent["thingsvision"]:
         found["thingsvision"] = lambda: thingsvision(photos, model)
     return n_batch, found
 
@@ -317,7 +317,7 @@ def main() -> None:
             "|---|---|---|---|",
             *lines_of("files to vectors", rates(kept, len(photos), asked.rounds), to="embedcache"),
         ]
-        for peer in ("openvino", "datasets", "thingsvision"):
+        for peer in PEERS:
             if why := missing(peer):
                 lines.append(f"| files to vectors | {peer} | not here: {why} | |")
         lines += [
