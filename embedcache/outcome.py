@@ -27,6 +27,11 @@ class Clock:
         with self._lock:
             self.seconds[step] += seconds
 
+    def count(self) -> None:
+        """One more photo is decoded."""
+        with self._lock:
+            self.decoded += 1
+
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         start = time.perf_counter()

@@ -45,7 +45,7 @@ class Pipeline:
 
     networks: by position of their backbone, for those that have something to embed.
     left: photos that each backbone has still to embed.
-    fixed: batch sizes and workers were asked for, so nothing is tried.
+    batch_size: as asked for, None where the run is to find it.
     compiling: "auto", "on" or "off".
     tell: takes a line about what a run is doing for longer than a moment.
     """
