@@ -139,8 +139,8 @@ def extract(
                 sink.planned = n
             faces.sink.planned = len(part)
             jobs = part.jobs(photos, backbones, faces)
-            ahead = lambda: run.ahead  # noqa: E731
-            with closing(prefetch(jobs, gate=gate, ahead=ahead, clock=clock)) as stream:
+            stream = prefetch(jobs, gate=gate, ahead=lambda: run.ahead, clock=clock)
+            with closing(stream):
                 for ready in stream:
                     done += 1
                     run.take(ready)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from embedcache.backbones import Backbone
 from embedcache.finder import FaceFinder, only_face
@@ -91,7 +92,8 @@ class Pipeline:
         self.sinks = [Sink(_begin(s, b, writer)) for s, b in zip(spaces, backbones, strict=True)]
         self.batches: list[list[tuple[Job, U8]]] = [[] for _ in backbones]
         self.waiting: list[Ready] = []
-        self._paced = not self._trying
+        asked = gate.most == gate.workers
+        self._staffed = asked or not self._trying
 
     @property
     def ahead(self) -> int:
@@ -182,7 +184,7 @@ class Pipeline:
 
         def detect(_: int) -> Faces:
             with self.clock.step("detect"):
-                return self.faces.detect(pictures)
+                return self._faces_of(pictures)
 
         def cut_faces(found: Faces) -> None:
             with self.clock.step("write"):
@@ -198,6 +200,16 @@ class Pipeline:
 
         if pictures:
             self.lanes.submit(detect, cut_faces)
+
+    def _faces_of(self, pictures: Sequence[Image.Image]) -> Faces:
+        """Faces of photos; where the device's memory does not hold them, in halves, one by one."""
+        try:
+            return self.faces.detect(pictures)
+        except Exception as error:
+            if len(pictures) == 1 or not is_out_of_memory(error):
+                raise
+        half = len(pictures) // 2
+        return Faces.concatenate([self._faces_of(p) for p in (pictures[:half], pictures[half:])])
 
     # --- forward --------------------------------------------------------------------------------
 
@@ -285,8 +297,8 @@ class Pipeline:
         pace.tried(len(batch), seconds)
         if pace.rate and self._compiles(b, pace.rate):
             self._compile(b, np.stack([pixels for _, pixels in batch[: pace.size]]))
-        if not self._trying and not self._paced:
-            self._paced = True
+        if not self._trying and not self._staffed:
+            self._staffed = True
             self._staff()
 
     def _staff(self) -> None:

@@ -6,7 +6,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +15,14 @@ import pytest
 from PIL import Image
 
 from embedcache import images, pace, prefetch
+from embedcache.backbones import Backbone
 from embedcache.errors import PhotosError
 from embedcache.extraction import extract
 from embedcache.finder import FaceFinder
 from embedcache.network import Network
 from embedcache.outcome import Clock
 from embedcache.photos import Photos
-from embedcache.store import Cache
+from embedcache.store import Cache, Faces
 from tests import stand_in
 
 MakePhotos = Callable[..., Path]
@@ -354,6 +355,33 @@ def test_only_photos_with_one_face_are_embedded_by_a_face_backbone(
     assert detector.n_seen == 24
 
 
+def test_detection_goes_on_one_by_one_where_memory_is_short(
+    make_photos: MakePhotos,
+    tmp_path: Path,
+    detector: stand_in.Detector,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    photos = Photos.read(make_photos(24))
+    whole = extract(photos, Cache.open(tmp_path / "c", create=True), backbone=one_face())
+    plain = detector.detect
+
+    def small(pictures: Sequence[Image.Image]) -> Faces:
+        if len(pictures) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(pictures)
+
+    monkeypatch.setattr(detector, "detect", small)
+    found = extract(photos, Cache.open(tmp_path / "d", create=True), backbone=one_face())
+    assert counts(found) == counts(whole)
+    assert found.spaces[0].failures == whole.spaces[0].failures
+
+
+def one_face() -> Backbone:
+    return stand_in.backbone("faces", face=True)
+
+
 def test_detected_faces_serve_later_backbones_without_a_second_detection(
     make_photos: MakePhotos, tmp_path: Path, detector: stand_in.Detector
 ) -> None:
@@ -380,7 +408,7 @@ CHILD = """
     import sys, time
     from embedcache.extraction import extract
     from embedcache.photos import Photos
-    from embedcache.store import Cache
+    from embedcache.store import Cache, Faces
     from tests import stand_in
 
     def slowly(n):
@@ -491,3 +519,15 @@ def test_the_bottleneck_is_what_the_network_waits_for(seconds: dict[str, int], s
     for name, spent in seconds.items():
         clock.add(name, spent)
     assert clock.bottleneck() == step
+
+
+def test_the_number_of_workers_that_was_asked_for_stays(
+    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "CPU_SIZES", (1,))
+    photos = Photos.read(make_photos(40))
+    model = stand_in.backbone(before=lambda n: time.sleep(0.01))
+    cache = Cache.open(tmp_path / "c", create=True)
+    assert extract(photos, cache, backbone=model, workers=5).spaces[0].workers == 5
+    found = Cache.open(tmp_path / "own", create=True)
+    assert extract(photos, found, backbone=model).spaces[0].workers <= 4
