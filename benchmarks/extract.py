@@ -170,7 +170,12 @@ def hugging_face(photos: Photos, model: Any, scratch: Path) -> None:
             return {"vector": model(torch.stack(opened)).numpy()}
 
     table = datasets.Dataset.from_dict({"path": list(photos.paths)})
-    table.map(embed, batched=True, batch_size=BATCH, cache_file_name=tempfile.mktemp(dir=scratch))
+    table.map(
+        embed,
+        batched=True,
+        batch_size=BATCH,
+        cache_file_name=tempfile.mktemp(".arrow", dir=scratch),
+    )
 
 
 def thingsvision(photos: Photos, model: Any) -> None:
