@@ -123,14 +123,15 @@ def main() -> None:
                 run()
                 seconds[side].append(time.perf_counter() - start)
         command = [sys.executable, "-m", "cli", "extract", str(folder), "--cache", str(kept)]
-        start = time.perf_counter()
-        subprocess.run(
-            [*command, "--backbone", name, "--device", "cpu"],
-            cwd=Path(__file__).parents[1],
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
-        process = time.perf_counter() - start
+        for _ in range(2):  # the first learns what the network is, which later ones remember
+            start = time.perf_counter()
+            subprocess.run(
+                [*command, "--backbone", name, "--device", "cpu"],
+                cwd=Path(__file__).parents[1],
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
+            process = time.perf_counter() - start
 
     reference = statistics.median(seconds["scandir + stat"])
     print(f"{asked.files:,} unchanged files, {asked.rounds} alternating rounds, medians\n")
