@@ -11,6 +11,7 @@ tolerance in docs/format.md, and is therefore no part of a spec.
 """
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -130,7 +131,7 @@ def build(
     def compiled(n_batch: int) -> tuple[Forward, ...]:
         if compiler == "openvino":
             converted = _converted(models[0], n_batch, preprocessing.size, n_streams=per_device)
-            return tuple(_forward(converted(), preprocessing, first, dtype) for _ in places)
+            return (_forward(converted, preprocessing, first, dtype),) * per_device
         options: dict[str, Any] = {"freezing": True}
         if threads is not None:
             options["cpp.threads"] = threads
@@ -195,8 +196,8 @@ def close(found: F32, expected: F32) -> bool:
 
 def _converted(
     model: "torch.nn.Module", n_batch: int, size: tuple[int, int], *, n_streams: int
-) -> "Callable[[], Callable[[torch.Tensor], torch.Tensor]]":
-    """OpenVINO's form of a network on the CPU: each call gives one that a thread may run."""
+) -> "Callable[[torch.Tensor], torch.Tensor]":
+    """OpenVINO's form of a network on the CPU, which n_streams threads may run at once."""
     import openvino
     import torch
 
@@ -207,17 +208,15 @@ def _converted(
     # Its default may be bfloat16 arithmetic where the processor has it.
     settings = {"NUM_STREAMS": n_streams, "INFERENCE_PRECISION_HINT": "f32"}
     ready = openvino.compile_model(converted, "CPU", settings)
+    mine = threading.local()  # a request serves one thread at a time
 
-    def begin() -> "Callable[[torch.Tensor], torch.Tensor]":
-        request = ready.create_infer_request()
+    def run(batch: torch.Tensor) -> torch.Tensor:
+        if not hasattr(mine, "request"):
+            mine.request = ready.create_infer_request()
+        found = mine.request.infer({0: batch.contiguous().numpy()})[0]
+        return torch.from_numpy(found.copy())
 
-        def run(batch: torch.Tensor) -> torch.Tensor:
-            found = request.infer({0: batch.contiguous().numpy()})[0]
-            return torch.from_numpy(found.copy())
-
-        return run
-
-    return begin
+    return run
 
 
 def _forward(
