@@ -11,9 +11,12 @@ tolerance in docs/format.md, and is therefore no part of a spec.
 """
 
 import os
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
@@ -44,13 +47,15 @@ class Network:
     lanes: one function per lane: uint8 (b, h, w, 3) of preprocessed pixels -> float32 (b, dim).
     device: of the first lane, as torch names it.
     threads: torch threads for each lane's thread; None leaves them as they are.
-    compiled: gives the same lanes compiled, in the order of `lanes`; None where that cannot be.
+    compiler: what `compiled` uses; "" where nothing can compile it.
+    compiled: gives the same lanes compiled for batches of so many, in the order of `lanes`.
     """
 
     lanes: tuple[Forward, ...]
     device: str = "cpu"
     threads: int | None = None
-    compiled: Callable[[], tuple[Forward, ...]] | None = None
+    compiler: str = ""
+    compiled: Callable[[int], tuple[Forward, ...]] = lambda n_batch: ()
 
 
 def devices(device: str) -> "list[torch.device]":
@@ -119,7 +124,14 @@ def build(
     # Neighbouring lanes stand on different devices: the first batches reach all of them.
     places = list(zip(models, devices, strict=True)) * per_device
 
-    def compiled() -> tuple[Forward, ...]:
+    compiler = "inductor"
+    if [where.type for where in devices] == ["cpu"] and precision == "float32":
+        compiler = "openvino" if find_spec("openvino") else "inductor"
+
+    def compiled(n_batch: int) -> tuple[Forward, ...]:
+        if compiler == "openvino":
+            converted = _converted(models[0], n_batch, preprocessing.size, n_streams=per_device)
+            return (_forward(converted, preprocessing, first, dtype),) * per_device
         options: dict[str, Any] = {"freezing": True}
         if threads is not None:
             options["cpp.threads"] = threads
@@ -133,6 +145,7 @@ def build(
         lanes=tuple(_forward(one, preprocessing, where, dtype) for one, where in places),
         device=str(first),
         threads=threads,
+        compiler=compiler,
         compiled=compiled,
     )
 
@@ -179,6 +192,31 @@ def close(found: F32, expected: F32) -> bool:
     """Whether vectors, (b, dim), are those of the plain network up to TOLERANCE."""
     gap = np.linalg.norm(found - expected, axis=1)
     return bool((gap <= TOLERANCE * np.linalg.norm(expected, axis=1)).all())
+
+
+def _converted(
+    model: "torch.nn.Module", n_batch: int, size: tuple[int, int], *, n_streams: int
+) -> "Callable[[torch.Tensor], torch.Tensor]":
+    """OpenVINO's form of a network on the CPU, which n_streams threads may run at once."""
+    import openvino
+    import torch
+
+    shape = [n_batch, 3, *size]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's tracing, which OpenVINO uses
+        converted = openvino.convert_model(model, example_input=torch.zeros(shape), input=shape)
+    # Its default may be bfloat16 arithmetic where the processor has it.
+    settings = {"NUM_STREAMS": n_streams, "INFERENCE_PRECISION_HINT": "f32"}
+    ready = openvino.compile_model(converted, "CPU", settings)
+    mine = threading.local()  # a request serves one thread at a time
+
+    def run(batch: torch.Tensor) -> torch.Tensor:
+        if not hasattr(mine, "request"):
+            mine.request = ready.create_infer_request()
+        found = mine.request.infer({0: batch.contiguous().numpy()})[0]
+        return torch.from_numpy(found.copy())
+
+    return run
 
 
 def _forward(

@@ -14,8 +14,8 @@ CPU_DEFAULT, CUDA_DEFAULT = 8, 256
 REPEATS = 2
 PATIENCE = 8  # a trial takes at most this part of the photos
 ENOUGH = 0.97  # of the best rate; the smallest batch that reaches it needs the least memory
-COMPILE_GAIN = 0.05  # measured: 5 to 8 % on a CPU (docs/decisions/025)
-COMPILE_SECONDS = 60.0
+COMPILERS = {"inductor": (0.05, 60.0), "openvino": (0.15, 20.0)}
+"""What each gains, as a part of the time, and takes, in seconds (docs/decisions/025)."""
 
 
 @dataclass(slots=True)
@@ -89,6 +89,7 @@ def workers_for(
     return min(needed, 4 * cores if read_seconds > decode_seconds else max(2, cores))
 
 
-def pays_to_compile(n_photos: int, rate: float) -> bool:
+def pays_to_compile(n_photos: int, rate: float, compiler: str) -> bool:
     """Whether compiling would save twice what it takes."""
-    return n_photos / rate * COMPILE_GAIN > 2 * COMPILE_SECONDS
+    gain, seconds = COMPILERS[compiler]
+    return n_photos / rate * gain > 2 * seconds

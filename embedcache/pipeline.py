@@ -316,16 +316,16 @@ class Pipeline:
             )
 
     def _compiles(self, b: int, rate: float) -> bool:
-        if self.networks[b].compiled is None or self.compiling == "off":
+        compiler = self.networks[b].compiler
+        if not compiler or self.compiling == "off":
             return False
-        return self.compiling == "on" or pays_to_compile(self.left[b], rate)
+        return self.compiling == "on" or pays_to_compile(self.left[b], rate, compiler)
 
     def _compile(self, b: int, pixels: U8) -> None:
         """Compile a network and keep that, if its vectors are the same and it is faster."""
         network, pace, name = self.networks[b], self.paces[b], self.backbones[b].name
-        assert network.compiled is not None
         assert pace.rate is not None
-        lanes = network.compiled()
+        lanes: tuple[Forward, ...] = ()
         answers: list[_Passed] = []
 
         def forward(lane: int) -> _Passed:
@@ -333,11 +333,12 @@ class Pipeline:
             vectors = lanes[lane % len(lanes)](pixels)
             return _Passed(vectors, began, time.perf_counter())
 
-        self.tell(f"compiling {name} (about a minute) ...")
+        self.tell(f"compiling {name} with {network.compiler} (up to a minute) ...")
         began = time.perf_counter()
         try:
             with self.gate.shut():
-                self.lanes.submit(forward, answers.append)  # compiles
+                lanes = network.compiled(pace.size)
+                self.lanes.submit(forward, answers.append)  # some compile at the first pass
                 self.lanes.drain()
                 for _ in range(2):
                     answers.clear()

@@ -245,6 +245,8 @@ class ObjectRemote:
         ) as e:
             raise Denied(f"{self.name} does not let you at {key}: {_told(e)}") from None
         except (problems.BaseError, OSError) as error:
+            if "(code: AccessDenied)" in str(error):  # told per key, in the answer to a bulk delete
+                raise Denied(f"{self.name} does not let you at {key}: {_told(error)}") from None
             if "169.254.169.254" in str(error):  # where cloud machines ask for credentials
                 raise RemoteError(
                     f"no credentials for {self.name} were found: docs/sharing.md says how each "

@@ -250,7 +250,9 @@ class Compiled:
         self.used = {"plain": 0, "compiled": 0}
         self._model = stand_in.backbone()
         self._change, self._pause = change, pause
-        network = Network(lanes=(self._plain,), compiled=lambda: (self._compiled,))
+        network = Network(
+            lanes=(self._plain,), compiler="inductor", compiled=lambda n: (self._compiled,)
+        )
         self.backbone = replace(self._model, open=lambda: network)
 
     def _plain(self, pixels: np.ndarray) -> np.ndarray:

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,24 @@ def test_several_devices_hold_the_network_each_and_take_turns() -> None:
     pixels = np.full((3, 32, 32, 3), 77, np.uint8)
     for lane in two.lanes:
         np.testing.assert_array_equal(lane(pixels), one.lanes[0](pixels))
+
+
+def test_openvino_compiles_a_network_to_the_same_vectors() -> None:
+    pytest.importorskip("openvino")
+    built = build(frozen(Straight), PREPROCESSING, devices=devices("cpu"), precision="float32")
+    assert built.compiler == "openvino"
+    lanes = built.compiled(5)
+    assert len(lanes) == len(built.lanes)
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        found = list(pool.map(lambda lane: lane(pixels), lanes * 10))
+    for vectors in found:
+        assert close(vectors, built.lanes[0](pixels))
+
+
+def test_other_arithmetic_is_left_to_torch() -> None:
+    half = build(frozen(Straight), PREPROCESSING, devices=devices("cpu"), precision="bfloat16")
+    assert half.compiler == "inductor"
 
 
 def test_auto_means_every_gpu_and_a_number_means_one(monkeypatch: pytest.MonkeyPatch) -> None:

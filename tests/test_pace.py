@@ -64,9 +64,10 @@ def test_workers_follow_from_what_a_photo_costs_and_what_the_networks_take() -> 
 
 
 def test_compiling_pays_only_in_long_runs() -> None:
-    assert not pays_to_compile(2_000, 16.0)
-    assert pays_to_compile(100_000, 16.0)
-    assert not pays_to_compile(100_000, 2_000.0)
+    assert not pays_to_compile(2_000, 16.0, "inductor")
+    assert pays_to_compile(100_000, 16.0, "inductor")
+    assert pays_to_compile(10_000, 16.0, "openvino")
+    assert not pays_to_compile(100_000, 2_000.0, "inductor")
 
 
 def test_a_gate_lets_in_so_many_and_nobody_while_it_is_shut() -> None:
