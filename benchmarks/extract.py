@@ -1,11 +1,13 @@
 """Does a user wait for anything but the network? Extraction against it alone and against peers.
 
-    python benchmarks/extract.py [--photos 192] [--rounds 3] [--network FOLDER] [--only TEXT]
+    python benchmarks/extract.py [--photos 128] [--rounds 3] [--network FOLDER] [--table NAME]
+                                 [--only TEXT ...] [--thingsvision PYTHON] [--out FILE]
 
 Photos are MEBeauty's where EMBEDCACHE_REAL_DATA names them, else the embedded example's; the
 network is Inception v3 from there, else the example's EfficientNet. Every contender goes from
 files to vectors once a round, in a new order each round; rates are medians and ratios are of them.
-A peer that is not installed says so. Rows marked "network alone" are given pixels that are ready.
+A peer that is not installed says so. thingsvision pins older versions of torch and numpy, so it is
+run by a Python of its own. Rows marked "network alone" are given pixels that are ready.
 """
 
 import argparse
@@ -13,36 +15,35 @@ import os
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import peers
 from benchmarks.decode import jpeg
 from embedcache import example, images, weights
-from embedcache.backbones import Backbone, load
+from embedcache.backbones import Backbone, Decode, load
 from embedcache.extraction import extract
 from embedcache.photos import Photos
 from embedcache.store import Cache
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
-Contender = Callable[[], object]
-PEERS = ("openvino", "datasets", "thingsvision")
-BATCH = 32  # of every loop that has no better size of its own
+Contender = Callable[[], float | None]
+"""Runs once; gives its seconds if it knows better than a clock around it."""
+NETWORKS = ("efficientnet_lite0", "faceres_mobilenetv1@face")
 
 
 def real_data() -> Path | None:
@@ -50,11 +51,13 @@ def real_data() -> Path | None:
     return Path(named) if named else None
 
 
-def some_photos(n: int, scratch: Path) -> Photos:
-    """n photos as people have them, evenly out of the whole set."""
+def all_photos(scratch: Path) -> Photos:
     data = real_data()
-    folder = data / "data" / "mebeauty" / "photos" if data else example.make(scratch).folder
-    found = Photos.read(folder)
+    return Photos.read(data / "data/mebeauty/photos" if data else example.make(scratch).folder)
+
+
+def some_of(found: Photos, n: int) -> Photos:
+    """n photos as people have them, evenly out of the whole set."""
     step = max(1, len(found) // n)
     return Photos(found.ids[::step][:n], found.paths[::step][:n], found.scope)
 
@@ -122,195 +125,158 @@ def best_batch(pixels: U8, backbone: Backbone) -> int:
     return min(size for size, rate in rates.items() if rate >= 0.97 * max(rates.values()))
 
 
-# --- peers ----------------------------------------------------------------------------------------
-
-
-class Files(torch.utils.data.Dataset[Any]):
-    """Photos as a user's Dataset has them."""
-
-    def __init__(self, paths: Sequence[str], transform: Any) -> None:
-        self.paths, self.transform = paths, transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> Any:
-        return self.transform(Image.open(self.paths[i]).convert("RGB"))
-
-
-def missing(package: str) -> str:
-    """Why a peer cannot be imported beside torch, "" if it can. Asked apart: one of them aborts."""
-    code = f"import torch, {package}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
-
-
-def transform_of(model: torch.nn.Module) -> Any:
-    config = timm.data.resolve_data_config({}, model=model)
-    return timm.data.create_transform(**config, is_training=False)
-
-
-def plain_loop(photos: Photos, model: Any, *, workers: int) -> None:
-    """timm's model and transform behind a DataLoader."""
-    files = Files(photos.paths, transform_of(model))
-    loader = torch.utils.data.DataLoader(files, batch_size=BATCH, num_workers=workers)
-    with torch.inference_mode():
-        np.concatenate([model(batch).numpy() for batch in loader])
-
-
-def hugging_face(photos: Photos, model: Any, scratch: Path) -> None:
-    """datasets.map over the files, which writes Arrow as it goes."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    transform = transform_of(model)
-
-    def embed(rows: dict[str, list[str]]) -> dict[str, F32]:
-        opened = [transform(Image.open(path).convert("RGB")) for path in rows["path"]]
-        with torch.inference_mode():
-            return {"vector": model(torch.stack(opened)).numpy()}
-
-    table = datasets.Dataset.from_dict({"path": list(photos.paths)})
-    table.map(
-        embed,
-        batched=True,
-        batch_size=BATCH,
-        cache_file_name=tempfile.mktemp(".arrow", dir=scratch),
-    )
-
-
-def thingsvision(photos: Photos, model: Any) -> None:
-    """Its extractor around the same network, over the folder's files."""
-    from thingsvision import get_extractor_from_model
-    from thingsvision.utils.data import DataLoader
-
-    class Listed(Files):
-        """What its DataLoader asks of a dataset."""
-
-    extractor = get_extractor_from_model(
-        model=model, device="cpu", transforms=transform_of(model), backend="pt"
-    )
-    loader = DataLoader(
-        dataset=Listed(photos.paths, transform_of(model)), batch_size=BATCH, backend="pt"
-    )
-    extractor.extract_features(
-        batches=loader, module_name="global_pool", flatten_acts=True, output_type="ndarray"
-    )
-
-
-class OpenVino:
-    """The same network converted, float32, in its throughput mode."""
-
-    def __init__(self, model: Any, size: tuple[int, int], n_batch: int) -> None:
-        import openvino
-
-        self.n_batch = n_batch
-        converted = openvino.convert_model(
-            model, example_input=torch.zeros(n_batch, 3, *size), input=[n_batch, 3, *size]
-        )
-        self.queue_type = openvino.AsyncInferQueue
-        self.compiled = openvino.compile_model(
-            converted,
-            "CPU",
-            {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"},
-        )
-
-    def alone(self, inputs: F32) -> None:
-        queue = self.queue_type(self.compiled)
-        for i in range(0, len(inputs) - self.n_batch + 1, self.n_batch):
-            queue.start_async({0: inputs[i : i + self.n_batch]})
-        queue.wait_all()
-
-    def loop(self, photos: Photos, transform: Any) -> None:
-        """Behind a DataLoader that decodes in the main process, as its tutorials have it."""
-        loader = torch.utils.data.DataLoader(
-            Files(photos.paths, transform), batch_size=self.n_batch, drop_last=True
-        )
-        queue = self.queue_type(self.compiled)
-        for batch in loader:
-            queue.start_async({0: batch.numpy()})
-        queue.wait_all()
-
-
 # --- the table ------------------------------------------------------------------------------------
 
 
 def contenders(
-    photos: Photos, name: str, backbone: Backbone, scratch: Path
-) -> tuple[int, dict[str, Contender]]:
-    """The batch size of ours, and everything that goes from these photos to vectors."""
+    photos: Photos, name: str, backbone: Backbone, scratch: Path, *, other_python: Path
+) -> tuple[list[str], dict[str, Contender]]:
+    """What was settled first, and everything that goes from these photos to vectors."""
     pixels = pixels_of(photos, backbone)
     n_batch = best_batch(pixels, backbone)
-    network = backbone.open()
-    began = time.perf_counter()
-    faster = replace(network, lanes=network.compiled(n_batch))
-    compiled = replace(backbone, open=lambda: faster)
-    alone(pixels[: n_batch * len(faster.lanes)], compiled, n_batch=n_batch)
-    print(
-        f"{network.compiler} compiled it in {time.perf_counter() - began:.0f} s, not counted below"
-    )
+    notes = [f"Batches of {n_batch} for embedcache and OpenVINO, {peers.BATCH} elsewhere."]
     model = timm.create_model(name, pretrained=True, num_classes=0).eval()
     found: dict[str, Contender] = {
         "the network alone": lambda: alone(pixels, backbone, n_batch=n_batch),
         "embedcache": lambda: ours(photos, [backbone], scratch, n_batch=n_batch),
-        "the network alone, compiled": lambda: alone(pixels, compiled, n_batch=n_batch),
-        "embedcache, compiled": lambda: ours(photos, [compiled], scratch, n_batch=n_batch),
-        "timm + DataLoader, 0 workers": lambda: plain_loop(photos, model, workers=0),
-        f"timm + DataLoader, {os.cpu_count()} workers": lambda: plain_loop(
-            photos, model, workers=os.cpu_count() or 1
-        ),
     }
-    absent = {peer: missing(peer) for peer in PEERS}
-    if not absent["openvino"]:
-        files = Files(photos.paths, transform_of(model))
+    network = backbone.open()
+    if network.compiler:
+        began = time.perf_counter()
+        faster = replace(network, lanes=network.compiled(n_batch))
+        compiled = replace(backbone, open=lambda: faster)
+        alone(pixels[: n_batch * len(faster.lanes)], compiled, n_batch=n_batch)
+        took = time.perf_counter() - began
+        notes.append(f"{network.compiler} compiled it in {took:.0f} s, which is not counted.")
+        found |= {
+            "the network alone, compiled": lambda: alone(pixels, compiled, n_batch=n_batch),
+            "embedcache, compiled": lambda: ours(photos, [compiled], scratch, n_batch=n_batch),
+        }
+    for workers in (0, os.cpu_count() or 1):
+        found[f"timm + DataLoader, {workers} workers"] = partial(
+            peers.plain_loop, photos.paths, model, workers=workers
+        )
+    if why := peers.missing("openvino"):
+        notes.append(f"OpenVINO is not here: {why}.")
+    else:
+        transform = peers.transform_of(model)
+        files = peers.Files(photos.paths, transform)
         inputs = torch.stack([files[i] for i in range(len(files))])
-        other = OpenVino(model, backbone.preprocessing.size, n_batch)
+        other = peers.OpenVino(model, backbone.preprocessing.size, n_batch)
         found["OpenVINO f32, network alone"] = lambda: other.alone(inputs.numpy())
-        found["OpenVINO f32, plain loop"] = lambda: other.loop(photos, transform_of(model))
-    if not absent["datasets"]:
-        found["Hugging Face datasets.map"] = lambda: hugging_face(photos, model, scratch)
-    if not absent["thingsvision"]:
-        found["thingsvision"] = lambda: thingsvision(photos, model)
-    return n_batch, found
+        found["OpenVINO f32, plain loop"] = lambda: other.loop(
+            photos.paths, peers.transform_of(model)
+        )
+    if why := peers.missing("datasets"):
+        notes.append(f"datasets is not here: {why}.")
+    else:
+        found["Hugging Face datasets.map"] = lambda: peers.hugging_face(
+            photos.paths, model, scratch
+        )
+    if why := peers.missing("thingsvision", other_python):
+        notes.append(f"thingsvision is not here: {why}.")
+    else:
+        folder = peers.linked(photos.paths, scratch)
+        found["thingsvision"] = lambda: peers.thingsvision(folder, name, scratch, other_python)
+    return notes, found
 
 
 def rates(found: dict[str, Contender], n_photos: int, rounds: int) -> dict[str, float]:
-    """Photos/s of each, medians; a round not counted comes first."""
+    """Photos/s of each, medians."""
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for number in range(rounds):
         names = list(found)
         random.Random(number).shuffle(names)
         for name in names:
             start = time.perf_counter()
-            found[name]()
-            seconds[name].append(time.perf_counter() - start)
+            own = found[name]()
+            took = time.perf_counter() - start
+            seconds[name].append(own if own is not None else took)
     return {name: n_photos / statistics.median(took) for name, took in seconds.items()}
 
 
-def lines_of(what: str, found: dict[str, float], *, to: str) -> list[str]:
-    return [
-        f"| {what} | {name} | {rate:.2f} | {found[to] / rate:.2f} |" for name, rate in found.items()
-    ]
+def lines_of(found: dict[str, float], *, to: str) -> list[str]:
+    return [f"| {name} | {rate:.2f} | {found[to] / rate:.2f} |" for name, rate in found.items()]
 
 
-def route(what: str, photos: Photos, names: list[str], scratch: Path, **options: Any) -> list[str]:
-    """One extraction of a kind, with what it says of itself."""
-    backbones = [load(name, device="auto", **options) for name in names]
-    cache = Cache.open(tempfile.mkdtemp(dir=scratch) + "/c", create=True)
-    found = extract(photos, cache, backbone=backbones)
-    space = found.spaces[0]
+def route(
+    what: str,
+    photos: Photos,
+    names: list[str],
+    scratch: Path,
+    *,
+    rounds: int,
+    decode: Decode = "full",
+    precision: str = "float32",
+) -> tuple[str, F32]:
+    """Extractions of a kind, as a user starts them, with what they say of themselves.
+
+    The network's own rate is that of all networks of the run, one after the other. Returns a line
+    of medians, and the vectors that the first network gave.
+    """
+    backbones = [load(name, decode=decode, precision=precision) for name in names]
+    ran = []
+    for _ in range(rounds):
+        cache = Cache.open(tempfile.mkdtemp(dir=scratch) + "/c", create=True)
+        ran.append(extract(photos, cache, backbone=backbones))
+    rate = statistics.median(len(photos) / one.seconds for one in ran)
+    model = statistics.median(
+        1 / sum(1 / (space.model_photos_per_second or float("nan")) for space in one.spaces)
+        for one in ran
+    )
+    space = ran[-1].spaces[0]
     shares = ", ".join(f"{k} {v:.0%}" for k, v in space.shares.items() if v >= 0.01)
-    model = space.model_photos_per_second or float("nan")
-    rate = len(photos) / found.seconds
-    return [f"| {what} | {rate:.2f} | {model:.2f} | {space.bottleneck} | {shares} |"]
+    vectors, there = cache.vectors(backbones[0].name, photos.ids, scope=photos.scope)
+    return (
+        f"| {what} | {len(photos)} | {rate:.2f} | {model:.2f} | {rate / model:.2f} "
+        f"| {space.bottleneck} | {shares} |",
+        vectors[there],
+    )
+
+
+def routes(photos: Photos, many: Photos, name: str, scratch: Path, *, rounds: int) -> list[str]:
+    """Other networks, faces, large photos and other precisions."""
+    lines = []
+    if data := real_data():
+        lite, face = (f"local-dir:{data}/weights/{n}" for n in NETWORKS)
+        asked = {
+            "EfficientNet-Lite0": (many, [lite]),
+            "FaceRes on face crops, with detection": (many, [face]),
+            "both and Inception v3": (photos, [name, lite, face]),
+        }
+        for what, (some, names) in asked.items():
+            lines.append(route(what, some, names, scratch, rounds=rounds)[0])
+    large = large_photos(48, scratch)
+    for decode in ("full", "reduced"):
+        what = f"12 megapixels, decoded {decode}"
+        lines.append(route(what, large, [name], scratch, rounds=rounds, decode=decode)[0])
+    device = "CUDA" if torch.cuda.is_available() else "CPU"
+    line, exact = route(f"{device}, float32", photos, [name], scratch, rounds=rounds)
+    lines.append(line)
+    for precision in ("bfloat16", "float16") if device == "CUDA" else ("bfloat16",):
+        what = f"{device}, {precision}"
+        line, found = route(what, photos, [name], scratch, rounds=rounds, precision=precision)
+        far = np.linalg.norm(found - exact, axis=1) / np.linalg.norm(exact, axis=1)
+        drift = f"; vectors {np.median(far):.0e} from float32, at most {far.max():.0e} |"
+        lines.append(line.removesuffix(" |") + drift)
+    if device == "CPU":
+        lines.append("| CUDA | no CUDA device here | | | | | |")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--photos", type=int, default=192)
+    parser.add_argument("--photos", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--network", type=Path)
-    parser.add_argument("--only", default="", help="contenders whose name holds this text")
+    parser.add_argument("--table", choices=("peers", "routes"), help="default: both")
+    parser.add_argument("--only", nargs="+", default=[""], help="peers with one of these texts")
+    parser.add_argument(
+        "--thingsvision",
+        type=Path,
+        default=Path(sys.executable),
+        help="a Python that has thingsvision",
+    )
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     data = real_data()
@@ -320,47 +286,39 @@ def main() -> None:
             asked.network = weights.write_lite0(scratch / "lite0")
         network = asked.network or (data or scratch) / "weights" / "inception_v3_nsfwjs"
         name = f"local-dir:{network}"
-        # whole batches, which a compiled form needs
-        photos = some_photos(asked.photos // 64 * 64, scratch)
-        backbone = load(name)
-        n_batch, found = contenders(photos, name, backbone, scratch)
-        kept = {k: v for k, v in found.items() if asked.only in k or k in list(found)[:2]}
+        n_photos = max(64, asked.photos // 64 * 64)  # whole batches, which a compiled form needs
+        found_photos = all_photos(scratch)
+        photos, many = some_of(found_photos, n_photos), some_of(found_photos, 4 * n_photos)
         lines = [
-            f"{network.name}, {len(photos)} photos, {asked.rounds} interleaved rounds, batches of "
-            f"{n_batch} for embedcache and OpenVINO, {BATCH} elsewhere, {os.cpu_count()} cores, "
-            f"load {os.getloadavg()[0]:.1f}, {platform.system()}, torch {torch.__version__}.",
-            "",
-            "| what | who | photos/s | embedcache / this |",
-            "|---|---|---|---|",
-            *lines_of("files to vectors", rates(kept, len(photos), asked.rounds), to="embedcache"),
+            f"{network.name}, {len(photos)} photos, {asked.rounds} interleaved rounds, "
+            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.system()}, "
+            f"torch {torch.__version__}."
         ]
-        for peer in PEERS:
-            if why := missing(peer):
-                lines.append(f"| files to vectors | {peer} | not here: {why} | |")
-        lines += [
-            "",
-            "| route, once | photos/s | network alone | bottleneck | shares |",
-            "|---|---|---|---|---|",
-        ]
-        if data is not None and not asked.only:
-            lite, face = (f"local-dir:{data}/weights/{n}" for n in NETWORKS)
-            lines += route("EfficientNet-Lite0", photos, [lite], scratch)
-            lines += route("FaceRes on face crops, with detection", photos, [face], scratch)
-            lines += route("both and Inception v3", photos, [name, lite, face], scratch)
-        large = large_photos(24, scratch)
-        lines += route("12 megapixels, every pixel", large, [name], scratch, decode="full")
-        lines += route("12 megapixels, reduced", large, [name], scratch, decode="reduced")
-        if not torch.cuda.is_available():
-            lines.append("| CUDA | no CUDA device here | | | |")
-        else:
-            for precision in ("float32", "bfloat16"):
-                lines += route(f"CUDA, {precision}", photos, [name], scratch, precision=precision)
+        if asked.table != "routes":
+            notes, found = contenders(
+                photos, name, load(name), scratch, other_python=asked.thingsvision
+            )
+            first = list(found)[:2]
+            kept = {k: v for k, v in found.items() if k in first or any(t in k for t in asked.only)}
+            lines += [
+                " ".join(notes),
+                "",
+                "| from files to vectors | photos/s | embedcache / this |",
+                "|---|---|---|",
+                *lines_of(rates(kept, len(photos), asked.rounds), to="embedcache"),
+            ]
+        if asked.table != "peers":
+            lines += [
+                "",
+                "| as a user starts it | photos | photos/s | networks alone | ratio | bottleneck "
+                "| shares |",
+                "|---|---|---|---|---|---|---|",
+                *routes(photos, many, name, scratch, rounds=asked.rounds),
+            ]
     print("\n".join(lines))
     if asked.out:
         asked.out.write_text("\n".join(lines) + "\n")
 
-
-NETWORKS = ("efficientnet_lite0", "faceres_mobilenetv1@face")
 
 if __name__ == "__main__":
     main()
