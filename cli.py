@@ -1,20 +1,30 @@
 """The command line: each command parses, calls one library function and prints what it returns.
 
-Nothing imports this module. Heavy imports stand inside the commands, so that `--help` and `info`
-answer at once. Data goes to stdout, progress and warnings to stderr. Exit status: 0 done, 1 a
-user's error, 2 wrong usage, 130 interrupted (what was done until then is kept).
+Here stand the commands in which the two stages meet; those that keep a cache are in
+`embedcache/commands.py`. Nothing imports this module. Heavy imports stand inside the commands, so
+that `--help` and `info` answer at once. Data goes to stdout, progress and warnings to stderr. Exit
+status: 0 done, 1 a user's error, 2 wrong usage, 130 interrupted (what was done until then is kept).
 """
 
 import errno
 import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from embedcache.commands import (
+    BackboneOption,
+    IdColumn,
+    JsonOption,
+    PhotoColumn,
+    commands,
+    open_cache,
+    print_result,
+    read_photos,
+)
 from embedcache.errors import EmbedcacheError, InputError
 
 if TYPE_CHECKING:
@@ -35,70 +45,22 @@ app = typer.Typer(
     "light heads on them in seconds.",
 )
 
-CachePath = Annotated[Path, typer.Argument(metavar="DIR", help="The cache's folder.")]
 CacheOption = Annotated[Path, typer.Option("--cache", metavar="DIR", help="The cache's folder.")]
 PhotosPath = Annotated[
     Path, typer.Argument(metavar="PHOTOS", help="A folder, or a .csv/.parquet photo table.")
 ]
-BackboneOption = Annotated[
-    str,
-    typer.Option("--backbone", metavar="NAME[@face]", help="Whose vectors; see 'embedcache info'."),
-]
-PhotoColumn = Annotated[str, typer.Option(help="The table's column with the photo's path.")]
-IdColumn = Annotated[str, typer.Option(help="The table's column with the photo's id.")]
-Backbones = Annotated[
-    list[str] | None,
-    typer.Option("--backbone", metavar="NAME", help="Only vectors of this; may be repeated."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per forward pass.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Threads that read and decode.")]
 
 
-class Precision(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Decode(StrEnum):
-    full = "full"
-    reduced = "reduced"
-
-
-class Compile(StrEnum):
-    auto = "auto"
-    on = "on"
-    off = "off"
-
-
-class Optimizer(StrEnum):
-    adam = "adam"
-    sgd = "sgd"
-
-
-class Loss(StrEnum):
-    auto = "auto"
-    mse = "mse"
-    log_loss = "log_loss"
-    binomial = "binomial"
-
-
-class Start(StrEnum):
-    linear = "linear"
-    constant = "constant"
-
-
-class Format(StrEnum):
-    csv = "csv"
-    parquet = "parquet"
-
-
-class Printable(Protocol):
-    """What every library function returns here: text for people, a document for machines."""
-
-    def document(self) -> dict[str, Any]: ...
+Precision = Literal["float32", "bfloat16", "float16"]
+Decode = Literal["full", "reduced"]
+Compile = Literal["auto", "on", "off"]
+Optimizer = Literal["adam", "sgd"]
+Loss = Literal["auto", "mse", "log_loss", "binomial"]
+Start = Literal["linear", "constant"]
+Format = Literal["csv", "parquet"]
 
 
 @app.command()
@@ -116,19 +78,17 @@ def extract(
     photo_column: PhotoColumn = "photo",
     id_column: IdColumn = "photo_id",
     batch_size: BatchSize = None,
-    precision: Annotated[Precision, typer.Option(help="Each is a spec of its own.")] = (
-        Precision.float32
-    ),
+    precision: Annotated[Precision, typer.Option(help="Each is a spec of its own.")] = "float32",
     device: DeviceOption = "auto",
     workers: Workers = None,
     decode: Annotated[
         Decode,
         typer.Option(help="full: every pixel, as timm. reduced: large JPEGs faster; another spec."),
-    ] = Decode.full,
+    ] = "full",
     compile_: Annotated[
         Compile,
         typer.Option("--compile", help="Compile the networks; auto: when the run is long enough."),
-    ] = Compile.auto,
+    ] = "auto",
     retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
     strict: Annotated[bool, typer.Option(help="Stop at the first photo that fails.")] = False,
     dry_run: Annotated[
@@ -149,16 +109,15 @@ def extract(
     json_: JsonOption = False,
 ) -> None:
     """Embed every photo that the cache lacks; running it again is the resume."""
-    from embedcache.photos import Photos
     from embedcache.share import destination
     from embedcache.team import read_settings
 
-    table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
+    table = read_photos(photos, photo_column=photo_column, id_column=id_column)
     names = backbone or [DEFAULT_BACKBONE]
     options: dict[str, Any] = {
         "batch_size": batch_size,
-        "precision": precision.value,
-        "decode": decode.value,
+        "precision": precision,
+        "decode": decode,
         "device": device,
         "workers": workers,
         "retry_failed": retry_failed,
@@ -166,8 +125,10 @@ def extract(
     if dry_run:
         from embedcache.forecast import forecast
 
-        _print(
-            forecast(table, _open(cache) if cache.exists() else None, backbone=names, **options),
+        print_result(
+            forecast(
+                table, open_cache(cache) if cache.exists() else None, backbone=names, **options
+            ),
             json_,
         )
         return
@@ -178,14 +139,14 @@ def extract(
     with destination(cache) as opened:
         found = _extract(
             *(table, opened, names),
-            compiling=compile_.value,
+            compiling=compile_,
             strict=strict,
             remote=shared,
             offer=settings.offer if offer is None else offer,
             writer=settings.writer,
             **options,
         )
-    _print(found, json_)
+    print_result(found, json_)
     if found.interrupted:
         raise typer.Exit(130)
 
@@ -205,7 +166,7 @@ def labels(
     """Turn a swipe log into one like ratio and weight per photo."""
     from heads.labels import build
 
-    _print(build(users, swipes, out, keep_unswiped=keep_unswiped), json_)
+    print_result(build(users, swipes, out, keep_unswiped=keep_unswiped), json_)
 
 
 @app.command()
@@ -249,10 +210,10 @@ def fit_head(
     learning_rate: Annotated[
         list[float] | None, typer.Option(help="May be repeated: the sweep; dev picks.")
     ] = None,
-    optimizer: Annotated[Optimizer, typer.Option()] = Optimizer.adam,
+    optimizer: Annotated[Optimizer, typer.Option()] = "adam",
     loss: Annotated[
         Loss, typer.Option(help="binomial: of ratios whose weights are their counts.")
-    ] = Loss.auto,
+    ] = "auto",
     dropout: Annotated[float, typer.Option(help="Of hidden units; 0 is none.")] = 0.0,
     weight_decay: Annotated[float, typer.Option(help="Decoupled; 0 is none.")] = 0.0,
     members: Annotated[int, typer.Option(min=1, help="Networks averaged per rate.")] = 1,
@@ -261,7 +222,7 @@ def fit_head(
     ] = 4,
     start: Annotated[
         Start, typer.Option(help="What FC heads begin as: the linear baseline, or the constant.")
-    ] = Start.linear,
+    ] = "linear",
     margin: Annotated[
         float, typer.Option(help="Standard errors of dev gain for which they leave it.")
     ] = 1.0,
@@ -279,7 +240,7 @@ def fit_head(
 
     memory_bytes = None if memory_mb is None else memory_mb * 1_000_000
     dataset = load(
-        _open(cache, ref=ref),
+        open_cache(cache, ref=ref),
         backbone,
         labels,
         target=target[0] if len(target) == 1 else target,
@@ -301,12 +262,12 @@ def fit_head(
         epochs=epochs,
         batch_size=batch_size,
         learning_rates=learning_rate,
-        optimizer=optimizer.value,
+        optimizer=optimizer,
         seed=seed,
         members=members,
         hidden=hidden,
-        loss=loss.value,
-        start=start.value,
+        loss=loss,
+        start=start,
         margin=margin,
         weight_decay=weight_decay,
         dropout=dropout,
@@ -315,7 +276,7 @@ def fit_head(
         device=device,
     )
     fitted.save(out)
-    _print(fitted, json_)
+    print_result(fitted, json_)
 
 
 @app.command()
@@ -338,12 +299,11 @@ def predict(
 ) -> None:
     """Apply a fitted head to photos, embedding those that the cache lacks."""
     import heads
-    from embedcache.photos import Photos
     from embedcache.provenance import place_of
     from heads.predict import predict as apply
 
-    opened = _open(cache, create=True)
-    table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
+    opened = open_cache(cache, create=True)
+    table = read_photos(photos, photo_column=photo_column, id_column=id_column)
     card = heads.load(head_dir).card
 
     def embed(_: object) -> None:
@@ -353,25 +313,7 @@ def predict(
 
     predictions = apply(head_dir, table.ids, opened, scope=table.scope, embed=embed)
     predictions.write(out)
-    _print(predictions, json_)
-
-
-@app.command()
-def info(
-    cache: Annotated[str, typer.Argument(metavar="DIR|URL", help="A cache, or a shared copy.")],
-    photos: Annotated[bool, typer.Option(help="Also list the photos, one line each.")] = False,
-    ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
-    json_: JsonOption = False,
-) -> None:
-    """Say what a cache holds, or a shared copy, of which no vector is fetched."""
-    if "://" in cache:
-        from embedcache.survey import survey
-
-        _print(survey(cache), json_)
-        return
-    from embedcache.summary import summarise
-
-    _print(summarise(_open(Path(cache), ref=ref), photos=photos), json_)
+    print_result(predictions, json_)
 
 
 @app.command()
@@ -411,14 +353,14 @@ def simulate(
     users: Annotated[int, typer.Option(min=1, help="Users before any filter.")] = 85_000,
     swipes: Annotated[int, typer.Option(min=1, help="Swipes before any filter.")] = 40_000_000,
     seed: Annotated[int, typer.Option()] = 0,
-    format_: Annotated[Format, typer.Option("--format")] = Format.csv,
+    format_: Annotated[Format, typer.Option("--format")] = "csv",
     json_: JsonOption = False,
 ) -> None:
     """Write a simulated population with known truth, statistically like the paper's."""
     from heads import simulate as simulation
 
-    suffix = f".{format_.value}"
-    _print(simulation.write(out, users=users, swipes=swipes, seed=seed, suffix=suffix), json_)
+    suffix = f".{format_}"
+    print_result(simulation.write(out, users=users, swipes=swipes, seed=seed, suffix=suffix), json_)
 
 
 @app.command()
@@ -444,204 +386,7 @@ def demo(
     _study(toml, out, cache=None, show={}, device="auto", json_=json_)
 
 
-@app.command()
-def verify(
-    cache: Annotated[str, typer.Argument(metavar="DIR|URL", help="A cache, or a shared copy.")],
-    repair: Annotated[
-        bool, typer.Option(help="Move what is damaged aside and say what to extract again.")
-    ] = False,
-    json_: JsonOption = False,
-) -> None:
-    """Check every file, checksum and row of a cache; status 1 if anything is wrong."""
-    from embedcache.audit import verify as check
-    from embedcache.findings import Report
-    from embedcache.survey import Checked, verify_remote
-
-    if repair and "://" in cache:
-        raise InputError("--repair is for caches; without it, verify says what is wrong at the URL")
-    report: Report | Checked
-    report = verify_remote(cache) if "://" in cache else check(cache, repair=repair)
-    _print(report, json_)
-    if not report.clean:
-        raise typer.Exit(1)
-
-
-@app.command()
-def export(
-    cache: CachePath,
-    backbone: BackboneOption,
-    out: Annotated[Path, typer.Option(metavar="F.npy|F.parquet", help="The file to write.")],
-    ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
-    json_: JsonOption = False,
-) -> None:
-    """Write vectors and photo ids to one .npy or Parquet file."""
-    from embedcache.exchange import export as write
-
-    _print(write(_open(cache, ref=ref), backbone, out), json_)
-
-
-@app.command("import")
-def import_(
-    cache: CachePath,
-    vectors: Annotated[Path, typer.Argument(metavar="VECTORS.npy", help="Floats, (n, dim).")],
-    ids: Annotated[Path, typer.Option(metavar="ids.csv", help="n photo ids, in the same order.")],
-    photos: Annotated[Path, typer.Option(metavar="PHOTOS", help="The photos that they are of.")],
-    name: Annotated[str, typer.Option(help="What to call these vectors.")],
-    photo_column: PhotoColumn = "photo",
-    id_column: IdColumn = "photo_id",
-    json_: JsonOption = False,
-) -> None:
-    """Take vectors computed elsewhere; they never mix with computed ones."""
-    from embedcache.exchange import import_vectors
-    from embedcache.photos import Photos
-
-    opened = _open(cache, create=True)
-    table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
-    digests = table.digests(opened.local / "digests.npz")
-    known = [i for i, ok in zip(table.ids, digests.readable, strict=True) if ok]
-    found = import_vectors(
-        *(opened, vectors, ids),
-        ids=known,
-        digests=digests.value[digests.readable],
-        name=name,
-        scope=table.scope,
-    )
-    _print(found, json_)
-
-
-@app.command()
-def merge(
-    cache: CachePath,
-    others: Annotated[list[Path], typer.Argument(metavar="OTHER...", help="Other caches.")],
-    with_ids: Annotated[bool, typer.Option(help="Take their photo ids too.")] = False,
-    json_: JsonOption = False,
-) -> None:
-    """Take every row of other caches that this one lacks."""
-    from embedcache.upkeep import merge as join
-
-    opened = _open(cache, create=True)
-    _print(join(opened, [_open(other) for other in others], with_ids=with_ids), json_)
-
-
-@app.command()
-def push(
-    cache: CachePath,
-    url: Annotated[
-        str | None, typer.Argument(metavar="URL", help="[default: that of embedcache.toml]")
-    ] = None,
-    backbone: Backbones = None,
-    with_ids: Annotated[bool, typer.Option(help="Send photo ids too; they may be private.")] = (
-        False
-    ),
-    purge: Annotated[
-        bool, typer.Option(help="Remove what was forgotten there too; needs the right to delete.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would move.")] = False,
-    json_: JsonOption = False,
-) -> None:
-    """Send to a shared copy (a folder, s3://, gs://, az://, ssh://) what it lacks."""
-    from embedcache import share
-    from embedcache.display import transfer_on
-
-    moved = share.push(
-        _open(cache),
-        _url(url),
-        backbones=backbone or (),
-        with_ids=with_ids,
-        purge=purge,
-        dry_run=dry_run,
-        progress=transfer_on(),
-    )
-    _print(moved, json_)
-    if moved.problems:
-        raise typer.Exit(1)
-
-
-@app.command()
-def pull(
-    url: Annotated[str, typer.Argument(metavar="[URL]", help="May stand in embedcache.toml.")],
-    cache: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="The cache's folder.", show_default=False)
-    ] = None,
-    backbone: Backbones = None,
-    photos: Annotated[
-        Path | None,
-        typer.Option(metavar="PHOTOS", help="Only rows of these photos: a folder or a table."),
-    ] = None,
-    photo_column: PhotoColumn = "photo",
-    id_column: IdColumn = "photo_id",
-    ref: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Exactly what this ref pins.")
-    ] = None,
-    with_ids: Annotated[bool, typer.Option(help="Take photo ids too.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would move.")] = False,
-    json_: JsonOption = False,
-) -> None:
-    """Take from a shared copy what this cache lacks, checked as it arrives."""
-    from embedcache import share
-    from embedcache.display import transfer_on
-    from embedcache.photos import Photos
-
-    source, target = (_url(None), Path(url)) if cache is None else (url, cache)
-    with share.destination(target, keep=not dry_run) as opened:
-        digests = None
-        if photos is not None:
-            table = Photos.read(photos, photo_column=photo_column, id_column=id_column)
-            found = table.digests(opened.local / "digests.npz")
-            digests = found.value[found.readable]
-        moved = share.pull(
-            source,
-            opened,
-            backbones=backbone or (),
-            photos=digests,
-            ref=ref,
-            with_ids=with_ids,
-            dry_run=dry_run,
-            progress=transfer_on(),
-        )
-    _print(moved, json_)
-    if moved.problems:
-        raise typer.Exit(1)
-
-
-@app.command()
-def compact(cache: CachePath, json_: JsonOption = False) -> None:
-    """Join small segments into larger ones with the same rows."""
-    from embedcache.upkeep import compact as join
-
-    _print(join(_open(cache)), json_)
-
-
-@app.command()
-def forget(
-    cache: CachePath,
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Photo ids.")],
-    json_: JsonOption = False,
-) -> None:
-    """Really remove photos: rows, faces, ids, and what refs claim of them."""
-    from embedcache.upkeep import forget as remove
-
-    _print(remove(_open(cache), ids), json_)
-
-
-@app.command()
-def ref(
-    cache: CachePath,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A new name; refs are write-once.")],
-    json_: JsonOption = False,
-) -> None:
-    """Pin the cache as it is now under a name, for --ref of info, export and fit-head."""
-    from embedcache.upkeep import write_ref
-
-    _print(write_ref(_open(cache), name), json_)
-
-
-@app.command()
-def doctor(json_: JsonOption = False) -> None:
-    """Versions, devices, weights found, what is missing and the command that gets it."""
-    from embedcache.doctor import diagnose
-
-    _print(diagnose(), json_)
+app.add_typer(commands)
 
 
 def main() -> None:
@@ -667,14 +412,13 @@ def _study(
 ) -> None:
     """Run a study file, embedding for all its backbones at once, and print table and page."""
     from embedcache.backbones import resolved
-    from embedcache.photos import Photos
     from embedcache.upkeep import pin
     from heads import report
     from heads import study as studies
 
     asked = studies.Study.read(toml)
-    opened = _open(cache or out / "photos.cache", create=True)
-    table = Photos.read(
+    opened = open_cache(cache or out / "photos.cache", create=True)
+    table = read_photos(
         asked.label_table(out), photo_column=asked.photo_column, id_column=asked.id_column
     )
     imported = {s.spec.architecture for s in opened.spaces() if s.spec.kind == "foreign"}
@@ -683,7 +427,7 @@ def _study(
         raise typer.Exit(130)
     results = studies.run(
         asked,
-        _open(opened.path, ref=pin(opened)),  # every row can name what it was fitted on
+        open_cache(opened.path, ref=pin(opened)),  # every row can name what it was fitted on
         lambda _: None,
         out,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
@@ -730,28 +474,6 @@ def _extract(
         return extract(
             photos, cache, backbone=names, progress=progress, tell=tell, stop=stop, **options
         )
-
-
-def _open(path: Path, *, create: bool = False, ref: str | None = None) -> "Cache":
-    from embedcache.store import Cache
-
-    return Cache.open(path, create=create, ref=ref)
-
-
-def _url(given: str | None) -> str:
-    """The URL given, or that of the project's embedcache.toml."""
-    from embedcache.team import FILE, read_settings
-
-    found = given or read_settings().remote
-    if not found:
-        raise InputError(
-            f'say where the shared copy is: a URL, or remote = "URL" in {FILE} here or above'
-        )
-    return found
-
-
-def _print(result: Printable, as_json: bool) -> None:
-    print(json.dumps(result.document()) if as_json else str(result))
 
 
 def _fail(message: str) -> NoReturn:

@@ -24,22 +24,20 @@ def progress_on(stream: TextIO | None = None) -> Iterator[Callable[[Progress], N
         with _bar(stream) as show:
             yield show
     else:
-        yield _lines(stream)
+        say = _seldom(stream)
+        yield lambda p: say(lambda: text_of(p))
 
 
 def transfer_on(stream: TextIO | None = None) -> Callable[[int, int], None]:
     """Give a function that tells of (bytes moved, bytes in all): a line in ten seconds."""
-    out = stream or sys.stderr
-    last = time.monotonic() - LINE_SECONDS + QUIET_SECONDS
+    say = _seldom(stream)
+    return lambda done, n: say(lambda: f"{done / 1e6:,.0f} of {n / 1e6:,.0f} MB")
 
-    def show(done: int, n: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= LINE_SECONDS:
-            last = now
-            print(f"{done / 1e6:,.0f} of {n / 1e6:,.0f} MB", file=out, flush=True)
 
-    return show
+def counts_on(what: str, stream: TextIO | None = None) -> Callable[..., None]:
+    """Give a function that tells of (things done) or (done, in all): a line in ten seconds."""
+    say = _seldom(stream)
+    return lambda done, *n: say(lambda: " of ".join(f"{k:,}" for k in (done, *n)) + f" {what}")
 
 
 @contextmanager
@@ -84,17 +82,20 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _lines(stream: TextIO) -> Callable[[Progress], None]:
+def _seldom(stream: TextIO | None) -> Callable[[Callable[[], str]], None]:
+    """Give a function that prints a line now and then: not in the first two seconds, then one in
+    ten; the text is made only for a line that is printed."""
+    out = stream or sys.stderr
     last = time.monotonic() - LINE_SECONDS + QUIET_SECONDS
 
-    def show(p: Progress) -> None:
+    def say(text: Callable[[], str]) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= LINE_SECONDS:
             last = now
-            print(text_of(p), file=stream, flush=True)
+            print(text(), file=out, flush=True)
 
-    return show
+    return say
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from threading import Thread
-from types import TracebackType
 from typing import Any, Self
 
 from embedcache.network import Network
@@ -56,12 +55,7 @@ class Lanes:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *why: object) -> None:
         """Let what runs end, and drop what waits."""
         for future, _ in self._waiting:
             future.cancel()

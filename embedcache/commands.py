@@ -1,0 +1,290 @@
+"""The commands that keep a cache and share it: stage one alone, each one library function.
+
+`cli.py` adds them to its own (docs/decisions/004). What both need stands here too: the options that
+mean the same everywhere, and how a cache is opened, photos are read and a result is shown. Heavy
+imports stand inside the commands.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+
+from embedcache.errors import InputError
+
+if TYPE_CHECKING:
+    from embedcache.photos import Photos
+    from embedcache.store import Cache
+
+commands = typer.Typer()
+
+CachePath = Annotated[Path, typer.Argument(metavar="DIR", help="The cache's folder.")]
+BackboneOption = Annotated[
+    str,
+    typer.Option("--backbone", metavar="NAME[@face]", help="Whose vectors; see 'embedcache info'."),
+]
+PhotoColumn = Annotated[str, typer.Option(help="The table's column with the photo's path.")]
+IdColumn = Annotated[str, typer.Option(help="The table's column with the photo's id.")]
+Backbones = Annotated[
+    list[str] | None,
+    typer.Option("--backbone", metavar="NAME", help="Only vectors of this; may be repeated."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+class Printable(Protocol):
+    """What every library function returns here: text for people, a document for machines."""
+
+    def document(self) -> dict[str, Any]: ...
+
+
+def print_result(result: Printable, as_json: bool) -> None:
+    """Print a result, for people or for machines."""
+    print(json.dumps(result.document()) if as_json else str(result))
+
+
+def open_cache(path: Path, *, create: bool = False, ref: str | None = None) -> "Cache":
+    """The cache in a folder, as a ref pins it where one is named."""
+    from embedcache.store import Cache
+
+    return Cache.open(path, create=create, ref=ref)
+
+
+def read_photos(path: Path, *, photo_column: str, id_column: str) -> "Photos":
+    """A folder or table of photos; a long listing tells how far it is."""
+    from embedcache.display import counts_on
+    from embedcache.photos import Photos
+
+    listed = counts_on("photos found")
+    return Photos.read(path, photo_column=photo_column, id_column=id_column, progress=listed)
+
+
+@commands.command()
+def info(
+    cache: Annotated[str, typer.Argument(metavar="DIR|URL", help="A cache, or a shared copy.")],
+    photos: Annotated[bool, typer.Option(help="Also list the photos, one line each.")] = False,
+    ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Say what a cache holds, or a shared copy, of which no vector is fetched."""
+    if "://" in cache:
+        from embedcache.survey import survey
+
+        print_result(survey(cache), json_)
+        return
+    from embedcache.summary import summarise
+
+    print_result(summarise(open_cache(Path(cache), ref=ref), photos=photos), json_)
+
+
+@commands.command()
+def verify(
+    cache: Annotated[str, typer.Argument(metavar="DIR|URL", help="A cache, or a shared copy.")],
+    repair: Annotated[
+        bool, typer.Option(help="Move what is damaged aside and say what to extract again.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Check every file, checksum and row of a cache; status 1 if anything is wrong."""
+    from embedcache.audit import verify as check
+    from embedcache.findings import Report
+    from embedcache.survey import Checked, verify_remote
+
+    if repair and "://" in cache:
+        raise InputError("--repair is for caches; without it, verify says what is wrong at the URL")
+    report: Report | Checked
+    report = verify_remote(cache) if "://" in cache else check(cache, repair=repair)
+    print_result(report, json_)
+    if not report.clean:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def export(
+    cache: CachePath,
+    backbone: BackboneOption,
+    out: Annotated[Path, typer.Option(metavar="F.npy|F.parquet", help="The file to write.")],
+    ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write vectors and photo ids to one .npy or Parquet file."""
+    from embedcache.exchange import export as write
+
+    print_result(write(open_cache(cache, ref=ref), backbone, out), json_)
+
+
+@commands.command("import")
+def import_(
+    cache: CachePath,
+    vectors: Annotated[Path, typer.Argument(metavar="VECTORS.npy", help="Floats, (n, dim).")],
+    ids: Annotated[Path, typer.Option(metavar="ids.csv", help="n photo ids, in the same order.")],
+    photos: Annotated[Path, typer.Option(metavar="PHOTOS", help="The photos that they are of.")],
+    name: Annotated[str, typer.Option(help="What to call these vectors.")],
+    photo_column: PhotoColumn = "photo",
+    id_column: IdColumn = "photo_id",
+    json_: JsonOption = False,
+) -> None:
+    """Take vectors computed elsewhere; they never mix with computed ones."""
+    from embedcache.display import counts_on
+    from embedcache.exchange import import_vectors
+
+    opened = open_cache(cache, create=True)
+    table = read_photos(photos, photo_column=photo_column, id_column=id_column)
+    digests = table.digests(opened.local / "digests.npz", progress=counts_on("photos read"))
+    known = [i for i, ok in zip(table.ids, digests.readable, strict=True) if ok]
+    found = import_vectors(
+        *(opened, vectors, ids),
+        ids=known,
+        digests=digests.value[digests.readable],
+        name=name,
+        scope=table.scope,
+    )
+    print_result(found, json_)
+
+
+@commands.command()
+def merge(
+    cache: CachePath,
+    others: Annotated[list[Path], typer.Argument(metavar="OTHER...", help="Other caches.")],
+    with_ids: Annotated[bool, typer.Option(help="Take their photo ids too.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Take every row of other caches that this one lacks."""
+    from embedcache.upkeep import merge as join
+
+    opened = open_cache(cache, create=True)
+    print_result(join(opened, [open_cache(other) for other in others], with_ids=with_ids), json_)
+
+
+@commands.command()
+def push(
+    cache: CachePath,
+    url: Annotated[
+        str | None, typer.Argument(metavar="URL", help="[default: that of embedcache.toml]")
+    ] = None,
+    backbone: Backbones = None,
+    with_ids: Annotated[bool, typer.Option(help="Send photo ids too; they may be private.")] = (
+        False
+    ),
+    purge: Annotated[
+        bool, typer.Option(help="Remove what was forgotten there too; needs the right to delete.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would move.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Send to a shared copy (a folder, s3://, gs://, az://, ssh://) what it lacks."""
+    from embedcache import share
+    from embedcache.display import transfer_on
+
+    moved = share.push(
+        open_cache(cache),
+        _url(url),
+        backbones=backbone or (),
+        with_ids=with_ids,
+        purge=purge,
+        dry_run=dry_run,
+        progress=transfer_on(),
+    )
+    print_result(moved, json_)
+    if moved.problems:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def pull(
+    url: Annotated[str, typer.Argument(metavar="[URL]", help="May stand in embedcache.toml.")],
+    cache: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="The cache's folder.", show_default=False)
+    ] = None,
+    backbone: Backbones = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(metavar="PHOTOS", help="Only rows of these photos: a folder or a table."),
+    ] = None,
+    photo_column: PhotoColumn = "photo",
+    id_column: IdColumn = "photo_id",
+    ref: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Exactly what this ref pins.")
+    ] = None,
+    with_ids: Annotated[bool, typer.Option(help="Take photo ids too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would move.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Take from a shared copy what this cache lacks, checked as it arrives."""
+    from embedcache import share
+    from embedcache.display import counts_on, transfer_on
+
+    source, target = (_url(None), Path(url)) if cache is None else (url, cache)
+    with share.destination(target, keep=not dry_run) as opened:
+        digests = None
+        if photos is not None:
+            table = read_photos(photos, photo_column=photo_column, id_column=id_column)
+            read = counts_on("photos read")
+            found = table.digests(opened.local / "digests.npz", progress=read)
+            digests = found.value[found.readable]
+        moved = share.pull(
+            source,
+            opened,
+            backbones=backbone or (),
+            photos=digests,
+            ref=ref,
+            with_ids=with_ids,
+            dry_run=dry_run,
+            progress=transfer_on(),
+        )
+    print_result(moved, json_)
+    if moved.problems:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def compact(cache: CachePath, json_: JsonOption = False) -> None:
+    """Join small segments into larger ones with the same rows."""
+    from embedcache.upkeep import compact as join
+
+    print_result(join(open_cache(cache)), json_)
+
+
+@commands.command()
+def forget(
+    cache: CachePath,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Photo ids.")],
+    json_: JsonOption = False,
+) -> None:
+    """Really remove photos: rows, faces, ids, and what refs claim of them."""
+    from embedcache.upkeep import forget as remove
+
+    print_result(remove(open_cache(cache), ids), json_)
+
+
+@commands.command()
+def ref(
+    cache: CachePath,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A new name; refs are write-once.")],
+    json_: JsonOption = False,
+) -> None:
+    """Pin the cache as it is now under a name, for --ref of info, export and fit-head."""
+    from embedcache.upkeep import write_ref
+
+    print_result(write_ref(open_cache(cache), name), json_)
+
+
+@commands.command()
+def doctor(json_: JsonOption = False) -> None:
+    """Versions, devices, weights found, what is missing and the command that gets it."""
+    from embedcache.doctor import diagnose
+
+    print_result(diagnose(), json_)
+
+
+def _url(given: str | None) -> str:
+    """The URL given, or that of the project's embedcache.toml."""
+    from embedcache.team import FILE, read_settings
+
+    found = given or read_settings().remote
+    if not found:
+        raise InputError(
+            f'say where the shared copy is: a URL, or remote = "URL" in {FILE} here or above'
+        )
+    return found
