@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import stand_in
+
 REAL_DATA = os.environ.get("EMBEDCACHE_REAL_DATA")
 
 
@@ -90,3 +92,13 @@ def run(
         return status, out, err
 
     return call
+
+
+@pytest.fixture
+def detector(monkeypatch: pytest.MonkeyPatch) -> stand_in.Detector:
+    """A face detector that costs nothing, in the place of the real one."""
+    from embedcache.finder import FaceFinder
+
+    fake = stand_in.Detector()
+    monkeypatch.setattr(FaceFinder, "detector", fake)
+    return fake

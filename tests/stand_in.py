@@ -9,8 +9,10 @@ from PIL import Image
 
 from embedcache.backbones import Backbone, decoding
 from embedcache.network import Network
+from embedcache.outcome import Extraction
+from embedcache.photos import Photos
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec, canonical_json
-from embedcache.store import Faces
+from embedcache.store import Cache, Faces
 
 SIZE = 16
 
@@ -75,3 +77,16 @@ class Detector:
     @staticmethod
     def count(picture: Image.Image) -> int:
         return int(np.asarray(picture)[0, 0, 0]) % 3
+
+
+def counts(found: Extraction) -> tuple[int, int, int, int]:
+    """Photos wanted, there already, embedded and failed."""
+    space = found.spaces[0]
+    return space.wanted, space.hit, space.embedded, space.failed
+
+
+def vectors(cache: Cache, photos: Photos, name: str = "stand-in") -> npt.NDArray[np.float32]:
+    """The vectors of all photos, float32 (n, dim)."""
+    values, found = cache.vectors(name, list(photos.ids), scope=photos.scope)
+    assert found.all()
+    return values

@@ -20,8 +20,8 @@ from embedcache.spec import FaceCrop, foreign
 from embedcache.store import APART, Cache
 from embedcache.upkeep import forget, verify, write_ref
 from tests import remotes
+from tests.sharing.members import SPEC
 from tests.stores import DETECTOR, faces_of, fill, model, photos
-from tests.test_share import SPEC
 
 WHOLE = replace(SPEC, dim=2)
 CROPS = replace(WHOLE, face=FaceCrop(detector="1" * 64, select="only", margin=0.0))

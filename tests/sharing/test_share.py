@@ -1,13 +1,8 @@
 """Push and pull over every kind of remote: the same rows, whole or not at all, nothing twice."""
 
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,95 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedcache import disk
-from embedcache.catalogue import Catalogue
 from embedcache.errors import CacheError, RemoteError
-from embedcache.remote import Denied, Patient, Remote, Unreachable, open_remote
+from embedcache.remote import Denied, Patient, Remote
 from embedcache.share import pull, push
-from embedcache.spec import FaceCrop, Preprocessing, Spec, foreign
+from embedcache.spec import FaceCrop, foreign
 from embedcache.store import APART, Cache
 from embedcache.survey import survey, verify_remote
 from embedcache.upkeep import compact, forget, merge, verify, write_ref
 from tests import remotes
+from tests.sharing.members import SPEC, Make, held
 from tests.stores import DETECTOR, faces_of, fill, model, photos
-
-SPEC = Spec(
-    kind="computed",
-    architecture="net",
-    dim=8,
-    weights="0" * 64,
-    preprocessing=Preprocessing(
-        size=(8, 8),
-        resize="squash",
-        crop_fraction=1.0,
-        interpolation="bilinear",
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        decode="1",
-    ),
-)
-KINDS = ["folder", "memory", "s3"]
-Make = Callable[..., Cache]
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "sync", lambda fd: None)
-    monkeypatch.setattr(disk, "sync_folder", lambda path: None)
-
-
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A bucket on a real S3 protocol server on loopback."""
-    pytest.importorskip("moto.server")
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    patch.setenv("AWS_ACCESS_KEY_ID", "test")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    patch.setenv("AWS_REGION", "us-east-1")
-    from urllib.request import Request, urlopen
-
-    urlopen(Request(f"http://{host}:{port}/team", method="PUT"), timeout=30).close()
-    yield "s3://team"
-    patch.undo()
-    server.stop()
-
-
-@pytest.fixture(params=KINDS)
-def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Remote:
-    if request.param == "folder":
-        return remotes.folder(tmp_path / "shared")
-    pytest.importorskip("obstore")
-    if request.param == "memory":
-        return remotes.memory()
-    bucket = request.getfixturevalue("s3")
-    return open_remote(f"{bucket}/{tmp_path.name}-{os.urandom(3).hex()}")
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """make("a", [0, 1], [2]): a cache with a segment for each list of photos."""
-
-    def new(name: str, *segments: list[int], spec: Spec = SPEC) -> Cache:
-        cache = Cache.open(tmp_path / name, create=True)
-        for numbers in segments:
-            fill(cache.space(spec, create=True), photos(*numbers))
-        return cache
-
-    return new
-
-
-def held(cache: Cache, n: int = 40) -> set[int]:
-    """Which of photos 0 to n the cache has vectors of; each checked against the model."""
-    everything = photos(*range(n))
-    rows, found = Cache.open(cache.path).space(SPEC).read(everything)
-    assert (rows[found] == model(everything, 8)[found]).all()
-    return set(np.flatnonzero(found).tolist())
 
 
 def test_what_one_member_pushes_another_pulls(remote: Remote, make: Make) -> None:
@@ -314,142 +230,6 @@ def test_progress_counts_the_bytes(remote: Remote, make: Make) -> None:
     assert seen[-1][1] > 0
 
 
-@pytest.mark.parametrize("how", ["before", "amid", "after"])
-@pytest.mark.parametrize("kind", ["folder", pytest.param("memory", marks=pytest.mark.torture)])
-def test_a_failure_at_any_request_is_tried_again(
-    kind: str, how: str, tmp_path: Path, make: Make
-) -> None:
-    a = make("a", [0, 1, 2], [3, 4])
-    write_ref(a, "paper")
-    for k in range(1, 60):
-        remote = remotes.memory() if kind == "memory" else remotes.folder(tmp_path / f"r{k}")
-        b = make(f"b{k}")
-        flaky = remotes.Flaky(remote, remotes.once(k, how))
-        push(a, remotes.impatient(flaky))
-        n_push = flaky.n_requests
-        flaky = remotes.Flaky(remote, remotes.once(k, how))
-        came = pull(remotes.impatient(flaky), b)
-        assert held(b) == {0, 1, 2, 3, 4}
-        assert came.problems == ()
-        assert came.refs == ("paper",)
-        if k > max(flaky.n_requests, n_push):
-            break
-        shutil.rmtree(b.path)
-    else:
-        raise AssertionError("more requests than were tried")
-
-
-@pytest.mark.parametrize("kind", ["folder", pytest.param("memory", marks=pytest.mark.torture)])
-def test_a_run_that_is_cut_at_any_request_is_never_half_visible_and_can_be_gone_on_with(
-    kind: str, tmp_path: Path, make: Make
-) -> None:
-    a = make("a", [0, 1, 2], [3, 4])
-    whole = [{*()}, {0, 1, 2}, {3, 4}, {0, 1, 2, 3, 4}]
-    for k in range(1, 80):
-        how = random.Random(k).choice(["before", "amid", "after"])
-        remote = remotes.memory() if kind == "memory" else remotes.folder(tmp_path / f"r{k}")
-        b, c = make(f"b{k}"), make(f"c{k}")
-        cut = remotes.Flaky(remote, remotes.since(k, how))
-        cut_off = 0
-        try:
-            push(a, cut)
-        except Unreachable:
-            cut_off += 1
-            if Catalogue(remote).exists():
-                pull(remote, c)
-                assert (held(c) if c.spaces() else set()) in whole
-        push(a, remote)
-        cut = remotes.Flaky(remote, remotes.since(k, how))
-        try:
-            pull(cut, b)
-        except Unreachable:
-            cut_off += 1
-            assert verify(b).clean
-            assert (held(b) if Cache.open(b.path).spaces() else set()) in whole
-        pull(remote, b)
-        assert held(b) == {0, 1, 2, 3, 4}
-        assert verify(b).clean
-        for cache in (b, c):
-            shutil.rmtree(cache.path)
-        if not cut_off:
-            break
-    else:
-        raise AssertionError("more requests than were tried")
-
-
-def test_a_pull_goes_on_at_the_byte_where_it_was_cut(make: Make) -> None:
-    wide = foreign("wide", 4096)
-    a, b = make("a", list(range(600)), spec=wide), make("b")  # 10 MB in one file
-    remote = remotes.memory()
-    push(a, remote)
-    whole = sum(entry.size for entry in remote.list(APART + "/"))
-
-    class Cut(remotes.Flaky):
-        def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-            for block in super().blocks(key, start=start, length=length):
-                yield block
-                if self.n_bytes > 5_000_000:
-                    raise Unreachable("cut")
-
-    with pytest.raises(Unreachable):
-        pull(Cut(remote, lambda n: ""), b)
-    counted = remotes.counted(remote)
-    assert pull(counted, b).rows == 600
-    assert counted.n_bytes < whole - 4_000_000
-    assert verify(b).clean
-    assert not list((b.path / "local" / "incoming").iterdir())
-
-
-class Severed(remotes.Flaky):
-    """The wire breaks once so many bytes have gone through it, either way."""
-
-    def __init__(self, remote: Remote, n_bytes: int) -> None:
-        super().__init__(remote, lambda n: "")
-        self.left = n_bytes
-
-    def _through(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
-        for block in blocks:
-            for at in range(0, len(block), 1000):
-                piece = bytes(block[at : at + min(1000, self.left)])
-                self.left -= len(piece)
-                yield piece
-                if self.left <= 0:
-                    raise Unreachable(f"{self.name}: connection reset. Run the same command again")
-
-    def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        return self._through(super().blocks(key, start=start, length=length))
-
-    def write(self, key: str, blocks: Callable[[], Iterator[bytes]], *, size: int) -> None:
-        super().write(key, lambda: self._through(blocks()), size=size)
-
-
-@pytest.mark.parametrize("kind", ["folder", "memory"])
-def test_a_run_that_is_cut_at_any_byte_goes_on(kind: str, tmp_path: Path, make: Make) -> None:
-    wide, rng = foreign("wide", 256), random.Random(7)
-    a = make("a", list(range(400)), list(range(400, 450)), spec=wide)
-    everything, overhead = photos(*range(450)), 40_000  # manifests, digests, documents
-    whole = a.spaces()[0].segments()
-    n_bytes = sum(segment.manifest.bytes_on_disk for segment in whole)
-    largest = max(size for s in whole for size, _ in s.manifest.files.values())
-    for number in range(12):
-        remote = remotes.memory() if kind == "memory" else remotes.folder(tmp_path / f"r{number}")
-        b, cut = make(f"b{number}"), rng.randrange(1, n_bytes)
-        with pytest.raises(Unreachable):
-            push(a, Severed(remote, cut))
-        counted = remotes.counted(remote)
-        push(a, counted)
-        # What had arrived whole is not sent again; up to eight objects were in the air.
-        assert counted.n_bytes < n_bytes + overhead - cut + 8 * largest
-        with pytest.raises(Unreachable):
-            pull(Severed(remote, cut), b)
-        assert verify(b).clean
-        counted = remotes.counted(remote)
-        pull(counted, b)
-        assert (b.space(wide).read(everything)[0] == model(everything, 256)).all()
-        # Goes on at the byte: a thousand may be lost with each of eight objects.
-        assert counted.n_bytes < n_bytes + 2 * overhead - cut + 8 * 1000
-
-
 class Watched(remotes.Flaky):
     """Notes what is written in which order, and how many objects move at once."""
 
@@ -504,53 +284,6 @@ def test_a_merge_obeys_what_was_forgotten(tmp_path: Path, make: Make) -> None:
     assert held(b) == {0, 2}
     merge(a, [make("c", [1, 5])])
     assert held(a) == {0, 2, 5}
-
-
-def test_twenty_interleavings_with_kills_end_with_the_same_rows(
-    s3: str, tmp_path: Path, make: Make
-) -> None:
-    for seed in range(20):
-        rng = random.Random(seed)
-        remote = remotes.memory() if seed % 2 else remotes.folder(tmp_path / f"r{seed}")
-        if seed % 5 == 0:
-            remote = open_remote(f"{s3}/interleaved-{seed}")
-        members = [make(f"a{seed}", [0, 1, 2, 3]), make(f"b{seed}", [2, 3, 4])]
-        n_new = 10
-        for _ in range(8):
-            member, k = rng.choice(members), rng.randrange(1, 40)
-            how = rng.choice(["before", "amid", "after"])
-            mortal = remotes.Flaky(remote, remotes.since(k, how))
-            at = mortal if rng.random() < 0.6 else remote
-            try:
-                match rng.choice(["push", "pull", "write", "compact"]):
-                    case "push":
-                        push(member, at)
-                    case "pull":
-                        pull(at, member)
-                    case "write":
-                        numbers = [n_new, rng.randrange(10)]
-                        fill(member.space(SPEC), photos(*numbers))
-                        n_new += 1
-                    case "compact":
-                        compact(member)
-            except (Unreachable, RemoteError):
-                pass
-            assert verify(member).clean
-        for member in (*members, *members):
-            push(member, remote)
-            pull(remote, member)
-        assert held(members[0]) == held(members[1]) >= {0, 1, 2, 3, 4, *range(10, n_new)}
-        for member in members:
-            shutil.rmtree(member.path)
-
-
-def test_patience_ends(make: Make) -> None:
-    pauses: list[float] = []
-    dead = Patient(remotes.Flaky(remotes.memory(), lambda n: "before"), sleep=pauses.append)
-    with pytest.raises(Unreachable, match="503"):
-        push(make("a", [0]), dead)
-    assert len(pauses) == 5
-    assert 1 < sum(pauses) < 10
 
 
 def test_a_missing_file_there_is_mended_by_the_next_push(remote: Remote, make: Make) -> None:
@@ -615,44 +348,3 @@ def test_a_survey_tells_what_is_there_without_fetching_a_vector(remote: Remote, 
     assert (space.names, space.rows, space.dim, space.segments) == (("net",), 200, 8, 1)
     assert told.refs == ("paper",)
     assert verify_remote(remote).clean
-
-
-def kills(what: str, cache: Path, shared: Path, k: int) -> bool:
-    """Let a member die at the k-th request; False where the work ended before."""
-    words = [sys.executable, "-m", "tests.share_worker", what, str(cache), str(shared), str(k)]
-    done = subprocess.run(words, cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode != 0
-
-
-def check_kills(make: Make, tmp_path: Path, numbers: Iterable[int]) -> None:
-    whole = [set(), {0, 1, 2}, {3, 4}, {0, 1, 2, 3, 4}]
-    for k in numbers:
-        a, shared = make(f"a{k}", [0, 1, 2], [3, 4]), tmp_path / f"shared{k}"
-        killed = kills("push", a.path, shared, k)
-        if (shared / "zarr.json").exists():
-            assert verify(Cache.open(shared)).clean
-        killed |= kills("push", a.path, shared, k)  # goes on, and may die again
-        push(a, remotes.folder(shared))
-        assert verify(Cache.open(shared)).clean
-        assert held(Cache.open(shared)) == {0, 1, 2, 3, 4}
-        killed |= kills("pull", tmp_path / f"b{k}", shared, k)
-        b = make(f"b{k}")
-        assert verify(b).clean
-        assert (held(b) if b.spaces() else set()) in whole
-        pull(remotes.folder(shared), b)
-        assert held(b) == {0, 1, 2, 3, 4}
-        assert verify(b).clean
-        if k > 10 and not killed:  # more requests than there are
-            return
-
-
-def test_members_who_are_killed_leave_nothing_half(make: Make, tmp_path: Path) -> None:
-    check_kills(make, tmp_path, (12, 17, 29))
-
-
-@pytest.mark.torture
-def test_members_who_are_killed_at_any_request_leave_nothing_half(
-    make: Make, tmp_path: Path
-) -> None:
-    check_kills(make, tmp_path, range(1, 100))

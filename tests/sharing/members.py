@@ -1,0 +1,36 @@
+"""Members of a team: caches of a small network, and what they hold."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from embedcache.spec import Preprocessing, Spec
+from embedcache.store import Cache
+from tests.stores import model, photos
+
+SPEC = Spec(
+    kind="computed",
+    architecture="net",
+    dim=8,
+    weights="0" * 64,
+    preprocessing=Preprocessing(
+        size=(8, 8),
+        resize="squash",
+        crop_fraction=1.0,
+        interpolation="bilinear",
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        decode="1",
+    ),
+)
+
+
+Make = Callable[..., Cache]
+
+
+def held(cache: Cache, n: int = 40) -> set[int]:
+    """Which of photos 0 to n the cache has vectors of; each checked against the model."""
+    everything = photos(*range(n))
+    rows, found = Cache.open(cache.path).space(SPEC).read(everything)
+    assert (rows[found] == model(everything, 8)[found]).all()
+    return set(np.flatnonzero(found).tolist())
