@@ -7,16 +7,19 @@ resize and crop to 299 x 299. Runs alternate and ratios are of medians.
 import argparse
 import io
 import os
-import statistics
-import time
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.rounds import medians
 from embedcache import images
 from embedcache.spec import Preprocessing
 
@@ -85,15 +88,10 @@ def main() -> None:
                     lambda photos: list(pool.map(reduced, photos)), [data] * n * workers
                 ),
             }
-            seconds: dict[str, list[float]] = {side: [] for side in sides}
-            for _ in range(asked.rounds):
-                for side, run in sides.items():
-                    start = time.perf_counter()
-                    run()
-                    seconds[side].append(time.perf_counter() - start)
-            reference = statistics.median(seconds["Pillow, full decode"]) / n
-            for side, times in seconds.items():
-                each = statistics.median(times) / n / (workers if "threads" in side else 1)
+            took = medians(sides, rounds=asked.rounds)
+            reference = took["Pillow, full decode"] / n
+            for side, seconds in took.items():
+                each = seconds / n / (workers if "threads" in side else 1)
                 print(f"{case:28}{side:26}{1000 * each:10.2f}{reference / each:7.2f}x")
                 case = ""
 

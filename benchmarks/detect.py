@@ -9,9 +9,8 @@ Both sides take the same decoded photos; runs alternate (A B A B) and ratios are
 
 import argparse
 import os
-import statistics
+import sys
 import tempfile
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +22,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.rounds import medians
 from embedcache import example, images
 from embedcache.faces import Detector
 
@@ -111,18 +113,12 @@ def main() -> None:
     }
     for run in sides.values():  # warm
         run()
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(asked.rounds):
-        for side, run in sides.items():
-            start = time.perf_counter()
-            run()
-            seconds[side].append(time.perf_counter() - start)
+    took = medians(sides, rounds=asked.rounds)
 
     print(f"{len(some)} photos ({name}), CPU, {asked.threads} threads, {asked.rounds} rounds\n")
-    reference = statistics.median(seconds["facenet-pytorch, one at a time"])
+    reference = took["facenet-pytorch, one at a time"]
     print(f"{'':32}{'ms/photo':>10}{'photos/s':>10}{'ratio':>8}")
-    for side, times in seconds.items():
-        median = statistics.median(times)
+    for side, median in took.items():
         each = 1000 * median / len(some)
         print(f"{side:32}{each:10.1f}{len(some) / median:10.1f}{reference / median:7.2f}x")
 

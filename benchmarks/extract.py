@@ -13,13 +13,11 @@ run by a Python of its own. Rows marked "network alone" are given pixels that ar
 import argparse
 import os
 import platform
-import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,9 +31,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import peers
 from benchmarks.decode import jpeg
+from benchmarks.rounds import medians
 from embedcache import example, images, weights
 from embedcache.backbones import Backbone, Decode, load
 from embedcache.extraction import extract
+from embedcache.lanes import Lanes
+from embedcache.pace import Pace
 from embedcache.photos import Photos
 from embedcache.store import Cache
 
@@ -90,39 +91,27 @@ def ours(photos: Photos, backbones: Sequence[Backbone], scratch: Path, *, n_batc
 def alone(pixels: U8, backbone: Backbone, *, n_batch: int) -> None:
     """The network on ready pixels, on all its lanes as extraction runs it."""
     network = backbone.open()
-    parts = [pixels[i : i + n_batch] for i in range(0, len(pixels), n_batch)]
-    free = list(network.lanes)
 
-    def work(part: U8) -> F32:
-        lane = free.pop()
-        try:
-            return lane(part)
-        finally:
-            free.append(lane)
+    def work(part: U8, lane: int) -> F32:
+        return network.lanes[lane](part)
 
-    def begin() -> None:
-        if network.threads is not None:
-            torch.set_num_threads(network.threads)
-
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(len(network.lanes), initializer=begin) as pool:
-        list(pool.map(work, parts))
-    torch.set_num_threads(before)
+    with Lanes.of([network]) as lanes:
+        for i in range(0, len(pixels), n_batch):
+            lanes.submit(partial(work, pixels[i : i + n_batch]), lambda _: None)
+        lanes.drain()
 
 
 def best_batch(pixels: U8, backbone: Backbone) -> int:
     """The batch size that a long extraction would choose, found as it finds it."""
-    rates: dict[int, float] = {}
-    lanes = len(backbone.open().lanes)
-    sizes = (4, 8, 16, 32) if backbone.open().device == "cpu" else (64, 128, 256)
-    for _ in range(2):
-        for size in sizes:
-            some = pixels[: size * lanes]
-            start = time.perf_counter()
-            alone(some, backbone, n_batch=size)
-            rate = len(some) / (time.perf_counter() - start)
-            rates[size] = max(rate, rates.get(size, 0))
-    return min(size for size, rate in rates.items() if rate >= 0.97 * max(rates.values()))
+    network = backbone.open()
+    cuda = network.device.startswith("cuda")
+    pace = Pace.choose(n_photos=10**9, lanes=len(network.lanes), cuda=cuda)
+    while pace.trying:
+        some = pixels[: pace.wanted]
+        start = time.perf_counter()
+        alone(some, backbone, n_batch=pace.trial)
+        pace.tried(len(some), time.perf_counter() - start)
+    return pace.size
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -182,17 +171,9 @@ def contenders(
 
 
 def rates(found: dict[str, Contender], n_photos: int, rounds: int) -> dict[str, float]:
-    """Photos/s of each, medians."""
-    seconds: dict[str, list[float]] = {name: [] for name in found}
-    for number in range(rounds):
-        names = list(found)
-        random.Random(number).shuffle(names)
-        for name in names:
-            start = time.perf_counter()
-            own = found[name]()
-            took = time.perf_counter() - start
-            seconds[name].append(own if own is not None else took)
-    return {name: n_photos / statistics.median(took) for name, took in seconds.items()}
+    """Photos/s of each."""
+    took = medians(found, rounds=rounds)
+    return {name: n_photos / seconds for name, seconds in took.items()}
 
 
 def lines_of(found: dict[str, float], *, to: str) -> list[str]:

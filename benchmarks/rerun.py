@@ -11,7 +11,6 @@ whole process of the command line, imports included.
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.rounds import medians
 from embedcache.backbones import Backbone, load
 from embedcache.extraction import extract
 from embedcache.photos import Photos
@@ -116,12 +116,7 @@ def main() -> None:
             profile = cProfile.Profile()
             profile.runcall(rerun)
             pstats.Stats(profile).sort_stats("cumulative").print_stats(40)
-        seconds: dict[str, list[float]] = {side: [] for side in sides}
-        for _ in range(asked.rounds):
-            for side, run in sides.items():
-                start = time.perf_counter()
-                run()
-                seconds[side].append(time.perf_counter() - start)
+        took = medians(sides, rounds=asked.rounds)
         command = [sys.executable, "-m", "cli", "extract", str(folder), "--cache", str(kept)]
         for _ in range(2):  # the first learns what the network is, which later ones remember
             start = time.perf_counter()
@@ -133,11 +128,10 @@ def main() -> None:
             )
             process = time.perf_counter() - start
 
-    reference = statistics.median(seconds["scandir + stat"])
+    reference = took["scandir + stat"]
     print(f"{asked.files:,} unchanged files, {asked.rounds} alternating rounds, medians\n")
     print(f"{'':28}{'seconds':>9}{'us/file':>9}{'ratio':>8}")
-    for side, times in [*seconds.items(), ("the command, whole process", [process])]:
-        median = statistics.median(times)
+    for side, median in (took | {"the command, whole process": process}).items():
         each = 1e6 * median / asked.files
         print(f"{side:28}{median:9.2f}{each:9.2f}{median / reference:7.2f}x")
 

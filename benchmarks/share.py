@@ -13,7 +13,6 @@ import platform
 import random
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -30,6 +31,7 @@ import obstore
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.rounds import medians
 from embedcache.share import pull, push
 from embedcache.spec import foreign
 from embedcache.store import Cache
@@ -137,19 +139,6 @@ def plain_copy(cache: Cache, target: Path) -> None:
         list(pool.map(copy, files_of(cache)))
 
 
-def timed(contenders: dict[str, Callable[[str], object]], *, rounds: int) -> dict[str, float]:
-    """Median seconds of each contender over interleaved rounds; each call gets a fresh name."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds):
-        names = list(contenders)
-        random.Random(number).shuffle(names)
-        for name in names:
-            start = time.perf_counter()
-            contenders[name](f"{name.replace(' ', '-')}-{number}")
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(took) for name, took in seconds.items()}
-
-
 def rates(folder: Path, n_rows: int, dim: int, rounds: int) -> list[str]:
     cache = fill(folder / "ours", range(n_rows), dim)
 
@@ -168,6 +157,11 @@ def rates(folder: Path, n_rows: int, dim: int, rounds: int) -> list[str]:
     def pushed(name: str) -> None:
         push(cache, str(folder / name))
         shutil.rmtree(folder / name)
+
+    numbers = count()
+
+    def named(work: Callable[[str], object]) -> None:
+        work(f"run-{next(numbers)}")
 
     lines = []
     with s3(folder) as bucket:
@@ -190,7 +184,9 @@ def rates(folder: Path, n_rows: int, dim: int, rounds: int) -> list[str]:
             "embedcache": lambda name: pulled(str(folder / "shared"), name),
         }
         for what, contenders in pairs.items():
-            took = timed(contenders, rounds=rounds)
+            took = medians(
+                {who: partial(named, work) for who, work in contenders.items()}, rounds=rounds
+            )
             for who, seconds in took.items():
                 ratio = took["plain"] / seconds
                 lines.append(f"| {what} | {who} | {seconds:.2f} s | {ratio:.2f} |")

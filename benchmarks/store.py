@@ -9,9 +9,7 @@ the files were pushed out of the page cache first (posix_fadvise; only on Linux)
 import argparse
 import os
 import platform
-import random
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +25,7 @@ import zarr
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.rounds import medians
 from embedcache import disk
 from embedcache.index import Table
 from embedcache.spec import foreign
@@ -35,20 +34,6 @@ from embedcache.upkeep import compact
 
 WRITE_ROWS = 256
 Contenders = dict[str, Callable[[], object]]
-
-
-def timed(contenders: Contenders, *, rounds: int, before: Callable[[], None]) -> dict[str, float]:
-    """Median seconds of each contender over interleaved rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds):
-        names = list(contenders)
-        random.Random(number).shuffle(names)
-        for name in names:
-            before()
-            start = time.perf_counter()
-            contenders[name]()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(took) for name, took in seconds.items()}
 
 
 def rows(what: str, took: dict[str, float], *, to: str) -> list[str]:
@@ -147,18 +132,17 @@ def reading(folder: Path, n: int, dim: int, rounds: int) -> list[str]:
     assert (out == vectors).all()
     lines = []
     for name, before in (("warm", lambda: None), ("cold", lambda: forget_pages(folder))):
-        took = timed(contenders, rounds=rounds, before=before)
+        took = medians(contenders, rounds=rounds, before=before)
         lines += rows(f"full read, {name}", took, to="raw readinto")
     mapped = np.memmap(folder / "raw", np.float32, "r", shape=(n, dim))
     few = np.random.default_rng(3).integers(0, n, (200, 256))
     turn = iter(range(10_000))
-    took = timed(
+    took = medians(
         {
             "np.memmap": lambda: np.array(mapped[few[next(turn) % 200]]),
             "embedcache": lambda: space.read(digests[few[next(turn) % 200]]),
         },
         rounds=100,
-        before=lambda: None,
     )
     lines += [
         f"| 256 random rows, warm | {label} | {1e3 * seconds:.2f} ms | "
@@ -193,7 +177,7 @@ def writing(folder: Path, n: int, dim: int, rounds: int) -> list[str]:
         if not sync:
             disk.sync, disk.sync_folder = (lambda fd: None), (lambda path: None)
         raw = partial(write_raw, folder / "raw.w", vectors, sync=sync)
-        took = timed({"raw write": raw, "embedcache": ours}, rounds=rounds, before=clean)
+        took = medians({"raw write": raw, "embedcache": ours}, rounds=rounds, before=clean)
         disk.sync, disk.sync_folder = real
         lines += rows("append, to the disk" if sync else "append, page cache", took, to="raw write")
         clean()
@@ -215,7 +199,7 @@ def opening(folder: Path, rounds: int) -> list[str]:
     def look() -> None:
         assert (Cache.open(path).find("net").status(digests[:100]) == 1).all()
 
-    took = timed({"open": look}, rounds=max(rounds, 9), before=lambda: None)["open"]
+    took = medians({"open": look}, rounds=max(rounds, 9))["open"]
     began = time.perf_counter()
     compact(Cache.open(path))
     compacted = time.perf_counter() - began
@@ -239,7 +223,7 @@ def looking_up(folder: Path, rounds: int, n: int = 10_000_000) -> list[str]:
     assert loaded is not None
     assert (loaded[0].find(wanted) >= 0).all()
     find = partial(loaded[0].find, wanted)
-    took = timed({"find": find}, rounds=max(rounds, 9), before=lambda: None)
+    took = medians({"find": find}, rounds=max(rounds, 9))
     return [
         f"| 76,000 look-ups among 1e7 | embedcache | {1e3 * took['find']:.0f} ms | |",
         f"| load and check that index | embedcache | {1e3 * load:.0f} ms | |",
