@@ -123,14 +123,13 @@ def extract(
         "retry_failed": retry_failed,
     }
     if dry_run:
+        from embedcache.display import progress_on
         from embedcache.forecast import forecast
 
-        print_result(
-            forecast(
-                table, open_cache(cache) if cache.exists() else None, backbone=names, **options
-            ),
-            json_,
-        )
+        there = open_cache(cache) if cache.exists() else None
+        with progress_on() as progress:
+            told = forecast(table, there, backbone=names, progress=progress, **options)
+        print_result(told, json_)
         return
     settings = read_settings()
     shared = {"none": None}.get(remote or "", remote or settings.remote or None)

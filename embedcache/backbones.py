@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from embedcache import images, known_specs, network, weights
+from embedcache import faces, images, known_specs, network, weights
 from embedcache.errors import WeightsError
 from embedcache.network import Network
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 DEFAULT = "inception_v3.tf_in1k"
 FACE_MARGIN = 0.0
-FACE_DETECTOR = "mtcnn-1"  # faces.VERSION, which costs an import
 DOCTOR = "Run 'embedcache doctor' to see which weights are at hand."
 
 Decode = Literal["full", "reduced"]
@@ -138,7 +137,7 @@ def load(
         "place": asked.place,
         "precision": precision,
         "decode": decoding(decode),
-        "face": [FACE_DETECTOR, FACE_MARGIN] if asked.face else None,
+        "face": [faces.VERSION, FACE_MARGIN] if asked.face else None,
     }
 
     def now() -> Backbone:
@@ -185,9 +184,7 @@ def _load(
     if asked.face:  # boxes count pixels of the whole photo
         preprocessing = replace(preprocessing, decode=decoding("full"))
         if detector is None:
-            from embedcache.faces import Detector
-
-            detector = lambda: Detector().digest  # noqa: E731
+            detector = lambda: faces.Detector().digest  # noqa: E731
         face = FaceCrop(detector=detector(), select="only", margin=FACE_MARGIN)
     spec = Spec(
         kind="computed",

@@ -15,6 +15,7 @@ from embedcache.errors import InputError
 
 if TYPE_CHECKING:
     from embedcache.photos import Photos
+    from embedcache.share import Moved
     from embedcache.store import Cache
 
 commands = typer.Typer()
@@ -186,9 +187,7 @@ def push(
         dry_run=dry_run,
         progress=transfer_on(),
     )
-    print_result(moved, json_)
-    if moved.problems:
-        raise typer.Exit(1)
+    _print_moved(moved, json_)
 
 
 @commands.command()
@@ -233,9 +232,7 @@ def pull(
             dry_run=dry_run,
             progress=transfer_on(),
         )
-    print_result(moved, json_)
-    if moved.problems:
-        raise typer.Exit(1)
+    _print_moved(moved, json_)
 
 
 @commands.command()
@@ -276,6 +273,13 @@ def doctor(json_: JsonOption = False) -> None:
     from embedcache.doctor import diagnose
 
     print_result(diagnose(), json_)
+
+
+def _print_moved(moved: "Moved", as_json: bool) -> None:
+    """Print what moved; status 1 where something was left out."""
+    print_result(moved, as_json)
+    if moved.problems:
+        raise typer.Exit(1)
 
 
 def _url(given: str | None) -> str:

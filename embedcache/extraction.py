@@ -7,7 +7,6 @@ One read, one decode and one detection serve every backbone of a run. Nothing is
 is resumed: a run embeds what the cache lacks, so running it again after a crash is the resume.
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -28,7 +27,6 @@ from embedcache.store import Cache
 from embedcache.team import Upstream
 
 Compile = Literal["auto", "on", "off"]
-MAX_WORKERS = 16
 
 
 def extract(
@@ -89,8 +87,7 @@ def extract(
         precision=precision,
         decode=decode,
     )
-    cores = os.cpu_count() or 1
-    gate = Gate(workers or min(MAX_WORKERS, cores), most=workers or max(MAX_WORKERS, 4 * cores))
+    gate = Gate(workers)
 
     def reading(n_done: int, n: int) -> None:
         if progress is not None:
@@ -135,9 +132,7 @@ def extract(
             tell=tell,
         )
         while not (interrupted or refused) and (part := next(rounds, None)) is not None:
-            for sink, n in zip(run.sinks, part.wanted.sum(axis=0).tolist(), strict=True):
-                sink.planned = n
-            faces.sink.planned = len(part)
+            run.expect(part)
             jobs = part.jobs(photos, backbones, faces)
             stream = prefetch(jobs, gate=gate, ahead=lambda: run.ahead, clock=clock)
             with closing(stream):

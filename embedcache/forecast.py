@@ -5,7 +5,8 @@ cache that is thrown away. The cache itself is only read.
 """
 
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from embedcache.display import duration
 from embedcache.errors import NoSuchSpace
 from embedcache.extraction import extract, load_all
 from embedcache.finder import FaceFinder
+from embedcache.outcome import Progress
 from embedcache.photos import Photos
 from embedcache.plan import plan
 from embedcache.space import Space
@@ -89,18 +91,26 @@ def forecast(
     workers: int | None = None,
     decode: Decode = "full",
     retry_failed: bool = False,
+    progress: Callable[[Progress], None] = lambda now: None,
 ) -> Forecast:
     """Tell what `extract` with the same arguments would do; cache None: one that is yet to be."""
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="embedcache-") as folder:
         scratch = Cache.open(f"{folder}/scratch", create=True)
         backbones = load_all(
             backbone,
             faces=FaceFinder(scratch, device),
+            memo=cache.local / "specs.json" if cache else None,
             device=device,
             precision=precision,
             decode=decode,
         )
-        digests = photos.digests(cache.local / "digests.npz" if cache else None)
+        digests = photos.digests(
+            cache.local / "digests.npz" if cache else None,
+            progress=lambda done, n: progress(
+                Progress(done, n, 0, time.perf_counter() - started, doing="reading")
+            ),
+        )
         spaces = [_space(cache, b) for b in backbones]
         todo, tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
         seconds = None

@@ -6,6 +6,7 @@ Everything here happens on the thread that calls `take`, save what stands in a l
 so there are no locks: lanes compute and touch nothing but their arguments.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from embedcache.lanes import Lanes
 from embedcache.network import Forward, Network, close, is_out_of_memory
 from embedcache.outcome import Clock, SpaceOutcome, Tally
 from embedcache.pace import Pace, pays_to_compile, workers_for
-from embedcache.plan import need
+from embedcache.plan import Plan, need
 from embedcache.prefetch import TRANSIENT, Gate, Job, Ready, cut
 from embedcache.provenance import about
 from embedcache.sink import Sink, Writer
@@ -92,8 +93,7 @@ class Pipeline:
         self.sinks = [Sink(_begin(s, b, writer)) for s, b in zip(spaces, backbones, strict=True)]
         self.batches: list[list[tuple[Job, U8]]] = [[] for _ in backbones]
         self.waiting: list[Ready] = []
-        asked = gate.most == gate.workers
-        self._staffed = asked or not self._trying
+        self._staffed = gate.fixed or not self._trying
 
     @property
     def ahead(self) -> int:
@@ -104,6 +104,12 @@ class Pipeline:
     @property
     def n_failed(self) -> int:
         return max(tally.failed.total() for tally in self.tallies)
+
+    def expect(self, part: Plan) -> None:
+        """Say what comes next, so that segments get the size that it fills."""
+        for sink, n in zip(self.sinks, part.wanted.sum(axis=0).tolist(), strict=True):
+            sink.planned = n
+        self.faces.sink.planned = len(part)
 
     def take(self, ready: Ready) -> None:
         """Put one decoded photo on its way."""
@@ -311,7 +317,7 @@ class Pipeline:
                     rates,
                     read_seconds=self.clock.seconds["read"] / n,
                     decode_seconds=self.clock.seconds["decode"] / n,
-                    cores=self.gate.cores,
+                    cores=os.cpu_count() or 1,
                 )
             )
 
@@ -326,25 +332,33 @@ class Pipeline:
         network, pace, name = self.networks[b], self.paces[b], self.backbones[b].name
         assert pace.rate is not None
         lanes: tuple[Forward, ...] = ()
-        answers: list[_Passed] = []
 
-        def forward(lane: int) -> _Passed:
+        def forward(lane: int) -> _Passed | Exception:
             began = time.perf_counter()
-            vectors = lanes[lane % len(lanes)](pixels)
+            try:
+                vectors = lanes[lane % len(lanes)](pixels)
+            except Exception as error:  # told once, however many lanes meet it
+                return error
             return _Passed(vectors, began, time.perf_counter())
+
+        def all_at_once(n: int) -> list[_Passed]:
+            found: list[_Passed | Exception] = []
+            for _ in range(n):
+                self.lanes.submit(forward, found.append)
+            self.lanes.drain()
+            for one in found:
+                if isinstance(one, Exception):
+                    raise one
+            return [one for one in found if isinstance(one, _Passed)]
 
         self.tell(f"compiling {name} with {network.compiler} (up to a minute) ...")
         began = time.perf_counter()
         try:
             with self.gate.shut():
                 lanes = network.compiled(pace.size)
-                self.lanes.submit(forward, answers.append)  # some compile at the first pass
-                self.lanes.drain()
-                for _ in range(2):
-                    answers.clear()
-                    for _ in range(len(lanes)):
-                        self.lanes.submit(forward, answers.append)
-                    self.lanes.drain()
+                all_at_once(1)  # some compile at the first pass
+                all_at_once(len(lanes))
+                answers = all_at_once(len(lanes))
         except Exception as error:  # a missing compiler, and whatever else a compiler can say
             self.tell(f"{name} cannot be compiled here ({_first_line(error)}); going on without")
             return

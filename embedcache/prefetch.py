@@ -19,6 +19,7 @@ from embedcache.outcome import Clock
 from embedcache.photos import read_file, reason_of
 from embedcache.spec import Preprocessing
 
+MAX_WORKERS = 16  # until a run has measured what it needs
 READY_BYTES = 2**30
 """Pixels that may wait for the network; with that many waiting, reading pauses."""
 
@@ -80,10 +81,15 @@ class Ready:
 class Gate:
     """How many threads may read and decode at once, which may change at any time."""
 
-    def __init__(self, workers: int, *, most: int | None = None) -> None:
-        """workers: to begin with.  most: that `set` may ever allow, `workers` unless given."""
-        self.cores = os.cpu_count() or 1
-        self.most = most or workers
+    def __init__(self, workers: int | None, *, most: int | None = None) -> None:
+        """workers: that were asked for, which stay; None: one per core to begin with.
+
+        most: threads that `set` may ever allow.
+        """
+        cores = os.cpu_count() or 1
+        self.fixed = workers is not None
+        workers = workers or min(MAX_WORKERS, cores)
+        self.most = workers if self.fixed else most or max(MAX_WORKERS, 4 * cores)
         self._workers = workers
         self._inside = 0
         self._shut = False

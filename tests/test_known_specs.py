@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from embedcache import backbones, faces, known_specs
+from embedcache import backbones, known_specs
 from embedcache.backbones import load
 from embedcache.errors import WeightsError
 
@@ -114,6 +114,5 @@ def test_a_rerun_with_nothing_to_do_loads_no_torch(
     assert "3 there already, 0 embedded" in told[1][1]
 
 
-def test_the_detector_is_named_as_it_names_itself() -> None:
-    assert faces.VERSION == backbones.FACE_DETECTOR
+def test_the_files_behind_the_detector_are_found_without_importing_it() -> None:
     assert {path.name for path in known_specs.detector_files()} == {"pnet.pt", "rnet.pt", "onet.pt"}

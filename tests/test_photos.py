@@ -255,13 +255,18 @@ def sizes(sizes: list[int], mtimes: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(sizes, np.int64), np.array(mtimes, np.int64)
 
 
-def test_reading_stops_when_asked_and_keeps_what_it_learned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Photos:
+    """3,000 small files, which take many ticks of the clock to read."""
     monkeypatch.setattr(digests_module, "_TICK_SECONDS", 0.01)
     for i in range(3000):
         write(tmp_path / f"in/{i:04}.jpg", b"%d" % i)
-    table, memo = Photos.read(tmp_path / "in"), tmp_path / "memo.npz"
+    return Photos.read(tmp_path / "in")
+
+
+def test_reading_stops_when_asked_and_keeps_what_it_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, memo = many(tmp_path, monkeypatch), tmp_path / "memo.npz"
     told: list[tuple[int, int]] = []
     found = table.digests(
         memo, workers=2, progress=lambda *now: told.append(now), stop=lambda: len(told) >= 2
@@ -320,10 +325,7 @@ def test_progress_is_told_while_one_file_is_read(
 def test_an_exception_while_reading_keeps_what_was_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(digests_module, "_TICK_SECONDS", 0.01)
-    for i in range(3000):
-        write(tmp_path / f"in/{i:04}.jpg", b"%d" % i)
-    table, memo = Photos.read(tmp_path / "in"), tmp_path / "memo.npz"
+    table, memo = many(tmp_path, monkeypatch), tmp_path / "memo.npz"
 
     def interrupt(done: int, n: int) -> None:
         if done > 500:

@@ -236,3 +236,30 @@ def test_the_number_of_workers_that_was_asked_for_stays(
     assert extract(photos, cache, backbone=model, workers=5).spaces[0].workers == 5
     found = Cache.open(tmp_path / "own", create=True)
     assert extract(photos, found, backbone=model).spaces[0].workers <= 4
+
+
+def test_a_compiled_form_that_breaks_on_every_lane_is_told_once(
+    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "CPU_SIZES", (4,))
+    calls: list[int] = []
+
+    def breaks(pixels: np.ndarray) -> np.ndarray:
+        calls.append(len(pixels))
+        if len(calls) > 1:  # it compiles, and fails wherever it runs again
+            raise RuntimeError("illegal instruction")
+        return stand_in.backbone().forward(pixels)
+
+    model = stand_in.backbone(before=lambda n: time.sleep(0.01), n_lanes=3)
+    network = replace(model.open(), compiler="inductor", compiled=lambda n: (breaks,) * 3)
+    lines: list[str] = []
+    found = extract(
+        Photos.read(make_photos(250)),
+        Cache.open(tmp_path / "c", create=True),
+        backbone=replace(model, open=lambda: network),
+        compiling="on",
+        tell=lines.append,
+    ).spaces[0]
+    assert (found.embedded, found.compiled) == (250, False)
+    assert len(calls) == 4
+    assert [line for line in lines if "illegal instruction" in line] == lines[1:]
