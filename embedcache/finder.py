@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from embedcache.provenance import about
-from embedcache.sink import Sink
+from embedcache.sink import Sink, Writer
 from embedcache.store import OK, Cache, Faces, FaceSpace
 
 if TYPE_CHECKING:
@@ -25,14 +25,22 @@ class FaceFinder:
     def __init__(self, cache: Cache, device: str) -> None:
         self._cache = cache
         self._device = device
-        self.sink: Sink[Faces] = Sink(lambda n: self._space.writer(n_rows=n, about=about(device)))
+        self.sink: Sink[Faces] = Sink(self._begin)
 
     @cached_property
     def detector(self) -> "Detector":
         from embedcache.faces import Detector
+
+        return Detector(self._where)
+
+    @cached_property
+    def _where(self) -> str:
         from embedcache.network import devices
 
-        return Detector(str(devices(self._device)[0]))
+        return str(devices(self._device)[0])
+
+    def _begin(self, n_rows: int) -> Writer[Faces]:
+        return self._space.writer(n_rows=n_rows, about=about(self._where))
 
     @cached_property
     def _space(self) -> FaceSpace:

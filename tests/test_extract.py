@@ -217,6 +217,8 @@ def test_only_photos_with_one_face_are_embedded_by_a_face_backbone(
     cache = Cache.open(tmp_path / "c", create=True)
     n_faces = [detector.count(Image.open(path)) for path in photos.paths]
     found = extract(photos, cache, backbone=stand_in.backbone("faces", face=True))
+    [faces] = cache.face_spaces()
+    assert [segment.manifest.about["device"] for segment in faces.segments()] == ["cpu"]
     assert set(n_faces) == {0, 1, 2}
     assert found.spaces[0].embedded == n_faces.count(1)
     assert found.spaces[0].failures == {
