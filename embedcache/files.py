@@ -117,8 +117,7 @@ class FilesRemote:
                 staged = self._staged(key)
                 folder, final = staged.rpartition("/")[0], key.rpartition("/")[0]
                 if not self._files.exists(final):
-                    if not self._files.exists(staged):
-                        self._files.write(staged, iter([data]))
+                    self._files.write(staged, iter([data]))  # over what a killed push left of it
                     if self._files.rename(folder, final):
                         return True
                 self._files.remove(folder)

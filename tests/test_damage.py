@@ -159,7 +159,7 @@ def check(path: Path, cases: Iterator[Case]) -> int:
 
 def check_share(path: Path, cases: Callable[[Path], Iterator[Case]], first: int, step: int) -> int:
     """Check every `step`-th case from `first` on, in a copy."""
-    copy = path.with_name(f"copy-{first}")
+    copy = path.with_name(f"{cases.__name__}-{first}")
     shutil.copytree(path, copy)
     return check(copy, itertools.islice(cases(path), first, None, step))
 

@@ -12,6 +12,7 @@ import pytest
 
 from embedcache.catalogue import Catalogue
 from embedcache.errors import RemoteError
+from embedcache.files import LocalFiles
 from embedcache.remote import Patient, Remote, Unreachable, open_remote
 from embedcache.share import pull, push
 from embedcache.spec import foreign
@@ -233,6 +234,27 @@ def check_kills(make: Make, tmp_path: Path, numbers: Iterable[int]) -> None:
         assert verify(b).clean
         if k > 10 and not killed:  # more requests than there are
             return
+
+
+def test_a_manifest_that_a_killed_push_left_half_written_is_written_again(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, real = make("a", [0, 1, 2]), LocalFiles.write
+
+    def dies(self: LocalFiles, path: str, blocks: Iterator[bytes]) -> None:
+        if path.endswith("manifest.json"):
+            real(self, path, iter([b'{"half']))
+            raise KeyboardInterrupt
+        real(self, path, blocks)
+
+    monkeypatch.setattr(LocalFiles, "write", dies)
+    with pytest.raises(KeyboardInterrupt):
+        push(a, remotes.folder(tmp_path / "shared"))
+    assert list((tmp_path / "shared").rglob("manifest.json"))  # in its staging folder
+    monkeypatch.undo()
+    push(a, remotes.folder(tmp_path / "shared"))
+    assert verify(Cache.open(tmp_path / "shared")).clean
+    assert held(Cache.open(tmp_path / "shared")) == {0, 1, 2}
 
 
 def test_members_who_are_killed_leave_nothing_half(make: Make, tmp_path: Path) -> None:
