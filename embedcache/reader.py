@@ -1,10 +1,12 @@
 """Rows of vector segments, read straight from their shard files, verified, on two threads."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,7 @@ Part = tuple[Segment, Columns, I64, I64]
 
 READ_THREADS = 2
 THREADED_BYTES = 8 << 20
+AHEAD = 16  # jobs that wait for a thread
 OPEN_FILES = 64
 
 
@@ -39,34 +42,21 @@ def read_rows(
     shards: keeps files open from one call to the next.
     Raises Damaged, with the file's name, for a wrong byte in what is read.
     """
-    shards = shards or OpenShards()
-    threaded = n_rows * out.strides[0] >= THREADED_BYTES
-    singles = []
-    with ThreadPoolExecutor(READ_THREADS) as pool:  # starts no thread before it is given a job
-        for segment, columns, rows, slots in parts:
-            geometry = segment.manifest.geometry
-            assert geometry is not None
-            whole, (rows, slots) = split_by_chunk(geometry, rows, slots)
-            if len(rows):
-                numbers = (rows // geometry.rows_per_shard).tolist()
-                opened = {number: shards.get(segment, number) for number in set(numbers)}
-                with _located(segment.path):
-                    read_single_rows(
-                        [opened[number].fd for number in numbers],
-                        rows,
-                        slots,
-                        geometry=geometry,
-                        out=out,
-                        row_crcs=columns["row_crc"][rows],
-                    )
-                singles.append(slots)
-            jobs = _jobs(segment, geometry, whole, shards, out)
-            for _ in pool.map(_run, jobs) if threaded else map(_run, jobs):
-                pass
-    if singles:
-        slots = np.concatenate(singles)
-        if not np.isfinite(out if len(slots) == len(out) else out[slots]).all():
-            raise Damaged(f"a segment beside {segment.path} holds {NOT_FINITE}")
+    singles: list[tuple[Segment, I64]] = []
+    jobs = _jobs(parts, out, shards or OpenShards(), singles)
+    if n_rows * out.strides[0] >= THREADED_BYTES:
+        _run_threaded(jobs)
+    else:
+        for job in jobs:
+            job()
+    # Of rows read singly this is asked once for all, not of each.
+    slots = np.concatenate([np.empty(0, np.int64), *(slots for _, slots in singles)])
+    if np.isfinite(out if len(slots) == len(out) else out[slots]).all():
+        return
+    for segment, slots in singles:
+        with _located(segment):
+            if not np.isfinite(out[slots]).all():
+                raise Damaged(f"a row holds {NOT_FINITE}")
 
 
 class OpenShards:
@@ -77,6 +67,7 @@ class OpenShards:
 
     def __init__(self) -> None:
         self._files: dict[tuple[str, int], _File] = {}
+        self._lock = Lock()
 
     def get(self, segment: Segment, shard: int) -> "_File":
         """Shard file `shard` of a segment, its size and index checked when it was opened."""
@@ -90,9 +81,10 @@ class OpenShards:
                 fd = open_shard(folder, shard, geometry=geometry, n_rows=segment.manifest.n_ok)
             except FileNotFoundError:
                 raise Damaged(f"shard {shard} of {folder} is missing") from None
-            file = self._files[key] = _File(fd)
-            if len(self._files) > OPEN_FILES:
-                self._files.pop(next(iter(self._files)), None)
+            with self._lock:
+                file = self._files[key] = _File(fd)
+                if len(self._files) > OPEN_FILES:
+                    del self._files[next(iter(self._files))]
         return file
 
 
@@ -108,18 +100,60 @@ class _File:
         os.close(self.fd)
 
 
-def _run(job: Callable[[], None]) -> None:
-    job()
+def _run_threaded(jobs: Iterator[Callable[[], None]]) -> None:
+    """Do jobs on threads, a few of them ahead; the first error ends it."""
+    pending: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        try:
+            for job in jobs:
+                pending.append(pool.submit(job))
+                if len(pending) > AHEAD:
+                    pending.popleft().result()
+            for future in pending:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _jobs(
+    parts: Iterable[Part], out: F32, shards: OpenShards, singles: list[tuple[Segment, I64]]
+) -> Iterator[Callable[[], None]]:
+    """A job for each chunk that is read whole, and one for all single rows of a segment."""
+    for segment, columns, rows, slots in parts:
+        geometry = segment.manifest.geometry
+        assert geometry is not None
+        whole, (rows, slots) = split_by_chunk(geometry, rows, slots)
+        if len(rows):
+            singles.append((segment, slots))
+            yield partial(_read_singles, segment, columns, rows, slots, shards=shards, out=out)
+        yield from _chunk_jobs(segment, geometry, whole, shards, out)
+
+
+def _read_singles(
+    segment: Segment, columns: Columns, rows: I64, slots: I64, *, shards: OpenShards, out: F32
+) -> None:
+    geometry = segment.manifest.geometry
+    assert geometry is not None
+    numbers = (rows // geometry.rows_per_shard).tolist()
+    opened = {number: shards.get(segment, number) for number in set(numbers)}
+    with _located(segment):
+        read_single_rows(
+            [opened[number].fd for number in numbers],
+            rows,
+            slots,
+            geometry=geometry,
+            out=out,
+            row_crcs=columns["row_crc"][rows],
+        )
+
+
+def _chunk_jobs(
     segment: Segment,
     geometry: Geometry,
     whole: list[tuple[int, I64, I64]],
     shards: OpenShards,
     out: F32,
 ) -> Iterator[Callable[[], None]]:
-    """One job for each chunk that is read whole."""
     chunk_crcs = np.frombuffer(segment.manifest.chunk_crcs, "<u4")
     spare: list[F32] = []  # memory to work in, as many pieces as there are threads
 
@@ -128,7 +162,7 @@ def _jobs(
             scratch = spare.pop()
         except IndexError:
             scratch = np.empty((geometry.rows_per_chunk, geometry.dim), dtype="<f4")
-        with _located(segment.path):
+        with _located(segment):
             read_chunk(
                 file.fd,
                 chunk,
@@ -147,10 +181,10 @@ def _jobs(
 
 
 @contextmanager
-def _located(segment: str) -> Iterator[None]:
+def _located(segment: Segment) -> Iterator[None]:
     try:
         yield
     except Damaged as error:
         raise Damaged(
-            f"{segment}/embedding: {error}. Run 'embedcache verify --repair' on the cache"
+            f"{segment.path}/embedding: {error}. Run 'embedcache verify --repair' on the cache"
         ) from None

@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import google_crc32c
 import numpy as np
@@ -33,6 +33,8 @@ U32 = NDArray[np.uint32]
 CHUNK_BYTES = 2 << 20
 CHUNKS_PER_SHARD = 32
 CRC_BYTES = 4
+# Whoever appends fast has the disk begin early: then the wait at the end of a segment is short.
+SYNC_CHUNKS = 8
 # A chunk is read whole, under its one CRC, once this part of its rows is wanted; below it, rows are
 # read one by one under theirs.
 WHOLE_CHUNK_SHARE = 1 / 8
@@ -154,7 +156,8 @@ class RowStream:
     """Writes a matrix row by row into shard files, each `.partial` until it is complete.
 
     Rows are in the file as soon as `add` returns (a killed process loses none) and durable after
-    `sync`. Chunks are hashed, and complete shards sealed, on a thread beside the caller's.
+    `sync`. Beside the caller's thread, one hashes the chunks and one waits for the disk and gives
+    complete shards their names.
     """
 
     def __init__(self, folder: Path, geometry: Geometry) -> None:
@@ -166,10 +169,11 @@ class RowStream:
         self._chunk_crcs: list[int] = []
         self._hash = sha256()
         self._row = np.dtype((np.void, geometry.row_bytes))
-        self._block = bytearray()  # the thread's, to read a chunk into
-        self._pool: ThreadPoolExecutor | None = None
+        self._block = bytearray()  # the hashing thread's, to read a chunk into
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="embedcache-hash")
+        self._sealing = ThreadPoolExecutor(1, thread_name_prefix="embedcache-seal")
         self._tasks: list[Future[None]] = []
-        self._files: dict[str, tuple[int, str]] = {}
+        self._sealed: dict[str, tuple[int, hashlib._Hash]] = {}
 
     def add(self, rows: F32) -> U32:
         """Write (k, dim) C-contiguous little-endian rows; returns the CRC32C of each."""
@@ -214,12 +218,13 @@ class RowStream:
         for task in self._tasks:
             task.result()
         self.close()
-        return self._files, self._chunk_crcs
+        files = {name: (size, digest.hexdigest()) for name, (size, digest) in self._sealed.items()}
+        return files, self._chunk_crcs
 
     def close(self) -> None:
         """Let go of the files, complete or not."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._hashing.shutdown()
+        self._sealing.shutdown()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -239,9 +244,12 @@ class RowStream:
         disk.write_at(self._fd, tail, (chunk + 1) * cut.chunk_bytes - CRC_BYTES)
         self._chunk_crcs.append(self._chunk_crc)
         self._chunk_crc = 0
-        self._behind(self._hash_chunk, self._fd, self._hash, chunk * cut.chunk_bytes)
+        offset = chunk * cut.chunk_bytes
+        self._tasks.append(self._hashing.submit(self._hash_chunk, self._fd, self._hash, offset))
         if chunk + 1 == cut.chunks_per_shard:
             self._seal()
+        elif (chunk + 1) % SYNC_CHUNKS == 0:
+            self._tasks.append(self._sealing.submit(disk.sync, self._fd))
 
     def _seal(self) -> None:
         cut = self.geometry
@@ -249,12 +257,9 @@ class RowStream:
         filled = len(self._chunk_crcs) - shard * cut.chunks_per_shard
         fd, self._fd = self._fd, -1
         digest, self._hash = self._hash, sha256()
-        self._behind(self._seal_file, fd, digest, shard, filled)
-
-    def _behind(self, task: Callable[..., None], *arguments: Any) -> None:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="embedcache-seal")
-        self._tasks.append(self._pool.submit(task, *arguments))
+        self._sealed[shard_name(shard)] = cut.shard_bytes(filled), digest
+        hashed = self._hashing.submit(digest.update, cut.index(filled))
+        self._tasks.append(self._sealing.submit(self._seal_file, fd, shard, filled, hashed))
 
     def _hash_chunk(self, fd: int, digest: "hashlib._Hash", offset: int) -> None:
         # One piece of memory again and again: a new one is handed over by the system page by page.
@@ -263,19 +268,16 @@ class RowStream:
             raise Damaged(f"a shard of {self._folder} became shorter while it was written")
         digest.update(self._block)
 
-    def _seal_file(self, fd: int, digest: "hashlib._Hash", shard: int, filled: int) -> None:
-        name = shard_name(shard)
-        path = self._folder / name
-        index = self.geometry.index(filled)
+    def _seal_file(self, fd: int, shard: int, filled: int, hashed: Future[None]) -> None:
+        path = self._folder / shard_name(shard)
         try:
-            disk.write_at(fd, index, filled * self.geometry.chunk_bytes)
+            disk.write_at(fd, self.geometry.index(filled), filled * self.geometry.chunk_bytes)
             disk.sync(fd)
+            hashed.result()  # who hashes reads from this file
         finally:
             os.close(fd)
         path.with_name(f"{path.name}.partial").rename(path)
         disk.sync_folder(path.parent)
-        digest.update(index)
-        self._files[name] = (self.geometry.shard_bytes(filled), digest.hexdigest())
 
 
 def shard_name(shard: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from embedcache import disk
+from embedcache import disk, shard
 from embedcache.errors import CacheError
 from embedcache.spec import foreign
 from embedcache.store import Cache
@@ -61,7 +61,13 @@ def run(path: Path) -> None:
         write_ref(cache, "r")
 
 
-def test_a_full_disk_at_any_write_loses_nothing(tmp_path: Path, full: FullDisk) -> None:
+def test_a_full_disk_at_any_write_loses_nothing(
+    tmp_path: Path, full: FullDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two rows to a chunk, two chunks to a shard, and the disk asked after each: a long append.
+    monkeypatch.setattr(shard, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(shard, "CHUNKS_PER_SHARD", 2)
+    monkeypatch.setattr(shard, "SYNC_CHUNKS", 1)
     n = 0
     while True:
         path = tmp_path / str(n)
