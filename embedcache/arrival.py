@@ -40,21 +40,32 @@ U32 = NDArray[np.uint32]
 Counter = Callable[[int], None]
 
 SHARD = re.compile(r"embedding/c/(\d+)/0")
+# The disk begins while a file still comes: then the wait at its end is short.
+SYNC_BYTES = 16 << 20
 STALE_SECONDS = 7 * 86_400.0
 
 
 @contextlib.contextmanager
 def arriving(
-    remote: Remote, shared: Shared, incoming: Path, *, pool: Executor, count: Counter
+    shared: Shared,
+    remote: Remote,
+    incoming: Path,
+    *,
+    fetching: Executor,
+    syncing: Executor,
+    count: Counter,
 ) -> Iterator[Segment]:
     """Fetch a whole segment into `incoming`, check it, and hand it over; then it is removed.
 
+    fetching, syncing: threads that take its files, several at once, and that wait for the disk.
     count: told of bytes as they arrive. Raises RemoteError for bytes that are not those of the
     manifest; what did arrive stays for the next attempt, unless it is wrong.
     """
     with _place(incoming, shared.id) as folder:
         files = shared.manifest.files
-        jobs = [pool.submit(_fetch, remote, shared, path, folder, count) for path in files]
+        jobs = [
+            fetching.submit(_fetch, remote, shared, path, folder, syncing, count) for path in files
+        ]
         screens = dict(zip(files, _all(jobs), strict=True))
         (folder / MANIFEST).write_bytes(shared.raw)
         segment = Segment.read(str(folder), kind=shared.manifest.kind, space=shared.manifest.space)
@@ -174,7 +185,9 @@ def _fetch_range(
         raise wrong_bytes(remote, shared, f"embedding/{shard_name(shard)}")
 
 
-def _fetch(remote: Remote, shared: Shared, path: str, folder: Path, count: Counter) -> Screen:
+def _fetch(
+    remote: Remote, shared: Shared, path: str, folder: Path, syncing: Executor, count: Counter
+) -> Screen:
     """Fetch one file of a segment, or the rest of it, and check its digest."""
     size, digest = shared.manifest.files[path]
     target = folder / path
@@ -186,7 +199,7 @@ def _fetch(remote: Remote, shared: Shared, path: str, folder: Path, count: Count
         if not resumed:
             part.unlink(missing_ok=True)
         screen = _screen(shared, path)
-        whole = _stream(remote, f"{shared.key}/{path}", part, size, count, screen)
+        whole = _stream(remote, f"{shared.key}/{path}", part, size, syncing, count, screen)
         if whole and screen.digest == digest:
             part.rename(target)
             return screen
@@ -202,19 +215,27 @@ def _screen(shared: Shared, path: str) -> Screen:
 
 
 def _stream(
-    remote: Remote, key: str, part: Path, size: int, count: Counter, screen: Screen
+    remote: Remote,
+    key: str,
+    part: Path,
+    size: int,
+    syncing: Executor,
+    count: Counter,
+    screen: Screen,
 ) -> bool:
     """Append to `part` what it lacks of an object of `size` bytes, all of which pass `screen`.
 
     True once the file has its size and is durable; False for an object of another size.
     """
     fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    syncs: list[Future[None]] = []
     try:
         got = 0
         while block := os.pread(fd, BLOCK_BYTES, got):
             screen.update(memoryview(block))
             got += len(block)
         count(got)
+        asked = got
         if got < size:
             for block in remote.blocks(key, start=got, length=size - got):
                 if got + len(block) > size:
@@ -223,12 +244,17 @@ def _stream(
                 screen.update(memoryview(block))
                 got += len(block)
                 count(len(block))
+                if got - asked >= SYNC_BYTES:
+                    syncs.append(syncing.submit(disk.sync, fd))
+                    asked = got
+        _all(syncs)
         if size > SMALL_BYTES:
             disk.sync(fd)  # here, several files at once; `settle` sees to the small ones
         return got == size
     except FileNotFoundError:
         return False
     finally:
+        wait(syncs)
         os.close(fd)
 
 

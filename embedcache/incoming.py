@@ -1,10 +1,11 @@
 """One pull: which segments and rows are to come, and their arrival."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ from embedcache.writer import SegmentWriter
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
+Arrive = Callable[[Shared], AbstractContextManager[Segment]]
 
 # Below this part of a segment's bytes, the ranges of the wanted rows are fetched, else all of it.
 RANGES_SHARE = 0.5
@@ -129,23 +131,30 @@ class Pull:
         clear(incoming)
         gathered: dict[tuple[str, str], list[Piece]] = defaultdict(list)
         whole: list[Piece] = []
-        for piece in self.pieces:
-            if piece.by_ranges:
-                gathered[piece.holding.key, piece.shared.manifest.name].append(piece)
-            elif piece.rows is None and piece.holding.kind != "photos":
-                whole.append(piece)
-            else:
-                try:
-                    with arriving(
-                        self.catalogue.remote, piece.shared, incoming, pool=self.pool, count=count
-                    ) as segment:
-                        if piece.rows is None:
-                            self._take_ids(segment)
-                        else:
-                            self._take_some(piece, segment)
-                except (RemoteError, Damaged, NotACache) as error:
-                    self._lost(piece, error)
-        self._take_whole(whole, incoming, count)
+        with ThreadPoolExecutor(2, thread_name_prefix="embedcache-sync") as syncing:
+            arrive = partial(
+                arriving,
+                remote=self.catalogue.remote,
+                incoming=incoming,
+                fetching=self.pool,
+                syncing=syncing,
+                count=count,
+            )
+            for piece in self.pieces:
+                if piece.by_ranges:
+                    gathered[piece.holding.key, piece.shared.manifest.name].append(piece)
+                elif piece.rows is None and piece.holding.kind != "photos":
+                    whole.append(piece)
+                else:
+                    try:
+                        with arrive(piece.shared) as segment:
+                            if piece.rows is None:
+                                self._take_ids(segment)
+                            else:
+                                self._take_some(piece, segment)
+                    except (RemoteError, Damaged, NotACache) as error:
+                        self._lost(piece, error)
+            self._take_whole(whole, arrive)
         for pieces in gathered.values():
             self._gather(pieces, count)
 
@@ -339,7 +348,7 @@ class Pull:
                 return space
         return self.cache.space(self.catalogue.spec(holding), create=True)
 
-    def _take_whole(self, pieces: Sequence[Piece], incoming: Path, count: Counter) -> None:
+    def _take_whole(self, pieces: Sequence[Piece], arrive: Arrive) -> None:
         """Segments under their own ids, one being checked while the next one comes."""
         stores: dict[str, Store] = {}
         for piece in pieces:  # not by the threads: two of them would make the same space
@@ -354,9 +363,7 @@ class Pull:
             if cut_off:
                 return cut_off[0]
             try:
-                with arriving(
-                    self.catalogue.remote, piece.shared, incoming, pool=self.pool, count=count
-                ) as segment:
+                with arrive(piece.shared) as segment:
                     settle(segment, stores[piece.holding.key].segments_folder)
             except Unreachable as error:
                 cut_off.append(error)
