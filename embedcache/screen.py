@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.manifest import Manifest
-from embedcache.shard import CRC_BYTES, NOT_FINITE
+from embedcache.shard import CRC_BYTES, NOT_FINITE, crc_of_rows
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
@@ -109,7 +109,6 @@ class ShardScreen(Screen):
         first = self._chunk * self._cut.rows_per_chunk + self._row
         self._row += len(rows)
         good = rows[: max(0, self._n_ok - first)]  # the last chunk is filled up with NaN
-        crcs = (google_crc32c.value(row) for row in good)
-        self._row_crcs.append(np.fromiter(crcs, np.uint32, len(good)))
+        self._row_crcs.append(crc_of_rows(good))
         if not np.isfinite(good.view("<f4")).all():
             self.problem = self.problem or f"chunk {self._chunk} holds {NOT_FINITE}"

@@ -46,6 +46,13 @@ def crc32c(data: bytes | NDArray[np.generic]) -> int:
     return int(google_crc32c.value(data))
 
 
+def crc_of_rows(rows: NDArray[np.generic]) -> U32:
+    """The CRC32C of each row of a C-contiguous matrix, (n,)."""
+    # Rows as single items: a fifth less time than making an array of each.
+    items = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).reshape(-1)
+    return np.fromiter(map(google_crc32c.value, items), np.uint32, len(rows))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
     """How a matrix of `dim` float32 columns is cut: rows to a chunk, chunks to a shard file."""
@@ -168,7 +175,6 @@ class RowStream:
         self._chunk_crc = 0
         self._chunk_crcs: list[int] = []
         self._hash = sha256()
-        self._row = np.dtype((np.void, geometry.row_bytes))
         self._block = bytearray()  # the hashing thread's, to read a chunk into
         self._hashing = ThreadPoolExecutor(1, thread_name_prefix="embedcache-hash")
         self._sealing = ThreadPoolExecutor(1, thread_name_prefix="embedcache-seal")
@@ -178,9 +184,7 @@ class RowStream:
     def add(self, rows: F32) -> U32:
         """Write (k, dim) C-contiguous little-endian rows; returns the CRC32C of each."""
         cut = self.geometry
-        # Rows as single items: a fifth less time than making an array of each.
-        items = rows.view(self._row).reshape(-1)
-        crcs = np.fromiter(map(google_crc32c.value, items), np.uint32, len(rows))
+        crcs = crc_of_rows(rows)
         done = 0
         while done < len(rows):
             if self._fd < 0:
