@@ -230,7 +230,7 @@ def shorter_side(preprocessing: Preprocessing) -> int | None:
     """Pixels of the shorter side that decoding has to keep for it; None: all there are."""
     if preprocessing.decode != decoding("reduced"):
         return None
-    return math.ceil(max(preprocessing.size) / preprocessing.crop_fraction)
+    return images.needed_side(preprocessing)
 
 
 # --- timm ---------------------------------------------------------------------------------------

@@ -162,6 +162,7 @@ def extract(
         interrupted=interrupted,
         n_photos=len(photos),
         n_without_photo=photos.n_without_photo,
+        n_reducible=clock.reducible,
         seconds=seconds,
     )
 

@@ -121,6 +121,16 @@ def decode_each(
     return found
 
 
+def needed_side(preprocessing: Preprocessing) -> int:
+    """Pixels of a photo's shorter side that `resize_crop` makes use of."""
+    return math.ceil(max(preprocessing.size) / preprocessing.crop_fraction)
+
+
+def reducible(data: bytes, size: tuple[int, int], preprocessing: Preprocessing) -> bool:
+    """Whether a photo of (width, height) `size` is a JPEG that a reduced scale would serve."""
+    return data.startswith(b"\xff\xd8\xff") and _scale(size, needed_side(preprocessing)) > 1
+
+
 def resize_crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Resize and centre-crop as timm's evaluation transform does, pixel for pixel.
 

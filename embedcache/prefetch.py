@@ -179,6 +179,13 @@ def prepare(job: Job, clock: Clock) -> Ready:
         with clock.step("decode"):
             sides = [need.shorter_side for need in job.needs]
             decoded = images.decode_each(data, sides + ([None] if job.detect else []))
+            if any(
+                need.box is None
+                and need.shorter_side is None
+                and images.reducible(data, image.size, need.preprocessing)
+                for need, image in zip(job.needs, decoded, strict=False)
+            ):
+                clock.count_reducible()
             pixels = {
                 need.backbone: cut(image, need)
                 for need, image in zip(job.needs, decoded, strict=False)

@@ -16,6 +16,7 @@ from PIL import Image
 from embedcache import images, prefetch
 from embedcache.errors import PhotosError
 from embedcache.extraction import extract
+from embedcache.outcome import Clock
 from embedcache.photos import Photos
 from embedcache.store import Cache
 from tests import stand_in
@@ -208,6 +209,22 @@ def test_backbones_of_one_run_share_one_decode(
     assert calls == [2] * 6
     assert vectors(cache, photos, "one").shape == (6, 8)
     assert vectors(cache, photos, "three").shape == (6, 5)
+
+
+@pytest.mark.parametrize(("bottleneck", "told"), [("decode", True), ("forward", False)])
+def test_who_waits_for_large_jpegs_is_told_how_to_wait_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bottleneck: str, told: bool
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    side = 4 * stand_in.SIZE
+    for name, size in (("a.jpg", side), ("b.jpg", side + 9), ("c.jpg", side - 1), ("d.png", side)):
+        Image.new("RGB", (size, 200), (size, 0, len(name))).save(folder / name)
+    monkeypatch.setattr(Clock, "bottleneck", lambda *_: bottleneck)
+    cache = Cache.open(tmp_path / "c", create=True)
+    found = extract(Photos.read(folder), cache, backbone=stand_in.backbone())
+    assert found.n_reducible == 2
+    assert ("2 photos are JPEGs at least four times" in str(found)) == told
 
 
 def test_only_photos_with_one_face_are_embedded_by_a_face_backbone(
