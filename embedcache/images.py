@@ -16,6 +16,7 @@ docs/decisions/020 has the reasons and the measurements.
 
 import io
 import math
+import re
 import struct
 import threading
 import warnings
@@ -45,6 +46,7 @@ from embedcache.spec import Preprocessing
 VERSION = "images-1"
 MAX_PIXELS = 120_000_000  # 480 MB while decoded; above the 108 megapixels of common phones
 MAX_FILE_BYTES = 256 * 1024**2
+MAX_SCANS = 200  # of a JPEG; encoders write one, or about ten
 _LONG = 8  # a photo longer than this many times its shorter side is resized in its centre only
 
 
@@ -58,6 +60,7 @@ class Reason(StrEnum):
     not_an_image = "not_an_image"  # no kind of picture that is read here
     no_decoder = "no_decoder"  # a known kind whose decoder is not installed
     too_many_pixels = "too_many_pixels"
+    too_many_scans = "too_many_scans"  # a JPEG that would take hours to decode
     truncated = "truncated"  # the end is missing
     damaged = "damaged"
     unsupported = "unsupported"  # pixels without a defined RGB meaning (float, 32-bit, Lab)
@@ -98,6 +101,8 @@ def decode_each(
     Returns one image per entry of `at_least`, as `decode` would. Raises DecodeError.
     """
     kind = _kind(data)
+    if kind == "jpeg":
+        _check_scans(data)
     images: dict[int, Image.Image] = {}
     found = []
     try:
@@ -248,6 +253,30 @@ def _open(data: bytes, kind: str, max_pixels: int) -> ImageFile.ImageFile:
     image = _OPENERS[kind](io.BytesIO(data))
     _check_pixels(image.size, max_pixels)
     return image
+
+
+_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
+_EOI, _SOS = 0xD9, 0xDA
+_BARE = {0x01, 0xD8}  # markers that no length follows
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG that passes over its picture more often than any encoder has it do.
+
+    A scan of a few bytes makes libjpeg go through all coefficients once more, so that one file
+    could hold a thread for hours. What follows the picture's end is not looked at: the films of
+    moving photos lie there.
+    """
+    if data.count(b"\xff\xda") <= MAX_SCANS:
+        return
+    at, scans = 2, 0
+    while (marker := _MARKER.search(data, at)) and (code := marker[1][0]) != _EOI:
+        at = marker.end()
+        scans += code == _SOS
+        if scans > MAX_SCANS:
+            raise DecodeError(Reason.too_many_scans, f"at most {MAX_SCANS} scans are decoded")
+        if code not in _BARE:
+            at += int.from_bytes(data[at : at + 2], "big")
 
 
 def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:

@@ -245,6 +245,22 @@ def test_bombs_are_refused_by_their_headers() -> None:
     assert reason(bytes(jpeg)) is Reason.too_many_pixels
 
 
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    plain = encode(smooth(), "JPEG", progressive=True)
+    start = plain.rindex(b"\xff\xda")
+    scan = plain[start:-2]
+    assert reason(plain[:-2] + 200 * scan + b"\xff\xd9") is Reason.too_many_scans
+    assert decode(plain[:-2] + 20 * scan + b"\xff\xd9").size == decode(plain).size
+
+
+def test_what_looks_like_scans_beside_the_picture_is_no_matter() -> None:
+    plain = encode(smooth(), "JPEG")
+    film = 1000 * b"\xff\xda\x00\x02"
+    aside = b"\xff\xe5" + struct.pack(">H", len(film) + 2) + film
+    np.testing.assert_array_equal(decode(plain + film), decode(plain))
+    np.testing.assert_array_equal(decode(plain[:2] + aside + plain[2:]), decode(plain))
+
+
 @pytest.mark.parametrize("options", [{}, {"lossless": True}])
 def test_the_webp_header_is_read_as_the_decoder_reads_it(options: dict[str, bool]) -> None:
     data = encode(smooth(97, 61), "WEBP", **options)
