@@ -1,6 +1,7 @@
 """How fast heads train, and against what; every ratio is taken within one run.
 
     python benchmarks/heads.py                     the sweep, against loops and the GEMM rate
+    python benchmarks/heads.py --busy 2            the same beside so many processes that compute
     python benchmarks/heads.py --tables            Tables 2 and 3 at the paper's size, from a cache
     python benchmarks/heads.py --peers             MLPRegressor and a PyTorch loop, same protocol
 
@@ -8,12 +9,13 @@ Vectors are made up; the labels follow from them, so that dev figures mean somet
 """
 
 import argparse
-import itertools
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,8 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor
+from torch.utils.data import TensorDataset
 
 # A script's folder comes first on the path, and this file has the name of the package: step aside,
 # here and where another benchmark imports the package.
@@ -34,6 +36,8 @@ sys.path[:] = [one for one in sys.path if Path(one).resolve() != Path(__file__).
 if __name__ == "heads":
     del sys.modules["heads"]
 
+from benchmarks import plain_loop  # noqa: E402
+from benchmarks.plain_loop import BATCH, HIDDEN  # noqa: E402
 from embedcache.faces_table import Faces  # noqa: E402
 from embedcache.spec import foreign  # noqa: E402
 from embedcache.store import Cache  # noqa: E402
@@ -44,7 +48,6 @@ from heads.objective import Objective  # noqa: E402
 from heads.protocol import RATES, Protocol  # noqa: E402
 from heads.train import train  # noqa: E402
 
-BATCH, HIDDEN = 256, 256
 F32 = NDArray[np.float32]
 
 
@@ -92,52 +95,22 @@ def products(dim: int, width: int, steps: int) -> float:
     return time.perf_counter() - began
 
 
-def network(dim: int, *, hidden: int = HIDDEN) -> nn.Sequential:
-    """A 1FC head as a user writes it."""
-    return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, 1), nn.Sigmoid())
+@contextmanager
+def others(n: int) -> Iterator[None]:
+    """n processes that compute beside this one, as on a machine that is shared."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for one in busy:
+            one.kill()
 
 
-def loop_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, rows: TensorDataset, *, workers: int = 0
-) -> None:
-    """An epoch as a user writes it: a DataLoader, a module, autograd, Adam."""
-    for inputs, truth, weight in DataLoader(rows, BATCH, shuffle=True, num_workers=workers):
-        step(model, optimizer, inputs, truth, weight)
-
-
-def step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    truth: Tensor,
-    weight: Tensor,
-) -> None:
-    """A step as a user writes it."""
-    optimizer.zero_grad()
-    loss = (weight * (model(inputs)[:, 0] - truth).square()).mean()
-    loss.backward()
-    optimizer.step()
-
-
-def loop_steps(rows: TensorDataset, steps: int) -> Iterator[float]:
-    """Seconds of the next `steps` steps of a plain loop, epoch after epoch, rate after rate."""
-    for rate in itertools.cycle(RATES):
-        model = network(rows.tensors[0].shape[1])
-        optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-        began, taken = time.perf_counter(), 0
-        for inputs, truth, weight in DataLoader(rows, BATCH, shuffle=True):
-            step(model, optimizer, inputs, truth, weight)
-            taken += 1
-            if taken == steps:
-                yield time.perf_counter() - began
-                began, taken = time.perf_counter(), 0
-
-
-def sweep(n: int, dim: int, rounds: int) -> None:
+def sweep(n: int, dim: int, rounds: int, *, busy: int) -> None:
     """Five rates of a dim-256-1 head: one pass, against five loops and against bare products.
 
     A round is 32 steps of each in turn, so that a ratio is of figures half a second apart: other
-    work on the machine then spoils rounds and not the median.
+    work on the machine then spoils rounds and not the median. busy: processes that compute beside.
     """
     whole = ratios(n, dim)
     whole = replace(whole, subset=np.where(np.arange(n) < 64, 1, 0).astype(np.uint8))
@@ -149,7 +122,7 @@ def sweep(n: int, dim: int, rounds: int) -> None:
         torch.tensor(part.share * len(part), dtype=torch.float32),
     )
     width, steps, five = HIDDEN * len(RATES), 32, len(RATES)
-    loop, found = loop_steps(rows, steps), list[tuple[float, float, float]]()
+    found: list[tuple[float, float, float]] = []
     batches = Objective.batches
 
     def watched(self: Objective, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -160,17 +133,18 @@ def sweep(n: int, dim: int, rounds: int) -> None:
             taken += 1
             if taken == steps:
                 ours = time.perf_counter() - began
-                found.append((ours, products(dim, width, steps), five * next(loop)))
+                found.append((ours, products(dim, width, steps), five * loop()))
                 began, taken = time.perf_counter(), 0
 
     Objective.batches = watched  # type: ignore[method-assign]
     per_epoch = -(-len(part) // BATCH)
     protocol = Protocol(epochs=max(1, rounds * steps // per_epoch), patience=None)
     start = Layer(np.zeros((1, 1, dim), np.float32), np.zeros((1, 1), np.float32))
-    train(
-        ["1fc"], part, dev,
-        standard=standard, link="sigmoid", loss="mse", start=start, protocol=protocol,
-    )  # fmt: skip
+    with plain_loop.apart(rows, steps) as loop, others(busy):
+        train(
+            ["1fc"], part, dev,
+            standard=standard, link="sigmoid", loss="mse", start=start, protocol=protocol,
+        )  # fmt: skip
     Objective.batches = batches  # type: ignore[method-assign]
     ours, bare, loops = (np.array(one[2:]) for one in zip(*found, strict=True))
 
@@ -179,20 +153,21 @@ def sweep(n: int, dim: int, rounds: int) -> None:
         return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
     epoch = per_epoch / steps
-    print(f"{n:,} x {dim}, {dim}-256-1, {five} rates, {torch.get_num_threads()} threads; ", end="")
+    print(f"{n:,} x {dim}, {dim}-256-1, {five} rates, {torch.get_num_threads()} threads, ", end="")
+    print(f"{busy} busy processes beside; ", end="")
     print(f"an epoch in seconds, median and quartiles of {len(ours)} rounds")
     print(f"  one pass: {told(epoch * ours, 2)}")
     print(f"  {five} DataLoader loops: {told(epoch * loops, 2)}; {told(loops / ours, 2)} x")
     rate = steps * 4 * BATCH * dim * width / np.median(bare) / 1e9
     print(f"  bare products: {told(epoch * bare, 2)}, {rate:.0f} GFLOP/s")
     print(f"  share of the GEMM rate: {told(bare / ours, 2)}")
-    model = network(dim)
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATES[0])
-    for workers in (0, 2):
-        began = time.perf_counter()
-        loop_epoch(model, optimizer, rows, workers=workers)
-        print(f"  {five} loops, num_workers={workers}, one epoch times {five}: ", end="")
-        print(f"{five * (time.perf_counter() - began):.1f}", flush=True)
+    if busy:
+        return
+    model = plain_loop.network(dim)
+    began = time.perf_counter()
+    plain_loop.epoch(model, plain_loop.adam(model), rows, workers=2)
+    print(f"  {five} loops, num_workers=2, one epoch times {five}: ", end="")
+    print(f"{five * (time.perf_counter() - began):.1f}", flush=True)
 
 
 def make_cache(folder: Path, n: int) -> Path:
@@ -306,8 +281,8 @@ def loop_dev(
 ) -> float:
     """The best dev MSE of 20 epochs, the rate decayed 100-fold by step."""
     torch.manual_seed(0)
-    model = network(rows.shape[1])
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    model = plain_loop.network(rows.shape[1])
+    optimizer = plain_loop.adam(model, rate)
     ones = torch.ones(len(rows))
     held = TensorDataset(torch.from_numpy(rows), torch.tensor(targets, dtype=torch.float32), ones)
     steps = 20 * -(-len(rows) // BATCH)
@@ -315,7 +290,7 @@ def loop_dev(
     optimizer.register_step_post_hook(lambda *_: decay.step())
     best = float("inf")
     for _ in range(20):
-        loop_epoch(model, optimizer, held)
+        plain_loop.epoch(model, optimizer, held)
         with torch.no_grad():
             guess = model(torch.from_numpy(seen))[:, 0].numpy()
         best = min(best, float(np.mean((guess - truth) ** 2)))
@@ -352,6 +327,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the tables' cache here")
     parser.add_argument("--fit", type=int, action="append", help="only these of the tables' fits")
     parser.add_argument("--patience", type=int, default=4, help="0 runs all 20 epochs")
+    parser.add_argument("--busy", type=int, default=0)
     chosen = parser.parse_args()
     if chosen.tables:
         options = {"patience": chosen.patience or None, "device": "cpu"}
@@ -366,7 +342,7 @@ def main() -> None:
     elif chosen.peers:
         peers(chosen.photos, chosen.dim)
     else:
-        sweep(chosen.photos, chosen.dim, chosen.rounds)
+        sweep(chosen.photos, chosen.dim, chosen.rounds, busy=chosen.busy)
 
 
 if __name__ == "__main__":
