@@ -29,6 +29,7 @@ from embedcache.shard import (
     CRC_BYTES,
     Geometry,
     crc32c,
+    crc_of_rows,
     shard_name,
     split_by_chunk,
 )
@@ -177,11 +178,7 @@ def _fetch_range(
         out[slots] = np.frombuffer(raw, dtype="<f4").reshape(len(rows), cut.dim)
         right = True
     # The rows' own CRCs go with the rows into the new segment, so they must hold in any case.
-    right = right and all(
-        crc32c(out[slot]) == row_crcs[row]
-        for slot, row in zip(slots.tolist(), rows.tolist(), strict=True)
-    )
-    if not right:
+    if not right or not np.array_equal(crc_of_rows(out[slots]), row_crcs[rows]):
         raise wrong_bytes(remote, shared, f"embedding/{shard_name(shard)}")
 
 
@@ -225,7 +222,8 @@ def _stream(
 ) -> bool:
     """Append to `part` what it lacks of an object of `size` bytes, all of which pass `screen`.
 
-    True once the file has its size and is durable; False for an object of another size.
+    True once the file has its size, and, if it is large, is durable; `settle` sees to small ones.
+    False for an object of another size.
     """
     fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     syncs: list[Future[None]] = []
@@ -249,7 +247,7 @@ def _stream(
                     asked = got
         _all(syncs)
         if size > SMALL_BYTES:
-            disk.sync(fd)  # here, several files at once; `settle` sees to the small ones
+            disk.sync(fd)
         return got == size
     except FileNotFoundError:
         return False
@@ -293,6 +291,5 @@ def _all(jobs: list["Future[T]"]) -> list[T]:
     try:
         return [job.result() for job in jobs]
     finally:
-        for job in jobs:
-            job.cancel()
-        wait(jobs)
+        # Not of those cancelled: nobody tells when the pool was shut down meanwhile.
+        wait([job for job in jobs if not job.cancel()])

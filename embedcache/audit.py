@@ -18,7 +18,7 @@ from embedcache.photo_ids import read_pairs, scope_key
 from embedcache.reader import read_rows
 from embedcache.refs import read_ref
 from embedcache.segment import FAILED, MANIFEST, OK, Segment, read_segment
-from embedcache.shard import crc32c, encode_document, group_document, hash_file
+from embedcache.shard import crc_of_rows, encode_document, group_document, hash_file
 from embedcache.space import faces_of
 from embedcache.spec import Json
 from embedcache.store import (
@@ -406,9 +406,9 @@ def _check_rows(segment: Segment, row_crcs: NDArray[np.uint32]) -> None:
         rows = np.arange(start, min(start + step, segment.manifest.n_ok))
         part = (segment, columns, rows, rows - start)
         read_rows([part], block, n_rows=len(rows))
-        for row in rows.tolist():
-            if crc32c(block[row - start]) != row_crcs[row]:
-                raise Damaged(f"row {row} fails its own CRC32C")
+        wrong = np.flatnonzero(crc_of_rows(block[: len(rows)]) != row_crcs[rows])
+        if len(wrong):
+            raise Damaged(f"row {rows[wrong[0]]} fails its own CRC32C")
 
 
 def _rows_at(segments: Sequence[Segment], places: Sequence[tuple[int, int]]) -> NDArray[np.float32]:

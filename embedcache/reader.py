@@ -24,6 +24,7 @@ from embedcache.shard import (
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+U32 = NDArray[np.uint32]
 
 # A segment, its columns, some of its good rows, and the rows of the output that they fill.
 Part = tuple[Segment, Columns, I64, I64]
@@ -60,7 +61,7 @@ def read_rows(
 
 
 class OpenShards:
-    """Shard files that are open for reading; those used last stay open, up to a few.
+    """Shard files that are open for reading; those opened last stay open, up to a few.
 
     A file is closed when nobody holds it any more, so that threads may share this.
     """
@@ -125,12 +126,13 @@ def _jobs(
         whole, (rows, slots) = split_by_chunk(geometry, rows, slots)
         if len(rows):
             singles.append((segment, slots))
-            yield partial(_read_singles, segment, columns, rows, slots, shards=shards, out=out)
+            row_crcs = columns["row_crc"][rows]  # and not all columns, for as long as a job waits
+            yield partial(_read_singles, segment, rows, slots, row_crcs, shards=shards, out=out)
         yield from _chunk_jobs(segment, geometry, whole, shards, out)
 
 
 def _read_singles(
-    segment: Segment, columns: Columns, rows: I64, slots: I64, *, shards: OpenShards, out: F32
+    segment: Segment, rows: I64, slots: I64, row_crcs: U32, *, shards: OpenShards, out: F32
 ) -> None:
     geometry = segment.manifest.geometry
     assert geometry is not None
@@ -143,7 +145,7 @@ def _read_singles(
             slots,
             geometry=geometry,
             out=out,
-            row_crcs=columns["row_crc"][rows],
+            row_crcs=row_crcs,
         )
 
 

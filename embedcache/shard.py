@@ -11,7 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -277,8 +277,8 @@ class RowStream:
         try:
             disk.write_at(fd, self.geometry.index(filled), filled * self.geometry.chunk_bytes)
             disk.sync(fd)
-            hashed.result()  # who hashes reads from this file
         finally:
+            wait([hashed])  # who hashes reads from this file
             os.close(fd)
         path.with_name(f"{path.name}.partial").rename(path)
         disk.sync_folder(path.parent)

@@ -63,17 +63,17 @@ class _Writer:
         if self._draft is None:
             return None
         draft = self._draft
-        good = np.concatenate([np.empty((0, 32), np.uint8), *self._digests])
-        bad = np.concatenate([np.empty((0, 32), np.uint8), *self._failed])
-        offsets, text = join_text(self._reasons)
-        columns: Columns = {
-            "digest": np.concatenate([good, bad]),
-            "status": np.repeat(np.array([OK, FAILED], np.uint8), [len(good), len(bad)]),
-            "reason_offset": offsets,
-            "reason_text": text,
-            **self._columns(),
-        }
         try:
+            good = np.concatenate([np.empty((0, 32), np.uint8), *self._digests])
+            bad = np.concatenate([np.empty((0, 32), np.uint8), *self._failed])
+            offsets, text = join_text(self._reasons)
+            columns: Columns = {
+                "digest": np.concatenate([good, bad]),
+                "status": np.repeat(np.array([OK, FAILED], np.uint8), [len(good), len(bad)]),
+                "reason_offset": offsets,
+                "reason_text": text,
+                **self._columns(),
+            }
             with disk.plain_errors("write to", draft.folder):
                 return draft.commit(columns, n_rows=len(good) + len(bad), n_ok=len(good))
         except BaseException:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,32 @@ def test_a_full_disk_at_any_write_loses_nothing(
             assert verify(path).clean
         n += 1
     assert n > 60
+
+
+def test_a_disk_that_is_full_while_hashing_lags_behind_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard, "CHUNK_BYTES", 64)
+    hash_chunk, may_hash = shard.RowStream._hash_chunk, threading.Event()
+    write_at = disk.write_at
+
+    def lagging(*arguments: Any) -> None:
+        may_hash.wait(10)
+        hash_chunk(*arguments)
+
+    def full_for_the_index(*arguments: Any) -> None:
+        if threading.current_thread().name.startswith("embedcache-seal"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_at(*arguments)
+
+    monkeypatch.setattr(shard.RowStream, "_hash_chunk", lagging)
+    monkeypatch.setattr(disk, "write_at", full_for_the_index)
+    space = Cache.open(tmp_path / "a", create=True).space(SPEC, create=True)
+    writer = space.writer(n_rows=6, name="net", about={})
+    writer.add(photos(*range(6)), model(photos(*range(6))))
+    threading.Timer(0.2, may_hash.set).start()
+    with pytest.raises(CacheError, match="the disk is full"):
+        writer.commit()
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
+from embedcache.arrival import _all
 from embedcache.catalogue import Catalogue
 from embedcache.errors import RemoteError
 from embedcache.files import LocalFiles
@@ -255,6 +258,23 @@ def test_a_manifest_that_a_killed_push_left_half_written_is_written_again(
     push(a, remotes.folder(tmp_path / "shared"))
     assert verify(Cache.open(tmp_path / "shared")).clean
     assert held(Cache.open(tmp_path / "shared")) == {0, 1, 2}
+
+
+def test_a_second_interruption_does_not_hang_the_first() -> None:
+    # The impatient second Ctrl-C shuts the pool down while the first still waits for what runs.
+    pool, may_go_on = ThreadPoolExecutor(1), Event()
+    jobs = [pool.submit(may_go_on.wait, 10), pool.submit(may_go_on.wait, 10)]
+
+    def first() -> None:
+        with pytest.raises(CancelledError):
+            _all(jobs)
+
+    waiting = Thread(target=first, daemon=True)
+    waiting.start()
+    pool.shutdown(wait=False, cancel_futures=True)
+    may_go_on.set()
+    waiting.join(10)
+    assert not waiting.is_alive()
 
 
 def test_members_who_are_killed_leave_nothing_half(make: Make, tmp_path: Path) -> None:
