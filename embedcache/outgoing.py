@@ -19,7 +19,7 @@ from embedcache.incoming import same_pins
 from embedcache.index import Table
 from embedcache.manifest import MAX_MANIFEST_BYTES, unseal
 from embedcache.photo_ids import read_pairs
-from embedcache.refs import MAX_REF_BYTES, encode_ref, pinned_segments, read_ref
+from embedcache.refs import MAX_REF_BYTES, Pins, encode_ref, pinned_segments, read_ref
 from embedcache.remote import BLOCK_BYTES, Denied, Remote, Unreachable, read_small
 from embedcache.segment import MANIFEST, Segment
 from embedcache.shard import encode_document, group_document
@@ -78,6 +78,7 @@ class Push:
         self.gone = gone
         self.pool = pool
         self.parcels: list[Parcel] = []
+        self.sent_refs: dict[str, Pins] = {}
         self.documents: dict[str, bytes] = {}
 
     def plan(self, *, backbones: Sequence[str], specs: Sequence[str], with_ids: bool) -> None:
@@ -139,9 +140,20 @@ class Push:
     def purge(self) -> None:
         """Remove from the shared copy every segment that holds forgotten rows.
 
-        Its other rows have just been sent in new segments; where they are not here, it stays.
+        Its other rows have just been sent in new segments; where they are not here, it stays, and
+        so does one that a ref there still pins.
         """
+        refs = {name: pins for name, (pins, _) in self.catalogue.refs().items()} | self.sent_refs
+        pinning = {one: name for name, pins in refs.items() for part in pins.parts for one in part}
         for store, holding, name, digests in self.doomed:
+            if name in pinning:
+                self.tally.problems.append(
+                    f"segment {name} of {self.remote.name} holds forgotten photos, and ref "
+                    f"{pinning[name]} there pins it: 'embedcache pull --ref {pinning[name]} "
+                    f"{self.remote.name} {self.cache.path}', 'embedcache forget {self.cache.path} "
+                    "--forgotten', then push --purge again"
+                )
+                continue
             others = digests[~forgotten(digests, self.gone)]
             if not (store.status(others) != ABSENT).all():
                 self.tally.problems.append(
@@ -179,6 +191,7 @@ class Push:
                 if self.purges and changes:  # `forget` changed it, and says so
                     self.remote.write(f"refs/{name}.json", partial(_once, raw), size=len(raw))
                     self.tally.refs.append(name)
+                    self.sent_refs[name] = pins
                 else:
                     self.tally.notes.append(
                         f"ref {name} is there already and pins other segments: refs never change, "

@@ -208,9 +208,9 @@ def push(
                 begin(remote)
             run.move(progress)
             run.tombstones()
-            run.purge()
             if not (backbones or specs):
                 run.refs(with_ids=with_ids)
+            run.purge()
     return _moved("push", catalogue, tally, dry_run=dry_run, started=started)
 
 

@@ -219,6 +219,26 @@ def test_a_purge_removes_forgotten_rows_from_the_shared_copy(remote: Remote, mak
     assert held(b) == {0, 1, 2, 3}
 
 
+def test_a_purge_leaves_what_a_ref_there_pins(remote: Remote, make: Make) -> None:
+    a, b = make("a", [0, 1, 2]), make("b")
+    write_ref(a, "paper")
+    push(a, remote)
+    pull(remote, b)
+    (b.path / "refs" / "paper.json").unlink()
+    b.record_photos("f", ["1"], photos(1))
+    forget(b, ["1"])
+    purged = push(b, remote, purge=True)
+    assert purged.purged == 0
+    [problem] = purged.problems
+    assert f"pull --ref paper {remote.name} {b.path}" in problem
+    assert pull(remote, make("c"), ref="paper").problems == ()
+    assert pull(remote, b, ref="paper").problems == ()
+    assert push(b, remote, purge=True).purged == 1
+    d = make("d")
+    assert pull(remote, d, ref="paper").problems == ()
+    assert held(d) == {0, 2}
+
+
 def test_progress_counts_the_bytes(remote: Remote, make: Make) -> None:
     a, b = make("a", list(range(200))), make("b")
     seen: list[tuple[int, int]] = []
