@@ -109,9 +109,14 @@ def extract(
     json_: JsonOption = False,
 ) -> None:
     """Embed every photo that the cache lacks; running it again is the resume."""
+    from embedcache.address import parse_address
     from embedcache.share import destination
     from embedcache.team import read_settings
 
+    settings = read_settings()
+    shared = {"none": None}.get(remote or "", remote or settings.remote or None)
+    if shared is not None:
+        parse_address(shared)  # a mistyped one is told of before any photo is read
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
     names = backbone or [DEFAULT_BACKBONE]
     options: dict[str, Any] = {
@@ -131,8 +136,6 @@ def extract(
             told = forecast(table, there, backbone=names, progress=progress, **options)
         print_result(told, json_)
         return
-    settings = read_settings()
-    shared = {"none": None}.get(remote or "", remote or settings.remote or None)
     if offer and shared is None:
         raise InputError("--offer needs to know where to: add --remote URL")
     with destination(cache) as opened:

@@ -77,6 +77,7 @@ def extract(
         raise: its reason is recorded.
     """
     started = time.perf_counter()
+    upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
     clock = Clock()
     faces = FaceFinder(cache, device)
     backbones = load_all(
@@ -105,7 +106,6 @@ def extract(
     for space in spaces:
         space.salvage()
     todo, tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
-    upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
     interrupted = digests.stopped or stop()
     if upstream is not None and not interrupted:
         upstream.serve(spaces)

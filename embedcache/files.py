@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -32,6 +32,13 @@ class Files(Protocol):
 
     def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
         """(path, size, tag) of the plain files below `folder`; hidden names and links left out."""
+        ...
+
+    def names(self) -> list[str]:
+        """Names directly in the root, of many the first; none where it does not exist yet.
+
+        RemoteError where the folder that it would be made in does not exist.
+        """
         ...
 
     def read(self, path: str, start: int) -> Iterator[bytes]: ...
@@ -78,6 +85,10 @@ class FilesRemote:
             for path, size, tag in self._files.walk(prefix.rstrip("/")):
                 yield Entry(path, size, tag)
 
+    def top(self) -> Sequence[str]:
+        with self._making(), self._plain("its names"):
+            return self._files.names()
+
     def unfinished(self, segment: str) -> Iterator[Entry]:
         folder = self._staged(f"{segment}/{MANIFEST}").rpartition("/")[0]
         for entry in self.list(f"{folder}/"):
@@ -111,7 +122,7 @@ class FilesRemote:
                 raise
 
     def create(self, key: str, data: bytes) -> bool:
-        with self._plain(key):
+        with self._making(), self._plain(key):
             inside = _IN_SEGMENT.fullmatch(key)
             if inside and inside[3] == MANIFEST:
                 staged = self._staged(key)
@@ -160,6 +171,17 @@ class FilesRemote:
         return f"{inside[1]}/.push-{inside[2]}-{self._staging}/{inside[3]}"
 
     @contextlib.contextmanager
+    def _making(self) -> Iterator[None]:
+        """Say what it means that a file's folder is missing when the file is made."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise RemoteError(
+                f"no shared copy can be at {self.name}: no folder can be made there. Name another "
+                "place"
+            ) from None
+
+    @contextlib.contextmanager
     def _plain(self, key: str) -> Iterator[None]:
         try:
             yield
@@ -167,6 +189,16 @@ class FilesRemote:
             raise RemoteError(f"{self.name}: {error}") from None
         except self._files.failures as error:
             raise plain_os_error(error, self.name, key) from None
+
+
+def require_parent(folder: str, exists: bool) -> None:
+    """RemoteError unless the folder that a new shared copy would be made in exists."""
+    if not exists:
+        parent = str(PurePosixPath(folder).parent)
+        raise RemoteError(
+            f"no shared copy can begin at {folder}: there is no folder {parent}. Check the "
+            "spelling, or make that folder first"
+        )
 
 
 class LocalFiles:
@@ -194,6 +226,12 @@ class LocalFiles:
                     elif stat.S_ISREG(found.st_mode):
                         tag = f"{found.st_mtime_ns}-{found.st_ino}"
                         yield str(path), found.st_size, tag
+
+    def names(self) -> list[str]:
+        if not self._root.exists():
+            require_parent(str(self._root), self._root.absolute().parent.is_dir())
+            return []
+        return os.listdir(self._root)
 
     def read(self, path: str, start: int) -> Iterator[bytes]:
         fd = disk.open_inside(self._root, path)

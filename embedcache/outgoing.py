@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -355,16 +354,21 @@ def _once(raw: bytes) -> Iterator[bytes]:
     yield raw
 
 
+def require_place(remote: Remote) -> None:
+    """RemoteError where a shared copy cannot begin, for one where something else lies."""
+    try:
+        strangers = [name for name in remote.top() if name not in {*GROUPS, APART, "zarr.json"}]
+    except Denied:  # somebody who may write and not list
+        return
+    if strangers:
+        raise RemoteError(
+            f"{remote.name} is neither empty nor a shared copy (it holds {strangers[0]!r:.80}). "
+            "Name a new place"
+        )
+
+
 def begin(remote: Remote) -> None:
-    """Lay out an empty shared copy. RemoteError for a folder that holds something else."""
-    if "://" not in remote.name and Path(remote.name).is_dir():
-        ours = {*GROUPS, APART, "zarr.json"}
-        strangers = [name for name in os.listdir(remote.name) if name not in ours]
-        if strangers:
-            raise RemoteError(
-                f"{remote.name} is a folder, but neither empty nor a shared copy (it holds "
-                f"{strangers[0]!r}). Name a new folder"
-            )
+    """Lay out an empty shared copy."""
     for part in (*GROUPS, APART):
         remote.create(f"{part}/zarr.json", encode_document(group_document({})))
     remote.create("zarr.json", encode_document(root_document()))

@@ -11,15 +11,21 @@ failed in passing. Credentials come from the environment, never from a URL.
 
 import contextlib
 import errno
+import math
+import os
 import random
 import re
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from threading import Timer
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+from embedcache.address import OBJECT_SCHEMES, parse_address
 from embedcache.errors import RemoteError
 from embedcache.listing import pages
 
@@ -32,15 +38,18 @@ MAX_KEYS = 1_000_000
 MAX_KEY = 1024
 MAX_LISTING_CHARACTERS = 256 << 20
 TRIES = 6
-SILENCE_SECONDS = 20.0  # without a byte from an object store
+SILENCE_SECONDS = 20.0  # without a byte from an object store that is written to
+ANSWER_SECONDS = 8.0  # likewise, from one that is read
+PATIENCE_SECONDS = 20.0  # after which nothing small is tried again
+QUIET_SECONDS = 2.0  # of waiting, after which it is told of
 FIRST_WAIT_SECONDS = 0.2
-OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 # By the first letter of the scheme: where the address of another service stands.
 ENDPOINTS = {
-    "s": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "s": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "a": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
     "g": ("GOOGLE_BASE_URL",),
 }
+NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)|specified bucket does not exist")
 LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/|$)")
 
 
@@ -73,6 +82,13 @@ class Remote(Protocol):
         """All objects whose key starts with `prefix`, which ends in "/"."""
         ...
 
+    def top(self) -> Sequence[str]:
+        """Names of what lies directly there, of much the first; none for an absent place.
+
+        Raises RemoteError where a shared copy cannot begin.
+        """
+        ...
+
     def unfinished(self, segment: str) -> Iterator[Entry]:
         """Objects under `segment`/ that an earlier push of this segment has left."""
         ...
@@ -98,14 +114,25 @@ class Remote(Protocol):
 
 
 class Patient:
-    """A remote whose passing failures are tried again, after longer and longer pauses."""
+    """A remote whose passing failures are tried again, after longer and longer pauses.
+
+    tell: takes a line, once, where that takes long.
+    """
 
     def __init__(
-        self, remote: Remote, *, tries: int = TRIES, sleep: Callable[[float], None] = time.sleep
+        self,
+        remote: Remote,
+        *,
+        tries: int = TRIES,
+        sleep: Callable[[float], None] = time.sleep,
+        tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ) -> None:
         self._remote = remote
         self._tries = tries
         self._sleep = sleep
+        self._tell = tell
+        self._told = False
+        self._answered = False
 
     @property
     def name(self) -> str:
@@ -114,11 +141,14 @@ class Patient:
     def list(self, prefix: str) -> Iterator[Entry]:
         return iter(self._patiently(lambda: _bounded(self._remote.list(prefix), self.name)))
 
+    def top(self) -> Sequence[str]:
+        return self._patiently(self._remote.top)
+
     def unfinished(self, segment: str) -> Iterator[Entry]:
         return iter(self._patiently(lambda: _bounded(self._remote.unfinished(segment), self.name)))
 
     def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        got, since, failed = 0, 0, 0
+        got, since, failed, began = 0, 0, 0, time.monotonic()
         while length is None or got < length:
             left = None if length is None else length - got
             try:
@@ -127,17 +157,18 @@ class Patient:
                     yield block
                 return
             except Unreachable:
-                failed = 1 if got - since > BLOCK_BYTES else failed + 1
-                since = got
+                if got - since > BLOCK_BYTES:
+                    failed, began = 0, time.monotonic()
+                failed, since = failed + 1, got
                 if failed >= self._tries:
                     raise
-                self._wait(failed)
+                self._wait(failed, began)
 
     def read_small(self, key: str, *, limit: int) -> bytes:
         return self._patiently(lambda: read_small(self._remote, key, limit=limit))
 
     def write(self, key: str, blocks: Blocks, *, size: int) -> None:
-        self._patiently(lambda: self._remote.write(key, blocks, size=size))
+        self._patiently(lambda: self._remote.write(key, blocks, size=size), math.inf)
 
     def create(self, key: str, data: bytes) -> bool:
         n_tried = 0
@@ -155,31 +186,64 @@ class Patient:
     def delete(self, key: str) -> None:
         self._patiently(lambda: self._remote.delete(key))
 
-    def _patiently(self, request: Callable[[], T]) -> T:
+    def _patiently(self, request: Callable[[], T], patience: float = PATIENCE_SECONDS) -> T:
+        began = time.monotonic()
         for failed in range(1, self._tries):
             try:
-                return request()
+                return self._heard(request)
             except Unreachable:
-                self._wait(failed)
-        return request()
+                if failed > 1 and time.monotonic() - began > patience:
+                    raise
+                self._wait(failed, began)
+        return self._heard(request)
 
-    def _wait(self, failed: int) -> None:
-        self._sleep(FIRST_WAIT_SECONDS * 2 ** (failed - 1) * random.uniform(0.5, 1.5))
+    def _heard(self, request: Callable[[], T]) -> T:
+        """Make a request; until one has been answered, one that takes long is told of."""
+        if self._answered:
+            return request()
+        timer = Timer(QUIET_SECONDS, self._tell_of_waiting)
+        timer.daemon = True
+        timer.start()
+        try:
+            found = request()
+        finally:
+            timer.cancel()
+        self._answered = True
+        return found
+
+    def _wait(self, failed: int, began: float) -> None:
+        pause = FIRST_WAIT_SECONDS * 2 ** (failed - 1) * random.uniform(0.5, 1.5)
+        if time.monotonic() - began + pause > QUIET_SECONDS:
+            self._tell_of_waiting()
+        self._sleep(pause)
+
+    def _tell_of_waiting(self) -> None:
+        if not self._told:
+            self._told = True
+            seconds = PATIENCE_SECONDS + ANSWER_SECONDS - QUIET_SECONDS
+            self._tell(f"{self.name} does not answer; trying again for up to {seconds:.0f} s")
 
 
 class ObjectRemote:
     """S3, Google Cloud Storage or Azure, through obstore."""
 
-    def __init__(self, store: Any, name: str) -> None:
+    def __init__(self, store: Any, name: str, *, quick: Any = None) -> None:
+        """quick: the same store with less patience, for what is answered at once."""
         self.name = name
         self._store = store
+        self._quick = quick or store
 
     def list(self, prefix: str) -> Iterator[Entry]:
         with self._plain(prefix):
-            whole = pages(self._store, prefix.rstrip("/"), name=self.name, most=MAX_KEYS)
+            whole = pages(self._quick, prefix.rstrip("/"), name=self.name, most=MAX_KEYS)
         for found in whole:
             tag = found.get("e_tag") or str(found["last_modified"])
             yield Entry(found["path"], found["size"], tag)
+
+    def top(self) -> Sequence[str]:
+        with self._plain("its first keys"):
+            found = pages(self._quick, "", name=self.name, most=0)
+        return sorted({entry["path"].split("/")[0] for entry in found} - {""})
 
     def unfinished(self, segment: str) -> Iterator[Entry]:
         return self.list(f"{segment}/")
@@ -193,7 +257,7 @@ class ObjectRemote:
         elif start:
             options["range"] = {"offset": start}
         with self._plain(key):
-            found = obstore.get(self._store, key, options=options or None)
+            found = obstore.get(self._quick, key, options=options or None)
             for block in found.stream(min_chunk_size=BLOCK_BYTES):
                 yield memoryview(block)  # type: ignore[misc]  # as good as bytes, and not copied
 
@@ -218,7 +282,7 @@ class ObjectRemote:
             except (problems.NotSupportedError, NotImplementedError):
                 # A store without conditional puts: names are unique, so a look is nearly as good.
                 with contextlib.suppress(FileNotFoundError):
-                    obstore.head(self._store, key)
+                    obstore.head(self._quick, key)
                     return False
                 obstore.put(self._store, key, data, use_multipart=False)
         return True
@@ -227,7 +291,7 @@ class ObjectRemote:
         import obstore
 
         with self._plain(key), contextlib.suppress(FileNotFoundError):
-            obstore.delete(self._store, key)
+            obstore.delete(self._quick, key)
 
     @contextlib.contextmanager
     def _plain(self, key: str) -> Iterator[None]:
@@ -236,7 +300,9 @@ class ObjectRemote:
 
         try:
             yield
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if NO_BUCKET.search(str(error)):
+                raise self._no_bucket() from None
             raise
         except (
             problems.PermissionDeniedError,
@@ -245,6 +311,8 @@ class ObjectRemote:
         ) as e:
             raise Denied(f"{self.name} does not let you at {key}: {_told(e)}") from None
         except (problems.BaseError, OSError) as error:
+            if NO_BUCKET.search(str(error)):
+                raise self._no_bucket() from None
             if "(code: AccessDenied)" in str(error):  # told per key, in the answer to a bulk delete
                 raise Denied(f"{self.name} does not let you at {key}: {_told(error)}") from None
             if "169.254.169.254" in str(error):  # where cloud machines ask for credentials
@@ -256,6 +324,13 @@ class ObjectRemote:
                 f"{self.name} cannot be reached ({key}): {_told(error)}. Check the address and the "
                 "network, then run the same command again"
             ) from None
+
+    def _no_bucket(self) -> RemoteError:
+        bucket = urlsplit(self.name).netloc
+        return RemoteError(
+            f"{self.name} cannot be used: there is no bucket {bucket}. Make it first, where your "
+            "storage is managed, or check its name"
+        )
 
 
 def open_remote(url: str, *, staging: str = "shared") -> Remote:
@@ -283,45 +358,55 @@ def read_small(remote: Remote, key: str, *, limit: int) -> bytes:
 def _open(url: str, staging: str) -> Remote:
     from embedcache.files import FilesRemote, LocalFiles
 
-    if "://" not in url:
-        return FilesRemote(LocalFiles(Path(url)), str(url), staging=staging)
-    scheme, _, rest = url.partition("://")
-    name = url.rstrip("/")
-    parts = urlsplit(url)
-    named = "@" in rest.split("/")[0] and scheme in OBJECT_SCHEMES
-    if re.search(r"[?#;]", rest) or parts.password is not None or named:
-        raise RemoteError(
-            f"this {scheme}:// URL holds more than an address, perhaps a credential, which would "
-            "end up in messages and files: leave it out. docs/sharing.md says how each kind of "
-            "storage learns who you are"
+    parts, name = parse_address(url), url.rstrip("/")
+    if isinstance(parts, Path):
+        return FilesRemote(LocalFiles(parts), str(parts), staging=staging)
+    if parts.scheme in OBJECT_SCHEMES:
+        return ObjectRemote(
+            _store(name, silence=SILENCE_SECONDS), name, quick=_store(name, silence=ANSWER_SECONDS)
         )
-    if scheme == "file":
-        return FilesRemote(LocalFiles(Path(parts.path)), parts.path, staging=staging)
-    if scheme in ("ssh", "sftp"):
-        from embedcache.sftp import SftpFiles
+    from embedcache.sftp import SftpFiles
 
-        return FilesRemote(SftpFiles(parts), name, staging=staging)
-    if scheme in OBJECT_SCHEMES:
-        return ObjectRemote(_store(name), name)
-    raise RemoteError(
-        f"no remote can be a {scheme}:// URL. Name a folder, s3://BUCKET/PREFIX, gs://BUCKET/"
-        "PREFIX, az://CONTAINER/PREFIX or ssh://HOST/FOLDER"
-    )
+    return FilesRemote(SftpFiles(parts), name, staging=staging)
 
 
-def _store(url: str) -> Any:
+def _check_environment(url: str) -> None:
+    """Unreachable where a variable holds what obstore would panic at."""
+    for name in ENDPOINTS[url[0]]:
+        value = os.environ.get(name)
+        if value and not _is_endpoint(value):
+            raise Unreachable(
+                f"{url} cannot be reached: {name} must be an address with its scheme, such as "
+                "http://127.0.0.1:9000 or https://storage.example.org, and is not"
+            )
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if url[0] == "s" else ():
+        if re.search(r"[^\w.-]", os.environ.get(name, "")):
+            raise Unreachable(
+                f"{url} cannot be reached: {name} must be the name of a region, such as "
+                "eu-central-1, and is not"
+            )
+
+
+def _is_endpoint(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        found = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        return False
+    return bool(found) and not re.search(r"[^!-~]", value)
+
+
+def _store(url: str, *, silence: float) -> Any:
     try:
         from obstore.store import from_url
     except ImportError:
         raise RemoteError(
             f"{url} needs obstore: pip install 'embedcache[s3]', or uv sync --extra s3"
         ) from None
-    import os
-    from datetime import timedelta
-
+    _check_environment(url)
     options: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=5),
-        "read_timeout": timedelta(seconds=SILENCE_SECONDS),
+        "read_timeout": timedelta(seconds=silence),
         "timeout": timedelta(hours=1),
         "user_agent": "embedcache",
     }

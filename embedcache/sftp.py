@@ -1,18 +1,22 @@
 """The files of another machine, over SSH: fsspec's SFTP, with the host's key checked."""
 
 import contextlib
+import logging
 import os
 import stat
 import threading
 from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote
 
 from embedcache.errors import RemoteError
-from embedcache.files import MAX_DEPTH, Looks
+from embedcache.files import MAX_DEPTH, Looks, require_parent
 from embedcache.remote import BLOCK_BYTES, Unreachable
 
-CONNECT_SECONDS = 15.0
+CONNECT_SECONDS = 10.0
+MAX_TOP = 1000
 
 
 class SftpFiles:
@@ -43,6 +47,13 @@ class SftpFiles:
                     waiting.append(path)
                 elif stat.S_ISREG(mode):
                     yield path, int(found.st_size or 0), f"{found.st_mtime}-{found.st_size}"
+
+    def names(self) -> list[str]:
+        if not self.exists(""):
+            require_parent(self._root, self._fs.isdir(self._root.rpartition("/")[0] or "/"))
+            return []
+        found = islice(self._ftp.listdir_iter(self._path("")), MAX_TOP)
+        return [str(entry.filename) for entry in found]
 
     def read(self, path: str, start: int) -> Iterator[bytes]:
         with self._fs.open(self._path(path), "rb", block_size=BLOCK_BYTES) as file:
@@ -115,6 +126,11 @@ def _connect(url: SplitResult) -> Any:
             "'embedcache[ssh]', or uv sync --extra ssh"
         ) from None
 
+    # What fails is told below, in one line; a handler keeps paramiko from printing a traceback too.
+    log = logging.getLogger("paramiko")
+    if not log.hasHandlers():
+        log.addHandler(logging.NullHandler())
+
     class KnownHosts(SFTPFileSystem):  # type: ignore[misc]
         """fsspec takes any key that a host shows; here the host must be known, as ssh asks."""
 
@@ -125,16 +141,27 @@ def _connect(url: SplitResult) -> Any:
             self.client.connect(self.host, **self.ssh_kwargs)
             self.ftp = self.client.open_sftp()
 
-    options: dict[str, Any] = {"timeout": CONNECT_SECONDS, "skip_instance_cache": True}
+    options: dict[str, Any] = {
+        "timeout": CONNECT_SECONDS,
+        "banner_timeout": CONNECT_SECONDS,
+        "skip_instance_cache": True,
+    }
     if url.port:
         options["port"] = url.port
     if url.username:
         options["username"] = unquote(url.username)
     if key := os.environ.get("EMBEDCACHE_SSH_KEY"):
+        if not Path(key).is_file():
+            raise RemoteError(f"EMBEDCACHE_SSH_KEY names {key}, and there is no such file")
         options["key_filename"] = key
     place = f"{url.scheme}://{url.hostname}"
     try:
         return KnownHosts(url.hostname or "", **options)
+    except paramiko.BadHostKeyException:
+        raise RemoteError(
+            f"{place} shows another key than the one in your known_hosts: ask whoever runs it "
+            "whether that changed; if so, 'ssh-keygen -R HOST' drops the old one"
+        ) from None
     except paramiko.AuthenticationException:
         raise RemoteError(
             f"{place} does not know you: load your key with ssh-add, and try 'ssh' to that host"
@@ -144,6 +171,11 @@ def _connect(url: SplitResult) -> Any:
             raise RemoteError(
                 f"the key of {place} is not in your known_hosts: connect once with 'ssh' and check "
                 "it, then run the same command again"
+            ) from None
+        if "No authentication methods" in str(error):
+            raise RemoteError(
+                f"you have no key for {place}: load one with ssh-add, or name its file in "
+                "EMBEDCACHE_SSH_KEY"
             ) from None
         raise Unreachable(f"{place} cannot be reached: {error}") from None
     except (OSError, EOFError) as error:

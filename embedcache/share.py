@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
+from embedcache.address import parse_address
 from embedcache.catalogue import Catalogue
 from embedcache.errors import CacheError
 from embedcache.remote import Remote, open_remote
@@ -55,6 +56,7 @@ class Tally:
     ids: int = 0
     tombstones: int = 0
     purged: int = 0
+    new_copy: bool = False
     refs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -67,6 +69,7 @@ class Moved:
     bytes: of segments and rows; listings, manifests and digest columns come on top.
     already_there: good rows that the receiving side had. withheld: rows of forgotten photos.
     still_here: rows here of photos that the other side forgot.
+    new_copy: whether the shared copy began with this push.
     purged: segments with forgotten photos that were removed from the shared copy.
     problems: what was refused, each with what to do; a run with problems has moved the rest.
     """
@@ -84,6 +87,7 @@ class Moved:
     ids: int
     tombstones: int
     purged: int
+    new_copy: bool
     refs: tuple[str, ...]
     notes: tuple[str, ...]
     problems: tuple[str, ...]
@@ -109,6 +113,9 @@ class Moved:
             f"{rows} in {self.segments:,} segments ({self.bytes / 1e6:,.1f} MB) {verb} "
             f"{self.remote}; {self.already_there:,} rows were {place} already"
         ]
+        if self.new_copy:
+            verb = "would begin" if self.dry_run else "began"
+            lines.append(f"a new shared copy {verb} at {self.remote}")
         if self.ids:
             lines.append(f"{self.ids:,} photo ids with them")
         if self.refs:
@@ -189,13 +196,15 @@ def push(
     progress: called with (bytes that have gone, bytes that will).
     Raises RemoteError where the remote cannot be reached or refuses.
     """
-    from embedcache.outgoing import Push, begin
+    from embedcache.outgoing import Push, begin, require_place
 
     started = time.perf_counter()
     remote = connect(remote, cache)
     catalogue = Catalogue(remote, _memo(cache, remote))
     tally = Tally()
-    fresh = not catalogue.exists()
+    fresh = tally.new_copy = not catalogue.exists()
+    if fresh:
+        require_place(remote)
     gone: dict[bytes, str] = {
         **read_tombstones(cache.path)[0],
         **({} if fresh else catalogue.gone()),
@@ -218,8 +227,13 @@ def connect(remote: Remote | str, cache: Cache) -> Remote:
     """Open a remote by URL, for this cache."""
     if not isinstance(remote, str):
         return remote
-    if "://" not in remote and Path(remote).resolve() == cache.path:
-        raise CacheError(f"{remote} is the cache itself: name another place to share it")
+    place = parse_address(remote)
+    if isinstance(place, Path):
+        place = place.resolve()
+        if place == cache.path:
+            raise CacheError(f"{remote} is the cache itself: name another place to share it")
+        if cache.path in place.parents:
+            raise CacheError(f"{remote} lies in the cache: name another place to share it")
     return open_remote(remote, staging=_staging(cache))
 
 
@@ -341,6 +355,7 @@ def _moved(
         ids=tally.ids,
         tombstones=tally.tombstones,
         purged=tally.purged,
+        new_copy=tally.new_copy,
         refs=tuple(tally.refs),
         notes=tuple(dict.fromkeys([*catalogue.notes, *tally.notes])),
         problems=tuple(dict.fromkeys([*catalogue.problems, *tally.problems])),

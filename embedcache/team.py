@@ -19,11 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.address import mistyped
 from embedcache.catalogue import Catalogue
 from embedcache.errors import EmbedcacheError, InputError
 from embedcache.outcome import Tally
+from embedcache.outgoing import require_place
 from embedcache.plan import Plan
-from embedcache.remote import Denied, Remote
+from embedcache.remote import Denied, Remote, Unreachable
 from embedcache.share import connect, pull, push
 from embedcache.space import Space
 from embedcache.store import FAILED, OK, Cache
@@ -81,8 +83,10 @@ def _parse(path: Path) -> Settings:
                 'folder", offer = true or false, and writer = "a name"'
             )
     remote = found.get("remote", "")
-    if remote and "://" not in remote:
-        remote = str(path.parent / remote)
+    if remote == "none":  # as extract --remote has it
+        remote = ""
+    if remote and "://" not in remote and not mistyped(remote):
+        remote = str(path.parent / Path(remote).expanduser())
     writer = found.get("writer", "")
     if len(writer) > 200:
         raise InputError(f"{path}: a writer's name has up to 200 characters")
@@ -109,7 +113,6 @@ class Upstream:
         warn: Callable[[str], None] = _warn,
         seed: int | None = None,
     ) -> None:
-        self._remote = connect(remote, cache)
         self._cache = cache
         self._offers = offer
         self._up = True
@@ -119,6 +122,10 @@ class Upstream:
         self._order = np.random.default_rng(seed)
         self.n_taken = 0
         self.n_given = 0
+        try:
+            self._remote = connect(remote, cache)
+        except Unreachable as error:
+            self._down(error)
 
     def serve(self, spaces: Sequence[Space]) -> None:
         """From now on these spaces, and the faces that they are cut by, are meant."""
@@ -131,6 +138,7 @@ class Upstream:
             return
         try:
             if self._offers and not self.n_given and not Catalogue(self._remote).exists():
+                require_place(self._remote)
                 return  # nothing is there yet, and it is for us to begin it
             came = pull(self._remote, self._cache, specs=self._specs, photos=digests)
         except (EmbedcacheError, OSError) as error:

@@ -1,6 +1,6 @@
 """Remotes for tests: a folder, a store in memory, a real S3 protocol server, and one that fails."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from embedcache.files import FilesRemote, LocalFiles
@@ -28,6 +28,9 @@ class Held:
         for key, raw in sorted(self.objects.items()):
             if key.startswith(prefix):
                 yield Entry(key, len(raw), "")
+
+    def top(self) -> Sequence[str]:
+        return sorted({key.split("/")[0] for key in self.objects})
 
     def unfinished(self, segment: str) -> Iterator[Entry]:
         return self.list(f"{segment}/")
@@ -73,6 +76,9 @@ class Flaky:
         how = self._begin()
         yield from self._remote.list(prefix)
         self._end(how)
+
+    def top(self) -> Sequence[str]:
+        return self._remote.top()
 
     def unfinished(self, segment: str) -> Iterator[Entry]:
         how = self._begin()

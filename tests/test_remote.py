@@ -367,6 +367,162 @@ def test_an_unknown_scheme_is_told_what_there_is() -> None:
         open_remote("ftp://host/x")
 
 
+@pytest.mark.parametrize(
+    ("address", "hint"),
+    [
+        ("s3:/bucket/x", r"did you mean s3://bucket/x\?"),
+        ("gs:bucket/x", r"did you mean gs://bucket/x\?"),
+        ("s3:/key:secret@bucket/x?sig=secret", r"did you mean s3://bucket/x\?"),
+        ("nas:/srv/faces", "a URL has // after its scheme"),
+        ("root@host:/srv/x", r"did you mean ssh://root@host/srv/x\?"),
+        ("file://host/srv/x", "file:///host/srv/x or ssh://host/srv/x"),
+        ("none", "extract --remote none"),
+        ("ssh://root@host:notaport/x", r"the port in ssh://host:\.\.\. is not a number"),
+        ("ssh://root@host:99999/x", "the port in"),
+        ("ssh://[::1/x", "cannot be read"),
+        ("s3:///x", "names no host or bucket"),
+        ("~nobody-of-this-name/x", "home of nobody"),
+    ],
+)
+def test_a_mistyped_address_is_refused_with_a_hint(address: str, hint: str) -> None:
+    with pytest.raises(RemoteError, match=hint) as told:
+        open_remote(address)
+    assert "secret" not in str(told.value)
+
+
+def test_a_folder_may_begin_with_the_home_or_have_an_odd_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_remote("~/shared").name == f"{tmp_path}/shared"
+    assert open_remote(f"file://localhost{tmp_path}/a").name == f"{tmp_path}/a"
+    assert open_remote("./none").name == "none"
+    assert open_remote("./s3:/x").name == "s3:/x"
+
+
+@pytest.mark.parametrize(
+    ("url", "variable", "value"),
+    [
+        ("s3://b/x", "AWS_ENDPOINT_URL", "127.0.0.1:45871"),
+        ("s3://b/x", "AWS_ENDPOINT_URL", "http://127.0.0.1:99999"),
+        ("s3://b/x", "AWS_ENDPOINT_URL", "http://a b"),
+        ("s3://b/x", "AWS_ENDPOINT_URL_S3", "minio"),
+        ("s3://b/x", "AWS_ENDPOINT", "http://"),
+        ("s3://b/x", "AWS_REGION", "127.0.0.1:9"),
+        ("gs://b/x", "GOOGLE_BASE_URL", "localhost:9"),
+        ("az://b/x", "AZURE_STORAGE_ENDPOINT", "localhost:9"),
+    ],
+)
+def test_what_would_make_the_library_panic_is_told_before(
+    url: str, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("obstore")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RemoteError, match=f"{variable} must be"):
+        open_remote(url)
+
+
+@contextlib.contextmanager
+def mute() -> Iterator[int]:
+    """The port of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_server_that_never_answers_is_told_of_and_given_up(
+    s3: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_module, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(remote_module, "QUIET_SECONDS", 0.1)
+    told: list[str] = []
+    with mute() as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        silent = Patient(remote_module._open("s3://team/x", "test"), tell=told.append)
+        began = time.monotonic()
+        with pytest.raises(Unreachable):
+            silent._patiently(lambda: read_small(silent._remote, "zarr.json", limit=9), 0.5)
+    assert time.monotonic() - began < 2.5
+    [line] = told
+    assert line.startswith("s3://team/x does not answer; trying again for up to")
+
+
+def test_a_dead_port_is_told_of_once_and_a_quick_failure_is_not() -> None:
+    for quiet, n_told in ((True, 0), (False, 1)):
+        told: list[str] = []
+        dead = remotes.Flaky(remotes.folder(Path("absent")), lambda n: "before")
+        silent = Patient(dead, sleep=lambda s: None, tell=told.append, tries=2 if quiet else TRIES)
+        with pytest.raises(Unreachable):
+            silent.create("a", b"")
+        assert len(told) == n_told
+
+
+def test_a_long_write_has_no_overall_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    flaky = remotes.Flaky(remotes.folder(Path("absent")), remotes.since(1, "before"))
+    patient = Patient(flaky, sleep=lambda seconds: None, tell=lambda line: None)
+    with pytest.raises(Unreachable):
+        patient.write("a", lambda: iter([b""]), size=0)
+    assert flaky.n_requests == TRIES
+    with pytest.raises(Unreachable):
+        patient.create("a", b"")
+    assert flaky.n_requests == TRIES + 2
+
+
+def test_a_push_among_something_else_is_refused_everywhere(remote: Remote, tmp_path: Path) -> None:
+    a = two_segments(tmp_path / "a")
+    remote.write("holiday/photo.jpg", lambda: iter([b"x"]), size=1)
+    for dry_run in (True, False):
+        with pytest.raises(RemoteError, match=r"neither empty nor .*holiday"):
+            push(a, remote, dry_run=dry_run)
+    assert list(remote.list("spaces/")) == []
+
+
+def test_a_bucket_that_is_not_there_is_told_of(s3: Proxy, tmp_path: Path) -> None:
+    a = two_segments(tmp_path / "a")
+    for work in (push, lambda cache, url: pull(url, cache)):
+        with pytest.raises(RemoteError, match="there is no bucket absent") as told:
+            work(a, "s3://absent/x")
+        assert "<" not in str(told.value)
+
+
+def test_a_push_to_where_no_folder_can_be_is_refused(ssh: str, tmp_path: Path) -> None:
+    a = two_segments(tmp_path / "a")
+    (tmp_path / "a.txt").write_text("x")
+    for place in ("a.txt", "a.txt/b", "taem/faces"):
+        for prefix in (f"{ssh}{tmp_path}", str(tmp_path)):
+            for dry_run in (True, False):
+                with pytest.raises(RemoteError, match=r"no shared copy can|is no folder") as told:
+                    push(a, f"{prefix}/{place}", dry_run=dry_run)
+                assert "/" not in place or str(tmp_path / place.split("/")[0]) in str(told.value)
+    for prefix in (ssh, "file://"):
+        with pytest.raises(RemoteError, match="/proc/xx"):
+            push(a, f"{prefix}/proc/xx")
+    assert not (tmp_path / "taem").exists()
+
+
+def test_a_host_that_shows_another_key_is_refused(
+    ssh: str, sshd: tuple[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, home = sshd
+    kind, key = (home / "user.pub").read_text().split()[:2]
+    (tmp_path / "known").write_text(f"[127.0.0.1]:{port} {kind} {key}\n")
+    monkeypatch.setenv("EMBEDCACHE_KNOWN_HOSTS", str(tmp_path / "known"))
+    with pytest.raises(RemoteError, match="shows another key"):
+        list(open_remote(f"{ssh}/x").list("spaces/"))
+
+
+def test_a_key_that_is_missing_is_told_of(ssh: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBEDCACHE_SSH_KEY", "/absent/key")
+    with pytest.raises(RemoteError, match="EMBEDCACHE_SSH_KEY names /absent/key"):
+        list(open_remote(f"{ssh}/x").list("spaces/"))
+    monkeypatch.delenv("EMBEDCACHE_SSH_KEY")
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setenv("HOME", "/absent")
+    with pytest.raises(RemoteError, match="you have no key for"):
+        list(open_remote(f"{ssh}/x").list("spaces/"))
+
+
 def test_a_host_that_is_not_known_is_refused(
     ssh: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,6 +580,7 @@ def check_faults(
 ) -> None:
     """The k-th HTTP request fails, for each k, in each way in turn: for good, and then once."""
     monkeypatch.setattr(remote_module, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(remote_module, "ANSWER_SECONDS", 0.3)
     faulty, a = Faulty(s3_port), two_segments(tmp_path / "a")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{faulty.port}")
     for number in numbers:

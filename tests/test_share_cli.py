@@ -31,7 +31,10 @@ def test_push_info_pull_verify(run: Run, filled: Path, tmp_path: Path) -> None:
     told = json.loads(run("push", filled, url, "--dry-run", "--json")[1])
     assert (told["rows"], told["dry_run"]) == (50, True)
     assert not (tmp_path / "shared").exists()
-    assert json.loads(run("push", filled, url, "--json")[1])["bytes"] == told["bytes"]
+    made = json.loads(run("push", filled, url, "--json")[1])
+    assert (made["bytes"], made["new_copy"]) == (told["bytes"], True)
+    assert json.loads(run("push", filled, url, "--json")[1])["new_copy"] is False
+    assert f"a new shared copy began at {tmp_path}/c2" in run("push", filled, tmp_path / "c2")[1]
     [space] = json.loads(run("info", url, "--json")[1])["spaces"]
     assert (space["names"], space["rows"], space["dim"]) == (["net"], 50, 8)
     status, out, _ = run("pull", url, tmp_path / "b", "--backbone", "net")
@@ -61,6 +64,16 @@ def test_what_cannot_be_is_one_message(run: Run, filled: Path, tmp_path: Path) -
         (("pull", tmp_path / "nowhere", tmp_path / "b"), "there is no shared copy at"),
         (("push", filled, "s3://key:secret@bucket"), "perhaps a credential"),
         (("push", filled, "gopher://x"), "no remote can be a gopher:// URL"),
+        (("push", filled, "s3:/bucket"), "did you mean s3://bucket?"),
+        (("push", filled, "none"), "extract --remote none"),
+        (("push", filled, filled), "is the cache itself"),
+        (("push", filled, filled / "sub"), "lies in the cache"),
+        (("push", filled, f"file://{filled}/sub"), "lies in the cache"),
+        (("push", filled, tmp_path / "taem" / "faces"), f"there is no folder {tmp_path}/taem"),
+        (
+            ("extract", "absent", "--cache", tmp_path / "b", "--remote", "s4://x"),
+            "no remote can be a s4:// URL",
+        ),
         (("push", tmp_path / "absent", tmp_path / "s"), "there is no cache at"),
         (("extract", tmp_path, "--cache", tmp_path / "b", "--offer"), "no photos in"),
     ):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from embedcache import disk
-from embedcache.errors import InputError
+from embedcache.errors import InputError, RemoteError
 from embedcache.extraction import extract
 from embedcache.photos import Photos
 from embedcache.remote import Blocks, Denied
@@ -89,6 +89,33 @@ def test_a_remote_that_is_down_costs_one_warning(tmp_path: Path) -> None:
     assert "Going on without the remote" in told[0]
 
 
+@pytest.mark.parametrize("address", ["s3://team/x", "taem/faces"])
+def test_a_remote_that_cannot_be_costs_one_warning(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:45871")
+    monkeypatch.chdir(tmp_path)
+    photos = pixels(tmp_path / "photos", range(40))
+    cache = Cache.open(tmp_path / "c", create=True)
+    told: list[str] = []
+    up = Upstream(address, cache, offer=True, warn=told.append)
+    [space] = extract(photos, cache, backbone=backbone(), remote=up).spaces
+    assert space.embedded == 40
+    assert len(told) == 1
+    assert ("AWS_ENDPOINT_URL must be" in told[0]) or ("there is no folder taem" in told[0])
+    assert not (tmp_path / "taem").exists()
+
+
+def test_a_mistyped_remote_is_refused_before_a_photo_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = pixels(tmp_path / "photos", range(3))
+    cache = Cache.open(tmp_path / "c", create=True)
+    monkeypatch.setattr(Photos, "digests", None)
+    with pytest.raises(RemoteError, match="s4"):
+        extract(photos, cache, backbone=backbone(), remote="s4://x")
+
+
 @pytest.mark.parametrize("k", [3, 12, 30])
 def test_a_remote_that_goes_down_midway_costs_one_warning(k: int, tmp_path: Path) -> None:
     photos = pixels(tmp_path / "photos", range(150))
@@ -153,6 +180,9 @@ def test_settings_are_found_upwards(tmp_path: Path) -> None:
     assert Path(found.remote).resolve() == (tmp_path / "shared").resolve()
     (deep / "embedcache.toml").write_text('remote = "s3://bucket/team"\n')
     assert read_settings(deep).remote == "s3://bucket/team"
+    for text, remote in (("none", ""), ("s3:/x", "s3:/x"), ("~/x", str(Path.home() / "x"))):
+        (deep / "embedcache.toml").write_text(f'remote = "{text}"\n')
+        assert read_settings(deep).remote == remote
     deep.chmod(0o777)  # everybody could have put it there
     assert read_settings(deep).writer == "Ada"
 
