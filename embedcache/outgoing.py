@@ -275,7 +275,7 @@ class Push:
             contents = np.frombuffer(b"".join(read_pairs(segment)[1]), np.uint8).reshape(-1, 32)
             if forgotten(contents, self.gone).any():
                 self.tally.notes.append(
-                    "some photo ids stay home: they are of photos that were forgotten elsewhere"
+                    "some photo ids stay home: they are of photos that were forgotten"
                 )
                 continue
             files = tuple(segment.manifest.files)

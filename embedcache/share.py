@@ -66,13 +66,14 @@ class Moved:
 
     bytes: of segments and rows; listings, manifests and digest columns come on top.
     already_there: good rows that the receiving side had. withheld: rows of forgotten photos.
-    still_here: rows here of photos that the other side forgot.
+    still_here: rows here of photos that either side forgot. cache: its folder.
     purged: segments with forgotten photos that were removed from the shared copy.
     problems: what was refused, each with what to do; a run with problems has moved the rest.
     """
 
     direction: Literal["push", "pull"]
     remote: str
+    cache: str
     dry_run: bool
     segments: int
     rows: int
@@ -118,9 +119,12 @@ class Moved:
         if self.withheld:
             lines.append(f"{self.withheld:,} rows of forgotten photos were left out")
         if self.still_here:
+            first = ""
+            if self.direction == "push" or self.dry_run:  # the tombstones may not be here yet
+                first = f"'embedcache pull {self.remote} {self.cache}' and then "
             lines.append(
-                f"{self.still_here:,} rows here are of photos that were forgotten elsewhere: "
-                "'embedcache forget' removes them"
+                f"{self.still_here:,} rows here are of photos that were forgotten: {first}"
+                f"'embedcache forget {self.cache} --forgotten' removes them"
             )
         return "\n".join([*lines, *self.notes, *(f"problem: {text}" for text in self.problems)])
 
@@ -164,7 +168,7 @@ def pull(
                 run.move(progress)
                 every = not (backbones or specs or photos is not None)
                 run.refs(ref, every=every, with_ids=with_ids)
-    return _moved("pull", catalogue, tally, dry_run=dry_run, started=started)
+    return _moved("pull", catalogue, cache, tally, dry_run=dry_run, started=started)
 
 
 def push(
@@ -211,7 +215,7 @@ def push(
             run.purge()
             if not (backbones or specs):
                 run.refs(with_ids=with_ids)
-    return _moved("push", catalogue, tally, dry_run=dry_run, started=started)
+    return _moved("push", catalogue, cache, tally, dry_run=dry_run, started=started)
 
 
 def connect(remote: Remote | str, cache: Cache) -> Remote:
@@ -322,6 +326,7 @@ def _adopt_tombstones(
 def _moved(
     direction: Literal["push", "pull"],
     catalogue: Catalogue,
+    cache: Cache,
     tally: Tally,
     *,
     dry_run: bool,
@@ -330,6 +335,7 @@ def _moved(
     return Moved(
         direction=direction,
         remote=catalogue.remote.name,
+        cache=str(cache.path),
         dry_run=dry_run,
         segments=tally.segments,
         rows=tally.rows,

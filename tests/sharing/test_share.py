@@ -192,7 +192,9 @@ def test_what_was_forgotten_does_not_come_back(remote: Remote, make: Make) -> No
     assert (came.rows, came.withheld, came.tombstones) == (2, 1, 1)
     assert held(c) == {0, 2}
     assert pull(remote, c).rows == 0
-    assert pull(remote, b).still_here == 1
+    told = pull(remote, b)
+    assert told.still_here == 1
+    assert f"that were forgotten: 'embedcache forget {b.path} --forgotten' removes" in str(told)
     assert push(make("d", [1, 7]), remote).rows == 1
 
 
