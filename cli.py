@@ -112,6 +112,7 @@ def extract(
     from embedcache.share import destination
     from embedcache.team import read_settings
 
+    settings = read_settings()
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
     names = backbone or [DEFAULT_BACKBONE]
     options: dict[str, Any] = {
@@ -122,26 +123,33 @@ def extract(
         "workers": workers,
         "retry_failed": retry_failed,
     }
+    shared = {"none": None}.get(remote or "", remote or settings.remote or None)
+    if offer and shared is None:
+        raise InputError("--offer needs to know where to: add --remote URL")
+    offers = settings.offer if offer is None else offer
     if dry_run:
         from embedcache.display import progress_on
         from embedcache.forecast import forecast
 
         there = open_cache(cache) if cache.exists() else None
         with progress_on() as progress:
-            told = forecast(table, there, backbone=names, progress=progress, **options)
+            told = forecast(
+                *(table, there),
+                backbone=names,
+                remote=shared,
+                offer=offers,
+                progress=progress,
+                **options,
+            )
         print_result(told, json_)
         return
-    settings = read_settings()
-    shared = {"none": None}.get(remote or "", remote or settings.remote or None)
-    if offer and shared is None:
-        raise InputError("--offer needs to know where to: add --remote URL")
     with destination(cache) as opened:
         found = _extract(
             *(table, opened, names),
             compiling=compile_,
             strict=strict,
             remote=shared,
-            offer=settings.offer if offer is None else offer,
+            offer=offers,
             writer=settings.writer,
             **options,
         )

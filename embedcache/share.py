@@ -171,6 +171,35 @@ def pull(
     return _moved("pull", catalogue, cache, tally, dry_run=dry_run, started=started)
 
 
+def available(
+    remote: Remote | str, cache: Cache, *, specs: Sequence[str], photos: U8
+) -> dict[str, tuple[U8, U8]]:
+    """What of some contents, (n, 32), `pull` would bring into `cache`, of which nothing is fetched.
+
+    Returns {digest of a spec or detector: (contents of vectors or faces, of failures), (k, 32)}.
+    Raises RemoteError where the remote cannot be reached.
+    """
+    from embedcache.incoming import Pull
+
+    remote = connect(remote, cache)
+    catalogue = Catalogue(remote, _memo(cache, remote))
+    catalogue.require()
+    tally = Tally()
+    gone = _adopt_tombstones(catalogue, cache, tally, dry_run=True)
+    with workers() as pool:
+        run = Pull(catalogue, cache, tally, gone, pool)
+        run.plan(backbones=(), specs=specs, photos=photos, ref=None, with_ids=False)
+    found: dict[str, tuple[U8, U8]] = {}
+    for piece in run.pieces:
+        digests, n_ok = catalogue.column(piece.shared, "digest"), piece.shared.manifest.n_ok
+        rows = np.arange(len(digests)) if piece.rows is None else piece.rows
+        parts = digests[rows[rows < n_ok]], digests[rows[rows >= n_ok]]
+        before = found.get(piece.holding.digest, (digests[:0], digests[:0]))
+        good, bad = (np.concatenate(pair) for pair in zip(before, parts, strict=True))
+        found[piece.holding.digest] = good, bad
+    return found
+
+
 def push(
     cache: Cache,
     remote: Remote | str,

@@ -24,8 +24,9 @@ from embedcache.errors import EmbedcacheError, InputError
 from embedcache.outcome import Tally
 from embedcache.plan import Plan
 from embedcache.remote import Denied, Remote
-from embedcache.share import connect, pull, push
+from embedcache.share import available, connect, pull, push
 from embedcache.space import Space
+from embedcache.spec import Spec
 from embedcache.store import FAILED, OK, Cache
 
 FILE = "embedcache.toml"
@@ -120,10 +121,25 @@ class Upstream:
         self.n_taken = 0
         self.n_given = 0
 
-    def serve(self, spaces: Sequence[Space]) -> None:
-        """From now on these spaces, and the faces that they are cut by, are meant."""
-        detectors = {space.spec.face.detector for space in spaces if space.spec.face is not None}
-        self._specs = (*(space.digest for space in spaces), *detectors)
+    @property
+    def name(self) -> str:
+        """The URL, as messages say it."""
+        return self._remote.name
+
+    def serve(self, specs: Sequence[Spec]) -> None:
+        """From now on the spaces of these, and the faces that they are cut by, are meant."""
+        detectors = {spec.face.detector for spec in specs if spec.face is not None}
+        self._specs = (*(spec.digest for spec in specs), *detectors)
+
+    def look(self, digests: U8) -> dict[str, tuple[U8, U8]]:
+        """What `take` would bring of these contents, as `share.available` tells it."""
+        try:
+            if self._offers and not Catalogue(self._remote).exists():
+                return {}  # nothing is there yet, and it is for us to begin it
+            return available(self._remote, self._cache, specs=self._specs, photos=digests)
+        except (EmbedcacheError, OSError) as error:
+            self._down(error)
+            return {}
 
     def take(self, digests: U8) -> None:
         """Bring rows of these contents, (n, 32), into the cache, where the remote has them."""
@@ -164,8 +180,8 @@ class Upstream:
             least, most = ROUND_ROWS
             n_rows = min(most, max(least, len(left) // ROUND_SHARE)) if self._up else len(left)
             order = self._order.permutation(len(left)) if self._up else np.arange(len(left))
-            yield _subset(left, order[:n_rows])
-            left = _subset(left, np.sort(order[n_rows:]))
+            yield subset(left, order[:n_rows])
+            left = subset(left, np.sort(order[n_rows:]))
             self.give()
             if len(left):
                 self.take(left.digests)
@@ -181,7 +197,8 @@ class Upstream:
             self._warn(text)
 
 
-def _subset(todo: Plan, at: NDArray[np.int64]) -> Plan:
+def subset(todo: Plan, at: NDArray[np.int64]) -> Plan:
+    """The rows `at` of a plan."""
     return Plan(todo.digests[at], todo.positions[at], todo.copies[at], todo.wanted[at])
 
 
@@ -201,4 +218,4 @@ def _without_arrived(
             for i, reason in zip(failed.tolist(), reasons, strict=True):
                 tally.failed[reason or "unknown"] += int(todo.copies[i])
             wanted[failed, k] = False
-    return _subset(replace(todo, wanted=wanted), np.flatnonzero(wanted.any(axis=1)))
+    return subset(replace(todo, wanted=wanted), np.flatnonzero(wanted.any(axis=1)))

@@ -78,9 +78,14 @@ def test_extract_reads_through(
     words = ("--backbone", f"local-dir:{tiny_weights}", "--remote", tmp_path / "shared", "--json")
     status, out, _ = run("extract", folder, "--cache", tmp_path / "a", *words, "--offer")
     assert (status, json.loads(out)["spaces"][0]["embedded"]) == (0, 12)
-    status, out, _ = run("extract", folder, "--cache", tmp_path / "b", *words)
+    status, out, _ = run("extract", folder, "--cache", tmp_path / "b", *words, "--dry-run")
     [space] = json.loads(out)["spaces"]
+    assert (space["from_remote"], space["missing"]) == (12, 0)
+    status, out, _ = run("extract", folder, "--cache", tmp_path / "b", *words)
+    told = json.loads(out)
+    [space] = told["spaces"]
     assert (space["hit"], space["embedded"]) == (12, 0)
+    assert (told["remote"]["taken"], told["remote"]["offered"]) == (12, 0)
 
 
 def test_a_pull_or_push_that_fails_leaves_no_folder(
