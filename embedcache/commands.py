@@ -72,6 +72,8 @@ def info(
     if "://" in cache:
         from embedcache.survey import survey
 
+        if photos or ref is not None:
+            raise InputError("--photos and --ref are for a cache's folder, not for a URL")
         print_result(survey(cache), json_)
         return
     from embedcache.summary import summarise

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.catalogue import Catalogue
-from embedcache.errors import CacheError
+from embedcache.errors import CacheError, InputError
 from embedcache.remote import Remote, open_remote
 from embedcache.spec import Json
 from embedcache.store import Cache
@@ -147,13 +147,23 @@ def pull(
     specs: only the spaces with these digests, of specs or detectors; one may be absent.
     photos: only rows of these content digests, (n, 32); few of them come by their byte ranges.
     ref: exactly the segments that this ref of the remote pins, and the ref itself.
-    with_ids: photo ids too. dry_run: say what would move.
+    with_ids: photo ids too, with a ref those that it pins. dry_run: say what would move.
     progress: called with (bytes that have come, bytes that will).
-    Raises RemoteError where the remote cannot be reached. What it holds that is damaged or does
-    not fit is left out and stands under `problems`.
+    Raises InputError for what cannot be asked together, and RemoteError where the remote cannot be
+    reached. What it holds that is damaged or does not fit is left out and stands under `problems`.
     """
     from embedcache.incoming import Pull
 
+    if ref is not None and (backbones or photos is not None):
+        raise InputError(
+            "--ref brings exactly what the ref pins: leave out --backbone and --photos, or --ref"
+        )
+    if with_ids and photos is not None:
+        raise InputError(
+            "--with-ids takes all photo ids, and --photos only some photos' rows: leave one out. "
+            "'embedcache extract PHOTOS --cache DIR --remote URL' takes the rows of your photos "
+            "and records their ids"
+        )
     started = time.perf_counter()
     remote = connect(remote, cache)
     catalogue = Catalogue(remote, _memo(cache, remote))

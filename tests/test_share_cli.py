@@ -62,6 +62,8 @@ def test_what_cannot_be_is_one_message(run: Run, filled: Path, tmp_path: Path) -
         (("push", filled, "s3://key:secret@bucket"), "perhaps a credential"),
         (("push", filled, "gopher://x"), "no remote can be a gopher:// URL"),
         (("push", tmp_path / "absent", tmp_path / "s"), "there is no cache at"),
+        (("info", "file:///x", "--ref", "r"), "are for a cache's folder, not for a URL"),
+        (("info", "file:///x", "--photos"), "are for a cache's folder, not for a URL"),
         (("extract", tmp_path, "--cache", tmp_path / "b", "--offer"), "no photos in"),
     ):
         status, out, err = run(*words)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedcache.errors import CacheError, RemoteError
+from embedcache.errors import CacheError, InputError, RemoteError
 from embedcache.remote import Denied, Patient, Remote
 from embedcache.share import pull, push
 from embedcache.spec import FaceCrop, foreign
@@ -145,6 +145,28 @@ def test_ids_stay_home_unless_asked_for(remote: Remote, make: Make) -> None:
     assert len(b.photo_table()) == 0
     pull(remote, c, with_ids=True)
     assert c.photo_table().ids == ["anna.jpg"]
+    d = make("d")
+    assert pull(remote, d, backbones=["net"]).ids == 0
+    assert pull(remote, d, backbones=["net"], with_ids=True).ids == 1
+    write_ref(a, "paper")
+    a.record_photos("later", ["ben.jpg"], photos(1))
+    push(a, remote, with_ids=True)
+    e = make("e")
+    pull(remote, e, ref="paper", with_ids=True)
+    assert e.photo_table().ids == Cache.open(e.path, ref="paper").photo_table().ids == ["anna.jpg"]
+
+
+def test_what_cannot_be_asked_together_is_refused(remote: Remote, make: Make) -> None:
+    a, b = make("a", [0]), make("b")
+    push(a, remote)
+    for asked in (
+        {"ref": "r", "photos": photos(0)},
+        {"ref": "r", "backbones": ["net"]},
+        {"with_ids": True, "photos": photos(0)},
+    ):
+        with pytest.raises(InputError, match="leave"):
+            pull(remote, b, **asked)
+    assert not b.spaces()
 
 
 def test_face_crops_lie_under_a_prefix_of_their_own(remote: Remote, make: Make) -> None:
