@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from embedcache.commands import (
     BackboneOption,
@@ -35,8 +36,30 @@ if TYPE_CHECKING:
 DEFAULT_BACKBONE = "inception_v3.tf_in1k"
 SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 
+# What is true of a command that Ctrl-C cut; extract and study commit what is done and say so.
+CUT = {
+    "push": "Interrupted: what was sent is kept. Run the same command to go on.",
+    "pull": "Interrupted: what came is kept. Run the same command to go on.",
+    "info": "Interrupted. Run the same command again.",
+    "verify": "Interrupted. Run the same command again.",
+}
+
+
+class Commands(TyperGroup):
+    """The commands; Ctrl-C, which typer would end without a word, ends each with one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            told = CUT.get(ctx.invoked_subcommand, "Interrupted. Run the same command to go on.")
+            print(told, file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="embedcache",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -403,7 +426,7 @@ def main() -> None:
     except EmbedcacheError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        print("interrupted; run the same command to go on", file=sys.stderr)
+        print("Interrupted. Run the same command to go on.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `embedcache info ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

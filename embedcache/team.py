@@ -57,14 +57,22 @@ class Settings:
 def read_settings(start: Path | None = None) -> Settings:
     """Read the nearest embedcache.toml in `start` (the current folder) or above it.
 
-    A file in a folder that everybody may write to is passed over: it could send vectors anywhere.
+    A file that everybody may write to, or whose folder, is passed over with a warning: it could
+    send vectors anywhere.
     Raises InputError for a file that does not fit.
     """
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         path = folder / FILE
-        if path.is_file() and not folder.stat().st_mode & stat.S_IWOTH:
+        if not path.is_file():
+            continue
+        open_to_all = [place for place in (folder, path) if place.stat().st_mode & stat.S_IWOTH]
+        if not open_to_all:
             return _parse(path)
+        _warn(
+            f"{path} is passed over, for everybody may write to {open_to_all[0]}, and it could "
+            f"send vectors anywhere. If what it says is right, run 'chmod o-w {open_to_all[0]}'"
+        )
     return Settings()
 
 

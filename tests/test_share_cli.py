@@ -122,3 +122,46 @@ def test_a_pull_or_push_that_fails_leaves_no_folder(
     assert sorted(tmp_path.rglob("*")) == before
     assert run("pull", tmp_path / "shared", tmp_path / "empty")[0] == 0
     assert Cache.open(tmp_path / "empty").spaces()
+
+
+@pytest.mark.parametrize(
+    ("words", "called", "told"),
+    [
+        (("push", "a", "s"), "share.push", "what was sent is kept"),
+        (("pull", "s", "b"), "share.pull", "what came is kept"),
+        (("info", "file:///s"), "survey.survey", "Run the same command again"),
+        (("verify", "file:///s"), "survey.verify_remote", "Run the same command again"),
+    ],
+)
+def test_ctrl_c_is_one_line(
+    run: Run,
+    filled: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    called: str,
+    told: str,
+) -> None:
+    def cut(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"embedcache.{called}", cut)
+    status, out, err = run(*words)
+    assert (status, out, err.count("\n")) == (130, "", 1)
+    assert err.startswith("Interrupted")
+    assert told in err
+
+
+def test_a_project_file_that_all_may_write_is_passed_over_aloud(
+    run: Run, filled: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "embedcache.toml"
+    file.write_text('remote = "shared"\n')
+    file.chmod(0o666)
+    for place in (file, tmp_path):
+        status, _, err = run("push", filled)
+        assert status == 1
+        assert err.count(f"warning: {file} is passed over, for everybody may write to {place}") == 1
+        assert "say where the shared copy is" in err
+        file.chmod(0o644)
+        tmp_path.chmod(0o777 if place == file else 0o755)
+    assert run("push", filled)[0] == 0
