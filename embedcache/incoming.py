@@ -184,7 +184,7 @@ class Pull:
                 else:
                     self.tally.notes.append(
                         f"ref {name} was left: its segments are not all here, 'embedcache pull "
-                        f"--ref {name}' brings them"
+                        f"--ref {name} {self.catalogue.remote.name} {self.cache.path}' brings them"
                     )
                 continue
             ids = (theirs.photos or {}).items()

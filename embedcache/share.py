@@ -55,6 +55,7 @@ class Tally:
     ids: int = 0
     tombstones: int = 0
     purged: int = 0
+    purged_rows: int = 0
     refs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -67,7 +68,8 @@ class Moved:
     bytes: of segments and rows; listings, manifests and digest columns come on top.
     already_there: good rows that the receiving side had. withheld: rows of forgotten photos.
     still_here: rows here of photos that either side forgot. cache: its folder.
-    purged: segments with forgotten photos that were removed from the shared copy.
+    purged: segments with forgotten photos that were removed from the shared copy. purged_rows: rows
+        of forgotten photos in them.
     problems: what was refused, each with what to do; a run with problems has moved the rest.
     """
 
@@ -85,6 +87,7 @@ class Moved:
     ids: int
     tombstones: int
     purged: int
+    purged_rows: int
     refs: tuple[str, ...]
     notes: tuple[str, ...]
     problems: tuple[str, ...]
@@ -112,10 +115,14 @@ class Moved:
         ]
         if self.ids:
             lines.append(f"{self.ids:,} photo ids with them")
-        if self.refs:
-            lines.append(f"refs: {', '.join(self.refs)}")
+        if self.tombstones or self.refs:
+            refs = f" ({', '.join(self.refs)})" if self.refs else ""
+            lines.append(f"{self.tombstones:,} tombstones and {len(self.refs):,} refs{refs} {verb}")
         if self.purged:
-            lines.append(f"{self.purged:,} segments with forgotten photos were removed there")
+            lines.append(
+                f"{self.purged:,} segments with {self.purged_rows:,} rows of forgotten photos "
+                f"{'would be' if self.dry_run else 'were'} removed there"
+            )
         if self.withheld:
             lines.append(f"{self.withheld:,} rows of forgotten photos were left out")
         if self.still_here:
@@ -250,10 +257,10 @@ def push(
             if fresh:
                 begin(remote)
             run.move(progress)
-            run.tombstones()
-            run.purge()
-            if not (backbones or specs):
-                run.refs(with_ids=with_ids)
+        run.tombstones(dry_run=dry_run)
+        run.purge(dry_run=dry_run)
+        if not (backbones or specs):
+            run.refs(with_ids=with_ids, dry_run=dry_run)
     return _moved("push", catalogue, cache, tally, dry_run=dry_run, started=started)
 
 
@@ -386,6 +393,7 @@ def _moved(
         ids=tally.ids,
         tombstones=tally.tombstones,
         purged=tally.purged,
+        purged_rows=tally.purged_rows,
         refs=tuple(tally.refs),
         notes=tuple(dict.fromkeys([*catalogue.notes, *tally.notes])),
         problems=tuple(dict.fromkeys([*catalogue.problems, *tally.problems])),

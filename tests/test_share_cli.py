@@ -44,7 +44,20 @@ def test_push_info_pull_verify(run: Run, filled: Path, tmp_path: Path) -> None:
     assert "embedding/c/0/0 is not what was written" in out
     status, out, _ = run("pull", url, tmp_path / "c")
     assert status == 1
-    assert f"'embedcache verify {tmp_path}/shared'" in out
+    assert f"'embedcache verify file://{tmp_path}/shared'" in out
+    status, out, _ = run("pull", "shared", tmp_path / "c")  # a relative path, of a folder
+    [told] = [line for line in out.splitlines() if line.startswith("problem: ")]
+    assert f"'embedcache verify file://{tmp_path}/shared'" in told
+    assert told.count(shard.parents[3].name) == 1
+    manifest = shard.parents[3] / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-1])
+    status, out, _ = run("verify", url)
+    assert (status, "its own digest differs" in out) == (1, True)
+    assert "embedcache verify" not in out  # which is what runs
+    out = run("verify", tmp_path / "shared")[1]
+    assert f"Run 'embedcache verify --repair {tmp_path}/shared'" in out
+    assert out.count("embedcache verify") == 1
+    assert f"Run 'embedcache verify {tmp_path}/shared'" in run("info", tmp_path / "shared")[2]
 
 
 def test_the_project_file_names_the_remote(run: Run, filled: Path, tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ def test_repair_sets_a_damaged_segment_aside_and_says_what_to_extract(tmp_path: 
         cache.space(SPEC).read(photos(0))
     report = verify(cache)
     assert not report.clean
-    assert "Run 'embedcache verify --repair'" in str(report)
+    assert f"Run 'embedcache verify --repair {cache.path}'" in str(report)
     fixed = verify(cache, repair=True)
     (finding,) = fixed.findings
     assert sorted(finding.lost) == [f"p{n}" for n in range(5)]

@@ -132,6 +132,13 @@ def test_a_ref_brings_exactly_its_segments(remote: Remote, make: Make) -> None:
     assert verify(b).clean
 
 
+def test_a_ref_that_is_left_is_told_with_the_whole_command(remote: Remote, make: Make) -> None:
+    a, b = make("a", [0, 1]), make("b", [0, 1])
+    write_ref(a, "paper")
+    push(a, remote)
+    assert f"'embedcache pull --ref paper {remote.name} {b.path}' brings" in str(pull(remote, b))
+
+
 def test_ids_stay_home_unless_asked_for(remote: Remote, make: Make) -> None:
     a, b, c = make("a", [0]), make("b"), make("c")
     a.record_photos("secret-folder-12345678", ["anna.jpg"], photos(0))
@@ -227,7 +234,16 @@ def test_a_purge_removes_forgotten_rows_from_the_shared_copy(remote: Remote, mak
     push(a, remote)
     pull(remote, b)
     forget(a, ["1"])
-    assert push(a, remote, purge=True).purged == 1
+    write_ref(a, "later")
+    before = [(entry.key, entry.size) for entry in remote.list("")]
+    would = push(a, remote, purge=True, dry_run=True)
+    assert [(entry.key, entry.size) for entry in remote.list("")] == before
+    assert "1 segments with 1 rows of forgotten photos would be removed there" in str(would)
+    assert "1 tombstones and 2 refs (later, paper) would be sent to" in str(would)
+    did = push(a, remote, purge=True)
+    assert (did.purged, did.purged_rows) == (would.purged, would.purged_rows) == (1, 1)
+    assert (did.tombstones, did.refs) == (would.tombstones, would.refs) == (1, ("later", "paper"))
+    assert "were removed there" in str(did)
     columns = [
         b"".join(remote.blocks(entry.key))
         for entry in remote.list("spaces/")
