@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from embedcache.commands import (
     BackboneOption,
@@ -35,8 +36,30 @@ if TYPE_CHECKING:
 DEFAULT_BACKBONE = "inception_v3.tf_in1k"
 SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 
+# What is true of a command that Ctrl-C cut; extract and study commit what is done and say so.
+CUT = {
+    "push": "Interrupted: what was sent is kept. Run the same command to go on.",
+    "pull": "Interrupted: what came is kept. Run the same command to go on.",
+    "info": "Interrupted. Run the same command again.",
+    "verify": "Interrupted. Run the same command again.",
+}
+
+
+class Commands(TyperGroup):
+    """The commands; Ctrl-C, which typer would end without a word, ends each with one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            told = CUT.get(ctx.invoked_subcommand, "Interrupted. Run the same command to go on.")
+            print(told, file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="embedcache",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -127,24 +150,32 @@ def extract(
         "workers": workers,
         "retry_failed": retry_failed,
     }
+    if offer and shared is None:
+        raise InputError("--offer needs to know where to: add --remote URL")
+    offers = settings.offer if offer is None else offer
     if dry_run:
         from embedcache.display import progress_on
         from embedcache.forecast import forecast
 
         there = open_cache(cache) if cache.exists() else None
         with progress_on() as progress:
-            told = forecast(table, there, backbone=names, progress=progress, **options)
+            told = forecast(
+                *(table, there),
+                backbone=names,
+                remote=shared,
+                offer=offers,
+                progress=progress,
+                **options,
+            )
         print_result(told, json_)
         return
-    if offer and shared is None:
-        raise InputError("--offer needs to know where to: add --remote URL")
     with destination(cache) as opened:
         found = _extract(
             *(table, opened, names),
             compiling=compile_,
             strict=strict,
             remote=shared,
-            offer=settings.offer if offer is None else offer,
+            offer=offers,
             writer=settings.writer,
             **options,
         )
@@ -398,7 +429,7 @@ def main() -> None:
     except EmbedcacheError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        print("interrupted; run the same command to go on", file=sys.stderr)
+        print("Interrupted. Run the same command to go on.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `embedcache info ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -325,7 +325,7 @@ class _Audit:
         self.report.findings.append(
             Finding(
                 path=self._name(path),
-                problem=problem.replace(f"{self.root}{os.sep}", ""),
+                problem=problem.replace(f"{self.root}{os.sep}", "").partition(". Run 'embed")[0],
                 space=space,
                 segment=segment,
                 lost_rows=lost_rows,

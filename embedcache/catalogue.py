@@ -287,7 +287,9 @@ class Catalogue:
 
     def refuse(self, segment: str, error: object) -> None:
         """Note that a segment is left out, and why."""
-        told, then = str(error), advice(self.remote)
+        then = advice(self.remote)
+        told = str(error).removeprefix(f"segment {segment} at {self.remote.name}: ")
+        told = told.partition(". Run 'embedcache verify")[0]  # of a cache: this is none
         told = told if then in told else f"{told}. {then}"
         self.problems.append(f"segment {segment} at {self.remote.name} is left out: {told}")
 
@@ -414,7 +416,10 @@ def wrong_bytes(remote: Remote, shared: Shared, path: str) -> RemoteError:
 
 def advice(remote: Remote) -> str:
     """What to do about bytes that are not what was written."""
+    url = remote.name
+    if "://" not in url:  # a plain path would be verified as a cache
+        url = f"file://{Path(url).absolute()}"
     return (
         "Run the same command again; if this stays, the shared copy is damaged: 'embedcache verify "
-        f"{remote.name}' says where"
+        f"{url}' says where"
     )

@@ -72,6 +72,8 @@ def info(
     if "://" in cache:
         from embedcache.survey import survey
 
+        if photos or ref is not None:
+            raise InputError("--photos and --ref are for a cache's folder, not for a URL")
         print_result(survey(cache), json_)
         return
     from embedcache.summary import summarise
@@ -246,13 +248,23 @@ def compact(cache: CachePath, json_: JsonOption = False) -> None:
 @commands.command()
 def forget(
     cache: CachePath,
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Photo ids.")],
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ID...", help="Photo ids, or sha256 of photos: 12 to 64 digits."),
+    ] = None,
+    forgotten: Annotated[
+        bool, typer.Option("--forgotten", help="All photos that others, or you before, forgot.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Really remove photos: rows, faces, ids, and what refs claim of them."""
     from embedcache.upkeep import forget as remove
+    from embedcache.upkeep import forget_forgotten
 
-    print_result(remove(open_cache(cache), ids), json_)
+    if bool(ids) == forgotten:
+        raise InputError("say which photos to forget: their ids, or --forgotten, not both")
+    opened = open_cache(cache)
+    print_result(forget_forgotten(opened) if forgotten else remove(opened, ids or []), json_)
 
 
 @commands.command()

@@ -10,7 +10,7 @@
         ├── NotACache            no cache there, or one of a later format
         ├── NoSuchSpace          no (or more than one) set of vectors fits the name
         ├── SpecMismatch         vectors of other weights or other preprocessing
-        ├── Damaged              bytes that are not what was written: run `embedcache verify`
+        ├── Damaged              bytes that are not what was written: run `embedcache verify DIR`
         └── RemoteError          a shared copy that cannot be reached or believed
 
 Each message says what was asked, what was found and what to do. Anything else that is raised is a

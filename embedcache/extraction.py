@@ -108,7 +108,7 @@ def extract(
     todo, tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
     interrupted = digests.stopped or stop()
     if upstream is not None and not interrupted:
-        upstream.serve(spaces)
+        upstream.serve([space.spec for space in spaces])
         with clock.step("read"):
             upstream.take(todo.digests)
         todo, tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
@@ -164,6 +164,9 @@ def extract(
         n_without_photo=photos.n_without_photo,
         n_reducible=clock.reducible,
         seconds=seconds,
+        remote="" if upstream is None else upstream.name,
+        taken=0 if upstream is None else upstream.n_taken,
+        offered=0 if upstream is None else upstream.n_given,
     )
 
 

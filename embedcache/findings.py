@@ -93,5 +93,7 @@ class Report:
         if self.leftovers:
             lines.append(f"  {self.leftovers} unfinished or abandoned leftovers (no harm)")
         if not self.clean and not any(found.moved for found in self.findings):
-            lines.append("Run 'embedcache verify --repair' to set damaged segments aside")
+            lines.append(
+                f"Run 'embedcache verify --repair {self.cache}' to set damaged segments aside"
+            )
         return "\n".join(lines)

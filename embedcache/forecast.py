@@ -1,7 +1,8 @@
 """What an extraction would do, for `--dry-run`: hits, misses, bytes and an estimate of the time.
 
 The estimate is a measurement: a few of the missing photos are embedded for real into a temporary
-cache that is thrown away. The cache itself is only read.
+cache that is thrown away. The cache itself is only read, and of a remote only what it lists and
+which photos it has.
 """
 
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedcache.backbones import Backbone, Decode
 from embedcache.display import duration
@@ -18,17 +20,22 @@ from embedcache.extraction import extract, load_all
 from embedcache.finder import FaceFinder
 from embedcache.outcome import Progress
 from embedcache.photos import Photos
-from embedcache.plan import plan
+from embedcache.plan import Plan, plan
+from embedcache.remote import Remote
 from embedcache.space import Space
 from embedcache.spec import Json
 from embedcache.store import Cache
+from embedcache.team import Upstream, subset
 
 SAMPLE = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceForecast:
-    """One backbone's part: photos wanted = hit + missing + failed; bytes that would be written."""
+    """One backbone's part: photos wanted = hit + from_remote + missing + failed.
+
+    n_bytes: of the vectors that would be computed.
+    """
 
     backbone: str
     spec: str
@@ -38,6 +45,7 @@ class SpaceForecast:
     missing: int
     failed: int
     n_bytes: int
+    from_remote: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +55,7 @@ class Forecast:
     spaces: tuple[SpaceForecast, ...]
     n_sample: int
     seconds: float | None
+    remote: str = ""
 
     def document(self) -> dict[str, Json]:
         return {
@@ -61,21 +70,27 @@ class Forecast:
                     "missing": s.missing,
                     "failed": s.failed,
                     "bytes": s.n_bytes,
+                    "from_remote": s.from_remote,
                 }
                 for s in self.spaces
             ],
+            "remote": {"url": self.remote, "taken": sum(s.from_remote for s in self.spaces)}
+            if self.remote
+            else None,
             "sample": self.n_sample,
             "seconds": None if self.seconds is None else round(self.seconds, 1),
         }
 
     def __str__(self) -> str:
         lines = [
-            f"{s.backbone}: {s.wanted:,} photos, {s.hit:,} there already, {s.missing:,} to embed "
-            f"({s.n_bytes / 1e9:.3f} GB), {s.failed:,} failed before"
+            f"{s.backbone}: {s.wanted:,} photos, {s.hit:,} there already, "
+            + (f"{s.from_remote:,} to come from {self.remote}, " if self.remote else "")
+            + f"{s.missing:,} to embed ({s.n_bytes / 1e9:.3f} GB), {s.failed:,} failed before"
             for s in self.spaces
         ]
         if self.seconds is None:
-            return "\n".join([*lines, "nothing to do"])
+            came = any(s.from_remote for s in self.spaces)
+            return "\n".join([*lines, "nothing to embed" if came else "nothing to do"])
         told = f"about {duration(self.seconds)}, measured on {self.n_sample} of the photos"
         return "\n".join([*lines, told])
 
@@ -91,6 +106,8 @@ def forecast(
     workers: int | None = None,
     decode: Decode = "full",
     retry_failed: bool = False,
+    remote: str | Remote | None = None,
+    offer: bool = False,
     progress: Callable[[Progress], None] = lambda now: None,
 ) -> Forecast:
     """Tell what `extract` with the same arguments would do; cache None: one that is yet to be."""
@@ -113,6 +130,17 @@ def forecast(
         )
         spaces = [_space(cache, b) for b in backbones]
         todo, tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
+        upstream = None if remote is None else Upstream(remote, cache or scratch, offer=offer)
+        came = [0] * len(backbones)
+        if upstream is not None and len(todo):
+            upstream.serve([b.spec for b in backbones])
+            there = upstream.look(todo.digests)
+            for k, b in enumerate(backbones):
+                good, bad = there.get(b.spec.digest, (todo.digests[:0], todo.digests[:0]))
+                came[k] = _drop(todo, k, good)
+                if not retry_failed:
+                    tallies[k].failed["unknown"] += _drop(todo, k, bad)
+            todo = subset(todo, np.flatnonzero(todo.wanted.any(axis=1)))
         seconds = None
         chosen = todo.positions[np.linspace(0, len(todo) - 1, min(SAMPLE, len(todo))).astype(int)]
         if len(todo):
@@ -144,12 +172,22 @@ def forecast(
                 missing=n,
                 failed=tally.failed.total(),
                 n_bytes=n * b.spec.dim * 4,
+                from_remote=n_came,
             )
-            for b, tally, n in zip(backbones, tallies, missing, strict=True)
+            for b, tally, n, n_came in zip(backbones, tallies, missing, came, strict=True)
         ),
         n_sample=len(chosen),
         seconds=seconds,
+        remote="" if upstream is None else upstream.name,
     )
+
+
+def _drop(todo: Plan, k: int, contents: NDArray[np.uint8]) -> int:
+    """Take contents off what backbone number k lacks; returns of how many photos they are."""
+    known = {row.tobytes() for row in contents}
+    hit = np.array([row.tobytes() in known for row in todo.digests], np.bool_) & todo.wanted[:, k]
+    todo.wanted[hit, k] = False
+    return int(todo.copies[hit].sum())
 
 
 def _space(cache: Cache | None, backbone: Backbone) -> Space | None:

@@ -1,5 +1,6 @@
 """Forgetting photos: their ids, contents, vectors and faces go, and refs stop claiming them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,11 +15,13 @@ from embedcache.refs import repin
 from embedcache.segment import Segment
 from embedcache.spec import Json
 from embedcache.store import Cache
-from embedcache.tombstones import write_tombstone
+from embedcache.tombstones import forgotten, read_tombstones, write_tombstone
 from embedcache.transfer import Store, rewrite
 
 U8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
+
+MIN_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +57,18 @@ class Forgotten:
 def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> Forgotten:
     """Remove photos: their ids, every content they ever had, its vectors and its faces.
 
+    ids: photo ids, or content digests as 64 hex digits, of which the first 12 do where only one
+        content here begins so. A digest takes all ids of its content with it.
     Contents that another id still stands for are kept, and named. A tombstone stays behind, which
     keeps later merges from bringing the rows back. Refs that named the rewritten segments are
     changed and say so.
     scope: where the ids come from; needed when an id occurs in several places.
-    Raises CacheError for an id that is not recorded.
+    Raises CacheError for an id that is not recorded, and for a digest that is not here.
     """
     table = cache.photo_table()
     wanted = set(ids)
+    named = _named(cache, wanted - set(table.ids))
+    wanted -= named.keys()
     at = [
         i
         for i, (name, place) in enumerate(zip(table.ids, table.scopes, strict=True))
@@ -73,12 +80,32 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     others = {
         table.digests[i].tobytes(): table.ids[i] for i in range(len(table)) if i not in chosen
     }
-    doomed = contents - others.keys()
+    doomed = contents - others.keys() | set(named.values())
+    if doomed:
+        with disk.plain_errors("write to", cache.path):
+            write_tombstone(cache.path, doomed)
+    kept = sorted(others[content] for content in contents - doomed)
+    return _remove(cache, {(table.ids[i], table.scopes[i]) for i in at}, doomed, kept=kept)
+
+
+def forget_forgotten(cache: Cache) -> Forgotten:
+    """Remove every photo here that a tombstone of this cache names: others forgot it, or it was
+    forgotten here and has come again."""
+    contents = _contents(cache)
+    gone = forgotten(contents, read_tombstones(cache.path)[0])
+    return _remove(cache, set(), {content.tobytes() for content in contents[gone]})
+
+
+def _remove(
+    cache: Cache, pairs: set[tuple[str, str]], doomed: set[bytes], *, kept: Sequence[str] = ()
+) -> Forgotten:
+    """Remove (id, scope) pairs, and contents with all that is known of them."""
+    table = cache.photo_table()
+    names = zip(table.ids, table.scopes, table.digests, strict=True)
+    pairs = pairs | {(name, place) for name, place, row in names if row.tobytes() in doomed}
     refs: set[str] = set()
     rows = 0
     with disk.plain_errors("write to", cache.path):
-        if doomed:
-            write_tombstone(cache.path, doomed)
         stores: list[Store] = [*cache.spaces(), *cache.face_spaces()]
         for store in stores:
             store.salvage()
@@ -87,18 +114,43 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
                 if hit.any():
                     refs.update(replace_segment(cache, store, segment, keep=np.flatnonzero(~hit)))
                     rows += int(hit.sum())
-        pairs = {(table.ids[i], table.scopes[i]) for i in at}
         for segment in cache.photo_segments():
             refs.update(_replace_ids(cache, segment, pairs))
         notes = _forget_here(cache)
     return Forgotten(
         ids=len(pairs),
         contents=len(doomed),
-        kept=tuple(sorted(others[content] for content in contents & others.keys())),
+        kept=tuple(kept),
         rows=rows,
         refs=tuple(sorted(refs)),
         notes=notes,
     )
+
+
+def _contents(cache: Cache) -> U8:
+    """All contents that the cache knows, uint8 (n, 32): of vectors, faces, failures and ids."""
+    stores: list[Store] = [*cache.spaces(), *cache.face_spaces()]
+    with disk.plain_errors("write to", cache.path):
+        for store in stores:
+            store.salvage()
+    parts = [cache.photo_table().digests, *(store.row_table()[1].digests for store in stores)]
+    return np.unique(np.concatenate(parts), axis=0)
+
+
+def _named(cache: Cache, texts: set[str]) -> dict[str, bytes]:
+    """Which of some texts are digests of contents here, and of which."""
+    digits = {text for text in texts if re.fullmatch(rf"[0-9a-f]{{{MIN_DIGITS},64}}", text)}
+    if not digits:
+        return {}
+    known = [row.tobytes() for row in _contents(cache)]
+    found = {}
+    for text in sorted(digits):
+        fitting = [content for content in known if content.hex().startswith(text)]
+        if len(fitting) > 1:
+            raise CacheError(f"{len(fitting)} contents in {cache.path} begin with {text}: say more")
+        if fitting:
+            found[text] = fitting[0]
+    return found
 
 
 def _members(digests: U8, contents: set[bytes]) -> Bool:
@@ -142,7 +194,7 @@ def _replace_ids(cache: Cache, segment: Segment, pairs: set[tuple[str, str]]) ->
 def _check_known(cache: Cache, wanted: set[str], found: set[tuple[str, str]]) -> None:
     if unknown := sorted(wanted - {name for name, _ in found}):
         raise CacheError(
-            f"{cache.path} knows no photo id {unknown[0]!r}"
+            f"{cache.path} knows no photo id or content {unknown[0]!r}"
             + (f" (nor {len(unknown) - 1} others of those given)" if len(unknown) > 1 else "")
             + ". 'embedcache info' shows ids that it knows"
         )

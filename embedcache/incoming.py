@@ -90,13 +90,13 @@ class Pull:
         mine: dict[str, Store] = {space.digest: space for space in self.cache.spaces()}
         mine |= {space.digest: space for space in self.cache.face_spaces()}
         for holding in chosen:
-            if holding.kind == "photos" and not (with_ids and photos is None and ref is None):
+            if holding.kind == "photos" and not with_ids:
                 continue
             part = "faces" if holding.kind == "faces" else "spaces"
             try:
                 self.catalogue.check_groups(holding)
                 if holding.kind == "photos":
-                    self._plan_ids(holding)
+                    self._plan_ids(holding, None if pins is None else pins.photos or {})
                 elif pins is None:
                     self._plan_rows(holding, mine.get(holding.digest), photos)
                 elif pinned := pins.of(part, holding.digest):
@@ -184,7 +184,7 @@ class Pull:
                 else:
                     self.tally.notes.append(
                         f"ref {name} was left: its segments are not all here, 'embedcache pull "
-                        f"--ref {name}' brings them"
+                        f"--ref {name} {self.catalogue.remote.name} {self.cache.path}' brings them"
                     )
                 continue
             ids = (theirs.photos or {}).items()
@@ -246,7 +246,8 @@ class Pull:
             chosen += [holding for holding in fitting if holding not in chosen]
         faces = [self.catalogue.spec(holding).face for holding in chosen]
         detectors = {face.detector for face in faces if face is not None}
-        return chosen + [holding for holding in found["faces"] if holding.digest in detectors]
+        chosen += [holding for holding in found["faces"] if holding.digest in detectors]
+        return chosen + found["photos"]  # ids, which are of any backbone's photos
 
     def _shared(self, holding: Holding, names: Sequence[str]) -> list[Shared]:
         """The manifests of some segments, fetched several at once; those refused are left out."""
@@ -320,9 +321,11 @@ class Pull:
             self.catalogue.refuse(shared.id, error)
             return None
 
-    def _plan_ids(self, holding: Holding) -> None:
+    def _plan_ids(self, holding: Holding, pinned: Pinned | None) -> None:
+        """Photo ids: all of them, or those in the segments that a ref pins."""
         here = {segment.id for segment in self.cache.photo_segments()}
-        for shared in self._shared(holding, [s for s in holding.segments if s not in here]):
+        wanted = holding.segments.keys() if pinned is None else holding.segments.keys() & pinned
+        for shared in self._shared(holding, [s for s in wanted if s not in here]):
             self.pieces.append(Piece(holding, shared, None, shared.n_bytes))
             self.tally.ids += shared.manifest.n_rows
 

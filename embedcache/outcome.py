@@ -182,6 +182,8 @@ class Extraction:
     """What `extract` did, one entry per backbone.
 
     n_reducible: large JPEGs that were decoded at full size (`Clock.reducible`).
+    remote: the shared copy that was read through, "" for none. taken, offered: rows of vectors and
+        faces that came from it and that were given to it.
     """
 
     spaces: tuple[SpaceOutcome, ...]
@@ -190,6 +192,9 @@ class Extraction:
     n_without_photo: int
     n_reducible: int
     seconds: float
+    remote: str = ""
+    taken: int = 0
+    offered: int = 0
 
     def document(self) -> dict[str, Json]:
         return {
@@ -198,12 +203,19 @@ class Extraction:
             "without_photo": self.n_without_photo,
             "seconds": round(self.seconds, 3),
             "interrupted": self.interrupted,
+            "remote": {"url": self.remote, "taken": self.taken, "offered": self.offered}
+            if self.remote
+            else None,
         }
 
     def __str__(self) -> str:
         lines = [str(space) for space in self.spaces]
         if self.n_without_photo:
             lines.append(f"{self.n_without_photo:,} rows of the table name no photo")
+        if self.remote:
+            lines.append(
+                f"{self.taken:,} rows came from {self.remote}, {self.offered:,} were offered"
+            )
         if any(space.embedded for space in self.spaces):
             shares = self.spaces[0].shares
             lines.append(

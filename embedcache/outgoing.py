@@ -136,7 +136,7 @@ class Push:
                 with self._chosen_rows(parcel) as new:
                     self._send(new, count)
 
-    def purge(self) -> None:
+    def purge(self, *, dry_run: bool) -> None:
         """Remove from the shared copy every segment that holds forgotten rows.
 
         Its other rows have just been sent in new segments; where they are not here, it stays, and
@@ -153,29 +153,34 @@ class Push:
                     "--forgotten', then push --purge again"
                 )
                 continue
-            others = digests[~forgotten(digests, self.gone)]
+            banned = forgotten(digests, self.gone)
+            others = digests[~banned]
             if not (store.status(others) != ABSENT).all():
                 self.tally.problems.append(
                     f"segment {name} of {self.remote.name} holds forgotten photos beside others "
                     "that are not here: pull, then push --purge again"
                 )
                 continue
+            self.tally.purged += 1
+            self.tally.purged_rows += int(banned.sum())
+            if dry_run:
+                continue
             key = f"{holding.key}/segments/{name}"
             self.remote.delete(f"{key}/{MANIFEST}")  # first: from now on it does not exist
             for path in holding.segments[name]:
                 if path != MANIFEST:
                     self.remote.delete(f"{key}/{path}")
-            self.tally.purged += 1
 
-    def tombstones(self) -> None:
+    def tombstones(self, *, dry_run: bool) -> None:
         """Send what was forgotten here, so that pulls of others obey it."""
         theirs = self.catalogue.tombstones()
         for path in sorted((self.cache.path / TOMBSTONES).glob("[!.]*.json")):
             if path.name not in theirs:
-                self.remote.create(f"{TOMBSTONES}/{path.name}", path.read_bytes())
+                if not dry_run:
+                    self.remote.create(f"{TOMBSTONES}/{path.name}", path.read_bytes())
                 self.tally.tombstones += 1
 
-    def refs(self, *, with_ids: bool) -> None:
+    def refs(self, *, with_ids: bool, dry_run: bool) -> None:
         """Send refs; one that is there already stays as it is."""
         theirs = self.catalogue.refs()
         for path in sorted((self.cache.path / "refs").glob("[!.]*.json")):
@@ -188,7 +193,8 @@ class Push:
                 if same_pins(pins, theirs[name][0]):
                     continue
                 if self.purges and changes:  # `forget` changed it, and says so
-                    self.remote.write(f"refs/{name}.json", partial(_once, raw), size=len(raw))
+                    if not dry_run:
+                        self.remote.write(f"refs/{name}.json", partial(_once, raw), size=len(raw))
                     self.tally.refs.append(name)
                     self.sent_refs[name] = pins
                 else:
@@ -197,7 +203,8 @@ class Push:
                         "so take another name"
                     )
                 continue
-            if len(raw) <= MAX_REF_BYTES and self.remote.create(f"refs/{name}.json", raw):
+            fits = len(raw) <= MAX_REF_BYTES
+            if fits and (dry_run or self.remote.create(f"refs/{name}.json", raw)):
                 self.tally.refs.append(name)
 
     def _chosen(self, backbones: Sequence[str]) -> list[Store]:
@@ -287,7 +294,7 @@ class Push:
             contents = np.frombuffer(b"".join(read_pairs(segment)[1]), np.uint8).reshape(-1, 32)
             if forgotten(contents, self.gone).any():
                 self.tally.notes.append(
-                    "some photo ids stay home: they are of photos that were forgotten elsewhere"
+                    "some photo ids stay home: they are of photos that were forgotten"
                 )
                 continue
             files = tuple(segment.manifest.files)
@@ -390,7 +397,7 @@ def _checked(segment: Segment, path: str, size: int, digest: str) -> Callable[[]
         if at != size or running.hexdigest() != digest:
             raise Damaged(
                 f"segment {segment.id}: {path} is not what was written, so it was not pushed. Run "
-                "'embedcache verify --repair' on the cache"
+                f"'embedcache verify --repair {segment.cache}'"
             )
 
     return blocks

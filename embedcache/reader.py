@@ -188,5 +188,5 @@ def _located(segment: Segment) -> Iterator[None]:
         yield
     except Damaged as error:
         raise Damaged(
-            f"{segment.path}/embedding: {error}. Run 'embedcache verify --repair' on the cache"
+            f"{segment.path}/embedding: {error}. Run 'embedcache verify --repair {segment.cache}'"
         ) from None

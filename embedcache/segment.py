@@ -189,6 +189,11 @@ class Segment:
         return Path(self.path)
 
     @property
+    def cache(self) -> str:
+        """The folder of the cache that it lies in."""
+        return cache_of(self.path)
+
+    @property
     def id(self) -> str:
         return self.path.rpartition("/")[2]
 
@@ -213,7 +218,7 @@ class Segment:
             os.close(fd)
         digest = own_digest(raw)
         if digest is None:
-            raise Damaged(f"{where} is not as it was written. Run 'embedcache verify' on the cache")
+            raise Damaged(f"{where} is not as it was written. {advice(path)}")
         return cls(path, kind, space, digest, own_name(raw), raw)
 
     def column(self, name: str) -> NDArray[Any]:
@@ -288,6 +293,17 @@ def segment_folders(segments: Path) -> list[str]:
     return sorted(found)
 
 
+def cache_of(path: str) -> str:
+    """The folder of the cache in which a segment's folder lies."""
+    space = path.rsplit("/", 2)[0]
+    return space.rsplit("/", 1 if space.endswith("/photos") else 2)[0]
+
+
+def advice(path: str) -> str:
+    """What to do about a segment's folder that is not as it was written."""
+    return f"Run 'embedcache verify {cache_of(path)}'"
+
+
 def read_segment(path: str, *, kind: Kind, space: str | None = None) -> Segment | None:
     """The segment in a folder; None while it is being written, or once it has been removed."""
     for _ in range(2):  # a commit may fall between the two looks
@@ -296,7 +312,7 @@ def read_segment(path: str, *, kind: Kind, space: str | None = None) -> Segment 
         except FileNotFoundError:
             if Path(path, journal.FOLDER).is_dir() or not Path(path).exists():
                 return None
-    raise Damaged(f"{path}/{MANIFEST} is missing. Run 'embedcache verify' on the cache")
+    raise Damaged(f"{path}/{MANIFEST} is missing. {advice(path)}")
 
 
 def list_segments(
@@ -328,8 +344,8 @@ def check_pins(where: Path, found: Mapping[str, Segment], pins: Mapping[str, str
         if name not in found or found[name].digest != digest:
             now = "another one now" if name in found else "gone"
             raise Damaged(
-                f"segment {name} of {where}, which the ref pins, is {now}. Run 'embedcache verify' "
-                "on the cache"
+                f"segment {name} of {where}, which the ref pins, is {now}. "
+                f"{advice(f'{where}/{name}')}"
             )
 
 

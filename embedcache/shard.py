@@ -309,7 +309,7 @@ def open_shard(folder: Path, shard: int, *, geometry: Geometry, n_rows: int) -> 
         os.close(fd)
         raise Damaged(
             f"{folder / name}: its index or its size ({size:,} bytes, {expected:,} expected) is "
-            "wrong. Run 'embedcache verify' on the cache"
+            "wrong"
         )
     return fd
 

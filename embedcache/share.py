@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.address import parse_address
 from embedcache.catalogue import Catalogue
-from embedcache.errors import CacheError
+from embedcache.errors import CacheError, InputError
 from embedcache.remote import Remote, open_remote
 from embedcache.spec import Json
 from embedcache.store import Cache
@@ -57,6 +57,7 @@ class Tally:
     tombstones: int = 0
     purged: int = 0
     new_copy: bool = False
+    purged_rows: int = 0
     refs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -68,14 +69,16 @@ class Moved:
 
     bytes: of segments and rows; listings, manifests and digest columns come on top.
     already_there: good rows that the receiving side had. withheld: rows of forgotten photos.
-    still_here: rows here of photos that the other side forgot.
+    still_here: rows here of photos that either side forgot. cache: its folder.
     new_copy: whether the shared copy began with this push.
-    purged: segments with forgotten photos that were removed from the shared copy.
+    purged: segments with forgotten photos that were removed from the shared copy. purged_rows: rows
+        of forgotten photos in them.
     problems: what was refused, each with what to do; a run with problems has moved the rest.
     """
 
     direction: Literal["push", "pull"]
     remote: str
+    cache: str
     dry_run: bool
     segments: int
     rows: int
@@ -88,6 +91,7 @@ class Moved:
     tombstones: int
     purged: int
     new_copy: bool
+    purged_rows: int
     refs: tuple[str, ...]
     notes: tuple[str, ...]
     problems: tuple[str, ...]
@@ -118,16 +122,23 @@ class Moved:
             lines.append(f"a new shared copy {verb} at {self.remote}")
         if self.ids:
             lines.append(f"{self.ids:,} photo ids with them")
-        if self.refs:
-            lines.append(f"refs: {', '.join(self.refs)}")
+        if self.tombstones or self.refs:
+            refs = f" ({', '.join(self.refs)})" if self.refs else ""
+            lines.append(f"{self.tombstones:,} tombstones and {len(self.refs):,} refs{refs} {verb}")
         if self.purged:
-            lines.append(f"{self.purged:,} segments with forgotten photos were removed there")
+            lines.append(
+                f"{self.purged:,} segments with {self.purged_rows:,} rows of forgotten photos "
+                f"{'would be' if self.dry_run else 'were'} removed there"
+            )
         if self.withheld:
             lines.append(f"{self.withheld:,} rows of forgotten photos were left out")
         if self.still_here:
+            first = ""
+            if self.direction == "push" or self.dry_run:  # the tombstones may not be here yet
+                first = f"'embedcache pull {self.remote} {self.cache}' and then "
             lines.append(
-                f"{self.still_here:,} rows here are of photos that were forgotten elsewhere: "
-                "'embedcache forget' removes them"
+                f"{self.still_here:,} rows here are of photos that were forgotten: {first}"
+                f"'embedcache forget {self.cache} --forgotten' removes them"
             )
         return "\n".join([*lines, *self.notes, *(f"problem: {text}" for text in self.problems)])
 
@@ -150,13 +161,23 @@ def pull(
     specs: only the spaces with these digests, of specs or detectors; one may be absent.
     photos: only rows of these content digests, (n, 32); few of them come by their byte ranges.
     ref: exactly the segments that this ref of the remote pins, and the ref itself.
-    with_ids: photo ids too. dry_run: say what would move.
+    with_ids: photo ids too, with a ref those that it pins. dry_run: say what would move.
     progress: called with (bytes that have come, bytes that will).
-    Raises RemoteError where the remote cannot be reached. What it holds that is damaged or does
-    not fit is left out and stands under `problems`.
+    Raises InputError for what cannot be asked together, and RemoteError where the remote cannot be
+    reached. What it holds that is damaged or does not fit is left out and stands under `problems`.
     """
     from embedcache.incoming import Pull
 
+    if ref is not None and (backbones or photos is not None):
+        raise InputError(
+            "--ref brings exactly what the ref pins: leave out --backbone and --photos, or --ref"
+        )
+    if with_ids and photos is not None:
+        raise InputError(
+            "--with-ids takes all photo ids, and --photos only some photos' rows: leave one out. "
+            "'embedcache extract PHOTOS --cache DIR --remote URL' takes the rows of your photos "
+            "and records their ids"
+        )
     started = time.perf_counter()
     remote = connect(remote, cache)
     catalogue = Catalogue(remote, _memo(cache, remote))
@@ -171,7 +192,36 @@ def pull(
                 run.move(progress)
                 every = not (backbones or specs or photos is not None)
                 run.refs(ref, every=every, with_ids=with_ids)
-    return _moved("pull", catalogue, tally, dry_run=dry_run, started=started)
+    return _moved("pull", catalogue, cache, tally, dry_run=dry_run, started=started)
+
+
+def available(
+    remote: Remote | str, cache: Cache, *, specs: Sequence[str], photos: U8
+) -> dict[str, tuple[U8, U8]]:
+    """What of some contents, (n, 32), `pull` would bring into `cache`, of which nothing is fetched.
+
+    Returns {digest of a spec or detector: (contents of vectors or faces, of failures), (k, 32)}.
+    Raises RemoteError where the remote cannot be reached.
+    """
+    from embedcache.incoming import Pull
+
+    remote = connect(remote, cache)
+    catalogue = Catalogue(remote, _memo(cache, remote))
+    catalogue.require()
+    tally = Tally()
+    gone = _adopt_tombstones(catalogue, cache, tally, dry_run=True)
+    with workers() as pool:
+        run = Pull(catalogue, cache, tally, gone, pool)
+        run.plan(backbones=(), specs=specs, photos=photos, ref=None, with_ids=False)
+    found: dict[str, tuple[U8, U8]] = {}
+    for piece in run.pieces:
+        digests, n_ok = catalogue.column(piece.shared, "digest"), piece.shared.manifest.n_ok
+        rows = np.arange(len(digests)) if piece.rows is None else piece.rows
+        parts = digests[rows[rows < n_ok]], digests[rows[rows >= n_ok]]
+        before = found.get(piece.holding.digest, (digests[:0], digests[:0]))
+        good, bad = (np.concatenate(pair) for pair in zip(before, parts, strict=True))
+        found[piece.holding.digest] = good, bad
+    return found
 
 
 def push(
@@ -216,11 +266,11 @@ def push(
             if fresh:
                 begin(remote)
             run.move(progress)
-            run.tombstones()
-            if not (backbones or specs):
-                run.refs(with_ids=with_ids)
-            run.purge()
-    return _moved("push", catalogue, tally, dry_run=dry_run, started=started)
+        run.tombstones(dry_run=dry_run)
+        if not (backbones or specs):
+            run.refs(with_ids=with_ids, dry_run=dry_run)
+        run.purge(dry_run=dry_run)
+    return _moved("push", catalogue, cache, tally, dry_run=dry_run, started=started)
 
 
 def connect(remote: Remote | str, cache: Cache) -> Remote:
@@ -336,6 +386,7 @@ def _adopt_tombstones(
 def _moved(
     direction: Literal["push", "pull"],
     catalogue: Catalogue,
+    cache: Cache,
     tally: Tally,
     *,
     dry_run: bool,
@@ -344,6 +395,7 @@ def _moved(
     return Moved(
         direction=direction,
         remote=catalogue.remote.name,
+        cache=str(cache.path),
         dry_run=dry_run,
         segments=tally.segments,
         rows=tally.rows,
@@ -356,6 +408,7 @@ def _moved(
         tombstones=tally.tombstones,
         purged=tally.purged,
         new_copy=tally.new_copy,
+        purged_rows=tally.purged_rows,
         refs=tuple(tally.refs),
         notes=tuple(dict.fromkeys([*catalogue.notes, *tally.notes])),
         problems=tuple(dict.fromkeys([*catalogue.problems, *tally.problems])),

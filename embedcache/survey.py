@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 
-from embedcache.catalogue import ROOTS, Catalogue, Holding, Shared
+from embedcache.catalogue import ROOTS, Catalogue, Holding, Shared, advice
 from embedcache.errors import EmbedcacheError
 from embedcache.remote import Denied, Remote, Unreachable, open_remote
 from embedcache.share import workers
@@ -178,11 +178,12 @@ def verify_remote(remote: Remote | str) -> Checked:
                     findings += [text for job in jobs if (text := job.result())]
     catalogue.refs()
     catalogue.tombstones()
+    told = [*catalogue.problems, *findings]
     return Checked(
         remote=catalogue.remote.name,
         segments=n_segments,
         bytes=n_bytes,
-        findings=(*catalogue.problems, *findings),
+        findings=tuple(text.removesuffix(advice(catalogue.remote)).rstrip(". ") for text in told),
     )
 
 

@@ -26,8 +26,9 @@ from embedcache.outcome import Tally
 from embedcache.outgoing import require_place
 from embedcache.plan import Plan
 from embedcache.remote import Denied, Remote, Unreachable
-from embedcache.share import connect, pull, push
+from embedcache.share import available, connect, pull, push
 from embedcache.space import Space
+from embedcache.spec import Spec
 from embedcache.store import FAILED, OK, Cache
 
 FILE = "embedcache.toml"
@@ -58,14 +59,22 @@ class Settings:
 def read_settings(start: Path | None = None) -> Settings:
     """Read the nearest embedcache.toml in `start` (the current folder) or above it.
 
-    A file in a folder that everybody may write to is passed over: it could send vectors anywhere.
+    A file that everybody may write to, or whose folder, is passed over with a warning: it could
+    send vectors anywhere.
     Raises InputError for a file that does not fit.
     """
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         path = folder / FILE
-        if path.is_file() and not folder.stat().st_mode & stat.S_IWOTH:
+        if not path.is_file():
+            continue
+        open_to_all = [place for place in (folder, path) if place.stat().st_mode & stat.S_IWOTH]
+        if not open_to_all:
             return _parse(path)
+        _warn(
+            f"{path} is passed over, for everybody may write to {open_to_all[0]}, and it could "
+            f"send vectors anywhere. If what it says is right, run 'chmod o-w {open_to_all[0]}'"
+        )
     return Settings()
 
 
@@ -127,10 +136,25 @@ class Upstream:
         except Unreachable as error:
             self._down(error)
 
-    def serve(self, spaces: Sequence[Space]) -> None:
-        """From now on these spaces, and the faces that they are cut by, are meant."""
-        detectors = {space.spec.face.detector for space in spaces if space.spec.face is not None}
-        self._specs = (*(space.digest for space in spaces), *detectors)
+    @property
+    def name(self) -> str:
+        """The URL, as messages say it."""
+        return self._remote.name
+
+    def serve(self, specs: Sequence[Spec]) -> None:
+        """From now on the spaces of these, and the faces that they are cut by, are meant."""
+        detectors = {spec.face.detector for spec in specs if spec.face is not None}
+        self._specs = (*(spec.digest for spec in specs), *detectors)
+
+    def look(self, digests: U8) -> dict[str, tuple[U8, U8]]:
+        """What `take` would bring of these contents, as `share.available` tells it."""
+        try:
+            if self._offers and not Catalogue(self._remote).exists():
+                return {}  # nothing is there yet, and it is for us to begin it
+            return available(self._remote, self._cache, specs=self._specs, photos=digests)
+        except (EmbedcacheError, OSError) as error:
+            self._down(error)
+            return {}
 
     def take(self, digests: U8) -> None:
         """Bring rows of these contents, (n, 32), into the cache, where the remote has them."""
@@ -172,8 +196,8 @@ class Upstream:
             least, most = ROUND_ROWS
             n_rows = min(most, max(least, len(left) // ROUND_SHARE)) if self._up else len(left)
             order = self._order.permutation(len(left)) if self._up else np.arange(len(left))
-            yield _subset(left, order[:n_rows])
-            left = _subset(left, np.sort(order[n_rows:]))
+            yield subset(left, order[:n_rows])
+            left = subset(left, np.sort(order[n_rows:]))
             self.give()
             if len(left):
                 self.take(left.digests)
@@ -189,7 +213,8 @@ class Upstream:
             self._warn(text)
 
 
-def _subset(todo: Plan, at: NDArray[np.int64]) -> Plan:
+def subset(todo: Plan, at: NDArray[np.int64]) -> Plan:
+    """The rows `at` of a plan."""
     return Plan(todo.digests[at], todo.positions[at], todo.copies[at], todo.wanted[at])
 
 
@@ -209,4 +234,4 @@ def _without_arrived(
             for i, reason in zip(failed.tolist(), reasons, strict=True):
                 tally.failed[reason or "unknown"] += int(todo.copies[i])
             wanted[failed, k] = False
-    return _subset(replace(todo, wanted=wanted), np.flatnonzero(wanted.any(axis=1)))
+    return subset(replace(todo, wanted=wanted), np.flatnonzero(wanted.any(axis=1)))

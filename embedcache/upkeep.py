@@ -13,7 +13,7 @@ from embedcache.audit import BLOCK_ROWS, check_segment, verify
 from embedcache.compaction import Compacted, compact, joint_about
 from embedcache.errors import CacheError
 from embedcache.findings import Finding, Report
-from embedcache.forgetting import Forgotten, forget
+from embedcache.forgetting import Forgotten, forget, forget_forgotten
 from embedcache.manifest import replacement_id
 from embedcache.photo_ids import read_pairs, write_pairs
 from embedcache.reader import read_rows
@@ -40,6 +40,7 @@ __all__ = [
     "Report",
     "compact",
     "forget",
+    "forget_forgotten",
     "joint_about",
     "merge",
     "verify",
@@ -77,6 +78,7 @@ class Merged:
     largest_difference: float
     ids: int
     still_here: int
+    into: str
 
     def document(self) -> dict[str, Json]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -92,8 +94,8 @@ class Merged:
             lines.append(f"{self.withheld:,} rows of forgotten photos were left out")
         if self.still_here:
             lines.append(
-                f"{self.still_here:,} rows here are of photos that the other cache forgot: "
-                "'embedcache forget' removes them"
+                f"{self.still_here:,} rows here are of photos that were forgotten: "
+                f"'embedcache forget {self.into} --forgotten' removes them"
             )
         if self.differing:
             lines.append(
@@ -149,7 +151,8 @@ def merge(into: Cache, others: Sequence[Cache], *, with_ids: bool = False) -> Me
                 largest = max(largest, _merge_space(mine, theirs, gone, tally))
             if with_ids:
                 tally["ids"] += merge_ids(into, other.photo_segments(), gone)
-    return Merged(**(tally | {"largest_difference": largest}))  # type: ignore[arg-type]
+    told = {"largest_difference": largest, "into": str(into.path)}
+    return Merged(**(tally | told))  # type: ignore[arg-type]
 
 
 def _all_pins(cache: Cache, name: str) -> Pins:

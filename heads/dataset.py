@@ -408,9 +408,17 @@ def _no_match(
         told = "; ".join(f"{n} {reason}" for reason, n in dropped.most_common(4))
         return f"no labelled photo has a vector: {told}. Run 'embedcache extract' for this backbone"
     held = ", ".join(map(repr, cache.some_ids(3)))
+    if not held:
+        return (
+            f"{cache.path} has vectors but no photo ids, which stay home when vectors are shared. "
+            f"Run 'embedcache extract PHOTOS --cache {cache.path} --backbone "
+            f"{next(iter(space.names), 'NAME')}' once: it embeds nothing that is there, and gives "
+            f"the rows their ids. Or 'embedcache pull --with-ids URL {cache.path}', if they were "
+            "sent"
+        )
     return (
         f"none of the {len(ids)} ids of the label table is in the cache. The table has ids like "
-        f"{label_ids}; the cache has {held or 'none'}. Name the matching column with --id-column"
+        f"{label_ids}; the cache has {held}. Name the matching column with --id-column"
     )
 
 

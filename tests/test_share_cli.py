@@ -47,7 +47,20 @@ def test_push_info_pull_verify(run: Run, filled: Path, tmp_path: Path) -> None:
     assert "embedding/c/0/0 is not what was written" in out
     status, out, _ = run("pull", url, tmp_path / "c")
     assert status == 1
-    assert f"'embedcache verify {tmp_path}/shared'" in out
+    assert f"'embedcache verify file://{tmp_path}/shared'" in out
+    status, out, _ = run("pull", "shared", tmp_path / "c")  # a relative path, of a folder
+    [told] = [line for line in out.splitlines() if line.startswith("problem: ")]
+    assert f"'embedcache verify file://{tmp_path}/shared'" in told
+    assert told.count(shard.parents[3].name) == 1
+    manifest = shard.parents[3] / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-1])
+    status, out, _ = run("verify", url)
+    assert (status, "its own digest differs" in out) == (1, True)
+    assert "embedcache verify" not in out  # which is what runs
+    out = run("verify", tmp_path / "shared")[1]
+    assert f"Run 'embedcache verify --repair {tmp_path}/shared'" in out
+    assert out.count("embedcache verify") == 1
+    assert f"Run 'embedcache verify {tmp_path}/shared'" in run("info", tmp_path / "shared")[2]
 
 
 def test_the_project_file_names_the_remote(run: Run, filled: Path, tmp_path: Path) -> None:
@@ -75,6 +88,8 @@ def test_what_cannot_be_is_one_message(run: Run, filled: Path, tmp_path: Path) -
             "no remote can be a s4:// URL",
         ),
         (("push", tmp_path / "absent", tmp_path / "s"), "there is no cache at"),
+        (("info", "file:///x", "--ref", "r"), "are for a cache's folder, not for a URL"),
+        (("info", "file:///x", "--photos"), "are for a cache's folder, not for a URL"),
         (("extract", tmp_path, "--cache", tmp_path / "b", "--offer"), "no photos in"),
     ):
         status, out, err = run(*words)
@@ -91,9 +106,14 @@ def test_extract_reads_through(
     words = ("--backbone", f"local-dir:{tiny_weights}", "--remote", tmp_path / "shared", "--json")
     status, out, _ = run("extract", folder, "--cache", tmp_path / "a", *words, "--offer")
     assert (status, json.loads(out)["spaces"][0]["embedded"]) == (0, 12)
-    status, out, _ = run("extract", folder, "--cache", tmp_path / "b", *words)
+    status, out, _ = run("extract", folder, "--cache", tmp_path / "b", *words, "--dry-run")
     [space] = json.loads(out)["spaces"]
+    assert (space["from_remote"], space["missing"]) == (12, 0)
+    status, out, _ = run("extract", folder, "--cache", tmp_path / "b", *words)
+    told = json.loads(out)
+    [space] = told["spaces"]
     assert (space["hit"], space["embedded"]) == (12, 0)
+    assert (told["remote"]["taken"], told["remote"]["offered"]) == (12, 0)
 
 
 def test_a_pull_or_push_that_fails_leaves_no_folder(
@@ -128,3 +148,46 @@ def test_a_pull_or_push_that_fails_leaves_no_folder(
     assert sorted(tmp_path.rglob("*")) == before
     assert run("pull", tmp_path / "shared", tmp_path / "empty")[0] == 0
     assert Cache.open(tmp_path / "empty").spaces()
+
+
+@pytest.mark.parametrize(
+    ("words", "called", "told"),
+    [
+        (("push", "a", "s"), "share.push", "what was sent is kept"),
+        (("pull", "s", "b"), "share.pull", "what came is kept"),
+        (("info", "file:///s"), "survey.survey", "Run the same command again"),
+        (("verify", "file:///s"), "survey.verify_remote", "Run the same command again"),
+    ],
+)
+def test_ctrl_c_is_one_line(
+    run: Run,
+    filled: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    called: str,
+    told: str,
+) -> None:
+    def cut(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"embedcache.{called}", cut)
+    status, out, err = run(*words)
+    assert (status, out, err.count("\n")) == (130, "", 1)
+    assert err.startswith("Interrupted")
+    assert told in err
+
+
+def test_a_project_file_that_all_may_write_is_passed_over_aloud(
+    run: Run, filled: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "embedcache.toml"
+    file.write_text('remote = "shared"\n')
+    file.chmod(0o666)
+    for place in (file, tmp_path):
+        status, _, err = run("push", filled)
+        assert status == 1
+        assert err.count(f"warning: {file} is passed over, for everybody may write to {place}") == 1
+        assert "say where the shared copy is" in err
+        file.chmod(0o644)
+        tmp_path.chmod(0o777 if place == file else 0o755)
+    assert run("push", filled)[0] == 0

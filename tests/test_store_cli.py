@@ -125,6 +125,9 @@ def test_forget_and_compact_and_merge_say_what_they_did(
     assert json.loads(out)["rows"] == 3
     assert run("merge", path, path)[0] == 1
     assert run("forget", path, "nobody")[0] == 1
+    assert json.loads(run("forget", path, "--forgotten", "--json")[1])["rows"] == 0
+    for words in ((), ("a", "--forgotten")):
+        assert "their ids, or --forgotten" in run("forget", path, *words)[2]
 
 
 @pytest.mark.parametrize("command", ["ref", "forget", "compact", "merge", "export", "import"])

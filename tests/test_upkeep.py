@@ -14,8 +14,8 @@ from embedcache.errors import CacheError, Damaged
 from embedcache.index import Table
 from embedcache.spec import foreign
 from embedcache.store import ABSENT, FAILED, OK, Cache, Space
-from embedcache.tombstones import write_tombstone
-from embedcache.upkeep import compact, forget, merge, pin, verify, write_ref
+from embedcache.tombstones import forgotten, read_tombstones, write_tombstone
+from embedcache.upkeep import compact, forget, forget_forgotten, merge, pin, verify, write_ref
 from tests.stores import DETECTOR, faces_of, fill, model, photos
 
 SPEC = foreign("net", 8)
@@ -198,7 +198,7 @@ def test_forgetting_removes_every_trace_and_says_which_refs_changed(tmp_path: Pa
     back = merge(cache, [Cache.open(copy)], with_ids=True)
     assert (back.rows, back.withheld, back.ids) == (0, 2, 0)
     assert cache.space(SPEC).status(photos(3)).tolist() == [ABSENT]
-    with pytest.raises(CacheError, match="knows no photo id 'p3'"):
+    with pytest.raises(CacheError, match="knows no photo id or content 'p3'"):
         forget(cache, ["p3"])
 
 
@@ -259,7 +259,43 @@ def test_tombstones_travel_with_a_merge(tmp_path: Path) -> None:
     told = merge(fresh, [a, b])
     assert fresh.space(SPEC).status(photos(1, 2, 3)).tolist() == [ABSENT, OK, OK]
     assert told.withheld == 2
-    assert merge(b, [a]).still_here == 2
+    back = merge(b, [a])
+    assert back.still_here == 2
+    assert f"'embedcache forget {b.path} --forgotten' removes them" in str(back)
+
+
+def test_what_others_forgot_is_forgotten_here_without_a_name(tmp_path: Path) -> None:
+    a, b = make(tmp_path / "a", 1, 2), make(tmp_path / "b", 1, 3)
+    forget(a, ["p1"])
+    merge(b, [a])
+    write_ref(b, "then")
+    told = forget_forgotten(b)
+    assert (told.ids, told.contents, told.rows, told.refs) == (1, 1, 2, ("then",))
+    assert b.space(SPEC).status(photos(1, 2, 3)).tolist() == [ABSENT, OK, OK]
+    assert not b.digests_of(["p1"])[1].any()
+    assert forget_forgotten(b).rows == 0
+    assert forget_forgotten(Cache.open(tmp_path / "empty", create=True)).contents == 0
+    fill(b.space(SPEC), photos(1))  # forgotten here, and extracted again
+    assert forget_forgotten(b).rows == 1
+    assert verify(b).clean
+
+
+def test_a_photo_is_forgotten_by_its_digest_with_all_its_ids(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", 1, 2, 3)
+    cache.record_photos("folder", ["twin"], photos(1))
+    told = forget(cache, [photos(1).tobytes().hex(), photos(2).tobytes().hex()[:12]])
+    assert (told.ids, told.contents, told.kept) == (3, 2, ())
+    assert cache.space(SPEC).status(photos(1, 2, 3)).tolist() == [ABSENT, ABSENT, OK]
+    gone = read_tombstones(cache.path)[0]
+    assert forgotten(photos(1, 2, 3), gone).tolist() == [True, True, False]
+    for text in (photos(1).tobytes().hex(), photos(3).tobytes().hex()[:11]):
+        with pytest.raises(CacheError, match="knows no photo id or content"):
+            forget(cache, [text])
+    near = photos(3).copy()
+    near[0, 31] ^= 1
+    fill(cache.space(SPEC), near)
+    with pytest.raises(CacheError, match=r"2 contents in .* begin with"):
+        forget(cache, [photos(3).tobytes().hex()[:20]])
 
 
 def test_verify_tells_duplicates_and_their_distance(tmp_path: Path) -> None:
@@ -282,7 +318,7 @@ def test_repair_sets_a_damaged_segment_aside_and_says_what_to_extract(tmp_path: 
         cache.space(SPEC).read(photos(0))
     report = verify(cache)
     assert not report.clean
-    assert "Run 'embedcache verify --repair'" in str(report)
+    assert f"Run 'embedcache verify --repair {cache.path}'" in str(report)
     fixed = verify(cache, repair=True)
     (finding,) = fixed.findings
     assert sorted(finding.lost) == [f"p{n}" for n in range(5)]

@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 
 from embedcache.errors import LabelsError
+from embedcache.share import pull, push
+from embedcache.store import Cache
 from heads import dataset
 from heads.dataset import from_arrays
 
@@ -56,6 +58,18 @@ def test_photos_without_a_vector_are_dropped_and_counted_by_reason(world: World)
         "id not in the cache": 2,
     }
     assert found.ids == tuple(world.ids)
+
+
+def test_a_pulled_cache_without_ids_says_how_it_gets_them(world: World, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    push(world.cache, str(shared))
+    pulled = Cache.open(tmp_path / "pulled", create=True)
+    pull(str(shared), pulled)
+    with pytest.raises(LabelsError, match="stay home when vectors are shared") as told:
+        dataset.load(pulled, "net", world.labels, target="like_ratio")
+    command = f"'embedcache extract PHOTOS --cache {pulled.path} --backbone net' once"
+    assert command in str(told.value)
+    assert "--id-column" not in str(told.value)
 
 
 def test_only_photos_with_one_face_are_kept_on_request(world: World) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedcache.errors import CacheError, RemoteError
+from embedcache.errors import CacheError, InputError, RemoteError
 from embedcache.remote import Denied, Patient, Remote
 from embedcache.share import pull, push
 from embedcache.spec import FaceCrop, foreign
@@ -132,6 +132,13 @@ def test_a_ref_brings_exactly_its_segments(remote: Remote, make: Make) -> None:
     assert verify(b).clean
 
 
+def test_a_ref_that_is_left_is_told_with_the_whole_command(remote: Remote, make: Make) -> None:
+    a, b = make("a", [0, 1]), make("b", [0, 1])
+    write_ref(a, "paper")
+    push(a, remote)
+    assert f"'embedcache pull --ref paper {remote.name} {b.path}' brings" in str(pull(remote, b))
+
+
 def test_ids_stay_home_unless_asked_for(remote: Remote, make: Make) -> None:
     a, b, c = make("a", [0]), make("b"), make("c")
     a.record_photos("secret-folder-12345678", ["anna.jpg"], photos(0))
@@ -145,6 +152,28 @@ def test_ids_stay_home_unless_asked_for(remote: Remote, make: Make) -> None:
     assert len(b.photo_table()) == 0
     pull(remote, c, with_ids=True)
     assert c.photo_table().ids == ["anna.jpg"]
+    d = make("d")
+    assert pull(remote, d, backbones=["net"]).ids == 0
+    assert pull(remote, d, backbones=["net"], with_ids=True).ids == 1
+    write_ref(a, "paper")
+    a.record_photos("later", ["ben.jpg"], photos(1))
+    push(a, remote, with_ids=True)
+    e = make("e")
+    pull(remote, e, ref="paper", with_ids=True)
+    assert e.photo_table().ids == Cache.open(e.path, ref="paper").photo_table().ids == ["anna.jpg"]
+
+
+def test_what_cannot_be_asked_together_is_refused(remote: Remote, make: Make) -> None:
+    a, b = make("a", [0]), make("b")
+    push(a, remote)
+    for asked in (
+        {"ref": "r", "photos": photos(0)},
+        {"ref": "r", "backbones": ["net"]},
+        {"with_ids": True, "photos": photos(0)},
+    ):
+        with pytest.raises(InputError, match="leave"):
+            pull(remote, b, **asked)
+    assert not b.spaces()
 
 
 def test_face_crops_lie_under_a_prefix_of_their_own(remote: Remote, make: Make) -> None:
@@ -192,7 +221,9 @@ def test_what_was_forgotten_does_not_come_back(remote: Remote, make: Make) -> No
     assert (came.rows, came.withheld, came.tombstones) == (2, 1, 1)
     assert held(c) == {0, 2}
     assert pull(remote, c).rows == 0
-    assert pull(remote, b).still_here == 1
+    told = pull(remote, b)
+    assert told.still_here == 1
+    assert f"that were forgotten: 'embedcache forget {b.path} --forgotten' removes" in str(told)
     assert push(make("d", [1, 7]), remote).rows == 1
 
 
@@ -203,7 +234,16 @@ def test_a_purge_removes_forgotten_rows_from_the_shared_copy(remote: Remote, mak
     push(a, remote)
     pull(remote, b)
     forget(a, ["1"])
-    assert push(a, remote, purge=True).purged == 1
+    write_ref(a, "later")
+    before = [(entry.key, entry.size) for entry in remote.list("")]
+    would = push(a, remote, purge=True, dry_run=True)
+    assert [(entry.key, entry.size) for entry in remote.list("")] == before
+    assert "1 segments with 1 rows of forgotten photos would be removed there" in str(would)
+    assert "1 tombstones and 2 refs (later, paper) would be sent to" in str(would)
+    did = push(a, remote, purge=True)
+    assert (did.purged, did.purged_rows) == (would.purged, would.purged_rows) == (1, 1)
+    assert (did.tombstones, did.refs) == (would.tombstones, would.refs) == (1, ("later", "paper"))
+    assert "were removed there" in str(did)
     columns = [
         b"".join(remote.blocks(entry.key))
         for entry in remote.list("spaces/")
