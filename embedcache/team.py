@@ -109,6 +109,7 @@ def _warn(text: str) -> None:
 class Upstream:
     """A shared copy for as long as a run lasts; after its first failure it is left alone.
 
+    name: the URL, as messages say it.
     offer: give back what is computed. warn: told once of each kind of trouble.
     seed: decides the order of work; None, the default, for one that differs between members.
     """
@@ -131,15 +132,11 @@ class Upstream:
         self._order = np.random.default_rng(seed)
         self.n_taken = 0
         self.n_given = 0
+        self.name = remote if isinstance(remote, str) else remote.name
         try:
             self._remote = connect(remote, cache)
         except Unreachable as error:
             self._down(error)
-
-    @property
-    def name(self) -> str:
-        """The URL, as messages say it."""
-        return self._remote.name
 
     def serve(self, specs: Sequence[Spec]) -> None:
         """From now on the spaces of these, and the faces that they are cut by, are meant."""
@@ -148,6 +145,8 @@ class Upstream:
 
     def look(self, digests: U8) -> dict[str, tuple[U8, U8]]:
         """What `take` would bring of these contents, as `share.available` tells it."""
+        if not self._up:
+            return {}
         try:
             if self._offers and not Catalogue(self._remote).exists():
                 return {}  # nothing is there yet, and it is for us to begin it
