@@ -285,6 +285,10 @@ class Catalogue:
         """Note that a part is left out because this member may not read it."""
         self.notes.append(f"you have no right to read {root}/ of {self.remote.name}: left out")
 
+    def exclude(self, shared: Shared) -> None:
+        """From now on a segment counts as not there: what came of it was wrong."""
+        self._shared[f"{shared.key}/{MANIFEST}"] = None
+
     def refuse(self, segment: str, error: object) -> None:
         """Note that a segment is left out, and why."""
         then = advice(self.remote)

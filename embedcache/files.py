@@ -107,9 +107,10 @@ class FilesRemote:
     def write(self, key: str, blocks: Blocks, *, size: int) -> None:
         del size
         with self._plain(key):
+            inside = _IN_SEGMENT.fullmatch(key)
             target = self._staged(key)
-            if self._files.exists(key):  # mends a segment that lacks a file
-                target = key
+            if inside and self._files.exists(f"{inside[1]}/{inside[2]}"):
+                target = key  # mends a segment that lacks a file
             folder, _, name = target.rpartition("/")
             # Always this name: what a killed push left is written over, never left in a segment.
             part = f"{folder}/.{name}.part"
@@ -132,7 +133,8 @@ class FilesRemote:
                     if self._files.rename(folder, final):
                         return True
                 self._files.remove(folder)
-                return False
+                if self._files.exists(key):
+                    return False  # else it lost only its manifest
             space = _SPACE.fullmatch(key)
             if space and not self._files.exists(f"{space[1]}/{space[2]}"):
                 return self._create_space(space, data)

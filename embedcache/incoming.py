@@ -55,6 +55,16 @@ class Piece:
     by_ranges: bool = False
     pinned: bool = False
 
+    @property
+    def n_rows(self) -> int:
+        return self.shared.manifest.n_rows if self.rows is None else len(self.rows)
+
+    @property
+    def n_good(self) -> int:
+        """Rows that hold a vector, or faces; the others say why there is none."""
+        n_ok = self.shared.manifest.n_ok
+        return n_ok if self.rows is None else int((self.rows < n_ok).sum())
+
 
 class Pull:
     """One pull's plan and work."""
@@ -73,6 +83,8 @@ class Pull:
         self.gone = gone
         self.pool = pool
         self.pieces: list[Piece] = []
+        self.chosen: tuple[str, ...] = ()  # digests of the spaces that were asked for
+        self.n_lost = 0
         self.successors: dict[str, dict[str, str]] = {}
 
     def plan(
@@ -87,6 +99,7 @@ class Pull:
         """Find out what is to come."""
         pins = None if ref is None else self._pins(ref)
         chosen = self._chosen(backbones, specs)
+        self.chosen = tuple(holding.digest for holding in chosen)
         mine: dict[str, Store] = {space.digest: space for space in self.cache.spaces()}
         mine |= {space.digest: space for space in self.cache.face_spaces()}
         for holding in chosen:
@@ -114,10 +127,8 @@ class Pull:
         self.tally.bytes = sum(piece.n_bytes for piece in self.pieces)
         for piece in self.pieces:
             if piece.holding.kind != "photos":
-                n_ok = piece.shared.manifest.n_ok
-                rows = np.arange(piece.shared.manifest.n_rows) if piece.rows is None else piece.rows
-                self.tally.rows += int((rows < n_ok).sum())
-                self.tally.failures += int((rows >= n_ok).sum())
+                self.tally.rows += piece.n_good
+                self.tally.failures += piece.n_rows - piece.n_good
                 self.tally.segments += 1
         if self.gone:
             for store in mine.values():
@@ -413,13 +424,14 @@ class Pull:
             cut_off = None
             with store.writer(n_rows=n_rows, name=name, about=_about(batch)) as writer:
                 for piece in batch:
+                    before = writer.n_written
                     try:
                         self._gather_one(piece, writer, count)
                     except Unreachable as error:  # what has come so far is checked and stays
                         cut_off = error
                         break
                     except (RemoteError, Damaged) as error:
-                        self._lost(piece, error)
+                        self._lost(piece, error, came=writer.n_written - before)
             if cut_off is not None:
                 raise cut_off
 
@@ -436,12 +448,23 @@ class Pull:
             reasons = self.catalogue.reasons(piece.shared)
             writer.fail(digests[bad], [reasons[row - n_ok] for row in bad.tolist()])
 
-    def _lost(self, piece: Piece, error: Exception) -> None:
-        """A piece did not come: the remote is out of reach (raised), or the piece is refused."""
+    def _lost(self, piece: Piece, error: Exception, *, came: int = 0) -> None:
+        """A piece did not come: the remote is out of reach (raised), or the piece is refused.
+
+        came: good rows of it that had come before, and stay.
+        """
         if isinstance(error, Unreachable):
             raise error
         self.catalogue.refuse(piece.shared.id, error)
-        self.tally.segments -= 1
+        self.catalogue.exclude(piece.shared)
+        self.n_lost += 1
+        self.tally.bytes -= piece.n_bytes
+        if piece.holding.kind == "photos":
+            self.tally.ids -= piece.n_rows
+        else:
+            self.tally.segments -= 1
+            self.tally.rows -= piece.n_good - came
+            self.tally.failures -= piece.n_rows - piece.n_good
 
 
 def same_pins(one: Pins, other: Pins) -> bool:

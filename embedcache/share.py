@@ -62,6 +62,15 @@ class Tally:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
+    def add(self, other: "Tally") -> None:
+        """Add what came in another round; what was there before is counted already."""
+        self.rows += other.rows
+        self.failures += other.failures
+        self.segments += other.segments
+        self.bytes += other.bytes
+        self.ids += other.ids
+        self.problems += other.problems
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
@@ -190,6 +199,14 @@ def pull(
             run.plan(backbones=backbones, specs=specs, photos=photos, ref=ref, with_ids=with_ids)
             if not dry_run:
                 run.move(progress)
+                again = run
+                while again.n_lost and ref is None:  # other segments may hold the same rows
+                    again = Pull(catalogue, cache, Tally(), gone, pool)
+                    again.plan(
+                        backbones=(), specs=run.chosen, photos=photos, ref=None, with_ids=with_ids
+                    )
+                    again.move(progress)
+                    tally.add(again.tally)
                 every = not (backbones or specs or photos is not None)
                 run.refs(ref, every=every, with_ids=with_ids)
     return _moved("pull", catalogue, cache, tally, dry_run=dry_run, started=started)

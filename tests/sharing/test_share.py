@@ -279,6 +279,31 @@ def test_a_purge_leaves_what_a_ref_there_pins(remote: Remote, make: Make) -> Non
     assert held(d) == {0, 2}
 
 
+@pytest.mark.parametrize("some", [False, True])
+def test_a_damaged_segment_is_not_counted_and_its_rows_come_from_another(
+    some: bool, tmp_path: Path, make: Make
+) -> None:
+    a, b, c = make("a", [0, 1, 2], [9]), make("b", [1, 2, 3]), make("c")
+    folder = tmp_path / "shared"
+    push(a, str(folder))
+    [theirs] = b.space(SPEC).segments()  # as if both had pushed at the same moment
+    space = folder / "spaces" / SPEC.digest / "segments"
+    shutil.copytree(theirs.folder, space / theirs.id)
+    [damaged] = [s for s in a.space(SPEC).segments() if s.manifest.n_ok == 3]
+    shard = space / damaged.id / "embedding" / "c" / "0" / "0"
+    raw = bytearray(shard.read_bytes())
+    raw[:96] = bytes(byte ^ 1 for byte in raw[:96])
+    shard.write_bytes(raw)
+    wanted = photos(0, 1, 2, 9) if some else None
+    came = pull(str(folder), c, photos=wanted)
+    assert held(c) == ({1, 2, 9} if some else {1, 2, 3, 9})
+    assert came.rows == len(held(c))
+    assert came.segments == (2 if some else 3)
+    assert [damaged.id in problem for problem in came.problems] == [True]
+    again = pull(str(folder), c, photos=wanted)
+    assert (again.rows, again.segments, again.bytes) == (0, 0, 0)
+
+
 def test_progress_counts_the_bytes(remote: Remote, make: Make) -> None:
     a, b = make("a", list(range(200))), make("b")
     seen: list[tuple[int, int]] = []
@@ -356,7 +381,23 @@ def test_a_missing_file_there_is_mended_by_the_next_push(remote: Remote, make: M
         _remove(remote, shard)
     assert pull(remote, b).problems
     assert "lacked 1 files" in str(push(a, remote))
-    assert pull(remote, b).rows == 3
+    mended = pull(remote, b)
+    assert (mended.rows, mended.problems) == (3, ())
+
+
+def test_a_segment_there_that_lost_its_manifest_is_pushed_again(remote: Remote, make: Make) -> None:
+    a, b = make("a", [0, 1, 2]), make("b")
+    push(a, remote)
+    [manifest] = [e.key for e in remote.list("spaces/") if e.key.endswith("manifest.json")]
+    if isinstance(remote, Patient):
+        remote.delete(manifest)
+    else:
+        _remove(remote, manifest)
+    assert pull(remote, b).rows == 0
+    push(a, remote)
+    came = pull(remote, b)
+    assert (came.rows, came.problems) == (3, ())
+    assert verify_remote(remote).clean
 
 
 def test_a_pull_that_has_no_room_says_so_first(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
