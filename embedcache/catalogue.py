@@ -10,7 +10,8 @@ import contextlib
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,7 @@ from embedcache.audit import KINDS
 from embedcache.errors import CacheError, EmbedcacheError, RemoteError
 from embedcache.manifest import COLUMNS, ITEM_BYTES, MAX_MANIFEST_BYTES, Kind, Manifest, own_digest
 from embedcache.refs import MAX_REF_BYTES, Pins, parse_ref
-from embedcache.remote import Denied, Entry, Remote, Unreachable, read_small
+from embedcache.remote import UNSEEN, Denied, Entry, Remote, Unreachable, read_small
 from embedcache.segment import MANIFEST, Segment, column_path, split_text
 from embedcache.shard import (
     CRC_BYTES,
@@ -214,6 +215,29 @@ class Catalogue:
                 self.refuse(segment, error)
         return self._shared[entry.key]
 
+    def all_shared(
+        self, holding: Holding, names: Iterable[str], *, pool: Executor, dim: int = 0
+    ) -> list[Shared]:
+        """Some listed segments, fetched several at once; those refused are left out.
+
+        Raises Denied where not one of them may be read: a part that this member has no right to.
+        """
+
+        def one(name: str) -> Shared | Denied | None:
+            try:
+                return self.shared(holding, name, dim=dim)
+            except Denied as error:
+                return error
+
+        names = sorted(names)
+        found = list(pool.map(one, names))
+        denied = [(n, e) for n, e in zip(names, found, strict=True) if isinstance(e, Denied)]
+        if denied and len(denied) == len(names):
+            raise denied[0][1]
+        for name, error in denied:
+            self.refuse(name, error)
+        return [shared for shared in found if isinstance(shared, Shared)]
+
     def column(self, shared: Shared, name: str) -> NDArray[Any]:
         """A small array of a segment, checked against its manifest.
 
@@ -363,7 +387,13 @@ class Catalogue:
     def _list(self, root: str) -> list[Entry]:
         if root not in self._listed:
             try:
-                self._listed[root] = list(self.remote.list(f"{root}/"))
+                found = list(self.remote.list(f"{root}/"))
+                self._listed[root] = [entry for entry in found if entry.size != UNSEEN]
+                self.problems += [
+                    f"{entry.key} of {self.remote.name} is left out: {entry.tag}"
+                    for entry in found
+                    if entry.size == UNSEEN
+                ]
             except Denied:
                 self._listed[root] = []
                 self.notes.append(f"you have no right to list {root}/ of {self.remote.name}")

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from embedcache import disk
 from embedcache.errors import Damaged, RemoteError
-from embedcache.remote import BLOCK_BYTES, Blocks, Entry, plain_os_error
+from embedcache.remote import BLOCK_BYTES, UNSEEN, Blocks, Entry, plain_os_error
 
 # A key inside a segment: the folder of segments, the segment, the file in it.
 _IN_SEGMENT = re.compile(r"(.+/segments)/(\d{8}T\d{12}-[0-9a-f]{8})/(.+)")
@@ -58,6 +58,10 @@ class Files(Protocol):
     def remove(self, path: str) -> None:
         """Remove a file or a folder with all in it; no error where there is none."""
         ...
+
+
+NO_RIGHT = "you have no right to list it"
+LINK = "it is a link: refused"
 
 
 class Looks:
@@ -216,18 +220,30 @@ class LocalFiles:
         looks = Looks()
         while waiting:
             here = waiting.pop()
-            with os.scandir(self._root / here) as entries:
+            try:
+                opened = os.scandir(self._root / here)
+            except (PermissionError, FileNotFoundError) as error:
+                if str(here) == folder:
+                    raise
+                if isinstance(error, PermissionError):  # else it was removed meanwhile
+                    yield str(here), UNSEEN, NO_RIGHT
+                continue
+            with opened as entries:
                 for entry in entries:
                     looks.count()
                     path = here / entry.name
                     if entry.name.startswith(".") or len(path.parts) > MAX_DEPTH:
                         continue
-                    found = entry.stat(follow_symlinks=False)
+                    try:
+                        found = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
                     if stat.S_ISDIR(found.st_mode):
                         waiting.append(path)
                     elif stat.S_ISREG(found.st_mode):
-                        tag = f"{found.st_mtime_ns}-{found.st_ino}"
-                        yield str(path), found.st_size, tag
+                        yield str(path), found.st_size, f"{found.st_mtime_ns}-{found.st_ino}"
+                    elif stat.S_ISLNK(found.st_mode):
+                        yield str(path), UNSEEN, LINK
 
     def names(self) -> list[str]:
         if not self._root.exists():

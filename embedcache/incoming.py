@@ -265,10 +265,7 @@ class Pull:
         dim = 0
         if holding.kind == "vectors" and names:
             dim = self.catalogue.spec(holding).dim
-        found = self.pool.map(
-            lambda name: self.catalogue.shared(holding, name, dim=dim), sorted(names)
-        )
-        return [shared for shared in found if shared is not None]
+        return self.catalogue.all_shared(holding, names, pool=self.pool, dim=dim)
 
     def _plan_rows(self, holding: Holding, mine: Store | None, photos: U8 | None) -> None:
         """Whatever `mine` lacks; a row that several segments have comes from the first."""
@@ -326,7 +323,7 @@ class Pull:
         """The contents of a segment's rows; None, and the segment is refused, for wrong ones."""
         try:
             return self.catalogue.column(shared, "digest")
-        except (Unreachable, Denied, TooMuch):
+        except (Unreachable, TooMuch):
             raise
         except (RemoteError, FileNotFoundError) as error:
             self.catalogue.refuse(shared.id, error)

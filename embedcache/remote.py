@@ -61,9 +61,15 @@ class Denied(RemoteError):
     """A request that this member has no right to make."""
 
 
+UNSEEN = -1
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A listed object. tag: changes when its content does (an ETag, a time)."""
+    """A listed object. tag: changes when its content does (an ETag, a time).
+
+    size: UNSEEN for a place that cannot be looked at, and tag says why.
+    """
 
     key: str
     size: int

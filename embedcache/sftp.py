@@ -6,14 +6,14 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote
 
 from embedcache.errors import RemoteError
-from embedcache.files import MAX_DEPTH, Looks, require_parent
-from embedcache.remote import BLOCK_BYTES, Unreachable
+from embedcache.files import LINK, MAX_DEPTH, NO_RIGHT, Looks, require_parent
+from embedcache.remote import BLOCK_BYTES, UNSEEN, Unreachable
 
 CONNECT_SECONDS = 10.0
 MAX_TOP = 1000
@@ -37,7 +37,16 @@ class SftpFiles:
         looks = Looks()
         while waiting:
             here = waiting.pop()
-            for found in self._ftp.listdir_iter(self._path(here)):
+            try:
+                names = self._ftp.listdir_iter(self._path(here))
+                first = list(islice(names, 1))  # it is not asked for before
+            except (PermissionError, FileNotFoundError) as error:
+                if here == folder:
+                    raise
+                if isinstance(error, PermissionError):  # else it was removed meanwhile
+                    yield here, UNSEEN, NO_RIGHT
+                continue
+            for found in chain(first, names):
                 looks.count()
                 name, mode = str(found.filename), found.st_mode or 0
                 if name.startswith(".") or "/" in name or here.count("/") + 2 > MAX_DEPTH:
@@ -47,6 +56,8 @@ class SftpFiles:
                     waiting.append(path)
                 elif stat.S_ISREG(mode):
                     yield path, int(found.st_size or 0), f"{found.st_mtime}-{found.st_size}"
+                elif stat.S_ISLNK(mode):
+                    yield path, UNSEEN, LINK
 
     def names(self) -> list[str]:
         if not self.exists(""):

@@ -156,6 +156,7 @@ def verify_remote(remote: Remote | str) -> Checked:
     catalogue.require()
     n_segments = n_bytes = 0
     findings: list[str] = []
+    there: set[str] = set()
     with workers() as pool:
         for root in ROOTS:
             for holding in catalogue.holdings(root).values():
@@ -168,7 +169,12 @@ def verify_remote(remote: Remote | str) -> Checked:
                         raise
                     except EmbedcacheError as error:
                         findings.append(str(error))
-                for shared in _segments(catalogue, holding, pool):
+                try:
+                    segments = _segments(catalogue, holding, pool)
+                except Denied:
+                    catalogue.locked(root)
+                    continue
+                for shared in segments:
                     n_segments += 1
                     n_bytes += shared.manifest.bytes_on_disk
                     jobs = [
@@ -176,9 +182,15 @@ def verify_remote(remote: Remote | str) -> Checked:
                         for path in shared.manifest.files
                     ]
                     findings += [text for job in jobs if (text := job.result())]
-    catalogue.refs()
+                    there.add(shared.id)
+    for name, (pins, _) in catalogue.refs().items() if not catalogue.notes else ():
+        for part in (*pins.spaces.values(), *pins.faces.values()):
+            findings += [
+                f"ref {name} pins segment {one}, which is not there" for one in part.keys() - there
+            ]
     catalogue.tombstones()
-    told = [*catalogue.problems, *findings]
+    # Who may not see a part cannot say that it is right.
+    told = [*catalogue.problems, *catalogue.notes, *findings]
     return Checked(
         remote=catalogue.remote.name,
         segments=n_segments,
@@ -188,8 +200,7 @@ def verify_remote(remote: Remote | str) -> Checked:
 
 
 def _segments(catalogue: Catalogue, holding: Holding, pool: ThreadPoolExecutor) -> list[Shared]:
-    found = pool.map(lambda name: catalogue.shared(holding, name), sorted(holding.segments))
-    return [shared for shared in found if shared is not None]
+    return catalogue.all_shared(holding, holding.segments, pool=pool)
 
 
 def _wrong(remote: Remote, shared: Shared, path: str) -> str:
@@ -204,6 +215,8 @@ def _wrong(remote: Remote, shared: Shared, path: str) -> str:
                 break
     except FileNotFoundError:
         return f"segment {shared.id}: {path} is missing"
+    except Denied as error:
+        return f"segment {shared.id}: {error}"
     if got != size or running.hexdigest() != digest:
         return f"segment {shared.id}: {path} is not what was written"
     return ""

@@ -1,11 +1,13 @@
 """Push and pull over every kind of remote: the same rows, whole or not at all, nothing twice."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -302,6 +304,40 @@ def test_a_damaged_segment_is_not_counted_and_its_rows_come_from_another(
     assert [damaged.id in problem for problem in came.problems] == [True]
     again = pull(str(folder), c, photos=wanted)
     assert (again.rows, again.segments, again.bytes) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("what", ["folder", "manifest", "link"])
+def test_what_cannot_be_looked_at_there_is_named_and_the_rest_comes(
+    what: str, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, folder = make("a", [0, 1], [2]), make("b"), tmp_path / "shared"
+    push(a, str(folder))
+    [closed] = [s for s in a.space(SPEC).segments() if s.manifest.n_ok == 2]
+    place = folder / "spaces" / SPEC.digest / "segments" / closed.id
+    if what == "link":
+        place.rename(tmp_path / "moved")
+        place.symlink_to(tmp_path / "moved")
+    refused = place / "manifest.json" if what == "manifest" else place
+
+    def guarded(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *more: Any, **options: Any) -> Any:
+            folder_fd = options.get("dir_fd")
+            within = "" if folder_fd is None else os.readlink(f"/proc/self/fd/{folder_fd}")
+            if what != "link" and not isinstance(path, int) and Path(within, path) == refused:
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *more, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "open", guarded(os.open))
+    monkeypatch.setattr(os, "scandir", guarded(os.scandir))
+    found = verify_remote(str(folder))
+    assert not found.clean
+    assert found.segments == 1
+    assert closed.id in str(found)
+    came = pull(str(folder), b)
+    assert held(b) == {2}
+    assert [closed.id in problem for problem in came.problems] == [True]
 
 
 def test_progress_counts_the_bytes(remote: Remote, make: Make) -> None:
