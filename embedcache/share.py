@@ -133,7 +133,7 @@ class Moved:
             lines.append(f"{self.ids:,} photo ids with them")
         if self.tombstones or self.refs:
             refs = f" ({', '.join(self.refs)})" if self.refs else ""
-            lines.append(f"{self.tombstones:,} tombstones and {len(self.refs):,} refs{refs} {verb}")
+            lines.append(f"with {self.tombstones:,} tombstones and {len(self.refs):,} refs{refs}")
         if self.purged:
             lines.append(
                 f"{self.purged:,} segments with {self.purged_rows:,} rows of forgotten photos "
