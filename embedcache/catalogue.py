@@ -220,7 +220,7 @@ class Catalogue:
     ) -> list[Shared]:
         """Some listed segments, fetched several at once; those refused are left out.
 
-        Raises Denied where not one of them may be read: a part that this member has no right to.
+        Raises Denied where nothing of the space may be read: this member has no right to it.
         """
 
         def one(name: str) -> Shared | Denied | None:
@@ -233,7 +233,8 @@ class Catalogue:
         found = list(pool.map(one, names))
         denied = [(n, e) for n, e in zip(names, found, strict=True) if isinstance(e, Denied)]
         if denied and len(denied) == len(names):
-            raise denied[0][1]
+            # Raises Denied too where the whole part is not for this member.
+            read_small(self.remote, f"{holding.key}/zarr.json", limit=MAX_DOCUMENT_BYTES)
         for name, error in denied:
             self.refuse(name, error)
         return [shared for shared in found if isinstance(shared, Shared)]
@@ -275,7 +276,8 @@ class Catalogue:
     def tombstones(self) -> dict[str, bytes]:
         """{file name: bytes} of all tombstones, each checked.
 
-        Raises RemoteError for a damaged one: whom it names is not known, so nothing may come.
+        Raises RemoteError for one that is damaged or cannot be seen: whom it names is not known, so
+        nothing may come.
         """
         found = {}
         for name, entry, raw in self._documents("forgotten", _TOMBSTONE, MAX_TOMBSTONE_BYTES):
@@ -388,16 +390,28 @@ class Catalogue:
         if root not in self._listed:
             try:
                 found = list(self.remote.list(f"{root}/"))
+                for entry in found if root == "forgotten" else ():
+                    if entry.size == UNSEEN:
+                        raise _unseen(self.remote, entry.key, entry.tag)
                 self._listed[root] = [entry for entry in found if entry.size != UNSEEN]
                 self.problems += [
                     f"{entry.key} of {self.remote.name} is left out: {entry.tag}"
                     for entry in found
                     if entry.size == UNSEEN
                 ]
-            except Denied:
+            except Denied as error:
+                if root == "forgotten":
+                    raise _unseen(self.remote, root, error) from None
                 self._listed[root] = []
                 self.notes.append(f"you have no right to list {root}/ of {self.remote.name}")
         return self._listed[root]
+
+
+def _unseen(remote: Remote, what: str, why: object) -> RemoteError:
+    return RemoteError(
+        f"{what} of {remote.name} says which photos were forgotten, and cannot be seen ({why}), so "
+        "nothing was moved. Ask for the right to read it"
+    )
 
 
 def _sealed(raw: bytes) -> bool:

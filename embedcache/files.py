@@ -60,7 +60,7 @@ class Files(Protocol):
         ...
 
 
-NO_RIGHT = "you have no right to list it"
+NO_RIGHT = "you have no right to look at it"
 LINK = "it is a link: refused"
 
 
@@ -237,6 +237,9 @@ class LocalFiles:
                     try:
                         found = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
+                        continue
+                    except PermissionError:  # a folder that may be listed and not entered
+                        yield str(path), UNSEEN, NO_RIGHT
                         continue
                     if stat.S_ISDIR(found.st_mode):
                         waiting.append(path)

@@ -219,6 +219,9 @@ class Pull:
     def _pins(self, ref: str) -> Pins:
         refs = self.catalogue.refs()
         if ref not in refs:
+            for problem in self.catalogue.problems:
+                if problem.startswith(f"refs/{ref}.json "):
+                    raise RemoteError(problem)
             raise RemoteError(
                 f"{self.catalogue.remote.name} has no ref {ref!r}; it has "
                 f"{', '.join(sorted(refs)) or 'none'}"
@@ -298,13 +301,15 @@ class Pull:
 
     def _plan_pinned(self, holding: Holding, mine: Store | None, pinned: Pinned) -> None:
         """Exactly the segments that a ref names, whole, but for what was forgotten."""
-        here = {} if mine is None else {s.id: s.digest for s in mine.segments()}
+        here = {} if mine is None else {s.id: s for s in mine.segments()}
         for name, digest in pinned.items():
             if name in here:
-                if here[name] != digest:
+                if here[name].digest != digest:
                     self.tally.problems.append(
                         f"segment {name} here is not the one that was pinned"
                     )
+                else:
+                    self.tally.already_there += here[name].manifest.n_ok
                 continue
             found = self._shared(holding, [name] if name in holding.segments else [])
             if not found or found[0].manifest.digest != digest:

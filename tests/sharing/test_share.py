@@ -306,6 +306,31 @@ def test_a_damaged_segment_is_not_counted_and_its_rows_come_from_another(
     assert (again.rows, again.segments, again.bytes) == (0, 0, 0)
 
 
+def test_nothing_comes_where_tombstones_cannot_be_seen(tmp_path: Path, make: Make) -> None:
+    a, b, folder = make("a", [0, 1]), make("b"), tmp_path / "shared"
+    a.record_photos("f", ["1"], photos(1))
+    push(a, str(folder))
+    forget(a, ["1"])
+    push(a, str(folder))
+    [tombstone] = [p for p in (folder / "forgotten").iterdir() if p.name != "zarr.json"]
+    tombstone.rename(tmp_path / "moved")
+    tombstone.symlink_to(tmp_path / "moved")
+    with pytest.raises(RemoteError, match="says which photos were forgotten, and cannot be seen"):
+        pull(str(folder), b)
+
+
+def test_a_damaged_ref_is_said_to_be_damaged(tmp_path: Path, make: Make) -> None:
+    a, b, folder = make("a", [0, 1]), make("b"), tmp_path / "shared"
+    write_ref(a, "paper")
+    push(a, str(folder))
+    assert pull(str(folder), b, ref="paper").rows == 2
+    assert pull(str(folder), b, ref="paper").already_there == 2
+    path = folder / "refs" / "paper.json"
+    path.write_text(path.read_text().replace("paper", "paxer"))
+    with pytest.raises(RemoteError, match=r"refs/paper\.json .* is left out"):
+        pull(str(folder), make("c"), ref="paper")
+
+
 @pytest.mark.parametrize("what", ["folder", "manifest", "link"])
 def test_what_cannot_be_looked_at_there_is_named_and_the_rest_comes(
     what: str, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
