@@ -1,9 +1,10 @@
 """The command line: each command parses, calls one library function and prints what it returns.
 
-Here stand the commands in which the two stages meet; those that keep a cache are in
-`embedcache/commands.py`. Nothing imports this module. Heavy imports stand inside the commands, so
-that `--help` and `info` answer at once. Data goes to stdout, progress and warnings to stderr. Exit
-status: 0 done, 1 a user's error, 2 wrong usage, 130 interrupted (what was done until then is kept).
+Here stand the commands that fit heads or in which the two stages meet; those of stage one alone
+are in `embedcache/commands.py`. Nothing imports this module. Heavy imports stand inside the
+commands, so that `--help` and `info` answer at once. Data goes to stdout, progress and warnings to
+stderr. Exit status: 0 done, 1 a user's error, 2 wrong usage, 130 interrupted (what was done until
+then is kept).
 """
 
 import errno
@@ -11,38 +12,31 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from embedcache.commands import (
+    DEFAULT_BACKBONE,
     BackboneOption,
+    CacheOption,
+    DeviceOption,
     IdColumn,
     JsonOption,
     PhotoColumn,
+    PhotosPath,
+    Workers,
     commands,
+    embed_photos,
+    extract,
     open_cache,
     print_result,
     read_photos,
 )
 from embedcache.errors import EmbedcacheError, InputError
 
-if TYPE_CHECKING:
-    from embedcache.outcome import Extraction
-    from embedcache.photos import Photos
-    from embedcache.store import Cache
-
-DEFAULT_BACKBONE = "inception_v3.tf_in1k"
 SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
-
-# What is true of a command that Ctrl-C cut; extract and study commit what is done and say so.
-CUT = {
-    "push": "Interrupted: what was sent is kept. Run the same command to go on.",
-    "pull": "Interrupted: what came is kept. Run the same command to go on.",
-    "info": "Interrupted. Run the same command again.",
-    "verify": "Interrupted. Run the same command again.",
-}
 
 
 class Commands(TyperGroup):
@@ -52,7 +46,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            told = CUT.get(ctx.invoked_subcommand, "Interrupted. Run the same command to go on.")
+            told = "Interrupted: what was done is kept. Run the same command again."
             print(told, file=sys.stderr)
             raise typer.Exit(130) from None
 
@@ -68,120 +62,13 @@ app = typer.Typer(
     "light heads on them in seconds.",
 )
 
-CacheOption = Annotated[Path, typer.Option("--cache", metavar="DIR", help="The cache's folder.")]
-PhotosPath = Annotated[
-    Path, typer.Argument(metavar="PHOTOS", help="A folder, or a .csv/.parquet photo table.")
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per forward pass.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Threads that read and decode.")]
-
-
-Precision = Literal["float32", "bfloat16", "float16"]
-Decode = Literal["full", "reduced"]
-Compile = Literal["auto", "on", "off"]
 Optimizer = Literal["adam", "sgd"]
 Loss = Literal["auto", "mse", "log_loss", "binomial"]
 Start = Literal["linear", "constant"]
 Format = Literal["csv", "parquet"]
 
 
-@app.command()
-def extract(
-    photos: PhotosPath,
-    cache: CacheOption,
-    backbone: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[@face]",
-            help="A timm name, hf-hub:ID, local-dir:FOLDER or facenet:NAME; may be repeated. "
-            f"[default: {DEFAULT_BACKBONE}]",
-        ),
-    ] = None,
-    photo_column: PhotoColumn = "photo",
-    id_column: IdColumn = "photo_id",
-    batch_size: BatchSize = None,
-    precision: Annotated[Precision, typer.Option(help="Each is a spec of its own.")] = "float32",
-    device: DeviceOption = "auto",
-    workers: Workers = None,
-    decode: Annotated[
-        Decode,
-        typer.Option(help="full: every pixel, as timm. reduced: large JPEGs faster; another spec."),
-    ] = "full",
-    compile_: Annotated[
-        Compile,
-        typer.Option("--compile", help="Compile the networks; auto: when the run is long enough."),
-    ] = "auto",
-    retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
-    strict: Annotated[bool, typer.Option(help="Stop at the first photo that fails.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would do, how much, how long.")
-    ] = False,
-    remote: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Take what this shared copy has, compute the rest; 'none' for none. "
-            "[default: that of embedcache.toml]",
-        ),
-    ] = None,
-    offer: Annotated[
-        bool | None,
-        typer.Option("--offer/--no-offer", help="Give back to the shared copy as it goes."),
-    ] = None,
-    json_: JsonOption = False,
-) -> None:
-    """Embed every photo that the cache lacks; running it again is the resume."""
-    from embedcache.address import parse_address
-    from embedcache.share import destination
-    from embedcache.team import read_settings
-
-    settings = read_settings()
-    shared = {"none": None}.get(remote or "", remote or settings.remote or None)
-    if shared is not None:
-        parse_address(shared)  # a mistyped one is told of before any photo is read
-    table = read_photos(photos, photo_column=photo_column, id_column=id_column)
-    names = backbone or [DEFAULT_BACKBONE]
-    options: dict[str, Any] = {
-        "batch_size": batch_size,
-        "precision": precision,
-        "decode": decode,
-        "device": device,
-        "workers": workers,
-        "retry_failed": retry_failed,
-    }
-    if offer and shared is None:
-        raise InputError("--offer needs to know where to: add --remote URL")
-    offers = settings.offer if offer is None else offer
-    if dry_run:
-        from embedcache.display import progress_on
-        from embedcache.forecast import forecast
-
-        there = open_cache(cache) if cache.exists() else None
-        with progress_on() as progress:
-            told = forecast(
-                *(table, there),
-                backbone=names,
-                remote=shared,
-                offer=offers,
-                progress=progress,
-                **options,
-            )
-        print_result(told, json_)
-        return
-    with destination(cache) as opened:
-        found = _extract(
-            *(table, opened, names),
-            compiling=compile_,
-            strict=strict,
-            remote=shared,
-            offer=offers,
-            writer=settings.writer,
-            **options,
-        )
-    print_result(found, json_)
-    if found.interrupted:
-        raise typer.Exit(130)
+app.command()(extract)  # of stage one alone, but the first in the list
 
 
 @app.command()
@@ -341,7 +228,7 @@ def predict(
 
     def embed(_: object) -> None:
         place = backbone or place_of(opened, card["spec_digest"]) or card["backbone"]
-        if _extract(table, opened, [place], device=device, workers=workers).interrupted:
+        if embed_photos(table, opened, [place], device=device, workers=workers).interrupted:
             raise typer.Exit(130)
 
     predictions = apply(head_dir, table.ids, opened, scope=table.scope, embed=embed)
@@ -428,9 +315,6 @@ def main() -> None:
         app()
     except EmbedcacheError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        print("Interrupted. Run the same command to go on.", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # `embedcache info ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -456,7 +340,7 @@ def _study(
     )
     imported = {s.spec.architecture for s in opened.spaces() if s.spec.kind == "foreign"}
     wanted = [resolved(b.name, asked.folder) for b in asked.backbone if b.name not in imported]
-    if wanted and _extract(table, opened, wanted, device=device).interrupted:
+    if wanted and embed_photos(table, opened, wanted, device=device).interrupted:
         raise typer.Exit(130)
     results = studies.run(
         asked,
@@ -489,24 +373,6 @@ def _demo_study() -> str:
             )
     note = f'note = "{". ".join(notes)}"\n' if notes else ""
     return note + design.template("demo.toml") + rows
-
-
-def _extract(
-    photos: "Photos",
-    cache: "Cache",
-    names: list[str],
-    **options: Any,
-) -> "Extraction":
-    from embedcache.display import progress_on, stop_on_signal
-    from embedcache.extraction import extract
-
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    with stop_on_signal() as stop, progress_on() as progress:
-        return extract(
-            photos, cache, backbone=names, progress=progress, tell=tell, stop=stop, **options
-        )
 
 
 def _fail(message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The commands that keep a cache and share it: stage one alone, each one library function.
+"""The commands that fill a cache, keep it and share it: stage one alone, each one library function.
 
 `cli.py` adds them to its own (docs/decisions/004). What both need stands here too: the options that
 mean the same everywhere, and how a cache is opened, photos are read and a result is shown. Heavy
@@ -6,19 +6,26 @@ imports stand inside the commands.
 """
 
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
 
 from embedcache.errors import InputError
 
 if TYPE_CHECKING:
+    from embedcache.outcome import Extraction
     from embedcache.photos import Photos
     from embedcache.share import Moved
     from embedcache.store import Cache
 
 commands = typer.Typer()
+
+DEFAULT_BACKBONE = "inception_v3.tf_in1k"
+Precision = Literal["float32", "bfloat16", "float16"]
+Decode = Literal["full", "reduced"]
+Compile = Literal["auto", "on", "off"]
 
 CachePath = Annotated[Path, typer.Argument(metavar="DIR", help="The cache's folder.")]
 BackboneOption = Annotated[
@@ -31,6 +38,13 @@ Backbones = Annotated[
     list[str] | None,
     typer.Option("--backbone", metavar="NAME", help="Only vectors of this; may be repeated."),
 ]
+CacheOption = Annotated[Path, typer.Option("--cache", metavar="DIR", help="The cache's folder.")]
+PhotosPath = Annotated[
+    Path, typer.Argument(metavar="PHOTOS", help="A folder, or a .csv/.parquet photo table.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per forward pass.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Threads that read and decode.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -59,6 +73,122 @@ def read_photos(path: Path, *, photo_column: str, id_column: str) -> "Photos":
 
     listed = counts_on("photos found")
     return Photos.read(path, photo_column=photo_column, id_column=id_column, progress=listed)
+
+
+def embed_photos(
+    photos: "Photos",
+    cache: "Cache",
+    names: list[str],
+    **options: Any,
+) -> "Extraction":
+    """Embed what the cache lacks, with progress, until it is done or a signal comes."""
+    from embedcache.display import progress_on, stop_on_signal
+    from embedcache.extraction import extract
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    with stop_on_signal() as stop, progress_on() as progress:
+        return extract(
+            photos, cache, backbone=names, progress=progress, tell=tell, stop=stop, **options
+        )
+
+
+def extract(
+    photos: PhotosPath,
+    cache: CacheOption,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[@face]",
+            help="A timm name, hf-hub:ID, local-dir:FOLDER or facenet:NAME; may be repeated. "
+            f"[default: {DEFAULT_BACKBONE}]",
+        ),
+    ] = None,
+    photo_column: PhotoColumn = "photo",
+    id_column: IdColumn = "photo_id",
+    batch_size: BatchSize = None,
+    precision: Annotated[Precision, typer.Option(help="Each is a spec of its own.")] = "float32",
+    device: DeviceOption = "auto",
+    workers: Workers = None,
+    decode: Annotated[
+        Decode,
+        typer.Option(help="full: every pixel, as timm. reduced: large JPEGs faster; another spec."),
+    ] = "full",
+    compile_: Annotated[
+        Compile,
+        typer.Option("--compile", help="Compile the networks; auto: when the run is long enough."),
+    ] = "auto",
+    retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
+    strict: Annotated[bool, typer.Option(help="Stop at the first photo that fails.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would do, how much, how long.")
+    ] = False,
+    remote: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Take what this shared copy has, compute the rest; 'none' for none. "
+            "[default: that of embedcache.toml]",
+        ),
+    ] = None,
+    offer: Annotated[
+        bool | None,
+        typer.Option("--offer/--no-offer", help="Give back to the shared copy as it goes."),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Embed every photo that the cache lacks; running it again is the resume."""
+    from embedcache.address import parse_address
+    from embedcache.share import destination
+    from embedcache.team import read_settings
+
+    settings = read_settings()
+    shared = {"none": None}.get(remote or "", remote or settings.remote or None)
+    if shared is not None:
+        parse_address(shared)  # a mistyped one is told of before any photo is read
+    table = read_photos(photos, photo_column=photo_column, id_column=id_column)
+    names = backbone or [DEFAULT_BACKBONE]
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "precision": precision,
+        "decode": decode,
+        "device": device,
+        "workers": workers,
+        "retry_failed": retry_failed,
+    }
+    if offer and shared is None:
+        raise InputError("--offer needs to know where to: add --remote URL")
+    offers = settings.offer if offer is None else offer
+    if dry_run:
+        from embedcache.display import progress_on
+        from embedcache.forecast import forecast
+
+        there = open_cache(cache) if cache.exists() else None
+        with progress_on() as progress:
+            told = forecast(
+                *(table, there),
+                backbone=names,
+                remote=shared,
+                offer=offers,
+                progress=progress,
+                **options,
+            )
+        print_result(told, json_)
+        return
+    with destination(cache) as opened:
+        found = embed_photos(
+            *(table, opened, names),
+            compiling=compile_,
+            strict=strict,
+            remote=shared,
+            offer=offers,
+            writer=settings.writer,
+            **options,
+        )
+    print_result(found, json_)
+    if found.interrupted:
+        raise typer.Exit(130)
 
 
 @commands.command()

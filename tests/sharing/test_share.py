@@ -1,24 +1,22 @@
 """Push and pull over every kind of remote: the same rows, whole or not at all, nothing twice."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from embedcache.errors import CacheError, InputError, RemoteError
-from embedcache.remote import Denied, Patient, Remote
+from embedcache.remote import Denied, Remote
 from embedcache.share import pull, push
 from embedcache.spec import FaceCrop, foreign
 from embedcache.store import APART, Cache
 from embedcache.survey import survey, verify_remote
-from embedcache.upkeep import compact, forget, merge, verify, write_ref
+from embedcache.upkeep import compact, verify, write_ref
 from tests import remotes
 from tests.sharing.members import SPEC, Make, held
 from tests.stores import DETECTOR, faces_of, fill, model, photos
@@ -210,161 +208,6 @@ def test_a_folder_remote_is_a_cache_too(tmp_path: Path, make: Make) -> None:
         push(a, str(tmp_path / "letters"))
 
 
-def test_what_was_forgotten_does_not_come_back(remote: Remote, make: Make) -> None:
-    a, b, c = make("a", [0, 1, 2]), make("b"), make("c")
-    a.record_photos("f", ["0", "1", "2"], photos(0, 1, 2))
-    push(a, remote)
-    pull(remote, b)
-    forget(a, ["1"])
-    push(a, remote)
-    assert pull(remote, a).rows == 0
-    assert held(a) == {0, 2}
-    came = pull(remote, c)
-    assert (came.rows, came.withheld, came.tombstones) == (2, 1, 1)
-    assert held(c) == {0, 2}
-    assert pull(remote, c).rows == 0
-    told = pull(remote, b)
-    assert told.still_here == 1
-    assert f"that were forgotten: 'embedcache forget {b.path} --forgotten' removes" in str(told)
-    assert push(make("d", [1, 7]), remote).rows == 1
-
-
-def test_a_purge_removes_forgotten_rows_from_the_shared_copy(remote: Remote, make: Make) -> None:
-    a, b, c = make("a", [0, 1, 2], [3]), make("b"), make("c")
-    a.record_photos("f", ["0", "1"], photos(0, 1))
-    write_ref(a, "paper")
-    push(a, remote)
-    pull(remote, b)
-    forget(a, ["1"])
-    write_ref(a, "later")
-    before = [(entry.key, entry.size) for entry in remote.list("")]
-    would = push(a, remote, purge=True, dry_run=True)
-    assert [(entry.key, entry.size) for entry in remote.list("")] == before
-    assert "1 segments with 1 rows of forgotten photos would be removed there" in str(would)
-    assert "with 1 tombstones and 2 refs (later, paper)" in str(would)
-    did = push(a, remote, purge=True)
-    assert (did.purged, did.purged_rows) == (would.purged, would.purged_rows) == (1, 1)
-    assert (did.tombstones, did.refs) == (would.tombstones, would.refs) == (1, ("later", "paper"))
-    assert "were removed there" in str(did)
-    columns = [
-        b"".join(remote.blocks(entry.key))
-        for entry in remote.list("spaces/")
-        if "/digest/c/" in entry.key
-    ]
-    assert not any(photos(1).tobytes() in raw for raw in columns)
-    assert pull(remote, c).problems == ()
-    assert held(c) == {0, 2, 3}
-    assert pull(remote, c, ref="paper").problems == ()
-    assert push(a, remote, purge=True).purged == 0
-    assert push(b, remote).rows == 0
-    assert verify(a).clean
-    assert held(b) == {0, 1, 2, 3}
-
-
-def test_a_purge_leaves_what_a_ref_there_pins(remote: Remote, make: Make) -> None:
-    a, b = make("a", [0, 1, 2]), make("b")
-    write_ref(a, "paper")
-    push(a, remote)
-    pull(remote, b)
-    (b.path / "refs" / "paper.json").unlink()
-    b.record_photos("f", ["1"], photos(1))
-    forget(b, ["1"])
-    purged = push(b, remote, purge=True)
-    assert purged.purged == 0
-    [problem] = purged.problems
-    assert f"pull --ref paper {remote.name} {b.path}" in problem
-    assert pull(remote, make("c"), ref="paper").problems == ()
-    assert pull(remote, b, ref="paper").problems == ()
-    assert push(b, remote, purge=True).purged == 1
-    d = make("d")
-    assert pull(remote, d, ref="paper").problems == ()
-    assert held(d) == {0, 2}
-
-
-@pytest.mark.parametrize("some", [False, True])
-def test_a_damaged_segment_is_not_counted_and_its_rows_come_from_another(
-    some: bool, tmp_path: Path, make: Make
-) -> None:
-    a, b, c = make("a", [0, 1, 2], [9]), make("b", [1, 2, 3]), make("c")
-    folder = tmp_path / "shared"
-    push(a, str(folder))
-    [theirs] = b.space(SPEC).segments()  # as if both had pushed at the same moment
-    space = folder / "spaces" / SPEC.digest / "segments"
-    shutil.copytree(theirs.folder, space / theirs.id)
-    [damaged] = [s for s in a.space(SPEC).segments() if s.manifest.n_ok == 3]
-    shard = space / damaged.id / "embedding" / "c" / "0" / "0"
-    raw = bytearray(shard.read_bytes())
-    raw[:96] = bytes(byte ^ 1 for byte in raw[:96])
-    shard.write_bytes(raw)
-    wanted = photos(0, 1, 2, 9) if some else None
-    came = pull(str(folder), c, photos=wanted)
-    assert held(c) == ({1, 2, 9} if some else {1, 2, 3, 9})
-    assert came.rows == len(held(c))
-    assert came.segments == (2 if some else 3)
-    assert [damaged.id in problem for problem in came.problems] == [True]
-    again = pull(str(folder), c, photos=wanted)
-    assert (again.rows, again.segments, again.bytes) == (0, 0, 0)
-
-
-def test_nothing_comes_where_tombstones_cannot_be_seen(tmp_path: Path, make: Make) -> None:
-    a, b, folder = make("a", [0, 1]), make("b"), tmp_path / "shared"
-    a.record_photos("f", ["1"], photos(1))
-    push(a, str(folder))
-    forget(a, ["1"])
-    push(a, str(folder))
-    [tombstone] = [p for p in (folder / "forgotten").iterdir() if p.name != "zarr.json"]
-    tombstone.rename(tmp_path / "moved")
-    tombstone.symlink_to(tmp_path / "moved")
-    with pytest.raises(RemoteError, match="says which photos were forgotten, and cannot be seen"):
-        pull(str(folder), b)
-
-
-def test_a_damaged_ref_is_said_to_be_damaged(tmp_path: Path, make: Make) -> None:
-    a, b, folder = make("a", [0, 1]), make("b"), tmp_path / "shared"
-    write_ref(a, "paper")
-    push(a, str(folder))
-    assert pull(str(folder), b, ref="paper").rows == 2
-    assert pull(str(folder), b, ref="paper").already_there == 2
-    path = folder / "refs" / "paper.json"
-    path.write_text(path.read_text().replace("paper", "paxer"))
-    with pytest.raises(RemoteError, match=r"refs/paper\.json .* is left out"):
-        pull(str(folder), make("c"), ref="paper")
-
-
-@pytest.mark.parametrize("what", ["folder", "manifest", "link"])
-def test_what_cannot_be_looked_at_there_is_named_and_the_rest_comes(
-    what: str, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    a, b, folder = make("a", [0, 1], [2]), make("b"), tmp_path / "shared"
-    push(a, str(folder))
-    [closed] = [s for s in a.space(SPEC).segments() if s.manifest.n_ok == 2]
-    place = folder / "spaces" / SPEC.digest / "segments" / closed.id
-    if what == "link":
-        place.rename(tmp_path / "moved")
-        place.symlink_to(tmp_path / "moved")
-    refused = place / "manifest.json" if what == "manifest" else place
-
-    def guarded(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(path: Any, *more: Any, **options: Any) -> Any:
-            folder_fd = options.get("dir_fd")
-            within = "" if folder_fd is None else os.readlink(f"/proc/self/fd/{folder_fd}")
-            if what != "link" and not isinstance(path, int) and Path(within, path) == refused:
-                raise PermissionError(13, "Permission denied", str(path))
-            return real(path, *more, **options)
-
-        return call
-
-    monkeypatch.setattr(os, "open", guarded(os.open))
-    monkeypatch.setattr(os, "scandir", guarded(os.scandir))
-    found = verify_remote(str(folder))
-    assert not found.clean
-    assert found.segments == 1
-    assert closed.id in str(found)
-    came = pull(str(folder), b)
-    assert held(b) == {2}
-    assert [closed.id in problem for problem in came.problems] == [True]
-
-
 def test_progress_counts_the_bytes(remote: Remote, make: Make) -> None:
     a, b = make("a", list(range(200))), make("b")
     seen: list[tuple[int, int]] = []
@@ -420,47 +263,6 @@ def test_several_objects_move_at_once_and_a_manifest_comes_last(remote: Remote, 
     assert watched.most > 3
 
 
-def test_a_merge_obeys_what_was_forgotten(tmp_path: Path, make: Make) -> None:
-    a, b, shared = make("a", [0, 1, 2]), make("b"), tmp_path / "shared"
-    push(a, str(shared))
-    a.record_photos("f", ["1"], photos(1))
-    forget(a, ["1"])
-    push(a, str(shared))
-    merge(b, [Cache.open(shared)])
-    assert held(b) == {0, 2}
-    merge(a, [make("c", [1, 5])])
-    assert held(a) == {0, 2, 5}
-
-
-def test_a_missing_file_there_is_mended_by_the_next_push(remote: Remote, make: Make) -> None:
-    a, b = make("a", [0, 1, 2]), make("b")
-    push(a, remote)
-    [shard] = [e.key for e in remote.list("spaces/") if "/embedding/c/" in e.key]
-    if isinstance(remote, Patient):
-        remote.delete(shard)
-    else:
-        _remove(remote, shard)
-    assert pull(remote, b).problems
-    assert "lacked 1 files" in str(push(a, remote))
-    mended = pull(remote, b)
-    assert (mended.rows, mended.problems) == (3, ())
-
-
-def test_a_segment_there_that_lost_its_manifest_is_pushed_again(remote: Remote, make: Make) -> None:
-    a, b = make("a", [0, 1, 2]), make("b")
-    push(a, remote)
-    [manifest] = [e.key for e in remote.list("spaces/") if e.key.endswith("manifest.json")]
-    if isinstance(remote, Patient):
-        remote.delete(manifest)
-    else:
-        _remove(remote, manifest)
-    assert pull(remote, b).rows == 0
-    push(a, remote)
-    came = pull(remote, b)
-    assert (came.rows, came.problems) == (3, ())
-    assert verify_remote(remote).clean
-
-
 def test_a_pull_that_has_no_room_says_so_first(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, remote = make("a", [0, 1]), make("b"), remotes.memory()
     push(a, remote)
@@ -468,14 +270,6 @@ def test_a_pull_that_has_no_room_says_so_first(make: Make, monkeypatch: pytest.M
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(CacheError, match="has room for 10"):
         pull(remote, b)
-
-
-def _remove(remote: Remote, key: str) -> None:
-    path = Path(remote.name) / key
-    if path.exists():
-        path.unlink()
-    else:
-        remote.delete(key)
 
 
 def test_a_member_without_rights_to_faces_gets_the_rest(make: Make) -> None:

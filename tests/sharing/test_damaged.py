@@ -1,0 +1,125 @@
+"""A shared copy that is damaged, lacks files or cannot be seen: told, left out, mended."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedcache.errors import RemoteError
+from embedcache.remote import Patient, Remote
+from embedcache.share import pull, push
+from embedcache.survey import verify_remote
+from embedcache.upkeep import write_ref
+from tests.sharing.members import SPEC, Make, held
+from tests.stores import photos
+
+
+@pytest.mark.parametrize("some", [False, True])
+def test_a_damaged_segment_is_not_counted_and_its_rows_come_from_another(
+    some: bool, tmp_path: Path, make: Make
+) -> None:
+    a, b, c = make("a", [0, 1, 2], [9]), make("b", [1, 2, 3]), make("c")
+    folder = tmp_path / "shared"
+    push(a, str(folder))
+    [theirs] = b.space(SPEC).segments()  # as if both had pushed at the same moment
+    space = folder / "spaces" / SPEC.digest / "segments"
+    shutil.copytree(theirs.folder, space / theirs.id)
+    [damaged] = [s for s in a.space(SPEC).segments() if s.manifest.n_ok == 3]
+    shard = space / damaged.id / "embedding" / "c" / "0" / "0"
+    raw = bytearray(shard.read_bytes())
+    raw[:96] = bytes(byte ^ 1 for byte in raw[:96])
+    shard.write_bytes(raw)
+    wanted = photos(0, 1, 2, 9) if some else None
+    came = pull(str(folder), c, photos=wanted)
+    assert held(c) == ({1, 2, 9} if some else {1, 2, 3, 9})
+    assert came.rows == len(held(c))
+    assert came.segments == (2 if some else 3)
+    assert [damaged.id in problem for problem in came.problems] == [True]
+    again = pull(str(folder), c, photos=wanted)
+    assert (again.rows, again.segments, again.bytes) == (0, 0, 0)
+
+
+def test_a_damaged_ref_is_said_to_be_damaged(tmp_path: Path, make: Make) -> None:
+    a, b, folder = make("a", [0, 1]), make("b"), tmp_path / "shared"
+    write_ref(a, "paper")
+    push(a, str(folder))
+    assert pull(str(folder), b, ref="paper").rows == 2
+    assert pull(str(folder), b, ref="paper").already_there == 2
+    path = folder / "refs" / "paper.json"
+    path.write_text(path.read_text().replace("paper", "paxer"))
+    with pytest.raises(RemoteError, match=r"refs/paper\.json .* is left out"):
+        pull(str(folder), make("c"), ref="paper")
+
+
+@pytest.mark.parametrize("what", ["folder", "manifest", "link"])
+def test_what_cannot_be_looked_at_there_is_named_and_the_rest_comes(
+    what: str, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, folder = make("a", [0, 1], [2]), make("b"), tmp_path / "shared"
+    push(a, str(folder))
+    [closed] = [s for s in a.space(SPEC).segments() if s.manifest.n_ok == 2]
+    place = folder / "spaces" / SPEC.digest / "segments" / closed.id
+    if what == "link":
+        place.rename(tmp_path / "moved")
+        place.symlink_to(tmp_path / "moved")
+    refused = place / "manifest.json" if what == "manifest" else place
+
+    def guarded(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *more: Any, **options: Any) -> Any:
+            folder_fd = options.get("dir_fd")
+            within = "" if folder_fd is None else os.readlink(f"/proc/self/fd/{folder_fd}")
+            if what != "link" and not isinstance(path, int) and Path(within, path) == refused:
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *more, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "open", guarded(os.open))
+    monkeypatch.setattr(os, "scandir", guarded(os.scandir))
+    found = verify_remote(str(folder))
+    assert not found.clean
+    assert found.segments == 1
+    assert closed.id in str(found)
+    came = pull(str(folder), b)
+    assert held(b) == {2}
+    assert [closed.id in problem for problem in came.problems] == [True]
+
+
+def test_a_missing_file_there_is_mended_by_the_next_push(remote: Remote, make: Make) -> None:
+    a, b = make("a", [0, 1, 2]), make("b")
+    push(a, remote)
+    [shard] = [e.key for e in remote.list("spaces/") if "/embedding/c/" in e.key]
+    if isinstance(remote, Patient):
+        remote.delete(shard)
+    else:
+        _remove(remote, shard)
+    assert pull(remote, b).problems
+    assert "lacked 1 files" in str(push(a, remote))
+    mended = pull(remote, b)
+    assert (mended.rows, mended.problems) == (3, ())
+
+
+def test_a_segment_there_that_lost_its_manifest_is_pushed_again(remote: Remote, make: Make) -> None:
+    a, b = make("a", [0, 1, 2]), make("b")
+    push(a, remote)
+    [manifest] = [e.key for e in remote.list("spaces/") if e.key.endswith("manifest.json")]
+    if isinstance(remote, Patient):
+        remote.delete(manifest)
+    else:
+        _remove(remote, manifest)
+    assert pull(remote, b).rows == 0
+    push(a, remote)
+    came = pull(remote, b)
+    assert (came.rows, came.problems) == (3, ())
+    assert verify_remote(remote).clean
+
+
+def _remove(remote: Remote, key: str) -> None:
+    path = Path(remote.name) / key
+    if path.exists():
+        path.unlink()
+    else:
+        remote.delete(key)

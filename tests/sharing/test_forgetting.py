@@ -1,0 +1,109 @@
+"""What was forgotten is obeyed by pulls, pushes and merges, and goes from the shared copy."""
+
+from pathlib import Path
+
+import pytest
+
+from embedcache.errors import RemoteError
+from embedcache.remote import Remote
+from embedcache.share import pull, push
+from embedcache.store import Cache
+from embedcache.upkeep import forget, merge, verify, write_ref
+from tests.sharing.members import Make, held
+from tests.stores import photos
+
+
+def test_what_was_forgotten_does_not_come_back(remote: Remote, make: Make) -> None:
+    a, b, c = make("a", [0, 1, 2]), make("b"), make("c")
+    a.record_photos("f", ["0", "1", "2"], photos(0, 1, 2))
+    push(a, remote)
+    pull(remote, b)
+    forget(a, ["1"])
+    push(a, remote)
+    assert pull(remote, a).rows == 0
+    assert held(a) == {0, 2}
+    came = pull(remote, c)
+    assert (came.rows, came.withheld, came.tombstones) == (2, 1, 1)
+    assert held(c) == {0, 2}
+    assert pull(remote, c).rows == 0
+    told = pull(remote, b)
+    assert told.still_here == 1
+    assert f"that were forgotten: 'embedcache forget {b.path} --forgotten' removes" in str(told)
+    assert push(make("d", [1, 7]), remote).rows == 1
+
+
+def test_a_purge_removes_forgotten_rows_from_the_shared_copy(remote: Remote, make: Make) -> None:
+    a, b, c = make("a", [0, 1, 2], [3]), make("b"), make("c")
+    a.record_photos("f", ["0", "1"], photos(0, 1))
+    write_ref(a, "paper")
+    push(a, remote)
+    pull(remote, b)
+    forget(a, ["1"])
+    write_ref(a, "later")
+    before = [(entry.key, entry.size) for entry in remote.list("")]
+    would = push(a, remote, purge=True, dry_run=True)
+    assert [(entry.key, entry.size) for entry in remote.list("")] == before
+    assert "1 segments with 1 rows of forgotten photos would be removed there" in str(would)
+    assert "with 1 tombstones and 2 refs (later, paper)" in str(would)
+    did = push(a, remote, purge=True)
+    assert (did.purged, did.purged_rows) == (would.purged, would.purged_rows) == (1, 1)
+    assert (did.tombstones, did.refs) == (would.tombstones, would.refs) == (1, ("later", "paper"))
+    assert "were removed there" in str(did)
+    columns = [
+        b"".join(remote.blocks(entry.key))
+        for entry in remote.list("spaces/")
+        if "/digest/c/" in entry.key
+    ]
+    assert not any(photos(1).tobytes() in raw for raw in columns)
+    assert pull(remote, c).problems == ()
+    assert held(c) == {0, 2, 3}
+    assert pull(remote, c, ref="paper").problems == ()
+    assert push(a, remote, purge=True).purged == 0
+    assert push(b, remote).rows == 0
+    assert verify(a).clean
+    assert held(b) == {0, 1, 2, 3}
+
+
+def test_a_purge_leaves_what_a_ref_there_pins(remote: Remote, make: Make) -> None:
+    a, b = make("a", [0, 1, 2]), make("b")
+    write_ref(a, "paper")
+    push(a, remote)
+    pull(remote, b)
+    (b.path / "refs" / "paper.json").unlink()
+    b.record_photos("f", ["1"], photos(1))
+    forget(b, ["1"])
+    purged = push(b, remote, purge=True)
+    assert purged.purged == 0
+    [problem] = purged.problems
+    assert f"pull --ref paper {remote.name} {b.path}" in problem
+    assert pull(remote, make("c"), ref="paper").problems == ()
+    assert pull(remote, b, ref="paper").problems == ()
+    assert push(b, remote, purge=True).purged == 1
+    d = make("d")
+    assert pull(remote, d, ref="paper").problems == ()
+    assert held(d) == {0, 2}
+
+
+def test_nothing_comes_where_tombstones_cannot_be_seen(tmp_path: Path, make: Make) -> None:
+    a, b, folder = make("a", [0, 1]), make("b"), tmp_path / "shared"
+    a.record_photos("f", ["1"], photos(1))
+    push(a, str(folder))
+    forget(a, ["1"])
+    push(a, str(folder))
+    [tombstone] = [p for p in (folder / "forgotten").iterdir() if p.name != "zarr.json"]
+    tombstone.rename(tmp_path / "moved")
+    tombstone.symlink_to(tmp_path / "moved")
+    with pytest.raises(RemoteError, match="says which photos were forgotten, and cannot be seen"):
+        pull(str(folder), b)
+
+
+def test_a_merge_obeys_what_was_forgotten(tmp_path: Path, make: Make) -> None:
+    a, b, shared = make("a", [0, 1, 2]), make("b"), tmp_path / "shared"
+    push(a, str(shared))
+    a.record_photos("f", ["1"], photos(1))
+    forget(a, ["1"])
+    push(a, str(shared))
+    merge(b, [Cache.open(shared)])
+    assert held(b) == {0, 2}
+    merge(a, [make("c", [1, 5])])
+    assert held(a) == {0, 2, 5}
