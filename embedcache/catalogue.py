@@ -118,6 +118,11 @@ class Holding:
     def kind(self) -> Kind:
         return KINDS[self.root]
 
+    @property
+    def unfinished(self) -> int:
+        """Listed segments without a manifest."""
+        return sum(MANIFEST not in files for files in self.segments.values())
+
 
 class Catalogue:
     """A remote's listing, fetched once. problems: what was refused, one text each."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.errors import InputError, NoSuchSpace
 from embedcache.spec import MAX_DIM, Json, foreign
-from embedcache.store import Cache, Space
+from embedcache.store import Cache, Space, without_ids
 
 U8 = NDArray[np.uint8]
 
@@ -102,6 +102,8 @@ def export(
     found = space.status(digests) == 1
     kept = [name for name, there in zip(names, found, strict=True) if there]
     digests = digests[found]
+    if not kept and not cache.some_ids(1):
+        raise NoSuchSpace(without_ids(cache, space))
     if not kept:
         raise NoSuchSpace(
             f"none of the {len(names):,} photo ids has a vector of {backbone!r} in {cache.path}"

@@ -403,3 +403,13 @@ def _attributes(raw: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError, KeyError, TypeError):
         return None
     return ours if isinstance(ours, dict) else None
+
+
+def without_ids(cache: Cache, space: Space) -> str:
+    """What to say of a cache whose rows have no photo ids, as after a pull."""
+    return (
+        f"{cache.path} has vectors but no photo ids, which stay home when vectors are shared. Run "
+        f"'embedcache extract PHOTOS --cache {cache.path} --backbone "
+        f"{next(iter(space.names), 'NAME')}' once: it embeds nothing that is there, and gives the "
+        f"rows their ids. Or 'embedcache pull --with-ids URL {cache.path}', if they were sent"
+    )

@@ -83,17 +83,18 @@ class Survey:
         if self.tombstones:
             lines.append(f"{self.tombstones} tombstones: photos that were forgotten")
         if self.unfinished:
-            lines.append(f"{self.unfinished} segments are being pushed, or were cut off")
+            lines.append(_unfinished(self.unfinished))
         return "\n".join([*lines, *self.notes, *(f"problem: {text}" for text in self.problems)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What reading every byte of a shared copy found."""
+    """What reading every byte of a shared copy found. unfinished: segments without a manifest."""
 
     remote: str
     segments: int
     bytes: int
+    unfinished: int
     findings: tuple[str, ...]
 
     @property
@@ -106,6 +107,7 @@ class Checked:
             "remote": self.remote,
             "segments": self.segments,
             "bytes": self.bytes,
+            "unfinished": self.unfinished,
             "findings": list(self.findings),
         }
 
@@ -115,6 +117,8 @@ class Checked:
             + ("as they were written" if self.clean else f"read, {len(self.findings)} problems"),
             *(f"  {text}" for text in self.findings),
         ]
+        if self.unfinished:
+            lines.append(_unfinished(self.unfinished))
         if not self.clean:
             lines.append(
                 "To mend a segment, remove its folder there and push again from a cache that holds "
@@ -136,7 +140,7 @@ def survey(remote: Remote | str) -> Survey:
                 except Denied:
                     catalogue.locked(root)
                     continue
-                unfinished += sum("manifest.json" not in f for f in holding.segments.values())
+                unfinished += holding.unfinished
                 if found:
                     spaces.append(_counted(root, digest, found))
     return Survey(
@@ -154,13 +158,14 @@ def verify_remote(remote: Remote | str) -> Checked:
     """Read every file of every segment of a shared copy against its manifest; keeps nothing."""
     catalogue = Catalogue(open_remote(remote) if isinstance(remote, str) else remote)
     catalogue.require()
-    n_segments = n_bytes = 0
+    n_segments = n_bytes = unfinished = 0
     findings: list[str] = []
     there: set[str] = set()
     with workers() as pool:
         for root in ROOTS:
             for holding in catalogue.holdings(root).values():
                 catalogue.check_groups(holding)
+                unfinished += holding.unfinished
                 if root != "photos":
                     described = catalogue.detector if root == "faces" else catalogue.spec
                     try:
@@ -195,8 +200,13 @@ def verify_remote(remote: Remote | str) -> Checked:
         remote=catalogue.remote.name,
         segments=n_segments,
         bytes=n_bytes,
+        unfinished=unfinished,
         findings=tuple(text.removesuffix(advice(catalogue.remote)).rstrip(". ") for text in told),
     )
+
+
+def _unfinished(n: int) -> str:
+    return f"{n} segments have no manifest: they are being pushed, or lost it; push again"
 
 
 def _segments(catalogue: Catalogue, holding: Holding, pool: ThreadPoolExecutor) -> list[Shared]:

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from embedcache.errors import LabelsError
 from embedcache.spec import Json, Spec
-from embedcache.store import OK, Cache, Space
+from embedcache.store import OK, Cache, Space, without_ids
 from heads import split
 from heads.targets import Floats, Task, are_counts, parse_targets, parse_weights, strata_of
 
@@ -409,13 +409,7 @@ def _no_match(
         return f"no labelled photo has a vector: {told}. Run 'embedcache extract' for this backbone"
     held = ", ".join(map(repr, cache.some_ids(3)))
     if not held:
-        return (
-            f"{cache.path} has vectors but no photo ids, which stay home when vectors are shared. "
-            f"Run 'embedcache extract PHOTOS --cache {cache.path} --backbone "
-            f"{next(iter(space.names), 'NAME')}' once: it embeds nothing that is there, and gives "
-            f"the rows their ids. Or 'embedcache pull --with-ids URL {cache.path}', if they were "
-            "sent"
-        )
+        return without_ids(cache, space)
     return (
         f"none of the {len(ids)} ids of the label table is in the cache. The table has ids like "
         f"{label_ids}; the cache has {held}. Name the matching column with --id-column"

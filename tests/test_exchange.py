@@ -61,6 +61,13 @@ def test_an_export_of_nothing_is_refused(cache: Cache, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
 
 
+def test_an_export_of_rows_without_ids_says_how_they_get_them(tmp_path: Path) -> None:
+    pulled = Cache.open(tmp_path / "b", create=True)
+    fill(pulled.space(foreign("net", 8), create=True), photos(1))
+    with pytest.raises(NoSuchSpace, match="has vectors but no photo ids"):
+        export(pulled, "net", tmp_path / "F.npy")
+
+
 def test_a_failed_export_leaves_the_old_file(cache: Cache, tmp_path: Path) -> None:
     export(cache, "net", tmp_path / "F.npy")
     before = (tmp_path / "F.npy").read_bytes()

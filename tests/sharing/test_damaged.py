@@ -111,6 +111,8 @@ def test_a_segment_there_that_lost_its_manifest_is_pushed_again(remote: Remote, 
     else:
         _remove(remote, manifest)
     assert pull(remote, b).rows == 0
+    lost = verify_remote(remote)
+    assert (lost.segments, lost.unfinished, lost.clean) == (0, 1, True)
     push(a, remote)
     came = pull(remote, b)
     assert (came.rows, came.problems) == (3, ())
