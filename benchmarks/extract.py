@@ -38,7 +38,7 @@ from embedcache.extraction import extract
 from embedcache.lanes import Lanes
 from embedcache.pace import Pace
 from embedcache.photos import Photos
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]

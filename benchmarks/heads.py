@@ -38,9 +38,9 @@ if __name__ == "heads":
 
 from benchmarks import plain_loop  # noqa: E402
 from benchmarks.plain_loop import BATCH, HIDDEN  # noqa: E402
-from embedcache.faces_table import Faces  # noqa: E402
 from embedcache.spec import foreign  # noqa: E402
-from embedcache.store import Cache  # noqa: E402
+from embedcache.store.cache import Cache  # noqa: E402
+from embedcache.store.faces import Faces  # noqa: E402
 from heads import dataset, fit, linear  # noqa: E402
 from heads.dataset import Dataset, from_arrays  # noqa: E402
 from heads.head import Layer  # noqa: E402

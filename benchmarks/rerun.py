@@ -25,7 +25,7 @@ from benchmarks.rounds import medians
 from embedcache.backbones import Backbone, load
 from embedcache.extraction import extract
 from embedcache.photos import Photos
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 
 PER_FOLDER = 500
 LONG_AGO = time.time() - 86_400

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.rounds import medians
 from embedcache.share import pull, push
 from embedcache.spec import foreign
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from tests import remotes
 from tests.stores import photos
 

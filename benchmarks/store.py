@@ -27,9 +27,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.rounds import medians
 from embedcache import disk
-from embedcache.index import Table
 from embedcache.spec import foreign
-from embedcache.store import Cache, Space
+from embedcache.store.cache import Cache
+from embedcache.store.index import Table
+from embedcache.store.space import Space
 from embedcache.upkeep import compact
 
 WRITE_ROWS = 256

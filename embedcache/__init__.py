@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from embedcache.extraction import extract
     from embedcache.photos import Photos
-    from embedcache.store import Cache
+    from embedcache.store.cache import Cache
 
 __all__ = ["Cache", "Photos", "extract"]
 __version__ = "0.1.0"

@@ -19,20 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.audit import check_segment
 from embedcache.catalogue import Catalogue, Shared, wrong_bytes
 from embedcache.errors import Damaged
 from embedcache.remote import BLOCK_BYTES, SMALL_BYTES, Remote
 from embedcache.screen import Screen, ShardScreen
-from embedcache.segment import MANIFEST, Segment
-from embedcache.shard import (
-    CRC_BYTES,
-    Geometry,
-    crc32c,
-    crc_of_rows,
-    shard_name,
-    split_by_chunk,
-)
+from embedcache.store.check import check_segment
+from embedcache.store.checksums import CRC_BYTES, crc32c, crc_of_rows
+from embedcache.store.manifest import MANIFEST
+from embedcache.store.segment import Segment
+from embedcache.store.shard import Geometry, shard_name, split_by_chunk
 
 T = TypeVar("T")
 F32 = NDArray[np.float32]

@@ -3,47 +3,43 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache import disk, journal
+from embedcache import disk
 from embedcache.errors import CacheError, Damaged, EmbedcacheError
 from embedcache.findings import REWRITTEN, Finding, Report
-from embedcache.index import repeats
-from embedcache.manifest import HEX_DIGEST, SEGMENT_ID, Kind
-from embedcache.photo_ids import read_pairs, scope_key
-from embedcache.reader import read_rows
-from embedcache.refs import read_ref
-from embedcache.segment import FAILED, MANIFEST, OK, Segment, read_segment
-from embedcache.shard import crc_of_rows, encode_document, group_document, hash_file
-from embedcache.space import faces_of
 from embedcache.spec import Json
-from embedcache.store import (
+from embedcache.store.cache import Cache
+from embedcache.store.check import check_segment
+from embedcache.store.columns import Kind
+from embedcache.store.index import repeats
+from embedcache.store.layout import (
     APART,
     FOLDERS,
+    KINDS,
     PARTS,
-    Cache,
     check_group,
     face_digest,
     read_attributes,
     refuse_links,
     root_document,
 )
-from embedcache.tombstones import FOLDER as TOMBSTONES
-from embedcache.tombstones import Tombstones, forgotten, newer, read_tombstone
+from embedcache.store.manifest import HEX_DIGEST, SEGMENT_ID
+from embedcache.store.photo_ids import read_pairs
+from embedcache.store.reader import read_rows
+from embedcache.store.refs import read_ref
+from embedcache.store.segment import Segment, read_segment
+from embedcache.store.tombstones import FOLDER as TOMBSTONES
+from embedcache.store.tombstones import Tombstones, forgotten, newer, read_tombstone
+from embedcache.store.zarr_json import encode_document, group_document
 
 U8 = NDArray[np.uint8]
 
 BLOCK_ROWS = 1024
-KINDS: dict[str, Kind] = {
-    "spaces": "vectors",
-    APART: "vectors",
-    "faces": "faces",
-    "photos": "photos",
-}
 
 
 def verify(cache: Cache | Path | str, *, repair: bool = False) -> Report:
@@ -341,76 +337,6 @@ class _Audit:
         return path.relative_to(self.root).as_posix()
 
 
-def check_segment(
-    segment: Segment, report: Report | None = None, *, row_crcs: NDArray[np.uint32] | None = None
-) -> None:
-    """Read a whole segment: every file against the manifest, every CRC, every count, every row.
-
-    row_crcs: of every good row as the caller saw it, who has just compared every file with its
-        sha256 and every chunk with its CRC, and found all numbers finite. Rows are not read again.
-    Raises Damaged for the first thing that is wrong.
-    """
-    manifest = segment.manifest
-    manifest.check_files()
-    found = set(_files(segment.folder))
-    for path in sorted(found - manifest.files.keys() - {MANIFEST}):
-        raise Damaged(f"{path} is not in its manifest")
-    for path, (size, digest) in manifest.files.items():
-        if path not in found:
-            raise Damaged(f"{path} is missing")
-        fd = disk.open_inside(segment.folder, path)
-        try:
-            if os.fstat(fd).st_size != size:
-                raise Damaged(f"{path} has {os.fstat(fd).st_size:,} bytes, not {size:,}")
-            if row_crcs is None and hash_file(fd)[0] != digest:
-                raise Damaged(f"{path} is not what was written (its sha256 differs)")
-        finally:
-            os.close(fd)
-    columns = segment.columns()
-    if "status" in columns:
-        expected = np.repeat(
-            np.array([OK, FAILED], np.uint8), [manifest.n_ok, manifest.n_rows - manifest.n_ok]
-        )
-        if not np.array_equal(columns["status"], expected):
-            raise Damaged("its statuses do not fit its counts")
-        segment.reasons()
-    if manifest.kind == "photos":
-        read_pairs(segment)
-        if manifest.space != scope_key(manifest.name):
-            raise Damaged("it does not belong to its scope")
-    elif manifest.kind == "faces":
-        faces_of(segment, columns)
-    elif row_crcs is None:
-        _check_rows(segment, columns["row_crc"])
-    elif not np.array_equal(row_crcs, columns["row_crc"]):
-        raise Damaged("a row of it fails its own CRC32C")
-    if report is not None:
-        report.files += len(manifest.files) + 1
-        report.bytes_read += manifest.bytes_on_disk
-        report.rows += manifest.n_rows
-
-
-def _check_rows(segment: Segment, row_crcs: NDArray[np.uint32]) -> None:
-    """Every chunk of `embedding` under its CRC, every row under its own, and all finite."""
-    geometry = segment.manifest.geometry
-    assert geometry is not None
-    columns = {"row_crc": row_crcs}
-    expected = {
-        f"embedding/c/{shard}/0" for shard in range(geometry.n_shards(segment.manifest.n_ok))
-    }
-    if expected != {path for path in segment.manifest.files if path.startswith("embedding/c/")}:
-        raise Damaged("its shard files do not fit its rows")
-    step = geometry.rows_per_chunk
-    block = np.empty((step, geometry.dim), dtype="<f4")
-    for start in range(0, segment.manifest.n_ok, step):
-        rows = np.arange(start, min(start + step, segment.manifest.n_ok))
-        part = (segment, columns, rows, rows - start)
-        read_rows([part], block, n_rows=len(rows))
-        wrong = np.flatnonzero(crc_of_rows(block[: len(rows)]) != row_crcs[rows])
-        if len(wrong):
-            raise Damaged(f"row {rows[wrong[0]]} fails its own CRC32C")
-
-
 def _rows_at(segments: Sequence[Segment], places: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
     geometry = segments[places[0][0]].manifest.geometry
     assert geometry is not None
@@ -423,19 +349,3 @@ def _rows_at(segments: Sequence[Segment], places: Sequence[tuple[int, int]]) -> 
         columns = {"row_crc": segment.column("row_crc")}
         read_rows([(segment, columns, row[slots], slots)], out, n_rows=len(slots))
     return out
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """Files of a segment, relative; Damaged for a link. What its writer left is not counted."""
-    waiting = [""]
-    while waiting:
-        here = waiting.pop()
-        with os.scandir(folder / here) as entries:
-            for entry in entries:
-                path = here + entry.name
-                if not entry.is_dir():
-                    yield path
-                elif entry.is_symlink():
-                    raise Damaged(f"{folder / path} is a link: refused")
-                elif entry.name != journal.FOLDER and not entry.name.startswith(".old-"):
-                    waiting.append(f"{path}/")

@@ -21,22 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.audit import KINDS
 from embedcache.errors import CacheError, EmbedcacheError, RemoteError
-from embedcache.manifest import COLUMNS, ITEM_BYTES, MAX_MANIFEST_BYTES, Kind, Manifest, own_digest
-from embedcache.refs import MAX_REF_BYTES, Pins, parse_ref
 from embedcache.remote import UNSEEN, Denied, Entry, Remote, Unreachable, read_small
-from embedcache.segment import MANIFEST, Segment, column_path, split_text
-from embedcache.shard import (
-    CRC_BYTES,
-    encode_document,
-    group_document,
-    shard_name,
-)
 from embedcache.spec import Json, Spec
-from embedcache.store import APART, MAX_DOCUMENT_BYTES, face_digest, root_document
-from embedcache.tombstones import MAX_BYTES as MAX_TOMBSTONE_BYTES
-from embedcache.tombstones import Tombstones, parse_tombstone
+from embedcache.store.checksums import CRC_BYTES
+from embedcache.store.columns import COLUMNS, ITEM_BYTES, Kind, column_path, split_text
+from embedcache.store.layout import APART, KINDS, MAX_DOCUMENT_BYTES, face_digest, root_document
+from embedcache.store.manifest import MANIFEST, Manifest
+from embedcache.store.refs import MAX_REF_BYTES, Pins, parse_ref
+from embedcache.store.sealed import MAX_MANIFEST_BYTES, own_digest
+from embedcache.store.segment import Segment
+from embedcache.store.shard import shard_name
+from embedcache.store.tombstones import MAX_BYTES as MAX_TOMBSTONE_BYTES
+from embedcache.store.tombstones import Tombstones, parse_tombstone
+from embedcache.store.zarr_json import encode_document, group_document
 
 U8 = NDArray[np.uint8]
 

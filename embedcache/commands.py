@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from embedcache.outcome import Extraction
     from embedcache.photos import Photos
     from embedcache.share import Moved
-    from embedcache.store import Cache
+    from embedcache.store.cache import Cache
 
 commands = typer.Typer()
 
@@ -61,7 +61,7 @@ def print_result(result: Printable, as_json: bool) -> None:
 
 def open_cache(path: Path, *, create: bool = False, ref: str | None = None) -> "Cache":
     """The cache in a folder, as a ref pins it where one is named."""
-    from embedcache.store import Cache
+    from embedcache.store.cache import Cache
 
     return Cache.open(path, create=create, ref=ref)
 

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.forgetting import replace_segment
-from embedcache.refs import pinned_segments
-from embedcache.segment import Segment
-from embedcache.space import FaceSpace
 from embedcache.spec import Json
-from embedcache.store import APART, PARTS, Cache
-from embedcache.tombstones import Tombstones, forgotten, newer, read_tombstones
+from embedcache.store.cache import Cache
+from embedcache.store.layout import APART, PARTS
+from embedcache.store.refs import pinned_segments
+from embedcache.store.salvage import collect
+from embedcache.store.segment import Segment
+from embedcache.store.space import FaceSpace
+from embedcache.store.tombstones import Tombstones, forgotten, newer, read_tombstones
 from embedcache.transfer import Store, rewrite
-from embedcache.writer import collect
 
 COMPACT_ROWS = 262_144
 COMPACT_BYTES = 64 << 20

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.errors import InputError, NoSuchSpace
 from embedcache.spec import MAX_DIM, Json, foreign
-from embedcache.store import Cache, Space, without_ids
+from embedcache.store.cache import Cache, without_ids
+from embedcache.store.space import Space
 
 U8 = NDArray[np.uint8]
 

@@ -23,7 +23,7 @@ from embedcache.pipeline import Pipeline
 from embedcache.plan import plan
 from embedcache.prefetch import Gate, prefetch
 from embedcache.provenance import remember_places
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from embedcache.team import Upstream
 
 Compile = Literal["auto", "on", "off"]

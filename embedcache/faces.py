@@ -17,7 +17,7 @@ from PIL import Image
 
 from embedcache import images
 from embedcache.spec import Json, canonical_json
-from embedcache.store import Faces
+from embedcache.store.faces import Faces
 
 VERSION = "mtcnn-1"
 _BATCH_PIXELS = 8_000_000  # photos detected together; about 25 bytes of memory for each

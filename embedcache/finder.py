@@ -10,7 +10,10 @@ from PIL import Image
 
 from embedcache.provenance import about
 from embedcache.sink import Sink, Writer
-from embedcache.store import OK, Cache, Faces, FaceSpace
+from embedcache.store.cache import Cache
+from embedcache.store.columns import OK
+from embedcache.store.faces import Faces
+from embedcache.store.space import FaceSpace
 
 if TYPE_CHECKING:
     from embedcache.faces import Detector

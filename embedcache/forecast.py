@@ -22,9 +22,9 @@ from embedcache.outcome import Progress
 from embedcache.photos import Photos
 from embedcache.plan import Plan, plan
 from embedcache.remote import Remote
-from embedcache.space import Space
 from embedcache.spec import Json
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
+from embedcache.store.space import Space
 from embedcache.team import Upstream, subset
 
 SAMPLE = 24

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError
-from embedcache.manifest import replacement_id
-from embedcache.photo_ids import read_pairs, write_pairs
-from embedcache.refs import repin
-from embedcache.segment import Segment
 from embedcache.spec import Json
-from embedcache.store import Cache
-from embedcache.tombstones import forgotten, read_tombstones, write_tombstone
+from embedcache.store.cache import Cache
+from embedcache.store.manifest import replacement_id
+from embedcache.store.photo_ids import read_pairs, write_pairs
+from embedcache.store.refs import repin
+from embedcache.store.segment import Segment
+from embedcache.store.tombstones import forgotten, read_tombstones, write_tombstone
 from embedcache.transfer import Store, rewrite
 
 U8 = NDArray[np.uint8]

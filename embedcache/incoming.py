@@ -12,23 +12,34 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.arrival import Counter, arriving, clear, fetch_rows, range_bytes, settle
-from embedcache.audit import check_segment
 from embedcache.catalogue import ROOTS, Catalogue, Holding, Shared, TooMuch
 from embedcache.errors import Damaged, NotACache, RemoteError
-from embedcache.index import Table
-from embedcache.manifest import replacement_id, unseal
-from embedcache.photo_ids import read_pairs
-from embedcache.refs import MAX_REF_BYTES, Pinned, Pins, encode_ref, read_ref, repin
 from embedcache.remote import Denied, Unreachable
-from embedcache.segment import FAILED, OK, Segment
 from embedcache.share import SEGMENTS_AT_ONCE, Progress, Tally, counter, require_room
-from embedcache.space import Space
 from embedcache.spec import Json, canonical_json
-from embedcache.store import APART, Cache, plain_name
-from embedcache.tombstones import Tombstones, forgotten
+from embedcache.store.cache import Cache, plain_name
+from embedcache.store.check import check_segment
+from embedcache.store.columns import FAILED, OK
+from embedcache.store.index import Table
+from embedcache.store.layout import APART
+from embedcache.store.manifest import replacement_id
+from embedcache.store.photo_ids import read_pairs
+from embedcache.store.refs import (
+    MAX_REF_BYTES,
+    Pinned,
+    Pins,
+    encode_ref,
+    read_ref,
+    repin,
+    same_pins,
+)
+from embedcache.store.sealed import unseal
+from embedcache.store.segment import Segment
+from embedcache.store.space import Space
+from embedcache.store.tombstones import Tombstones, forgotten
+from embedcache.store.writer import SegmentWriter
 from embedcache.transfer import Store, rewrite
 from embedcache.upkeep import joint_about, merge_ids
-from embedcache.writer import SegmentWriter
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
@@ -467,15 +478,6 @@ class Pull:
             self.tally.segments -= 1
             self.tally.rows -= piece.n_good - came
             self.tally.failures -= piece.n_rows - piece.n_good
-
-
-def same_pins(one: Pins, other: Pins) -> bool:
-    """Whether two refs mean the same vectors and faces; ids may have stayed home."""
-    mine, theirs = (
-        {key: dict(pinned) for key, pinned in {**pins.spaces, **pins.faces}.items() if pinned}
-        for pins in (one, other)
-    )
-    return mine == theirs
 
 
 def _about(pieces: Sequence[Piece]) -> dict[str, Json]:

@@ -14,20 +14,29 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.catalogue import ROOTS, Catalogue, Holding, TooMuch
 from embedcache.errors import CacheError, Damaged, RemoteError
-from embedcache.incoming import same_pins
-from embedcache.index import Table
-from embedcache.manifest import MAX_MANIFEST_BYTES, unseal
-from embedcache.photo_ids import read_pairs
-from embedcache.refs import MAX_REF_BYTES, Pins, encode_ref, pinned_segments, read_ref
 from embedcache.remote import BLOCK_BYTES, Denied, Remote, Unreachable, read_small
-from embedcache.segment import MANIFEST, Segment
-from embedcache.shard import encode_document, group_document
 from embedcache.share import SEGMENTS_AT_ONCE, Progress, Tally, counter
-from embedcache.space import FaceSpace, Space
 from embedcache.spec import Json
-from embedcache.store import ABSENT, APART, GROUPS, Cache, root_document
-from embedcache.tombstones import FOLDER as TOMBSTONES
-from embedcache.tombstones import Tombstones, forgotten
+from embedcache.store.cache import Cache
+from embedcache.store.columns import ABSENT
+from embedcache.store.index import Table
+from embedcache.store.layout import APART, GROUPS, root_document
+from embedcache.store.manifest import MANIFEST
+from embedcache.store.photo_ids import read_pairs
+from embedcache.store.refs import (
+    MAX_REF_BYTES,
+    Pins,
+    encode_ref,
+    pinned_segments,
+    read_ref,
+    same_pins,
+)
+from embedcache.store.sealed import MAX_MANIFEST_BYTES, unseal
+from embedcache.store.segment import Segment
+from embedcache.store.space import FaceSpace, Space
+from embedcache.store.tombstones import FOLDER as TOMBSTONES
+from embedcache.store.tombstones import Tombstones, forgotten
+from embedcache.store.zarr_json import encode_document, group_document
 from embedcache.transfer import Store, rewrite
 
 I64 = NDArray[np.int64]

@@ -25,7 +25,8 @@ from embedcache.plan import Plan, need
 from embedcache.prefetch import TRANSIENT, Gate, Job, Ready, cut
 from embedcache.provenance import about
 from embedcache.sink import Sink, Writer
-from embedcache.store import Faces, Space
+from embedcache.store.faces import Faces
+from embedcache.store.space import Space
 
 DETECT_BATCH = 32
 DETECT_PIXELS = 48_000_000

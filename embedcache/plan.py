@@ -16,8 +16,8 @@ from embedcache.finder import FaceFinder
 from embedcache.outcome import Tally
 from embedcache.photos import Photos
 from embedcache.prefetch import Job, Need
-from embedcache.space import Rows
-from embedcache.store import ABSENT, FAILED, OK
+from embedcache.store.columns import ABSENT, FAILED, OK
+from embedcache.store.space import Rows
 
 CHUNK = 1024
 U8 = npt.NDArray[np.uint8]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from embedcache.spec import Json
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 
 PACKAGES = ("embedcache", "torch", "timm", "pillow", "numpy")
 

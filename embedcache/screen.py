@@ -10,8 +10,9 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.manifest import Manifest
-from embedcache.shard import CRC_BYTES, NOT_FINITE, crc_of_rows
+from embedcache.store.checksums import CRC_BYTES, crc_of_rows
+from embedcache.store.manifest import Manifest
+from embedcache.store.shard import NOT_FINITE
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]

@@ -31,9 +31,9 @@ from embedcache.catalogue import Catalogue
 from embedcache.errors import CacheError, InputError
 from embedcache.remote import Remote, open_remote
 from embedcache.spec import Json
-from embedcache.store import Cache
-from embedcache.tombstones import FOLDER as TOMBSTONES
-from embedcache.tombstones import Tombstones, read_tombstones
+from embedcache.store.cache import Cache
+from embedcache.store.tombstones import FOLDER as TOMBSTONES
+from embedcache.store.tombstones import Tombstones, read_tombstones
 
 U8 = NDArray[np.uint8]
 Progress = Callable[[int, int], None]

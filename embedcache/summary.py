@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.space import UNKNOWN, Counts, Rows
 from embedcache.spec import Json
-from embedcache.store import OK, Cache
+from embedcache.store.cache import Cache
+from embedcache.store.columns import OK
+from embedcache.store.space import UNKNOWN, Counts, Rows
 
 STATES = {0: "absent", 1: "ok", 2: "failed"}
 

@@ -27,9 +27,10 @@ from embedcache.outgoing import require_place
 from embedcache.plan import Plan
 from embedcache.remote import Denied, Remote, Unreachable
 from embedcache.share import available, connect, pull, push
-from embedcache.space import Space
 from embedcache.spec import Spec
-from embedcache.store import FAILED, OK, Cache
+from embedcache.store.cache import Cache
+from embedcache.store.columns import FAILED, OK
+from embedcache.store.space import Space
 
 FILE = "embedcache.toml"
 MAX_FILE_BYTES = 65_536

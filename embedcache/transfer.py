@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import Damaged
-from embedcache.manifest import MAX_MANIFEST_BYTES, own_digest
-from embedcache.reader import read_rows
-from embedcache.segment import MANIFEST, Segment
-from embedcache.space import FaceSpace, Space, faces_of
 from embedcache.spec import Json
+from embedcache.store.manifest import MANIFEST
+from embedcache.store.reader import read_rows
+from embedcache.store.sealed import MAX_MANIFEST_BYTES, own_digest
+from embedcache.store.segment import Segment
+from embedcache.store.space import FaceSpace, Space, faces_of
 
 U8 = NDArray[np.uint8]
 Store = Space | FaceSpace

@@ -9,26 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.audit import BLOCK_ROWS, check_segment, verify
+from embedcache.audit import BLOCK_ROWS, verify
 from embedcache.compaction import Compacted, compact, joint_about
 from embedcache.errors import CacheError
 from embedcache.findings import Finding, Report
 from embedcache.forgetting import Forgotten, forget, forget_forgotten
-from embedcache.manifest import replacement_id
-from embedcache.photo_ids import read_pairs, write_pairs
-from embedcache.reader import read_rows
-from embedcache.refs import Pins
-from embedcache.refs import write_ref as _write_ref
-from embedcache.segment import Segment
-from embedcache.space import Space
 from embedcache.spec import Json
-from embedcache.store import Cache
-from embedcache.tombstones import FOLDER as TOMBSTONES
-from embedcache.tombstones import (
-    Tombstones,
-    forgotten,
-    read_tombstones,
-)
+from embedcache.store.cache import Cache
+from embedcache.store.check import check_segment
+from embedcache.store.manifest import replacement_id
+from embedcache.store.photo_ids import read_pairs, write_pairs
+from embedcache.store.reader import read_rows
+from embedcache.store.refs import Pins
+from embedcache.store.refs import write_ref as _write_ref
+from embedcache.store.segment import Segment
+from embedcache.store.space import Space
+from embedcache.store.tombstones import FOLDER as TOMBSTONES
+from embedcache.store.tombstones import Tombstones, forgotten, read_tombstones
 from embedcache.transfer import Store, copy_segment, rewrite
 
 __all__ = [

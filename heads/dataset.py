@@ -21,7 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from embedcache.errors import LabelsError
 from embedcache.spec import Json, Spec
-from embedcache.store import OK, Cache, Space, without_ids
+from embedcache.store.cache import Cache, without_ids
+from embedcache.store.columns import OK
+from embedcache.store.space import Space
 from heads import split
 from heads.targets import Floats, Task, are_counts, parse_targets, parse_weights, strata_of
 

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
+import heads
 from embedcache.errors import InputError, LabelsError
 from heads import labels
 from heads.fit import NAMES
@@ -196,10 +197,11 @@ def code() -> str:
 
     Coarse on purpose: a number that someone raises by hand is forgotten, and a fit takes seconds.
     """
-    told = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        told.update(path.name.encode() + b"\n" + path.read_bytes())
-    return told.hexdigest()
+    root = Path(heads.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\n" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def template(name: str) -> str:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from embedcache.errors import HeadError, SpecMismatch
 from embedcache.spec import Spec
-from embedcache.store import OK, Cache, Space
+from embedcache.store.cache import Cache
+from embedcache.store.columns import OK
+from embedcache.store.space import Space
 from heads.head import Head
 from heads.save import load
 

@@ -23,7 +23,8 @@ import polars as pl
 
 from embedcache.errors import CacheError, LabelsError
 from embedcache.spec import canonical_json
-from embedcache.store import OK, Cache
+from embedcache.store.cache import Cache
+from embedcache.store.columns import OK
 from heads import dataset
 from heads.design import Backbone, Study, Subset, Target, code, init, read_json, sha256
 from heads.fit import Fit, fit

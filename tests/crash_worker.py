@@ -10,7 +10,8 @@ import time
 import numpy as np
 
 from embedcache.spec import foreign
-from embedcache.store import OK, Cache
+from embedcache.store.cache import Cache
+from embedcache.store.columns import OK
 from embedcache.upkeep import compact
 from tests.stores import model, photos
 

@@ -13,9 +13,10 @@ from itertools import count
 
 from embedcache.errors import RemoteError
 from embedcache.remote import Entry, Patient, Remote, open_remote
-from embedcache.shard import encode_document
 from embedcache.share import pull
-from embedcache.store import Cache, root_document
+from embedcache.store.cache import Cache
+from embedcache.store.layout import root_document
+from embedcache.store.zarr_json import encode_document
 from tests import remotes
 
 ID = "20260101T000000000000-{:08x}"

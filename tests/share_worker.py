@@ -11,7 +11,7 @@ from pathlib import Path
 
 from embedcache.remote import Blocks, Entry
 from embedcache.share import pull, push
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from tests import remotes
 
 

@@ -12,7 +12,8 @@ from embedcache.network import Network
 from embedcache.outcome import Extraction
 from embedcache.photos import Photos
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec, canonical_json
-from embedcache.store import Cache, Faces
+from embedcache.store.cache import Cache
+from embedcache.store.faces import Faces
 
 SIZE = 16
 

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.spec import Json
-from embedcache.store import Faces, Space
+from embedcache.store.faces import Faces
+from embedcache.store.space import Space
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]

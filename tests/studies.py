@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec
-from embedcache.store import Cache, Faces
+from embedcache.store.cache import Cache
+from embedcache.store.faces import Faces
 from heads import simulate, study
 from heads.results import Results
 

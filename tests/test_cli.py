@@ -245,7 +245,7 @@ def test_ctrl_c_and_sigterm_commit_what_is_done(
     assert 0 < space["embedded"] < 30
     assert space["left"] == 30 - space["embedded"]
     assert "committing" in err
-    from embedcache.store import Cache
+    from embedcache.store.cache import Cache
 
     assert Cache.open(tmp_path / "c").find("stand-in").counts().ok == space["embedded"]
 

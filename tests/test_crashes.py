@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from embedcache.upkeep import compact, merge, verify, write_ref
 from tests.crash_worker import SPEC
 from tests.stores import fill, model, photos

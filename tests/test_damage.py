@@ -20,8 +20,8 @@ import pytest
 from embedcache import disk
 from embedcache.errors import EmbedcacheError
 from embedcache.spec import foreign
-from embedcache.store import Cache
-from embedcache.tombstones import read_tombstones
+from embedcache.store.cache import Cache
+from embedcache.store.tombstones import read_tombstones
 from embedcache.upkeep import forget, merge, verify, write_ref
 from tests.stores import DETECTOR, faces_of, fill, model, photos
 

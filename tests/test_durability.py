@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedcache import disk, journal
+from embedcache import disk
 from embedcache.spec import foreign
-from embedcache.store import Cache
+from embedcache.store import journal
+from embedcache.store.cache import Cache
 from tests.stores import model, photos
 
 SPEC = foreign("wide", 65_536)  # 8 rows to a chunk, 256 to a shard

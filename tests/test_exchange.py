@@ -12,7 +12,7 @@ import pytest
 from embedcache.errors import InputError, NoSuchSpace
 from embedcache.exchange import export, import_vectors, read_ids
 from embedcache.spec import foreign
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from tests.stores import fill, model, photos
 
 IDS = [f"p{n}" for n in range(10)]

@@ -18,7 +18,7 @@ from embedcache.errors import PhotosError
 from embedcache.extraction import extract
 from embedcache.outcome import Clock
 from embedcache.photos import Photos
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from tests import stand_in
 from tests.stand_in import counts, vectors
 

@@ -10,7 +10,8 @@ import tensorstore
 import zarr
 
 from embedcache.spec import foreign
-from embedcache.store import FAILED, OK, Cache
+from embedcache.store.cache import Cache
+from embedcache.store.columns import FAILED, OK
 from embedcache.upkeep import merge, verify
 from tests.golden.make import DETECTOR, SPEC, contents, vectors
 from tests.stores import model, photos
@@ -134,11 +135,11 @@ def test_the_six_lines_of_the_format_page_read_a_cache() -> None:
 
 
 def test_the_format_page_names_every_column_and_limit() -> None:
-    from embedcache import journal, manifest, shard
+    from embedcache.store import columns, journal, manifest, shard
 
     page = FORMAT.read_text()
-    for columns in manifest.COLUMNS.values():
-        for name, column in columns.items():
+    for kind in columns.COLUMNS.values():
+        for name, column in kind.items():
             assert f"`{name}`" in page
             assert column.dtype in page
     assert f"{manifest.MAX_ROWS:,}" in page

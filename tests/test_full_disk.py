@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from embedcache import disk, shard
+from embedcache import disk
 from embedcache.errors import CacheError
 from embedcache.spec import foreign
-from embedcache.store import Cache
+from embedcache.store import shard
+from embedcache.store.cache import Cache
 from embedcache.upkeep import compact, forget, merge, verify, write_ref
 from tests.stores import DETECTOR, faces_of, fill, model, photos
 

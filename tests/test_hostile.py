@@ -14,10 +14,10 @@ import pytest
 
 from embedcache import disk
 from embedcache.errors import EmbedcacheError
-from embedcache.manifest import seal, unseal
-from embedcache.shard import crc32c
 from embedcache.spec import foreign
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
+from embedcache.store.checksums import crc32c
+from embedcache.store.sealed import seal, unseal
 from embedcache.summary import summarise
 from embedcache.upkeep import merge, verify
 from tests.stores import fill, photos

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from embedcache import disk
-from embedcache.journal import _FRAME, _MAGIC
-from embedcache.manifest import seal
-from embedcache.shard import crc32c
 from embedcache.spec import Json, foreign
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
+from embedcache.store.checksums import crc32c
+from embedcache.store.journal import _FRAME, _MAGIC
+from embedcache.store.sealed import seal
 from embedcache.upkeep import forget, write_ref
 from tests.stores import fill, photos
 from tests.test_hostile import huge, put, reseal

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from embedcache import disk
 from embedcache.spec import foreign
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from embedcache.upkeep import compact, forget, merge, verify, write_ref
 from tests.stores import fill, model, photos
 
@@ -29,7 +29,7 @@ class Interleaving(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(disk, "sync", lambda fd: None)
         self.patch.setattr(disk, "sync_folder", lambda path: None)
-        self.patch.setattr("embedcache.space.INDEX_SEGMENTS", 3)
+        self.patch.setattr("embedcache.store.space.INDEX_SEGMENTS", 3)
         self.folder = Path(tempfile.mkdtemp())
         self.rows: set[int] = set()
         self.drafts: set[int] = set()

@@ -16,7 +16,8 @@ from embedcache.extraction import extract
 from embedcache.network import Network
 from embedcache.outcome import Clock
 from embedcache.photos import Photos
-from embedcache.store import Cache, Faces
+from embedcache.store.cache import Cache
+from embedcache.store.faces import Faces
 from tests import stand_in
 from tests.stand_in import counts, vectors
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from embedcache.extraction import extract
 from embedcache.photos import Photos
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 
 
 @pytest.mark.real

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from embedcache.spec import foreign
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from tests.stores import fill, photos
 
 Run = Callable[..., tuple[int, str, str]]

@@ -17,7 +17,8 @@ from embedcache import disk
 from embedcache.errors import RemoteError
 from embedcache.share import pull, push
 from embedcache.spec import FaceCrop, foreign
-from embedcache.store import APART, Cache
+from embedcache.store.cache import Cache
+from embedcache.store.layout import APART
 from embedcache.upkeep import forget, verify, write_ref
 from tests import remotes
 from tests.sharing.members import SPEC

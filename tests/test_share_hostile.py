@@ -15,12 +15,13 @@ import pytest
 from embedcache import disk
 from embedcache import remote as remote_module
 from embedcache.errors import CacheError, RemoteError
-from embedcache.manifest import seal, unseal
 from embedcache.remote import Entry, Patient
-from embedcache.shard import crc32c
 from embedcache.share import pull, push
 from embedcache.spec import foreign
-from embedcache.store import APART, Cache
+from embedcache.store.cache import Cache
+from embedcache.store.checksums import crc32c
+from embedcache.store.layout import APART
+from embedcache.store.sealed import seal, unseal
 from embedcache.survey import survey
 from embedcache.upkeep import verify, write_ref
 from tests import remotes

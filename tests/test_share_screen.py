@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedcache.manifest import Manifest
 from embedcache.screen import ShardScreen
-from embedcache.segment import Segment
-from embedcache.shard import crc32c, hash_file
 from embedcache.spec import foreign
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
+from embedcache.store.checksums import crc32c, hash_file
+from embedcache.store.manifest import Manifest
+from embedcache.store.segment import Segment
 from tests.stores import model, photos
 
 DIM, N_ROWS = 8, 11
@@ -25,8 +25,8 @@ def segment(tmp_path_factory: pytest.TempPathFactory) -> Segment:
     cache = Cache.open(tmp_path_factory.mktemp("screen") / "c", create=True)
     space = cache.space(foreign("net", DIM), create=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("embedcache.shard.CHUNK_BYTES", 3 * 4 * DIM)
-        patch.setattr("embedcache.shard.CHUNKS_PER_SHARD", 2)
+        patch.setattr("embedcache.store.shard.CHUNK_BYTES", 3 * 4 * DIM)
+        patch.setattr("embedcache.store.shard.CHUNKS_PER_SHARD", 2)
         with space.writer(n_rows=N_ROWS, name="net", about={}) as writer:
             writer.add(photos(*range(N_ROWS)), model(photos(*range(N_ROWS)), DIM))
     [found] = space.segments()
@@ -76,8 +76,8 @@ def test_it_sees_every_byte_that_is_wrong(segment: Segment) -> None:
 
 def test_it_sees_numbers_that_are_not_finite(tmp_path: Path) -> None:
     """Every CRC and digest is right, as a hostile writer would have it."""
-    from embedcache import shard
-    from embedcache.shard import Geometry, RowStream
+    from embedcache.store import shard
+    from embedcache.store.shard import Geometry, RowStream
 
     cut = Geometry(dim=4, rows_per_chunk=2, chunks_per_shard=2)
     rows = np.ones((3, 4), "<f4")

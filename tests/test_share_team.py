@@ -11,7 +11,7 @@ from embedcache.errors import InputError, RemoteError
 from embedcache.extraction import extract
 from embedcache.photos import Photos
 from embedcache.remote import Blocks, Denied
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from embedcache.team import Upstream, read_settings
 from embedcache.upkeep import verify
 from tests import remotes

@@ -10,7 +10,8 @@ import pytest
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, NoSuchSpace, NotACache
 from embedcache.spec import Spec, foreign
-from embedcache.store import ABSENT, FAILED, OK, Cache
+from embedcache.store.cache import Cache
+from embedcache.store.columns import ABSENT, FAILED, OK
 from tests.stores import DETECTOR, faces_of, fill, model, photos
 
 ROOT = Path(__file__).parents[1]

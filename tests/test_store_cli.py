@@ -14,7 +14,7 @@ import pytest
 
 from embedcache import disk
 from embedcache.spec import foreign
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from tests.stores import fill, model, photos
 
 Run = Callable[..., tuple[int, str, str]]

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from embedcache.errors import LabelsError
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from heads import study, tables
 from heads.fit import fit
 from heads.results import Fitted, Results, compare

@@ -9,7 +9,7 @@ import pytest
 from embedcache.backbones import load
 from embedcache.extraction import extract
 from embedcache.photos import Photos
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 
 STATED = 1e-5
 WAYS: tuple[dict[str, int], ...] = (

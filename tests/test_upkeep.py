@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedcache import compaction, disk, refs
+from embedcache import compaction, disk
 from embedcache.errors import CacheError, Damaged
-from embedcache.index import Table
 from embedcache.spec import foreign
-from embedcache.store import ABSENT, FAILED, OK, Cache, Space
-from embedcache.tombstones import forgotten, read_tombstones, write_tombstone
+from embedcache.store import refs
+from embedcache.store.cache import Cache
+from embedcache.store.columns import ABSENT, FAILED, OK
+from embedcache.store.index import Table
+from embedcache.store.space import Space
+from embedcache.store.tombstones import forgotten, read_tombstones, write_tombstone
 from embedcache.upkeep import compact, forget, forget_forgotten, merge, pin, verify, write_ref
 from tests.stores import DETECTOR, faces_of, fill, model, photos
 
@@ -344,7 +347,7 @@ def test_repair_writes_group_metadata_that_can_be_known(tmp_path: Path, lost: st
 def test_the_saved_index_is_a_convenience_that_nothing_depends_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedcache.space.INDEX_SEGMENTS", 3)
+    monkeypatch.setattr("embedcache.store.space.INDEX_SEGMENTS", 3)
     cache = make(tmp_path / "a", *range(12), segments=4)
     cache.space(SPEC).status(photos(1))
     saved = cache.path / "local" / "index" / f"{SPEC.digest}.table"

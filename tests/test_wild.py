@@ -16,7 +16,7 @@ from embedcache import images
 from embedcache.errors import PhotosError
 from embedcache.extraction import extract
 from embedcache.photos import Photos
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from tests import stand_in
 from tests.test_images import encode, heic, png_header, smooth, webp_header
 

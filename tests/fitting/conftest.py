@@ -11,9 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from embedcache.faces_table import Faces
 from embedcache.spec import foreign
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
+from embedcache.store.faces import Faces
 from heads.dataset import Dataset, from_arrays
 
 

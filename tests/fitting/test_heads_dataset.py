@@ -11,7 +11,7 @@ import pytest
 
 from embedcache.errors import LabelsError
 from embedcache.share import pull, push
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from heads import dataset
 from heads.dataset import from_arrays
 

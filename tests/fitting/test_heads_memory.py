@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from embedcache.spec import foreign
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 
 ROWS, DIM, LIMIT_MB = 40_000, 512, 16
 

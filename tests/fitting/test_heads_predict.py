@@ -12,7 +12,7 @@ import pytest
 import heads
 from embedcache.errors import HeadError, NoSuchSpace, SpecMismatch
 from embedcache.spec import foreign
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from heads import dataset
 from heads.predict import predict
 

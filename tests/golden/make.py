@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.spec import Json, foreign
-from embedcache.store import Cache, Faces
+from embedcache.store.cache import Cache
+from embedcache.store.faces import Faces
 from embedcache.upkeep import forget, write_ref
 
 SPEC = foreign("golden", 6)

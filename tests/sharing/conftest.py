@@ -9,7 +9,7 @@ import pytest
 from embedcache import disk
 from embedcache.remote import Remote, open_remote
 from embedcache.spec import Spec
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from tests import remotes
 from tests.sharing.members import SPEC, Make
 from tests.stores import fill, photos

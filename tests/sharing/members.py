@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from embedcache.spec import Preprocessing, Spec
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from tests.stores import model, photos
 
 SPEC = Spec(

@@ -7,7 +7,7 @@ import pytest
 from embedcache.errors import RemoteError
 from embedcache.remote import Remote
 from embedcache.share import pull, push
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from embedcache.upkeep import forget, merge, verify, write_ref
 from tests.sharing.members import Make, held
 from tests.stores import photos

@@ -14,7 +14,8 @@ from embedcache.errors import CacheError, InputError, RemoteError
 from embedcache.remote import Denied, Remote
 from embedcache.share import pull, push
 from embedcache.spec import FaceCrop, foreign
-from embedcache.store import APART, Cache
+from embedcache.store.cache import Cache
+from embedcache.store.layout import APART
 from embedcache.survey import survey, verify_remote
 from embedcache.upkeep import compact, verify, write_ref
 from tests import remotes

@@ -19,7 +19,8 @@ from embedcache.files import LocalFiles
 from embedcache.remote import Patient, Remote, Unreachable, open_remote
 from embedcache.share import pull, push
 from embedcache.spec import foreign
-from embedcache.store import APART, Cache
+from embedcache.store.cache import Cache
+from embedcache.store.layout import APART
 from embedcache.upkeep import compact, verify, write_ref
 from tests import remotes
 from tests.sharing.members import SPEC, Make, held

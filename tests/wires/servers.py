@@ -16,7 +16,7 @@ import pytest
 from embedcache import remote as remote_module
 from embedcache.remote import TRIES, Patient, Remote
 from embedcache.spec import foreign
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from tests.stores import fill, model, photos
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")

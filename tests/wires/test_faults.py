@@ -14,7 +14,7 @@ import pytest
 from embedcache import remote as remote_module
 from embedcache.remote import TRIES, Patient, Unreachable, read_small
 from embedcache.share import Moved, pull, push
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from embedcache.upkeep import verify
 from tests import remotes
 from tests.wires.servers import (

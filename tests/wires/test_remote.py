@@ -10,7 +10,7 @@ import pytest
 from embedcache.errors import RemoteError
 from embedcache.remote import Remote, Unreachable, open_remote, read_small
 from embedcache.share import pull, push
-from embedcache.store import Cache
+from embedcache.store.cache import Cache
 from embedcache.upkeep import verify
 from tests import remotes
 from tests.wires.servers import (

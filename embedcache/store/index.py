@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.shard import crc32c
 from embedcache.spec import Json, canonical_json
+from embedcache.store.checksums import crc32c
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]

@@ -19,8 +19,8 @@ from typing import Any
 
 from embedcache import disk
 from embedcache.errors import Damaged
-from embedcache.shard import crc32c
 from embedcache.spec import Json, canonical_json
+from embedcache.store.checksums import crc32c
 
 FOLDER = "writing"
 LEASE_SECONDS = 3600.0

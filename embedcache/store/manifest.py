@@ -6,70 +6,29 @@ and carries its own digest: sha256 of the file's bytes with the 64 digits of "se
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
-from json import JSONDecoder, loads
+from json import JSONDecoder
 from secrets import token_hex
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from embedcache.errors import Damaged, NotACache
-from embedcache.shard import Geometry
-from embedcache.spec import MAX_DIM, Json, canonical_json
+from embedcache.errors import Damaged
+from embedcache.spec import MAX_DIM, Json
+from embedcache.store.columns import COLUMNS, ITEM_BYTES, Kind, _product, column_bytes
+from embedcache.store.sealed import FORMAT, seal, unseal
+from embedcache.store.shard import Geometry
 
-Kind = Literal["vectors", "faces", "photos"]
-
-FORMAT = 1
 MAX_ROWS = 1 << 20
 MAX_COLUMN_BYTES = 192 << 20  # all columns of a segment together: a reader takes them whole
-MAX_MANIFEST_BYTES = 1 << 20
-MAX_LIST_BYTES = 16 << 20  # a ref or a tombstone
-MAX_ITEMS = 400_000  # in one JSON document: a few bytes of it can cost a hundred in memory
 MAX_FILES = 4096
 MAX_NAME_BYTES = 1 << 16
 
 SEGMENT_ID = re.compile(r"\d{8}T\d{12}-[0-9a-f]{8}")
 HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"(?:[a-z_]{1,32}/(?:c(?:/\d{1,9}){1,3}|zarr\.json)|zarr\.json)")
-_SELF = b'"self":"'
 _NAME = b',"name":"'
 _DECODER = JSONDecoder()
 _HALF = re.compile("[\ud800-\udfff]")
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A small array of a segment: one Zarr chunk. dtype is Zarr's name; tail the inner shape."""
-
-    dtype: str
-    tail: tuple[int, ...] = ()
-
-
-_LEDGER = {"reason_offset": Column("int64"), "reason_text": Column("uint8")}
-COLUMNS: dict[str, dict[str, Column]] = {
-    "vectors": {
-        "digest": Column("uint8", (32,)),
-        "status": Column("uint8"),
-        "row_crc": Column("uint32"),
-        **_LEDGER,
-    },
-    "faces": {
-        "digest": Column("uint8", (32,)),
-        "status": Column("uint8"),
-        "face_offset": Column("int64"),
-        "box": Column("float32", (4,)),
-        "probability": Column("float32"),
-        "landmark": Column("float32", (5, 2)),
-        **_LEDGER,
-    },
-    "photos": {
-        "digest": Column("uint8", (32,)),
-        "id_offset": Column("int64"),
-        "id_text": Column("uint8"),
-    },
-}
-ITEM_BYTES = {"uint8": 1, "uint32": 4, "int64": 8, "float32": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,29 +167,6 @@ class Manifest:
                 raise Damaged(f"the manifest of {self.segment} names {path!r:.100}: refused")
 
 
-def column_bytes(kind: Kind, lengths: Mapping[str, int]) -> int:
-    """What the columns of a segment take, from their lengths."""
-    columns = COLUMNS[kind].items()
-    return sum(lengths[name] * ITEM_BYTES[c.dtype] * _product(c.tail) for name, c in columns)
-
-
-def seal(document: dict[str, Json]) -> bytes:
-    """Canonical JSON with the digest of itself under "self"."""
-    blank = canonical_json(document | {"self": "0" * 64})
-    at = blank.rfind(_SELF) + len(_SELF)
-    return blank[:at] + sha256(blank).hexdigest().encode() + blank[at + 64 :]
-
-
-def own_digest(raw: bytes) -> str | None:
-    """The digest that sealed bytes carry; None unless it is theirs. Parses nothing."""
-    at = raw.rfind(_SELF) + len(_SELF)
-    digest = raw[at : at + 64]
-    blank = b"".join((raw[:at], b"0" * 64, raw[at + 64 :]))
-    if at < len(_SELF) or sha256(blank).hexdigest().encode() != digest:
-        return None
-    return digest.decode()
-
-
 def own_name(raw: bytes) -> str:
     """The "name" of a sealed manifest, without parsing the rest; "" where there is none.
 
@@ -243,29 +179,6 @@ def own_name(raw: bytes) -> str:
         return ""
     whole = at >= 0 and isinstance(name, str) and not _HALF.search(name)
     return name if whole else ""
-
-
-def unseal(raw: bytes, *, what: str, limit: int = MAX_MANIFEST_BYTES) -> tuple[dict[str, Any], str]:
-    """Read sealed bytes: (document, its digest). Damaged, or NotACache for a later format."""
-    if len(raw) > limit:
-        raise Damaged(f"{what} has {len(raw):,} bytes; at most {limit:,} are accepted")
-    digest = own_digest(raw)
-    if digest is None:
-        raise Damaged(f"{what} is not as it was written (its own digest differs)")
-    try:
-        document = loads(raw) if raw.count(b",") <= MAX_ITEMS else None
-        # Canonical, so that there is one reading of it: no key twice, no NaN.
-        as_written = canonical_json(document) == raw
-    except (ValueError, RecursionError):
-        document, as_written = None, False
-    if not isinstance(document, dict) or not as_written or document.get("self") != digest:
-        raise Damaged(f"{what} is not the JSON that was written")
-    if document.get("format") != FORMAT:
-        raise NotACache(
-            f"{what} has format {document.get('format')!r:.40}; this version of embedcache reads "
-            f"format {FORMAT}. A newer embedcache wrote it: update yours"
-        )
-    return document, digest
 
 
 def new_segment_id(*, after: str = "") -> str:
@@ -293,8 +206,4 @@ def _count(value: object, most: int, name: str, *, least: int = 0) -> int:
     return value
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    n = 1
-    for side in shape:
-        n *= side
-    return n
+MANIFEST = "manifest.json"

@@ -16,22 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import CacheError, Damaged
-from embedcache.faces_table import Faces
-from embedcache.index import Table
-from embedcache.manifest import Kind
-from embedcache.reader import OpenShards, Part, read_rows
-from embedcache.segment import Columns, Segment, list_segments
 from embedcache.spec import Json, Spec
-from embedcache.tombstones import forgotten, newer, read_tombstones
-from embedcache.writer import FaceWriter, SegmentWriter, face_writer, salvage, vector_writer
+from embedcache.store.columns import ABSENT, Columns, Kind
+from embedcache.store.faces import Faces
+from embedcache.store.index import Table
+from embedcache.store.reader import OpenShards, Part, read_rows
+from embedcache.store.salvage import salvage
+from embedcache.store.segment import Segment, list_segments
+from embedcache.store.tombstones import forgotten, newer, read_tombstones
+from embedcache.store.writer import FaceWriter, SegmentWriter, face_writer, vector_writer
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 T = TypeVar("T")
-
-ABSENT = 0
 UNKNOWN = "unknown"
 INDEX_SEGMENTS = 64
 INDEX_ROWS = 65_536

@@ -14,16 +14,9 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import Damaged
-from embedcache.manifest import (
-    FORMAT,
-    HEX_DIGEST,
-    MAX_LIST_BYTES,
-    SEGMENT_ID,
-    new_segment_id,
-    seal,
-    unseal,
-)
 from embedcache.spec import Json
+from embedcache.store.manifest import HEX_DIGEST, SEGMENT_ID, new_segment_id
+from embedcache.store.sealed import FORMAT, MAX_LIST_BYTES, seal, unseal
 
 FOLDER = "forgotten"
 MAX_BYTES = MAX_LIST_BYTES

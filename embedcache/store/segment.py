@@ -5,166 +5,26 @@ the shards of `embedding` is checked against the manifest when it is first neede
 by chunk or row by row.
 """
 
-import contextlib
 import os
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache import disk, journal
+from embedcache import disk
 from embedcache.errors import Damaged
-from embedcache.manifest import (
-    COLUMNS,
-    ITEM_BYTES,
-    MAX_MANIFEST_BYTES,
-    SEGMENT_ID,
-    Kind,
-    Manifest,
-    new_segment_id,
-    own_digest,
-    own_name,
-)
-from embedcache.shard import (
-    CRC_BYTES,
-    Geometry,
-    RowStream,
-    array_document,
-    crc32c,
-    encode_document,
-    group_document,
-)
-from embedcache.spec import Json
+from embedcache.store import journal
+from embedcache.store.checksums import CRC_BYTES, crc32c
+from embedcache.store.columns import COLUMNS, ITEM_BYTES, Columns, Kind, column_path, split_text
+from embedcache.store.manifest import MANIFEST, SEGMENT_ID, Manifest, own_name
+from embedcache.store.sealed import MAX_MANIFEST_BYTES, own_digest
+from embedcache.store.zarr_json import array_document, encode_document, group_document
 
-U8 = NDArray[np.uint8]
-Columns = dict[str, NDArray[Any]]
-
-MANIFEST = "manifest.json"
-OK, FAILED = 1, 2
 _GROUP = encode_document(group_document({}))
-
-
-class Draft:
-    """A segment that is being written: a folder, a journal, and for vectors a stream of rows."""
-
-    def __init__(
-        self,
-        segments: Path,
-        *,
-        kind: Kind,
-        space: str,
-        name: str,
-        about: Mapping[str, Json],
-        geometry: Geometry | None = None,
-        segment_id: str = "",
-    ) -> None:
-        self.id = segment_id or new_segment_id()
-        self.kind = kind
-        self.space = space
-        self.name = name
-        self.about = dict(about)
-        self.folder = segments / self.id
-        hidden = segments / f".new-{self.id}"
-        hidden.mkdir()
-        lease: dict[str, Json] = {"kind": kind, "space": space, "name": name, "about": self.about}
-        if geometry is not None:
-            lease["rows_per_chunk"] = geometry.rows_per_chunk
-            lease["chunks_per_shard"] = geometry.chunks_per_shard
-            lease["dim"] = geometry.dim
-        self.journal = journal.Journal(hidden, lease)
-        hidden.rename(self.folder)
-        self.journal.moved(self.folder)
-        self.stream = RowStream(self.folder / "embedding", geometry) if geometry else None
-
-    def sync(self) -> None:
-        """Make all rows so far durable."""
-        if self.stream is not None:
-            self.stream.sync()
-        self.journal.sync()
-
-    def commit(self, columns: Columns, *, n_rows: int, n_ok: int) -> str:
-        """Write the columns and publish the manifest: from now on the segment exists."""
-        files: dict[str, tuple[int, str]] = {}
-        chunk_crcs: list[int] = []
-        documents = {"zarr.json": _GROUP}
-        if self.stream is not None:
-            self.stream.end()
-            geometry = self.stream.geometry
-            documents["embedding/zarr.json"] = array_document(
-                (n_rows, geometry.dim), "float32", geometry=geometry
-            )
-        for name, column in COLUMNS[self.kind].items():
-            array = np.ascontiguousarray(columns[name], dtype=np.dtype(column.dtype))
-            documents[f"{name}/zarr.json"] = array_document(array.shape, column.dtype)
-            if array.size:
-                raw = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-                raw += struct.pack("<I", crc32c(raw))
-                files[column_path(name, array.ndim)] = self._write(
-                    column_path(name, array.ndim), raw
-                )
-        for path, document in documents.items():
-            files[path] = self._write(path, document)
-        if self.stream is not None:
-            written, chunk_crcs = self.stream.finish()
-            files |= {f"embedding/{path}": entry for path, entry in written.items()}
-        disk.sync_tree(self.folder, but=journal.FOLDER)  # closing the journal would unlock it
-        manifest = Manifest(
-            segment=self.id,
-            kind=self.kind,
-            space=self.space,
-            n_rows=n_rows,
-            n_ok=n_ok,
-            lengths={name: len(columns[name]) for name in COLUMNS[self.kind]},
-            geometry=self.stream.geometry if self.stream else None,
-            chunk_crcs=np.array(chunk_crcs, dtype="<u4").tobytes(),
-            files=files,
-            name=self.name,
-            about=self.about,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            digest="",
-        ).encode()
-        try:  # what no reader would take is not published
-            Manifest.parse(manifest, segment=self.id, kind=self.kind, space=self.space)
-        except Damaged as error:
-            raise ValueError(f"more than a segment may hold: write fewer rows ({error})") from None
-        disk.publish(self.folder / MANIFEST, manifest)
-        disk.sync_folder(self.folder.parent)
-        disk.remove_folder(self.folder / journal.FOLDER)
-        self.journal.close()
-        return self.id
-
-    def abandon(self) -> None:
-        """Stop, leaving what is written for salvage."""
-        if self.stream is not None:
-            self.stream.close()
-        with contextlib.suppress(OSError):
-            self.journal.abandon()
-        self.journal.close()
-
-    def discard(self) -> None:
-        """Stop, leaving nothing."""
-        if self.stream is not None:
-            self.stream.close()
-        disk.remove_folder(self.folder)
-        self.journal.close()
-
-    def _write(self, path: str, data: bytes) -> tuple[int, str]:
-        target = self.folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        disk.write_new(target, data, durable=False)
-        return len(data), sha256(data).hexdigest()
-
-
-def column_path(name: str, n_dims: int) -> str:
-    """Where a small array's one chunk lies in its segment."""
-    return f"{name}/c" + "/0" * n_dims
 
 
 @dataclass(slots=True)
@@ -347,22 +207,3 @@ def check_pins(where: Path, found: Mapping[str, Segment], pins: Mapping[str, str
                 f"segment {name} of {where}, which the ref pins, is {now}. "
                 f"{advice(f'{where}/{name}')}"
             )
-
-
-def join_text(texts: list[str]) -> tuple[NDArray[np.int64], U8]:
-    """(offsets (n+1,), UTF-8 bytes) of n texts."""
-    encoded = [text.encode("utf-8", "backslashreplace") for text in texts]
-    offsets = np.zeros(len(texts) + 1, dtype=np.int64)
-    np.cumsum([len(text) for text in encoded], out=offsets[1:])
-    return offsets, np.frombuffer(b"".join(encoded), dtype=np.uint8)
-
-
-def split_text(offsets: NDArray[np.int64], text: U8, where: Path) -> list[str]:
-    """Undo `join_text`; Damaged for offsets that do not fit or bytes that are not UTF-8."""
-    if offsets[0] != 0 or offsets[-1] != len(text) or bool((np.diff(offsets) < 0).any()):
-        raise Damaged(f"{where}: its text offsets do not fit its text")
-    raw, cuts = text.tobytes(), offsets.tolist()
-    try:
-        return [raw[a:b].decode() for a, b in pairwise(cuts)]
-    except UnicodeDecodeError:
-        raise Damaged(f"{where} holds text that is not UTF-8: refused") from None

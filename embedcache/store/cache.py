@@ -7,51 +7,36 @@ A cache is a set of immutable segments (docs/format.md). Any number of processes
 to one at the same time; none of them waits for another. Imports neither torch nor zarr.
 """
 
-import contextlib
 import errno
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, NoSuchSpace, NotACache
-from embedcache.faces_table import Faces
-from embedcache.manifest import FORMAT, HEX_DIGEST
-from embedcache.photo_ids import PhotoIds, PhotoTable
-from embedcache.refs import Pins, read_ref
-from embedcache.segment import FAILED, OK, Segment
-from embedcache.shard import encode_document, group_document
-from embedcache.space import ABSENT, Counts, FaceSpace, Space
-from embedcache.spec import Json, Spec, canonical_json
-from embedcache.writer import FaceWriter, SegmentWriter
-
-__all__ = [
-    "ABSENT",
-    "FAILED",
-    "OK",
-    "Cache",
-    "Counts",
-    "FaceSpace",
-    "FaceWriter",
-    "Faces",
-    "PhotoTable",
-    "SegmentWriter",
-    "Space",
-]
-
-PARTS = ("spaces", "faces", "photos")
-APART = "face-spaces"  # only shared copies have it: spaces whose storage rights may differ
-FOLDERS = {*PARTS, APART, "refs", "forgotten", "local", "damaged"}
-GROUPS = (*PARTS, "photos/segments")
-MAX_DOCUMENT_BYTES = 1 << 20
+from embedcache.spec import Json, Spec
+from embedcache.store.layout import (
+    APART,
+    GROUPS,
+    _create,
+    _not_a_cache,
+    check_group,
+    face_digest,
+    read_attributes,
+    refuse_links,
+    root_document,
+)
+from embedcache.store.manifest import HEX_DIGEST
+from embedcache.store.photo_ids import PhotoIds, PhotoTable
+from embedcache.store.refs import Pins, read_ref
+from embedcache.store.segment import Segment
+from embedcache.store.space import FaceSpace, Space
+from embedcache.store.zarr_json import encode_document, group_document
 
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
@@ -303,106 +288,9 @@ def plain_name(backbone: str) -> str:
     return f"{kind}:{path.rstrip('/').rpartition('/')[2]}{at}{crop}"
 
 
-def face_digest(detector: dict[str, Json]) -> str:
-    """The key of a detector's faces: sha256 of its canonical document."""
-    return sha256(canonical_json(detector)).hexdigest()
-
-
 def _label(space: Space) -> str:
     name = space.names[0] if space.names else space.spec.architecture
     return f"{name}#{space.digest[:8]}"
-
-
-def root_document() -> dict[str, Json]:
-    return group_document({"embedcache": {"format": FORMAT}})
-
-
-def _not_a_cache(path: Path) -> str:
-    if not path.exists():
-        return f"there is no cache at {path}. 'embedcache extract' makes one"
-    if not path.is_dir():
-        return f"{path} is a file; a cache is a folder"
-    return f"{path} is a folder, but not an embedcache cache (it has no zarr.json)"
-
-
-def _create(path: Path) -> None:
-    """Lay out an empty cache; another process may be doing the same."""
-    if path.exists() and not path.is_dir():
-        raise NotACache(_not_a_cache(path))
-    path.mkdir(parents=True, exist_ok=True)
-    known = {*PARTS, APART, "zarr.json"}
-    names = sorted(entry.name for entry in path.iterdir() if entry.name not in known)
-    # Another process may be publishing the root's document just now, or have died at it.
-    if strangers := [name for name in names if not name.startswith(".zarr.json.")]:
-        raise NotACache(
-            f"{path} is a folder, but neither empty nor a cache (it holds {strangers[0]!r}). Name "
-            "a new folder for the cache"
-        )
-    empty = encode_document(group_document({}))
-    for part in GROUPS:
-        (path / part).mkdir(exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            disk.publish(path / part / "zarr.json", empty)
-    with contextlib.suppress(FileExistsError):
-        disk.publish(path / "zarr.json", encode_document(root_document()))
-
-
-def refuse_links(cache: Path) -> None:
-    """Damaged where a link stands in a cache's own folder, or in local/: it may lead anywhere.
-
-    Or a file in the place of one of its folders.
-    """
-    for folder in (cache, cache / "local"):
-        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_symlink():
-                    raise Damaged(f"{entry.path} is a link: refused. Move it out of the cache")
-                if folder == cache and entry.name in FOLDERS and not entry.is_dir():
-                    raise Damaged(f"{entry.path} is no folder. Move it out of the cache")
-
-
-def check_group(folder: Path, document: dict[str, Json]) -> None:
-    """Damaged, or NotACache, unless a group's zarr.json is `document`."""
-    if folder.is_symlink():
-        raise Damaged(f"{folder} is a link: refused")
-    try:
-        raw = disk.read_inside(folder, "zarr.json", limit=MAX_DOCUMENT_BYTES)
-    except FileNotFoundError:
-        raise Damaged(f"{folder / 'zarr.json'} is missing: the cache is damaged") from None
-    if raw == encode_document(document):
-        return
-    ours = _attributes(raw)
-    if ours is not None and type(ours.get("format")) is int and ours["format"] > FORMAT:
-        raise NotACache(
-            f"{folder} is a cache of format {ours['format']}; this version reads format {FORMAT}. "
-            "Update embedcache"
-        )
-    if document == root_document() and ours is None:
-        raise NotACache(f"{folder} is a Zarr store, but not an embedcache cache")
-    raise Damaged(f"{folder / 'zarr.json'} is not as embedcache writes it")
-
-
-def read_attributes(folder: Path) -> dict[str, Any]:
-    """What a space's zarr.json says, checked to be exactly as it was written."""
-    check_group(folder / "segments", group_document({}))
-    if folder.is_symlink():
-        raise Damaged(f"{folder} is a link: refused")
-    try:
-        raw = disk.read_inside(folder, "zarr.json", limit=MAX_DOCUMENT_BYTES)
-    except FileNotFoundError:
-        raise Damaged(f"{folder / 'zarr.json'} is missing: the cache is damaged") from None
-    ours = _attributes(raw)
-    if ours is None or raw != encode_document(group_document({"embedcache": ours})):
-        raise Damaged(f"{folder / 'zarr.json'} is not as embedcache writes it")
-    return ours
-
-
-def _attributes(raw: bytes) -> dict[str, Any] | None:
-    try:
-        ours = json.loads(raw)["attributes"]["embedcache"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return None
-    return ours if isinstance(ours, dict) else None
 
 
 def without_ids(cache: Cache, space: Space) -> str:

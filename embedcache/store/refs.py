@@ -8,8 +8,9 @@ from pathlib import Path
 
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged
-from embedcache.manifest import FORMAT, HEX_DIGEST, MAX_LIST_BYTES, SEGMENT_ID, seal, unseal
 from embedcache.spec import Json
+from embedcache.store.manifest import HEX_DIGEST, SEGMENT_ID
+from embedcache.store.sealed import FORMAT, MAX_LIST_BYTES, seal, unseal
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_REF_BYTES = MAX_LIST_BYTES
@@ -148,3 +149,12 @@ def encode_ref(pins: Pins, *, changes: list[Json]) -> bytes:
             "changes": changes,
         }
     )
+
+
+def same_pins(one: Pins, other: Pins) -> bool:
+    """Whether two refs mean the same vectors and faces; ids may have stayed home."""
+    mine, theirs = (
+        {key: dict(pinned) for key, pinned in {**pins.spaces, **pins.faces}.items() if pinned}
+        for pins in (one, other)
+    )
+    return mine == theirs

@@ -7,7 +7,6 @@ with one positioned read, checked, without going through zarr.
 """
 
 import hashlib
-import json
 import os
 import struct
 from collections.abc import Sequence
@@ -24,33 +23,19 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import Damaged
-from embedcache.spec import Json
+from embedcache.store.checksums import CRC_BYTES, U32, crc32c, crc_of_rows
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
-U32 = NDArray[np.uint32]
 
 CHUNK_BYTES = 2 << 20
 CHUNKS_PER_SHARD = 32
-CRC_BYTES = 4
 # Whoever appends fast has the disk begin early: then the wait at the end of a segment is short.
 SYNC_CHUNKS = 8
 # A chunk is read whole, under its one CRC, once this part of its rows is wanted; below it, rows are
 # read one by one under theirs.
 WHOLE_CHUNK_SHARE = 1 / 8
 NOT_FINITE = "NaN or infinite values, which embedcache never writes"
-
-
-def crc32c(data: bytes | NDArray[np.generic]) -> int:
-    """CRC32C of bytes, or of a C-contiguous array's bytes."""
-    return int(google_crc32c.value(data))
-
-
-def crc_of_rows(rows: NDArray[np.generic]) -> U32:
-    """The CRC32C of each row of a C-contiguous matrix, (n,)."""
-    # Rows as single items: a fifth less time than making an array of each.
-    items = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).reshape(-1)
-    return np.fromiter(map(google_crc32c.value, items), np.uint32, len(rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,55 +93,6 @@ class Geometry:
 
     def shard_bytes(self, filled: int) -> int:
         return filled * self.chunk_bytes + self.chunks_per_shard * 16 + CRC_BYTES
-
-
-@lru_cache(maxsize=4096)  # the segments of a cache have few shapes between them
-def array_document(
-    shape: tuple[int, ...], dtype: str, *, geometry: Geometry | None = None
-) -> bytes:
-    """The zarr.json of an array: one chunk that holds it whole, or `geometry`'s shards.
-
-    dtype: Zarr's name, such as "float32" or "uint8".
-    """
-    endian: Json = {"name": "bytes"}
-    if dtype != "uint8":
-        endian = {"name": "bytes", "configuration": {"endian": "little"}}
-    checked: list[Json] = [endian, {"name": "crc32c"}]
-    if geometry is None:
-        grid = [max(1, shape[0]), *shape[1:]]
-        codecs = checked
-    else:
-        grid = [geometry.rows_per_shard, geometry.dim]
-        numbers: Json = {"name": "bytes", "configuration": {"endian": "little"}}
-        configuration: dict[str, Json] = {
-            "chunk_shape": [geometry.rows_per_chunk, geometry.dim],
-            "codecs": checked,
-            "index_codecs": [numbers, {"name": "crc32c"}],
-            "index_location": "end",
-        }
-        codecs = [{"name": "sharding_indexed", "configuration": configuration}]
-    document: dict[str, Json] = {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": list(shape),
-        "data_type": dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list[Json](grid)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": "NaN" if dtype.startswith("float") else 0,
-        "codecs": codecs,
-        "attributes": {},
-    }
-    return encode_document(document)
-
-
-def group_document(attributes: dict[str, Json]) -> dict[str, Json]:
-    """The zarr.json of a group."""
-    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-
-
-def encode_document(document: dict[str, Json]) -> bytes:
-    """A zarr.json's bytes: the same document always gives the same bytes."""
-    return json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode("ascii")
 
 
 class RowStream:
@@ -287,15 +223,6 @@ class RowStream:
 def shard_name(shard: int) -> str:
     """Where shard file `shard` of a matrix lies under the array's folder."""
     return f"c/{shard}/0"
-
-
-def hash_file(fd: int) -> tuple[str, int]:
-    """sha256 and size of an open file, in bounded memory."""
-    digest, offset = sha256(), 0
-    while block := os.pread(fd, 4 << 20, offset):
-        digest.update(block)
-        offset += len(block)
-    return digest.hexdigest(), offset
 
 
 def open_shard(folder: Path, shard: int, *, geometry: Geometry, n_rows: int) -> int:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import Damaged
-from embedcache.segment import Columns, Segment
-from embedcache.shard import (
+from embedcache.store.columns import Columns
+from embedcache.store.segment import Segment
+from embedcache.store.shard import (
     NOT_FINITE,
     Geometry,
     open_shard,

@@ -16,16 +16,11 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError, PhotosError
-from embedcache.manifest import new_segment_id
-from embedcache.segment import (
-    Columns,
-    Draft,
-    Segment,
-    join_text,
-    list_segments,
-    split_text,
-)
-from embedcache.writer import salvage
+from embedcache.store.columns import Columns, join_text, split_text
+from embedcache.store.draft import Draft
+from embedcache.store.manifest import new_segment_id
+from embedcache.store.salvage import salvage
+from embedcache.store.segment import Segment, list_segments
 
 BLOCK_IDS = 1 << 18
 

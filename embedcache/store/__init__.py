@@ -1,0 +1,32 @@
+"""The cache on disk: spaces of immutable, checksummed segments, as docs/format.md states it.
+
+This room owns every byte below a cache folder and the rules for reading and publishing it. It
+imports `errors`, `spec` and `disk`, and nothing that knows photos, networks or remotes.
+"""
+
+from embedcache.store.cache import Cache
+
+__all__ = [
+    "Cache",
+    "cache",
+    "check",
+    "checksums",
+    "columns",
+    "draft",
+    "faces",
+    "index",
+    "journal",
+    "layout",
+    "manifest",
+    "photo_ids",
+    "reader",
+    "refs",
+    "salvage",
+    "sealed",
+    "segment",
+    "shard",
+    "space",
+    "tombstones",
+    "writer",
+    "zarr_json",
+]
