@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.catalogue import Catalogue, Shared, wrong_bytes
 from embedcache.errors import Damaged
-from embedcache.remote import BLOCK_BYTES, SMALL_BYTES, Remote
+from embedcache.remotes.remote import BLOCK_BYTES, SMALL_BYTES, Remote
 from embedcache.screen import Screen, ShardScreen
 from embedcache.store.check import check_segment
 from embedcache.store.checksums import CRC_BYTES, crc32c, crc_of_rows

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError, EmbedcacheError, RemoteError
-from embedcache.remote import UNSEEN, Denied, Entry, Remote, Unreachable, read_small
+from embedcache.remotes.patience import read_small
+from embedcache.remotes.remote import UNSEEN, Denied, Entry, Remote, Unreachable
 from embedcache.spec import Json, Spec
 from embedcache.store.checksums import CRC_BYTES
 from embedcache.store.columns import COLUMNS, ITEM_BYTES, Kind, column_path, split_text

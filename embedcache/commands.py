@@ -139,7 +139,7 @@ def extract(
     json_: JsonOption = False,
 ) -> None:
     """Embed every photo that the cache lacks; running it again is the resume."""
-    from embedcache.address import parse_address
+    from embedcache.remotes.address import parse_address
     from embedcache.share import destination
     from embedcache.team import read_settings
 

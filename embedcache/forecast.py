@@ -21,7 +21,7 @@ from embedcache.finder import FaceFinder
 from embedcache.outcome import Progress
 from embedcache.photos import Photos
 from embedcache.plan import Plan, plan
-from embedcache.remote import Remote
+from embedcache.remotes.remote import Remote
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.space import Space

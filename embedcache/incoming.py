@@ -14,7 +14,7 @@ from embedcache import disk
 from embedcache.arrival import Counter, arriving, clear, fetch_rows, range_bytes, settle
 from embedcache.catalogue import ROOTS, Catalogue, Holding, Shared, TooMuch
 from embedcache.errors import Damaged, NotACache, RemoteError
-from embedcache.remote import Denied, Unreachable
+from embedcache.remotes.remote import Denied, Unreachable
 from embedcache.share import SEGMENTS_AT_ONCE, Progress, Tally, counter, require_room
 from embedcache.spec import Json, canonical_json
 from embedcache.store.cache import Cache, plain_name

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.catalogue import ROOTS, Catalogue, Holding, TooMuch
 from embedcache.errors import CacheError, Damaged, RemoteError
-from embedcache.remote import BLOCK_BYTES, Denied, Remote, Unreachable, read_small
+from embedcache.remotes.patience import read_small
+from embedcache.remotes.remote import BLOCK_BYTES, Denied, Remote, Unreachable
 from embedcache.share import SEGMENTS_AT_ONCE, Progress, Tally, counter
 from embedcache.spec import Json
 from embedcache.store.cache import Cache

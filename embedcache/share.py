@@ -26,10 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.address import parse_address
 from embedcache.catalogue import Catalogue
 from embedcache.errors import CacheError, InputError
-from embedcache.remote import Remote, open_remote
+from embedcache.remotes.address import parse_address
+from embedcache.remotes.opening import open_remote
+from embedcache.remotes.remote import Remote
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.tombstones import FOLDER as TOMBSTONES

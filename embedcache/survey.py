@@ -7,7 +7,8 @@ from hashlib import sha256
 
 from embedcache.catalogue import ROOTS, Catalogue, Holding, Shared, advice
 from embedcache.errors import EmbedcacheError
-from embedcache.remote import Denied, Remote, Unreachable, open_remote
+from embedcache.remotes.opening import open_remote
+from embedcache.remotes.remote import Denied, Remote, Unreachable
 from embedcache.share import workers
 from embedcache.spec import Json
 

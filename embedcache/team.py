@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.address import mistyped
 from embedcache.catalogue import Catalogue
 from embedcache.errors import EmbedcacheError, InputError
 from embedcache.outcome import Tally
 from embedcache.outgoing import require_place
 from embedcache.plan import Plan
-from embedcache.remote import Denied, Remote, Unreachable
+from embedcache.remotes.address import mistyped
+from embedcache.remotes.remote import Denied, Remote, Unreachable
 from embedcache.share import available, connect, pull, push
 from embedcache.spec import Spec
 from embedcache.store.cache import Cache

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from itertools import count
 
 from embedcache.errors import RemoteError
-from embedcache.remote import Entry, Patient, Remote, open_remote
+from embedcache.remotes.opening import open_remote
+from embedcache.remotes.patience import Patient
+from embedcache.remotes.remote import Entry, Remote
 from embedcache.share import pull
 from embedcache.store.cache import Cache
 from embedcache.store.layout import root_document

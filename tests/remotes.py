@@ -3,8 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from embedcache.files import FilesRemote, LocalFiles
-from embedcache.remote import Blocks, Entry, ObjectRemote, Patient, Remote, Unreachable
+from embedcache.remotes.files import FilesRemote
+from embedcache.remotes.folder import LocalFiles
+from embedcache.remotes.objects import ObjectRemote
+from embedcache.remotes.patience import Patient
+from embedcache.remotes.remote import Blocks, Entry, Remote, Unreachable
 
 
 def folder(path: Path, *, staging: str = "test") -> Remote:

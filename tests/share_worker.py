@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from embedcache.remote import Blocks, Entry
+from embedcache.remotes.remote import Blocks, Entry
 from embedcache.share import pull, push
 from embedcache.store.cache import Cache
 from tests import remotes

@@ -119,9 +119,9 @@ def test_extract_reads_through(
 def test_a_pull_or_push_that_fails_leaves_no_folder(
     run: Run, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embedcache import remote
+    from embedcache.remotes import patience
 
-    monkeypatch.setattr(remote, "FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "FIRST_WAIT_SECONDS", 0.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDSECRETID")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secretsecret")

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from embedcache import disk
-from embedcache import remote as remote_module
 from embedcache.errors import CacheError, RemoteError
-from embedcache.remote import Entry, Patient
+from embedcache.remotes import objects, patience
+from embedcache.remotes.patience import Patient
+from embedcache.remotes.remote import Entry
 from embedcache.share import pull, push
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
@@ -149,7 +150,8 @@ def test_an_endless_listing_ends(
         def list(self, prefix: str) -> Iterator[Entry]:
             return (Entry(f"{prefix}{n}", 1, "") for n in count())
 
-    monkeypatch.setattr(remote_module, "MAX_KEYS", 1000)
+    for module in (objects, patience):
+        monkeypatch.setattr(module, "MAX_KEYS", 1000)
     endless = Patient(Endless(remotes.folder(shared), lambda n: ""))
     with pytest.raises(RemoteError, match="lists over 1,000 objects: refused"):
         pull(endless, Cache.open(tmp_path / "b", create=True))

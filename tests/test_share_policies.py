@@ -9,7 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from embedcache.remote import Denied, open_remote
+from embedcache.remotes.opening import open_remote
+from embedcache.remotes.remote import Denied
 
 POLICIES = re.findall(
     r"```json\n(.*?)```",

@@ -10,7 +10,7 @@ from embedcache import disk
 from embedcache.errors import InputError, RemoteError
 from embedcache.extraction import extract
 from embedcache.photos import Photos
-from embedcache.remote import Blocks, Denied
+from embedcache.remotes.remote import Blocks, Denied
 from embedcache.store.cache import Cache
 from embedcache.team import Upstream, read_settings
 from embedcache.upkeep import verify

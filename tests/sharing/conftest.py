@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from embedcache import disk
-from embedcache.remote import Remote, open_remote
+from embedcache.remotes.opening import open_remote
+from embedcache.remotes.remote import Remote
 from embedcache.spec import Spec
 from embedcache.store.cache import Cache
 from tests import remotes

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from embedcache.errors import RemoteError
-from embedcache.remote import Patient, Remote
+from embedcache.remotes.patience import Patient
+from embedcache.remotes.remote import Remote
 from embedcache.share import pull, push
 from embedcache.survey import verify_remote
 from embedcache.upkeep import write_ref

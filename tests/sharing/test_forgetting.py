@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from embedcache.errors import RemoteError
-from embedcache.remote import Remote
+from embedcache.remotes.remote import Remote
 from embedcache.share import pull, push
 from embedcache.store.cache import Cache
 from embedcache.upkeep import forget, merge, verify, write_ref

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from embedcache.errors import CacheError, InputError, RemoteError
-from embedcache.remote import Denied, Remote
+from embedcache.remotes.remote import Denied, Remote
 from embedcache.share import pull, push
 from embedcache.spec import FaceCrop, foreign
 from embedcache.store.cache import Cache

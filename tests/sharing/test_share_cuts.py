@@ -15,8 +15,10 @@ import pytest
 from embedcache.arrival import _all
 from embedcache.catalogue import Catalogue
 from embedcache.errors import RemoteError
-from embedcache.files import LocalFiles
-from embedcache.remote import Patient, Remote, Unreachable, open_remote
+from embedcache.remotes.folder import LocalFiles
+from embedcache.remotes.opening import open_remote
+from embedcache.remotes.patience import Patient
+from embedcache.remotes.remote import Remote, Unreachable
 from embedcache.share import pull, push
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache

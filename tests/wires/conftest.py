@@ -10,7 +10,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from embedcache.remote import Patient, Remote, open_remote
+from embedcache.remotes.opening import open_remote
+from embedcache.remotes.patience import Patient
+from embedcache.remotes.remote import Remote
 from tests import remotes
 from tests.wires.servers import (
     SSHD,

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from embedcache import remote as remote_module
-from embedcache.remote import TRIES, Patient, Remote
+from embedcache.remotes import opening, patience
+from embedcache.remotes.patience import TRIES, Patient
+from embedcache.remotes.remote import Remote
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from tests.stores import fill, model, photos
@@ -142,8 +143,8 @@ class Faulty:
 
 
 def unhurried(url: str, monkeypatch: pytest.MonkeyPatch, *, tries: int = TRIES) -> Remote:
-    monkeypatch.setattr(remote_module, "FIRST_WAIT_SECONDS", 0.001)
-    return Patient(remote_module._open(url, "test"), tries=tries)
+    monkeypatch.setattr(patience, "FIRST_WAIT_SECONDS", 0.001)
+    return Patient(opening.choose(url, "test"), tries=tries)
 
 
 def two_segments(path: Path) -> Cache:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from embedcache.errors import RemoteError
-from embedcache.remote import open_remote
+from embedcache.remotes.opening import open_remote
 from embedcache.share import push
 from tests.wires.servers import two_segments, unhurried
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from embedcache import remote as remote_module
-from embedcache.remote import TRIES, Patient, Unreachable, read_small
+from embedcache.remotes import opening, patience
+from embedcache.remotes.patience import TRIES, Patient, read_small
+from embedcache.remotes.remote import Unreachable
 from embedcache.share import Moved, pull, push
 from embedcache.store.cache import Cache
 from embedcache.upkeep import verify
@@ -68,12 +69,12 @@ def mute() -> Iterator[int]:
 def test_a_server_that_never_answers_is_told_of_and_given_up(
     s3: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_module, "ANSWER_SECONDS", 0.3)
-    monkeypatch.setattr(remote_module, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(opening, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(patience, "QUIET_SECONDS", 0.1)
     told: list[str] = []
     with mute() as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        silent = Patient(remote_module._open("s3://team/x", "test"), tell=told.append)
+        silent = Patient(opening.choose("s3://team/x", "test"), tell=told.append)
         began = time.monotonic()
         with pytest.raises(Unreachable):
             silent._patiently(lambda: read_small(silent._remote, "zarr.json", limit=9), 0.5)
@@ -127,8 +128,8 @@ def check_faults(
     s3_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, numbers: Iterable[int]
 ) -> None:
     """The k-th HTTP request fails, for each k, in each way in turn: for good, and then once."""
-    monkeypatch.setattr(remote_module, "SILENCE_SECONDS", 0.3)
-    monkeypatch.setattr(remote_module, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(opening, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(opening, "ANSWER_SECONDS", 0.3)
     faulty, a = Faulty(s3_port), two_segments(tmp_path / "a")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{faulty.port}")
     for number in numbers:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from embedcache.errors import RemoteError
-from embedcache.remote import Remote, Unreachable, open_remote, read_small
+from embedcache.remotes.opening import open_remote
+from embedcache.remotes.patience import read_small
+from embedcache.remotes.remote import Remote, Unreachable
 from embedcache.share import pull, push
 from embedcache.store.cache import Cache
 from embedcache.upkeep import verify

@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import SplitResult, unquote
 
 from embedcache.errors import RemoteError
-from embedcache.files import LINK, MAX_DEPTH, NO_RIGHT, Looks, require_parent
-from embedcache.remote import BLOCK_BYTES, UNSEEN, Unreachable
+from embedcache.remotes.files import LINK, MAX_DEPTH, NO_RIGHT, Looks, require_parent
+from embedcache.remotes.remote import BLOCK_BYTES, UNSEEN, Unreachable
 
 CONNECT_SECONDS = 10.0
 MAX_TOP = 1000

@@ -1,0 +1,120 @@
+"""A folder, local or mounted, as a remote."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from embedcache import disk
+from embedcache.errors import Damaged
+from embedcache.remotes.files import LINK, MAX_DEPTH, NO_RIGHT, Looks, require_parent
+from embedcache.remotes.remote import BLOCK_BYTES, UNSEEN
+
+
+class LocalFiles:
+    """A folder of this machine, or one that is mounted here."""
+
+    failures: tuple[type[Exception], ...] = (OSError,)
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
+        waiting = [PurePosixPath(folder)]
+        looks = Looks()
+        while waiting:
+            here = waiting.pop()
+            try:
+                opened = os.scandir(self._root / here)
+            except (PermissionError, FileNotFoundError) as error:
+                if str(here) == folder:
+                    raise
+                if isinstance(error, PermissionError):  # else it was removed meanwhile
+                    yield str(here), UNSEEN, NO_RIGHT
+                continue
+            with opened as entries:
+                for entry in entries:
+                    looks.count()
+                    path = here / entry.name
+                    if entry.name.startswith(".") or len(path.parts) > MAX_DEPTH:
+                        continue
+                    try:
+                        found = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    except PermissionError:  # a folder that may be listed and not entered
+                        yield str(path), UNSEEN, NO_RIGHT
+                        continue
+                    if stat.S_ISDIR(found.st_mode):
+                        waiting.append(path)
+                    elif stat.S_ISREG(found.st_mode):
+                        yield str(path), found.st_size, f"{found.st_mtime_ns}-{found.st_ino}"
+                    elif stat.S_ISLNK(found.st_mode):
+                        yield str(path), UNSEEN, LINK
+
+    def names(self) -> list[str]:
+        if not self._root.exists():
+            require_parent(str(self._root), self._root.absolute().parent.is_dir())
+            return []
+        return os.listdir(self._root)
+
+    def read(self, path: str, start: int) -> Iterator[bytes]:
+        fd = disk.open_inside(self._root, path)
+        try:
+            while block := os.pread(fd, BLOCK_BYTES, start):
+                start += len(block)
+                yield block
+        finally:
+            os.close(fd)
+
+    def write(self, path: str, blocks: Iterator[bytes]) -> None:
+        target = self._place(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(target, flags, 0o666)
+        try:
+            for block in blocks:
+                disk.write_all(fd, block)
+            disk.sync(fd)
+        finally:
+            os.close(fd)
+
+    def rename(self, path: str, target: str) -> bool:
+        source, place = self._place(path), self._place(target)
+        try:
+            if source.is_dir():
+                disk.sync_tree(source)
+                source.rename(place)
+            else:
+                os.link(source, place)
+                source.unlink()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            if place.exists():
+                return False
+            source.rename(place)  # a file system without links
+        disk.sync_folder(place.parent)
+        return True
+
+    def replace(self, path: str, target: str) -> None:
+        self._place(path).replace(self._place(target))
+
+    def exists(self, path: str) -> bool:
+        return (self._root / path).exists()
+
+    def remove(self, path: str) -> None:
+        place = self._place(path)
+        if place.is_dir() and not place.is_symlink():
+            disk.remove_folder(place)
+        else:
+            place.unlink(missing_ok=True)
+
+    def _place(self, path: str) -> Path:
+        """Where `path` is written; Damaged where a link would lead that somewhere else."""
+        place = self._root
+        for part in path.split("/")[:-1]:
+            place /= part
+            if place.is_symlink():
+                raise Damaged(f"{place} is a link: refused. Ask who made it, and remove it")
+        return self._root / path

@@ -1,0 +1,192 @@
+"""S3, Google Cloud and Azure through obstore."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from embedcache.errors import RemoteError
+from embedcache.remotes.listing import pages
+from embedcache.remotes.remote import (
+    BLOCK_BYTES,
+    MAX_KEYS,
+    SMALL_BYTES,
+    Blocks,
+    Denied,
+    Entry,
+    Unreachable,
+    _told,
+)
+
+SILENCE_SECONDS = 20.0  # without a byte from an object store that is written to
+# By the first letter of the scheme: where the address of another service stands.
+ENDPOINTS = {
+    "s": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "a": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    "g": ("GOOGLE_BASE_URL",),
+}
+NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)|specified bucket does not exist")
+LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/|$)")
+
+
+class ObjectRemote:
+    """S3, Google Cloud Storage or Azure, through obstore."""
+
+    def __init__(self, store: Any, name: str, *, quick: Any = None) -> None:
+        """quick: the same store with less patience, for what is answered at once."""
+        self.name = name
+        self._store = store
+        self._quick = quick or store
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        with self._plain(prefix):
+            whole = pages(self._quick, prefix.rstrip("/"), name=self.name, most=MAX_KEYS)
+        for found in whole:
+            tag = found.get("e_tag") or str(found["last_modified"])
+            yield Entry(found["path"], found["size"], tag)
+
+    def top(self) -> Sequence[str]:
+        with self._plain("its first keys"):
+            found = pages(self._quick, "", name=self.name, most=0)
+        return sorted({entry["path"].split("/")[0] for entry in found} - {""})
+
+    def unfinished(self, segment: str) -> Iterator[Entry]:
+        return self.list(f"{segment}/")
+
+    def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        import obstore
+
+        options: dict[str, Any] = {}
+        if length is not None:
+            options["range"] = (start, start + length)
+        elif start:
+            options["range"] = {"offset": start}
+        with self._plain(key):
+            found = obstore.get(self._quick, key, options=options or None)
+            for block in found.stream(min_chunk_size=BLOCK_BYTES):
+                yield memoryview(block)  # type: ignore[misc]  # as good as bytes, and not copied
+
+    def write(self, key: str, blocks: Blocks, *, size: int) -> None:
+        import obstore
+
+        with self._plain(key):
+            if size <= SMALL_BYTES:
+                obstore.put(self._store, key, b"".join(blocks()), use_multipart=False)
+            else:
+                obstore.put(self._store, key, blocks(), chunk_size=SMALL_BYTES, max_concurrency=4)
+
+    def create(self, key: str, data: bytes) -> bool:
+        import obstore
+        from obstore import exceptions as problems
+
+        with self._plain(key):
+            try:
+                obstore.put(self._store, key, data, mode="create", use_multipart=False)
+            except problems.AlreadyExistsError:
+                return False
+            except (problems.NotSupportedError, NotImplementedError):
+                # A store without conditional puts: names are unique, so a look is nearly as good.
+                with contextlib.suppress(FileNotFoundError):
+                    obstore.head(self._quick, key)
+                    return False
+                obstore.put(self._store, key, data, use_multipart=False)
+        return True
+
+    def delete(self, key: str) -> None:
+        import obstore
+
+        with self._plain(key), contextlib.suppress(FileNotFoundError):
+            obstore.delete(self._quick, key)
+
+    @contextlib.contextmanager
+    def _plain(self, key: str) -> Iterator[None]:
+        """Turn obstore's exceptions into those of `Remote`."""
+        from obstore import exceptions as problems
+
+        try:
+            yield
+        except FileNotFoundError as error:
+            if NO_BUCKET.search(str(error)):
+                raise self._no_bucket() from None
+            raise
+        except (
+            problems.PermissionDeniedError,
+            problems.UnauthenticatedError,
+            PermissionError,
+        ) as e:
+            raise Denied(f"{self.name} does not let you at {key}: {_told(e)}") from None
+        except (problems.BaseError, OSError) as error:
+            if NO_BUCKET.search(str(error)):
+                raise self._no_bucket() from None
+            if "(code: AccessDenied)" in str(error):  # told per key, in the answer to a bulk delete
+                raise Denied(f"{self.name} does not let you at {key}: {_told(error)}") from None
+            if "169.254.169.254" in str(error):  # where cloud machines ask for credentials
+                raise RemoteError(
+                    f"no credentials for {self.name} were found: docs/sharing.md says how each "
+                    "kind of storage learns who you are"
+                ) from None
+            raise Unreachable(
+                f"{self.name} cannot be reached ({key}): {_told(error)}. Check the address and the "
+                "network, then run the same command again"
+            ) from None
+
+    def _no_bucket(self) -> RemoteError:
+        bucket = urlsplit(self.name).netloc
+        return RemoteError(
+            f"{self.name} cannot be used: there is no bucket {bucket}. Make it first, where your "
+            "storage is managed, or check its name"
+        )
+
+
+def _check_environment(url: str) -> None:
+    """Unreachable where a variable holds what obstore would panic at."""
+    for name in ENDPOINTS[url[0]]:
+        value = os.environ.get(name)
+        if value and not _is_endpoint(value):
+            raise Unreachable(
+                f"{url} cannot be reached: {name} must be an address with its scheme, such as "
+                "http://127.0.0.1:9000 or https://storage.example.org, and is not"
+            )
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if url[0] == "s" else ():
+        if re.search(r"[^\w.-]", os.environ.get(name, "")):
+            raise Unreachable(
+                f"{url} cannot be reached: {name} must be the name of a region, such as "
+                "eu-central-1, and is not"
+            )
+
+
+def _is_endpoint(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        found = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        return False
+    return bool(found) and not re.search(r"[^!-~]", value)
+
+
+def _store(url: str, *, silence: float) -> Any:
+    try:
+        from obstore.store import from_url
+    except ImportError:
+        raise RemoteError(
+            f"{url} needs obstore: pip install 'embedcache[s3]', or uv sync --extra s3"
+        ) from None
+    _check_environment(url)
+    options: dict[str, Any] = {
+        "connect_timeout": timedelta(seconds=5),
+        "read_timeout": timedelta(seconds=silence),
+        "timeout": timedelta(hours=1),
+        "user_agent": "embedcache",
+    }
+    endpoints = [os.environ.get(name, "") for name in ENDPOINTS[url[0]]]
+    if LOOPBACK.match(next(filter(None, endpoints), "")):  # nothing leaves the machine
+        options["allow_http"] = True
+    try:
+        # Patience is ours: one place, one schedule, for every kind of remote.
+        retry = {"max_retries": 0, "retry_timeout": timedelta(seconds=120)}
+        return from_url(url, client_options=options, retry_config=retry)
+    except Exception as error:  # obstore raises many kinds, some of them plain ValueErrors
+        raise RemoteError(f"{url} cannot be used: {_told(error)}") from None

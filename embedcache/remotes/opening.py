@@ -1,0 +1,33 @@
+"""An address to a remote: the one place that chooses an implementation."""
+
+from pathlib import Path
+
+from embedcache.remotes.address import OBJECT_SCHEMES, parse_address
+from embedcache.remotes.files import FilesRemote
+from embedcache.remotes.folder import LocalFiles
+from embedcache.remotes.objects import SILENCE_SECONDS, ObjectRemote, _store
+from embedcache.remotes.patience import Patient
+from embedcache.remotes.remote import ANSWER_SECONDS, Remote
+
+
+def open_remote(url: str, *, staging: str = "shared") -> Remote:
+    """The remote at `url`, patient; nothing is asked of it yet.
+
+    staging: distinguishes this cache's unfinished pushes from those of others, on file systems.
+    Raises RemoteError for a URL that holds a credential or that no installed library serves.
+    """
+    return Patient(choose(url, staging))
+
+
+def choose(url: str, staging: str) -> Remote:
+    """The remote at `url` as its library serves it, without patience."""
+    parts, name = parse_address(url), url.rstrip("/")
+    if isinstance(parts, Path):
+        return FilesRemote(LocalFiles(parts), str(parts), staging=staging)
+    if parts.scheme in OBJECT_SCHEMES:
+        return ObjectRemote(
+            _store(name, silence=SILENCE_SECONDS), name, quick=_store(name, silence=ANSWER_SECONDS)
+        )
+    from embedcache.remotes.sftp import SftpFiles
+
+    return FilesRemote(SftpFiles(parts), name, staging=staging)

@@ -1,0 +1,114 @@
+"""One small interface over the places where a team keeps its shared copy.
+
+    open_remote("/mnt/team/faces")        a folder
+    open_remote("s3://bucket/team")       S3-compatible storage; gs:// and az:// the same way
+    open_remote("ssh://host/srv/team")    SFTP
+
+A `Remote` knows keys ("spaces/.../manifest.json") and bytes, nothing of what they mean. What it
+returns is untrusted: `embedcache.catalogue` decides what is believed. `Patient` tries again what
+failed in passing. Credentials come from the environment, never from a URL.
+"""
+
+import errno
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from embedcache.errors import RemoteError
+
+T = TypeVar("T")
+Blocks = Callable[[], Iterator[bytes]]
+
+BLOCK_BYTES = 1 << 20
+SMALL_BYTES = 8 << 20
+MAX_KEYS = 1_000_000
+ANSWER_SECONDS = 8.0  # likewise, from one that is read
+
+
+class Unreachable(RemoteError):
+    """A request that failed in passing: the network, a server that is busy or down."""
+
+
+class Denied(RemoteError):
+    """A request that this member has no right to make."""
+
+
+UNSEEN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A listed object. tag: changes when its content does (an ETag, a time).
+
+    size: UNSEEN for a place that cannot be looked at, and tag says why.
+    """
+
+    key: str
+    size: int
+    tag: str
+
+
+class Remote(Protocol):
+    """Objects by key. Raises FileNotFoundError, Denied, Unreachable, or RemoteError for good."""
+
+    @property
+    def name(self) -> str:
+        """The URL, as messages say it."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """All objects whose key starts with `prefix`, which ends in "/"."""
+        ...
+
+    def top(self) -> Sequence[str]:
+        """Names of what lies directly there, of much the first; none for an absent place.
+
+        Raises RemoteError where a shared copy cannot begin.
+        """
+        ...
+
+    def unfinished(self, segment: str) -> Iterator[Entry]:
+        """Objects under `segment`/ that an earlier push of this segment has left."""
+        ...
+
+    def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """An object's bytes from `start`, `length` of them or all, piece by piece."""
+        ...
+
+    def write(self, key: str, blocks: Blocks, *, size: int) -> None:
+        """Store an object whole or not at all; an exception out of `blocks` stores nothing."""
+        ...
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Store an object that must not exist; False, and nothing stored, where it does.
+
+        For a segment's manifest this is what makes the segment appear.
+        """
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; no error where there is none."""
+        ...
+
+
+def _told(error: BaseException) -> str:
+    """An error's text on one line, short, without what a URL may hold of credentials."""
+    text = re.sub(r"(?<!<)\?\S*|(?<=//)[^/\s]*@", "", str(error).partition("Debug source")[0])
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def plain_os_error(error: Exception, name: str, key: str) -> Exception:
+    """What an operating system's error at a remote means."""
+    if not isinstance(error, OSError):
+        return Unreachable(f"{name} cannot be reached ({key}): {_told(error)}")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return FileNotFoundError(errno.ENOENT, "no such object", key)
+    if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.EPERM):
+        return Denied(f"{name} does not let you at {key}: {error.strerror or error}")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RemoteError(f"{name} is full: make room there, then run the same command again")
+    return Unreachable(
+        f"{name} cannot be reached ({key}): {error.strerror or error}. Run the same command again"
+    )
