@@ -20,7 +20,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.rounds import medians
-from embedcache import images
+from embedcache.photos import images
 from embedcache.spec import Preprocessing
 
 Pixels = NDArray[np.uint8]

@@ -25,8 +25,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.rounds import medians
-from embedcache import example, images
+from embedcache import example
 from embedcache.faces import Detector
+from embedcache.photos import images
 
 
 def photos(n: int) -> tuple[str, list[Image.Image]]:

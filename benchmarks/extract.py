@@ -32,12 +32,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import peers
 from benchmarks.decode import jpeg
 from benchmarks.rounds import medians
-from embedcache import example, images, weights
+from embedcache import example, weights
 from embedcache.backbones import Backbone, Decode, load
 from embedcache.extraction import extract
 from embedcache.lanes import Lanes
 from embedcache.pace import Pace
-from embedcache.photos import Photos
+from embedcache.photos import images
+from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 
 U8 = NDArray[np.uint8]

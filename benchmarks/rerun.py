@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.rounds import medians
 from embedcache.backbones import Backbone, load
 from embedcache.extraction import extract
-from embedcache.photos import Photos
+from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 
 PER_FOLDER = 500

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedcache.extraction import extract
-    from embedcache.photos import Photos
+    from embedcache.photos.table import Photos
     from embedcache.store.cache import Cache
 
 __all__ = ["Cache", "Photos", "extract"]

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from embedcache import faces, images, known_specs, network, weights
+from embedcache import faces, known_specs, network, weights
 from embedcache.errors import WeightsError
 from embedcache.network import Network
+from embedcache.photos import images
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec
 from embedcache.weights import first_line
 

@@ -16,7 +16,7 @@ from embedcache.errors import InputError
 
 if TYPE_CHECKING:
     from embedcache.outcome import Extraction
-    from embedcache.photos import Photos
+    from embedcache.photos.table import Photos
     from embedcache.share import Moved
     from embedcache.store.cache import Cache
 
@@ -69,7 +69,7 @@ def open_cache(path: Path, *, create: bool = False, ref: str | None = None) -> "
 def read_photos(path: Path, *, photo_column: str, id_column: str) -> "Photos":
     """A folder or table of photos; a long listing tells how far it is."""
     from embedcache.display import counts_on
-    from embedcache.photos import Photos
+    from embedcache.photos.table import Photos
 
     listed = counts_on("photos found")
     return Photos.read(path, photo_column=photo_column, id_column=id_column, progress=listed)

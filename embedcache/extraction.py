@@ -18,7 +18,7 @@ from embedcache.errors import PhotosError
 from embedcache.finder import FaceFinder
 from embedcache.lanes import Lanes
 from embedcache.outcome import Clock, Extraction, Progress
-from embedcache.photos import Photos
+from embedcache.photos.table import Photos
 from embedcache.pipeline import Pipeline
 from embedcache.plan import plan
 from embedcache.prefetch import Gate, prefetch

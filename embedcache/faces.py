@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from embedcache import images
+from embedcache.photos import images
 from embedcache.spec import Json, canonical_json
 from embedcache.store.faces import Faces
 

@@ -19,7 +19,7 @@ from embedcache.errors import NoSuchSpace
 from embedcache.extraction import extract, load_all
 from embedcache.finder import FaceFinder
 from embedcache.outcome import Progress
-from embedcache.photos import Photos
+from embedcache.photos.table import Photos
 from embedcache.plan import Plan, plan
 from embedcache.remotes.remote import Remote
 from embedcache.spec import Json

@@ -15,8 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from embedcache.digests import CLOCK_RESOLUTION_NS
 from embedcache.errors import CacheError
+from embedcache.photos.digests import CLOCK_RESOLUTION_NS
 from embedcache.spec import Json, Spec, canonical_json
 
 FILE = "specs.json"

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.backbones import Backbone, shorter_side
-from embedcache.digests import Digests
 from embedcache.finder import FaceFinder
 from embedcache.outcome import Tally
-from embedcache.photos import Photos
+from embedcache.photos.digests import Digests
+from embedcache.photos.table import Photos
 from embedcache.prefetch import Job, Need
 from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.space import Rows

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from embedcache import images
 from embedcache.outcome import Clock
-from embedcache.photos import read_file, reason_of
+from embedcache.photos import images
+from embedcache.photos.digests import read_file, reason_of
 from embedcache.spec import Preprocessing
 
 MAX_WORKERS = 16  # until a run has measured what it needs

@@ -10,7 +10,7 @@ from PIL import Image
 from embedcache.backbones import Backbone, decoding
 from embedcache.network import Network
 from embedcache.outcome import Extraction
-from embedcache.photos import Photos
+from embedcache.photos.table import Photos
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec, canonical_json
 from embedcache.store.cache import Cache
 from embedcache.store.faces import Faces

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from embedcache import backbones, images, weights
+from embedcache import backbones, weights
 from embedcache.backbones import Name, load
 from embedcache.errors import WeightsError
+from embedcache.photos import images
 
 
 def gradient(size: tuple[int, int] = (150, 120)) -> Image.Image:

@@ -80,7 +80,7 @@ def test_arrows_point_down_only() -> None:
     assert importers("cli") == set()
     first_floor = {
         "embedcache.store",
-        "embedcache.photos",
+        "embedcache.photos.table",
         "embedcache.spec",
         "embedcache.errors",
     }

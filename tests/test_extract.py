@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedcache import images, prefetch
+from embedcache import prefetch
 from embedcache.errors import PhotosError
 from embedcache.extraction import extract
 from embedcache.outcome import Clock
-from embedcache.photos import Photos
+from embedcache.photos import images
+from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 from tests import stand_in
 from tests.stand_in import counts, vectors

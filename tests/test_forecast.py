@@ -3,7 +3,7 @@ from pathlib import Path
 
 from embedcache.extraction import extract
 from embedcache.forecast import forecast
-from embedcache.photos import Photos
+from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 from embedcache.team import Upstream
 from tests import remotes, stand_in

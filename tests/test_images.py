@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, features
 
-from embedcache import images
-from embedcache.images import DecodeError, Reason, decode, decode_each, resize_crop
+from embedcache.photos import images
+from embedcache.photos.images import DecodeError, Reason, decode, decode_each, resize_crop
 from embedcache.spec import Preprocessing
 
 Pixels = NDArray[np.uint8]

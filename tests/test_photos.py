@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from embedcache import digests as digests_module
-from embedcache.digests import Memo
 from embedcache.errors import PhotosError
-from embedcache.photos import Photos
+from embedcache.photos import digests as digests_module
+from embedcache.photos.digests import Memo
+from embedcache.photos.table import Photos
 
 LONG_AGO = time.time() - 3600
 
@@ -93,7 +93,7 @@ def test_links_to_themselves_and_folders_that_cannot_be_listed_are_in_the_table(
 def test_listing_a_large_folder_tells_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embedcache import photos
+    from embedcache.photos import table as photos
 
     for name in ("a/1.jpg", "a/2.jpg", "b/3.jpg"):
         write(tmp_path / name)

@@ -15,7 +15,7 @@ from embedcache.backbones import Backbone
 from embedcache.extraction import extract
 from embedcache.network import Network
 from embedcache.outcome import Clock
-from embedcache.photos import Photos
+from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 from embedcache.store.faces import Faces
 from tests import stand_in

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from embedcache.extraction import extract
-from embedcache.photos import Photos
+from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from embedcache import disk
 from embedcache.errors import InputError, RemoteError
 from embedcache.extraction import extract
-from embedcache.photos import Photos
+from embedcache.photos.table import Photos
 from embedcache.remotes.remote import Blocks, Denied
 from embedcache.store.cache import Cache
 from embedcache.team import Upstream, read_settings

@@ -8,7 +8,7 @@ import pytest
 
 from embedcache.backbones import load
 from embedcache.extraction import extract
-from embedcache.photos import Photos
+from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 
 STATED = 1e-5

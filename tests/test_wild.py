@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
-from embedcache import images
 from embedcache.errors import PhotosError
 from embedcache.extraction import extract
-from embedcache.photos import Photos
+from embedcache.photos import images
+from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 from tests import stand_in
 from tests.test_images import encode, heic, png_header, smooth, webp_header

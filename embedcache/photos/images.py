@@ -174,9 +174,6 @@ def _cover(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
     return round(width / ratio), round(height / ratio)
 
 
-# --- opening --------------------------------------------------------------------------------------
-
-
 def _heif(data: io.BytesIO) -> ImageFile.ImageFile:
     try:
         from pillow_heif import HeifImageFile
@@ -305,9 +302,6 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     raise DecodeError(Reason.damaged, f"webp: unknown first chunk {chunk!r}")
 
 
-# --- pixels ---------------------------------------------------------------------------------------
-
-
 def _scale(size: tuple[int, int], at_least: int | None) -> int:
     """libjpeg's reduction for a need: 1, 2, 4 or 8."""
     if at_least is None:
@@ -360,9 +354,6 @@ def _rgb(image: ImageFile.ImageFile) -> Image.Image:
         return ImageChops.invert(image).convert("RGB")  # Pillow takes every CMYK JPEG for Adobe's
     # convert also copies: the result holds no reference to the file's bytes
     return image.convert("RGB")
-
-
-# --- when it fails --------------------------------------------------------------------------------
 
 
 def _cut_short(data: bytes, kind: str, error: BaseException) -> bool:

@@ -18,24 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from embedcache.digests import (
-    CLOCK_RESOLUTION_NS,
-    Digests,
-    digest_files,
-    read_file,
-    reason_of,
-)
 from embedcache.errors import PhotosError
-
-__all__ = [
-    "CLOCK_RESOLUTION_NS",
-    "SUFFIXES",
-    "Digests",
-    "Photos",
-    "read_file",
-    "reason_of",
-    "scope_of",
-]
+from embedcache.photos.digests import Digests, digest_files
 
 SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
