@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.rounds import medians
 from embedcache import example
-from embedcache.faces import Detector
+from embedcache.faces.detector import Detector
 from embedcache.photos import images
 
 

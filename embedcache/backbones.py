@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from embedcache import faces, known_specs, network, weights
+from embedcache import known_specs, network, weights
 from embedcache.errors import WeightsError
+from embedcache.faces import detector as faces
 from embedcache.network import Network
 from embedcache.photos import images
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec

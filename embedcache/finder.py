@@ -16,7 +16,7 @@ from embedcache.store.faces import Faces
 from embedcache.store.space import FaceSpace
 
 if TYPE_CHECKING:
-    from embedcache.faces import Detector
+    from embedcache.faces.detector import Detector
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -32,7 +32,7 @@ class FaceFinder:
 
     @cached_property
     def detector(self) -> "Detector":
-        from embedcache.faces import Detector
+        from embedcache.faces.detector import Detector
 
         return Detector(self._where)
 

@@ -199,7 +199,7 @@ def cut(image: Image.Image, need: Need) -> npt.NDArray[np.uint8]:
     """The network's input, uint8 (h, w, 3), from the decoded photo."""
     if need.box is None:
         return images.resize_crop(image, need.preprocessing)
-    from embedcache import faces
+    from embedcache.faces import detector as faces
 
     p = need.preprocessing
     return faces.crop(

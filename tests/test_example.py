@@ -106,7 +106,7 @@ def test_the_readme_names_every_picture_and_what_is_simulated(made: example.Exam
 
 def test_the_detector_sees_about_the_faces_that_were_laid_in(made: example.Example) -> None:
     pytest.importorskip("facenet_pytorch")
-    from embedcache.faces import Detector
+    from embedcache.faces.detector import Detector
 
     truth = [row for row in rows(made.truth) if float(row["blur"]) < 1]
     photos = [Image.open(made.folder / "photos" / f"{row['user_id']}.jpg") for row in truth]

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from embedcache import mtcnn
 from embedcache.errors import WeightsError
-from embedcache.faces import Detector, crop
+from embedcache.faces import mtcnn
+from embedcache.faces.detector import Detector, crop
 from embedcache.spec import canonical_json
 
 pytest.importorskip("facenet_pytorch")
@@ -100,7 +100,7 @@ def test_photos_past_the_memory_of_one_batch_come_back_in_their_order(
     detector: Detector, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = detector.detect(photos)
-    monkeypatch.setattr("embedcache.faces._BATCH_PIXELS", 400_000)
+    monkeypatch.setattr("embedcache.faces.detector._BATCH_PIXELS", 400_000)
     again = detector.detect(photos)
     assert again.counts.tolist() == once.counts.tolist()
     assert np.allclose(again.box, once.box, atol=0.01)
@@ -110,7 +110,7 @@ def test_large_levels_in_bands_give_the_same_cells(
     detector: Detector, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = detector.detect(photos)
-    monkeypatch.setattr("embedcache.mtcnn._CELL_PIXELS", 20_000)
+    monkeypatch.setattr("embedcache.faces.mtcnn._CELL_PIXELS", 20_000)
     banded = detector.detect(photos)
     assert banded.counts.tolist() == once.counts.tolist()
     assert np.allclose(banded.box, once.box, atol=0.01)

@@ -150,9 +150,6 @@ def find(
     return _output(integrals, boxes, networks, settings, pool)
 
 
-# --- resizing by averages -------------------------------------------------------------------------
-
-
 class Integral:
     """Sums over any window of a photo, in four look-ups.
 
@@ -248,9 +245,6 @@ def _windows(n: int | I64, size: int) -> tuple[I64, I64]:
     """First pixel and past-the-end pixel of each of `size` windows over n pixels (torch's)."""
     i = np.arange(size, dtype=np.int64)
     return i * n // size, ((i + 1) * n + size - 1) // size
-
-
-# --- the three stages -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,9 +404,6 @@ def _look(
         list(pool.map(lambda run: run[0].crops(run[1], run[2]), runs))
         outputs.append(networks.run(network, pixels))
     return found, tuple(np.concatenate(column) for column in zip(*outputs, strict=True))
-
-
-# --- boxes ----------------------------------------------------------------------------------------
 
 
 def _square(box: F32) -> F32:

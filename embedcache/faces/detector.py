@@ -39,7 +39,7 @@ class Detector:
         """
         import torch
 
-        from embedcache import mtcnn
+        from embedcache.faces import mtcnn
 
         if min_face_size < mtcnn.CELL:
             raise ValueError(f"min_face_size is at least {mtcnn.CELL}; got {min_face_size}")
@@ -64,7 +64,7 @@ class Detector:
         Boxes are left, top, right, bottom in pixels of the photo and may reach past its edges.
         Whatever a photo's shape, it has faces or none: no photo raises.
         """
-        from embedcache import mtcnn
+        from embedcache.faces import mtcnn
 
         found: list[mtcnn.Found | None] = [None] * len(photos)
         for some in _batches([photo.size for photo in photos]):
