@@ -293,14 +293,14 @@ def demo(
     """The whole path on an embedded example, offline: photos, vectors, heads and a page."""
     import polars as pl
 
-    from embedcache import example, weights
+    from embedcache import example
     from heads import simulate as simulation
 
     made = example.make(out / "data", n_photos=photos, seed=seed)
     print(made, file=sys.stderr)
     truth = pl.read_csv(made.truth).rename({"like_probability": "probability"})
     simulation.swipes(truth, seed=seed).write_csv(made.folder / "swipes.csv")
-    weights.write_lite0(out / "weights" / "efficientnet_lite0")
+    example.write_lite0(out / "weights" / "efficientnet_lite0")
     toml = out / "study.toml"
     toml.write_text(_demo_study(), "utf-8")
     _study(toml, out, cache=None, show={}, device="auto", json_=json_)

