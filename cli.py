@@ -329,7 +329,7 @@ def _study(
 ) -> None:
     """Run a study file, embedding for all its backbones at once, and print table and page."""
     from embedcache.backbones import resolved
-    from embedcache.upkeep import pin
+    from embedcache.upkeep.pinning import pin
     from heads import report
     from heads import study as studies
 

@@ -31,7 +31,7 @@ from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from embedcache.store.index import Table
 from embedcache.store.space import Space
-from embedcache.upkeep import compact
+from embedcache.upkeep.compaction import compact
 
 WRITE_ROWS = 256
 Contenders = dict[str, Callable[[], object]]

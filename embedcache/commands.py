@@ -206,7 +206,7 @@ def info(
             raise InputError("--photos and --ref are for a cache's folder, not for a URL")
         print_result(survey(cache), json_)
         return
-    from embedcache.summary import summarise
+    from embedcache.upkeep.inventory import summarise
 
     print_result(summarise(open_cache(Path(cache), ref=ref), photos=photos), json_)
 
@@ -220,9 +220,9 @@ def verify(
     json_: JsonOption = False,
 ) -> None:
     """Check every file, checksum and row of a cache; status 1 if anything is wrong."""
-    from embedcache.audit import verify as check
-    from embedcache.findings import Report
     from embedcache.survey import Checked, verify_remote
+    from embedcache.upkeep.findings import Report
+    from embedcache.upkeep.verify import verify as check
 
     if repair and "://" in cache:
         raise InputError("--repair is for caches; without it, verify says what is wrong at the URL")
@@ -242,7 +242,7 @@ def export(
     json_: JsonOption = False,
 ) -> None:
     """Write vectors and photo ids to one .npy or Parquet file."""
-    from embedcache.exchange import export as write
+    from embedcache.upkeep.exchange import export as write
 
     print_result(write(open_cache(cache, ref=ref), backbone, out), json_)
 
@@ -260,7 +260,7 @@ def import_(
 ) -> None:
     """Take vectors computed elsewhere; they never mix with computed ones."""
     from embedcache.display import counts_on
-    from embedcache.exchange import import_vectors
+    from embedcache.upkeep.exchange import import_vectors
 
     opened = open_cache(cache, create=True)
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
@@ -284,7 +284,7 @@ def merge(
     json_: JsonOption = False,
 ) -> None:
     """Take every row of other caches that this one lacks."""
-    from embedcache.upkeep import merge as join
+    from embedcache.upkeep.merging import merge as join
 
     opened = open_cache(cache, create=True)
     print_result(join(opened, [open_cache(other) for other in others], with_ids=with_ids), json_)
@@ -370,7 +370,7 @@ def pull(
 @commands.command()
 def compact(cache: CachePath, json_: JsonOption = False) -> None:
     """Join small segments into larger ones with the same rows."""
-    from embedcache.upkeep import compact as join
+    from embedcache.upkeep.compaction import compact as join
 
     print_result(join(open_cache(cache)), json_)
 
@@ -388,8 +388,8 @@ def forget(
     json_: JsonOption = False,
 ) -> None:
     """Really remove photos: rows, faces, ids, and what refs claim of them."""
-    from embedcache.upkeep import forget as remove
-    from embedcache.upkeep import forget_forgotten
+    from embedcache.upkeep.forgetting import forget as remove
+    from embedcache.upkeep.forgetting import forget_forgotten
 
     if bool(ids) == forgotten:
         raise InputError("say which photos to forget: their ids, or --forgotten, not both")
@@ -404,7 +404,7 @@ def ref(
     json_: JsonOption = False,
 ) -> None:
     """Pin the cache as it is now under a name, for --ref of info, export and fit-head."""
-    from embedcache.upkeep import write_ref
+    from embedcache.upkeep.pinning import write_ref
 
     print_result(write_ref(open_cache(cache), name), json_)
 

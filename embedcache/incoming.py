@@ -38,8 +38,8 @@ from embedcache.store.segment import Segment
 from embedcache.store.space import Space
 from embedcache.store.tombstones import Tombstones, forgotten
 from embedcache.store.writer import SegmentWriter
-from embedcache.transfer import Store, rewrite
-from embedcache.upkeep import joint_about, merge_ids
+from embedcache.upkeep.merging import merge_ids
+from embedcache.upkeep.rewrite import Store, joint_about, rewrite
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]

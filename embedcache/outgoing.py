@@ -38,7 +38,7 @@ from embedcache.store.space import FaceSpace, Space
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
 from embedcache.store.tombstones import Tombstones, forgotten
 from embedcache.store.zarr_json import encode_document, group_document
-from embedcache.transfer import Store, rewrite
+from embedcache.upkeep.rewrite import Store, rewrite
 
 I64 = NDArray[np.int64]
 Counter = Callable[[int], None]

@@ -12,7 +12,7 @@ import numpy as np
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
-from embedcache.upkeep import compact
+from embedcache.upkeep.compaction import compact
 from tests.stores import model, photos
 
 SPEC = foreign("net", 64)

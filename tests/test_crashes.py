@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from embedcache.store.cache import Cache
-from embedcache.upkeep import compact, merge, verify, write_ref
+from embedcache.upkeep.compaction import compact
+from embedcache.upkeep.merging import merge
+from embedcache.upkeep.pinning import write_ref
+from embedcache.upkeep.verify import verify
 from tests.crash_worker import SPEC
 from tests.stores import fill, model, photos
 

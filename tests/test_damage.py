@@ -22,7 +22,10 @@ from embedcache.errors import EmbedcacheError
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from embedcache.store.tombstones import read_tombstones
-from embedcache.upkeep import forget, merge, verify, write_ref
+from embedcache.upkeep.forgetting import forget
+from embedcache.upkeep.merging import merge
+from embedcache.upkeep.pinning import write_ref
+from embedcache.upkeep.verify import verify
 from tests.stores import DETECTOR, faces_of, fill, model, photos
 
 SPEC = foreign("net", 4)

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedcache.errors import InputError, NoSuchSpace
-from embedcache.exchange import export, import_vectors, read_ids
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
+from embedcache.upkeep.exchange import export, import_vectors, read_ids
 from tests.stores import fill, model, photos
 
 IDS = [f"p{n}" for n in range(10)]

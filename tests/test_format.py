@@ -12,7 +12,8 @@ import zarr
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from embedcache.store.columns import FAILED, OK
-from embedcache.upkeep import merge, verify
+from embedcache.upkeep.merging import merge
+from embedcache.upkeep.verify import verify
 from tests.golden.make import DETECTOR, SPEC, contents, vectors
 from tests.stores import model, photos
 

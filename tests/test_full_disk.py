@@ -14,7 +14,11 @@ from embedcache.errors import CacheError
 from embedcache.spec import foreign
 from embedcache.store import shard
 from embedcache.store.cache import Cache
-from embedcache.upkeep import compact, forget, merge, verify, write_ref
+from embedcache.upkeep.compaction import compact
+from embedcache.upkeep.forgetting import forget
+from embedcache.upkeep.merging import merge
+from embedcache.upkeep.pinning import write_ref
+from embedcache.upkeep.verify import verify
 from tests.stores import DETECTOR, faces_of, fill, model, photos
 
 SPEC = foreign("net", 8)

@@ -18,8 +18,9 @@ from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from embedcache.store.checksums import crc32c
 from embedcache.store.sealed import seal, unseal
-from embedcache.summary import summarise
-from embedcache.upkeep import merge, verify
+from embedcache.upkeep.inventory import summarise
+from embedcache.upkeep.merging import merge
+from embedcache.upkeep.verify import verify
 from tests.stores import fill, photos
 
 SPEC = foreign("net", 8)

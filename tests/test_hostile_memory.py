@@ -18,7 +18,8 @@ from embedcache.store.cache import Cache
 from embedcache.store.checksums import crc32c
 from embedcache.store.journal import _FRAME, _MAGIC
 from embedcache.store.sealed import seal
-from embedcache.upkeep import forget, write_ref
+from embedcache.upkeep.forgetting import forget
+from embedcache.upkeep.pinning import write_ref
 from tests.stores import fill, photos
 from tests.test_hostile import huge, put, reseal
 

@@ -13,7 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from embedcache import disk
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
-from embedcache.upkeep import compact, forget, merge, verify, write_ref
+from embedcache.upkeep.compaction import compact
+from embedcache.upkeep.forgetting import forget
+from embedcache.upkeep.merging import merge
+from embedcache.upkeep.pinning import write_ref
+from embedcache.upkeep.verify import verify
 from tests.stores import fill, model, photos
 
 SPEC = foreign("net", 4)

@@ -19,7 +19,9 @@ from embedcache.share import pull, push
 from embedcache.spec import FaceCrop, foreign
 from embedcache.store.cache import Cache
 from embedcache.store.layout import APART
-from embedcache.upkeep import forget, verify, write_ref
+from embedcache.upkeep.forgetting import forget
+from embedcache.upkeep.pinning import write_ref
+from embedcache.upkeep.verify import verify
 from tests import remotes
 from tests.sharing.members import SPEC
 from tests.stores import DETECTOR, faces_of, fill, model, photos

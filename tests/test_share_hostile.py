@@ -24,7 +24,8 @@ from embedcache.store.checksums import crc32c
 from embedcache.store.layout import APART
 from embedcache.store.sealed import seal, unseal
 from embedcache.survey import survey
-from embedcache.upkeep import verify, write_ref
+from embedcache.upkeep.pinning import write_ref
+from embedcache.upkeep.verify import verify
 from tests import remotes
 from tests.stores import fill, model, photos
 

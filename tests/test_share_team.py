@@ -14,7 +14,7 @@ from embedcache.remotes.remote import Blocks, Denied
 from embedcache.settings import read_settings
 from embedcache.store.cache import Cache
 from embedcache.team import Upstream
-from embedcache.upkeep import verify
+from embedcache.upkeep.verify import verify
 from tests import remotes
 from tests.stand_in import backbone
 

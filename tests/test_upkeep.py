@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedcache import compaction, disk
+from embedcache import disk
 from embedcache.errors import CacheError, Damaged
 from embedcache.spec import foreign
 from embedcache.store import refs
@@ -18,7 +18,12 @@ from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.index import Table
 from embedcache.store.space import Space
 from embedcache.store.tombstones import forgotten, read_tombstones, write_tombstone
-from embedcache.upkeep import compact, forget, forget_forgotten, merge, pin, verify, write_ref
+from embedcache.upkeep import compaction
+from embedcache.upkeep.compaction import compact
+from embedcache.upkeep.forgetting import forget, forget_forgotten
+from embedcache.upkeep.merging import merge
+from embedcache.upkeep.pinning import pin, write_ref
+from embedcache.upkeep.verify import verify
 from tests.stores import DETECTOR, faces_of, fill, model, photos
 
 SPEC = foreign("net", 8)
@@ -472,7 +477,7 @@ def test_a_ref_to_what_was_just_compacted_away_is_not_written(
         compact(Cache.open(cache.path))
         refs.write_ref(*arguments, **options)
 
-    monkeypatch.setattr("embedcache.upkeep._write_ref", late)
+    monkeypatch.setattr("embedcache.upkeep.merging._write_ref", late)
     with pytest.raises(CacheError, match="was compacted, or photos forgotten, while"):
         write_ref(cache, "r")
     monkeypatch.undo()

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import Damaged
-from embedcache.findings import Report
 from embedcache.store import journal
 from embedcache.store.checksums import crc_of_rows, hash_file
 from embedcache.store.columns import FAILED, OK
@@ -18,6 +17,7 @@ from embedcache.store.photo_ids import read_pairs, scope_key
 from embedcache.store.reader import read_rows
 from embedcache.store.segment import Segment
 from embedcache.store.space import faces_of
+from embedcache.upkeep.findings import Report
 
 
 def check_segment(

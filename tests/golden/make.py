@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from embedcache.spec import Json, foreign
 from embedcache.store.cache import Cache
 from embedcache.store.faces import Faces
-from embedcache.upkeep import forget, write_ref
+from embedcache.upkeep.forgetting import forget
+from embedcache.upkeep.pinning import write_ref
 
 SPEC = foreign("golden", 6)
 DETECTOR: dict[str, Json] = {"name": "golden detector", "thresholds": [0.5, 0.25]}

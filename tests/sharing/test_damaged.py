@@ -13,7 +13,7 @@ from embedcache.remotes.patience import Patient
 from embedcache.remotes.remote import Remote
 from embedcache.share import pull, push
 from embedcache.survey import verify_remote
-from embedcache.upkeep import write_ref
+from embedcache.upkeep.pinning import write_ref
 from tests.sharing.members import SPEC, Make, held
 from tests.stores import photos
 

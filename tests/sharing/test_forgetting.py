@@ -8,7 +8,10 @@ from embedcache.errors import RemoteError
 from embedcache.remotes.remote import Remote
 from embedcache.share import pull, push
 from embedcache.store.cache import Cache
-from embedcache.upkeep import forget, merge, verify, write_ref
+from embedcache.upkeep.forgetting import forget
+from embedcache.upkeep.merging import merge
+from embedcache.upkeep.pinning import write_ref
+from embedcache.upkeep.verify import verify
 from tests.sharing.members import Make, held
 from tests.stores import photos
 

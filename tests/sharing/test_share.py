@@ -17,7 +17,9 @@ from embedcache.spec import FaceCrop, foreign
 from embedcache.store.cache import Cache
 from embedcache.store.layout import APART
 from embedcache.survey import survey, verify_remote
-from embedcache.upkeep import compact, verify, write_ref
+from embedcache.upkeep.compaction import compact
+from embedcache.upkeep.pinning import write_ref
+from embedcache.upkeep.verify import verify
 from tests import remotes
 from tests.sharing.members import SPEC, Make, held
 from tests.stores import DETECTOR, faces_of, fill, model, photos

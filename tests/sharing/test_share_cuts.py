@@ -23,7 +23,9 @@ from embedcache.share import pull, push
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from embedcache.store.layout import APART
-from embedcache.upkeep import compact, verify, write_ref
+from embedcache.upkeep.compaction import compact
+from embedcache.upkeep.pinning import write_ref
+from embedcache.upkeep.verify import verify
 from tests import remotes
 from tests.sharing.members import SPEC, Make, held
 from tests.stores import fill, model, photos

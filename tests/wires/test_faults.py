@@ -16,7 +16,7 @@ from embedcache.remotes.patience import TRIES, Patient, read_small
 from embedcache.remotes.remote import Unreachable
 from embedcache.share import Moved, pull, push
 from embedcache.store.cache import Cache
-from embedcache.upkeep import verify
+from embedcache.upkeep.verify import verify
 from tests import remotes
 from tests.wires.servers import (
     Faulty,

@@ -13,7 +13,7 @@ from embedcache.remotes.patience import read_small
 from embedcache.remotes.remote import Remote, Unreachable
 from embedcache.share import pull, push
 from embedcache.store.cache import Cache
-from embedcache.upkeep import verify
+from embedcache.upkeep.verify import verify
 from tests import remotes
 from tests.wires.servers import (
     Proxy,

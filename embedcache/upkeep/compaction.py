@@ -5,14 +5,13 @@ never missing; running it again finishes it.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.forgetting import replace_segment
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.layout import APART, PARTS
@@ -21,11 +20,11 @@ from embedcache.store.salvage import collect
 from embedcache.store.segment import Segment
 from embedcache.store.space import FaceSpace
 from embedcache.store.tombstones import Tombstones, forgotten, newer, read_tombstones
-from embedcache.transfer import Store, rewrite
+from embedcache.upkeep.forgetting import replace_segment
+from embedcache.upkeep.rewrite import Store, joint_about, rewrite
 
 COMPACT_ROWS = 262_144
 COMPACT_BYTES = 64 << 20
-MAX_ABOUT_VALUES = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,19 +125,6 @@ def _batches(
         batch.append((number, segment))
         filled[name] = (n_rows + live[number], n_bytes + size, batch)
     return batches
-
-
-def joint_about(segments: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
-    """Provenance of several segments: what all agree on stays, the rest becomes lists."""
-    values: dict[str, list[Json]] = {}
-    for about in segments:
-        for key, value in about.items():
-            if value not in values.setdefault(key, []) and len(values[key]) < MAX_ABOUT_VALUES:
-                values[key].append(value)
-    joint: dict[str, Json] = {
-        key: found[0] if len(found) == 1 else found for key, found in values.items()
-    }
-    return joint | {"compacted_segments": len(segments)}
 
 
 def _remaining(segment: Segment, rows: NDArray[np.uint32], gone: Tombstones) -> NDArray[np.int64]:

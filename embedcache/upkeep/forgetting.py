@@ -16,7 +16,7 @@ from embedcache.store.photo_ids import read_pairs, write_pairs
 from embedcache.store.refs import repin
 from embedcache.store.segment import Segment
 from embedcache.store.tombstones import forgotten, read_tombstones, write_tombstone
-from embedcache.transfer import Store, rewrite
+from embedcache.upkeep.rewrite import Store, rewrite
 
 U8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]

@@ -1,7 +1,7 @@
 """Rows on their way from one segment to another: whole, as a copy, or chosen, as a new segment."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
@@ -98,3 +98,19 @@ def _fail_again(
         reasons = segment.reasons()
         told = [reasons[row - segment.manifest.n_ok] for row in bad.tolist()]
         fail(segment.column("digest")[bad], told)
+
+
+MAX_ABOUT_VALUES = 20
+
+
+def joint_about(segments: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+    """Provenance of several segments: what all agree on stays, the rest becomes lists."""
+    values: dict[str, list[Json]] = {}
+    for about in segments:
+        for key, value in about.items():
+            if value not in values.setdefault(key, []) and len(values[key]) < MAX_ABOUT_VALUES:
+                values[key].append(value)
+    joint: dict[str, Json] = {
+        key: found[0] if len(found) == 1 else found for key, found in values.items()
+    }
+    return joint | {"compacted_segments": len(segments)}

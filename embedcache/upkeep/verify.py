@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, EmbedcacheError
-from embedcache.findings import REWRITTEN, Finding, Report
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.check import check_segment
@@ -36,6 +35,7 @@ from embedcache.store.segment import Segment, read_segment
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
 from embedcache.store.tombstones import Tombstones, forgotten, newer, read_tombstone
 from embedcache.store.zarr_json import encode_document, group_document
+from embedcache.upkeep.findings import REWRITTEN, Finding, Report
 
 U8 = NDArray[np.uint8]
 

@@ -1,65 +1,28 @@
 """What is done to whole caches: pinning and merging; compaction and forgetting are beside it."""
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.audit import BLOCK_ROWS, verify
-from embedcache.compaction import Compacted, compact, joint_about
 from embedcache.errors import CacheError
-from embedcache.findings import Finding, Report
-from embedcache.forgetting import Forgotten, forget, forget_forgotten
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.check import check_segment
 from embedcache.store.manifest import replacement_id
 from embedcache.store.photo_ids import read_pairs, write_pairs
 from embedcache.store.reader import read_rows
-from embedcache.store.refs import Pins
-from embedcache.store.refs import write_ref as _write_ref
 from embedcache.store.segment import Segment
 from embedcache.store.space import Space
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
 from embedcache.store.tombstones import Tombstones, forgotten, read_tombstones
-from embedcache.transfer import Store, copy_segment, rewrite
-
-__all__ = [
-    "Compacted",
-    "Finding",
-    "Forgotten",
-    "Merged",
-    "Ref",
-    "Report",
-    "compact",
-    "forget",
-    "forget_forgotten",
-    "joint_about",
-    "merge",
-    "verify",
-    "write_ref",
-]
+from embedcache.upkeep.rewrite import Store, copy_segment, rewrite
+from embedcache.upkeep.verify import BLOCK_ROWS
 
 U8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ref:
-    """A ref that was written."""
-
-    name: str
-    segments: int
-
-    def document(self) -> dict[str, Json]:
-        return {"ref": self.name, "segments": self.segments}
-
-    def __str__(self) -> str:
-        return f"ref {self.name} pins {self.segments} segments"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,25 +65,6 @@ class Merged:
         return "\n".join(lines)
 
 
-def write_ref(cache: Cache, name: str) -> Ref:
-    """Pin all segments that `cache` holds now under `name`, once and for all."""
-    return Ref(name=name, segments=_pin(cache, _all_pins(cache, name)))
-
-
-def pin(cache: Cache) -> str:
-    """Pin what `cache` holds now under a name made of it, and return the name.
-
-    The same segments get the same name, so that pinning twice makes one ref.
-    """
-    pins = _all_pins(cache, "")
-    held = [dict(pins.spaces), dict(pins.faces), dict(pins.photos or {})]
-    text = json.dumps(held, default=dict, sort_keys=True)
-    name = f"as-of-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    if not (cache.path / "refs" / f"{name}.json").exists():
-        _pin(cache, replace(pins, name=name))
-    return name
-
-
 def merge(into: Cache, others: Sequence[Cache], *, with_ids: bool = False) -> Merged:
     """Bring in what `others` hold and `into` lacks; nothing that is here changes.
 
@@ -150,19 +94,6 @@ def merge(into: Cache, others: Sequence[Cache], *, with_ids: bool = False) -> Me
                 tally["ids"] += merge_ids(into, other.photo_segments(), gone)
     told = {"largest_difference": largest, "into": str(into.path)}
     return Merged(**(tally | told))  # type: ignore[arg-type]
-
-
-def _all_pins(cache: Cache, name: str) -> Pins:
-    return Pins(
-        name=name,
-        spaces={space.digest: _pins(space.segments()) for space in cache.spaces()},
-        faces={space.digest: _pins(space.segments()) for space in cache.face_spaces()},
-        photos=_pins(cache.photo_segments()),
-    )
-
-
-def _pins(segments: Sequence[Segment]) -> dict[str, str]:
-    return {segment.id: segment.digest for segment in segments}
 
 
 def _merge_space(mine: Store, theirs: Store, gone: Tombstones, tally: dict[str, int]) -> float:
@@ -215,25 +146,6 @@ def _compare(mine: Space, segment: Segment, rows: NDArray[np.int64]) -> tuple[in
         n_differing += int((distance > 0).sum())
         largest = max(largest, float(distance.max()))
     return n_differing, largest
-
-
-def _pin(cache: Cache, pins: Pins) -> int:
-    """Write a ref, and take it back unless all that it pins is still there; returns how many."""
-    _write_ref(cache.path, pins.name, pins=pins)
-    now = _all_pins(cache, pins.name)
-    for then, held in zip(
-        (pins.spaces, pins.faces, {"": pins.photos or {}}),
-        (now.spaces, now.faces, {"": now.photos or {}}),
-        strict=True,
-    ):
-        for key, pinned in then.items():
-            if pinned.items() - held.get(key, {}).items():
-                (cache.path / "refs" / f"{pins.name}.json").unlink()
-                raise CacheError(
-                    f"{cache.path} was compacted, or photos forgotten, while ref {pins.name!r} was "
-                    "written: run the same command again"
-                )
-    return sum(map(len, pins.parts))
 
 
 def _adopt_tombstones(into: Cache, other: Cache) -> None:
