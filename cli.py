@@ -328,7 +328,7 @@ def _study(
     toml: Path, out: Path, *, cache: Path | None, show: dict[str, bool], device: str, json_: bool
 ) -> None:
     """Run a study file, embedding for all its backbones at once, and print table and page."""
-    from embedcache.backbones import resolved
+    from embedcache.backbones.names import resolved
     from embedcache.upkeep.pinning import pin
     from heads import report
     from heads import study as studies
@@ -358,7 +358,8 @@ def _study(
 
 def _demo_study() -> str:
     """The demo's study.toml: with rows for the paper's networks, or a note on how to get them."""
-    from embedcache import backbones, weights
+    from embedcache.backbones import load as backbones
+    from embedcache.backbones import weights
     from heads import design
 
     rows, notes = "", []

@@ -33,7 +33,7 @@ from benchmarks import peers
 from benchmarks.decode import jpeg
 from benchmarks.rounds import medians
 from embedcache import example
-from embedcache.backbones import Backbone, Decode, load
+from embedcache.backbones.load import Backbone, Decode, load
 from embedcache.extraction import extract
 from embedcache.lanes import Lanes
 from embedcache.pace import Pace

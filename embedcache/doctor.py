@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from embedcache import weights
-from embedcache.backbones import DEFAULT
+from embedcache.backbones import weights
+from embedcache.backbones.names import DEFAULT
 from embedcache.spec import Json
 
 PACKAGES = {

@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from embedcache.backbones.weights import read_state
 from embedcache.errors import InputError, WeightsError
-from embedcache.weights import read_state
 
 MAX_PHOTOS = 100_000
 _SIZES = (400, 448, 500)  # sides of the square photos, in pixels

@@ -13,7 +13,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
-from embedcache.backbones import DEFAULT, Backbone, Decode, load
+from embedcache.backbones.load import Backbone, Decode, load
+from embedcache.backbones.names import DEFAULT
 from embedcache.errors import PhotosError
 from embedcache.finder import FaceFinder
 from embedcache.lanes import Lanes

@@ -38,7 +38,7 @@ class FaceFinder:
 
     @cached_property
     def _where(self) -> str:
-        from embedcache.network import devices
+        from embedcache.backbones.forward import devices
 
         return str(devices(self._device)[0])
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.backbones import Backbone, Decode
+from embedcache.backbones.load import Backbone, Decode
 from embedcache.display import duration
 from embedcache.errors import NoSuchSpace
 from embedcache.extraction import extract, load_all

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from threading import Thread
 from typing import Any, Self
 
-from embedcache.network import Network
+from embedcache.backbones.forward import Network
 
 AHEAD = 2
 """Batches that may wait behind those that run, so that no lane waits while one is stacked."""

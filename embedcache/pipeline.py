@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from embedcache.backbones import Backbone
+from embedcache.backbones.forward import Forward, Network, close, is_out_of_memory
+from embedcache.backbones.load import Backbone
 from embedcache.finder import FaceFinder, only_face
 from embedcache.lanes import Lanes
-from embedcache.network import Forward, Network, close, is_out_of_memory
 from embedcache.outcome import Clock, SpaceOutcome, Tally
 from embedcache.pace import Pace, pays_to_compile, workers_for
 from embedcache.plan import Plan, need

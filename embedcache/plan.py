@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.backbones import Backbone, shorter_side
+from embedcache.backbones.load import Backbone, shorter_side
 from embedcache.finder import FaceFinder
 from embedcache.outcome import Tally
 from embedcache.photos.digests import Digests

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from embedcache.backbones import Backbone, decoding
-from embedcache.network import Network
+from embedcache.backbones.forward import Network
+from embedcache.backbones.load import Backbone, decoding
 from embedcache.outcome import Extraction
 from embedcache.photos.table import Photos
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec, canonical_json

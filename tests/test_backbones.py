@@ -12,8 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from embedcache import backbones, example, weights
-from embedcache.backbones import Name, load
+from embedcache import example
+from embedcache.backbones import load as backbones
+from embedcache.backbones import weights
+from embedcache.backbones.load import load
+from embedcache.backbones.names import Name
 from embedcache.errors import WeightsError
 from embedcache.photos import images
 

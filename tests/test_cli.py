@@ -253,7 +253,7 @@ def test_ctrl_c_and_sigterm_commit_what_is_done(
 def test_the_demos_study_has_the_papers_networks_or_says_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from embedcache import backbones
+    from embedcache.backbones import load as backbones
     from embedcache.errors import WeightsError
     from heads.design import Study
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from embedcache import backbones, known_specs
-from embedcache.backbones import load
+from embedcache.backbones import load as backbones
+from embedcache.backbones import spec_memo as known_specs
+from embedcache.backbones.load import load
 from embedcache.errors import WeightsError
 
 OLD = 1_600_000_000

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from embedcache import network
+from embedcache.backbones import forward as network
+from embedcache.backbones.forward import build, close, devices, folded
 from embedcache.errors import WeightsError
-from embedcache.network import build, close, devices, folded
 from embedcache.spec import Preprocessing
 
 PREPROCESSING = Preprocessing(

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from embedcache import pace
-from embedcache.backbones import Backbone
+from embedcache.backbones.forward import Network
+from embedcache.backbones.load import Backbone
 from embedcache.extraction import extract
-from embedcache.network import Network
 from embedcache.outcome import Clock
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedcache.backbones import load
+from embedcache.backbones.load import load
 from embedcache.extraction import extract
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache

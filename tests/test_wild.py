@@ -281,7 +281,7 @@ def test_names_in_any_encoding_reach_the_cache(tmp_path: Path) -> None:
 def test_reduced_decoding_is_another_spec_and_never_below_twice_the_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_weights: Path
 ) -> None:
-    from embedcache.backbones import load
+    from embedcache.backbones.load import load
 
     put(tmp_path / "in", "large.jpg", encode(smooth(1200, 900), "JPEG"))
     put(tmp_path / "in", "turned.jpg", encode(smooth(900, 1200), "JPEG"))

@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import nms
 
+from embedcache.backbones.weights import digest_of
 from embedcache.errors import WeightsError
-from embedcache.weights import digest_of
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]

@@ -29,6 +29,7 @@ from embedcache.spec import Preprocessing
 if TYPE_CHECKING:
     import torch
 
+
 MAX_CPU_LANES = 4
 LANES_PER_GPU = 2
 TOLERANCE = 1e-4

@@ -18,75 +18,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from embedcache import known_specs, network, weights
+from embedcache.backbones import forward as network
+from embedcache.backbones import spec_memo as known_specs
+from embedcache.backbones import weights
+from embedcache.backbones.forward import Network
+from embedcache.backbones.names import Name
+from embedcache.backbones.weights import first_line
 from embedcache.errors import WeightsError
 from embedcache.faces import detector as faces
-from embedcache.network import Network
 from embedcache.photos import images
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec
-from embedcache.weights import first_line
 
 if TYPE_CHECKING:
     import torch
 
-DEFAULT = "inception_v3.tf_in1k"
 FACE_MARGIN = 0.0
 DOCTOR = "Run 'embedcache doctor' to see which weights are at hand."
 
 Decode = Literal["full", "reduced"]
-
-
-@dataclass(frozen=True, slots=True)
-class Name:
-    """A backbone as a user writes it.
-
-    source: "timm", "hf-hub", "local-dir" or "facenet".
-    where: the model's name, the hub's id, or a path.
-    face: whether the face crop is wanted.
-    """
-
-    source: str
-    where: str
-    face: bool
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read `[SOURCE:]WHERE[@face]`; WeightsError for anything else."""
-        body, face = (text[: -len("@face")], True) if text.endswith("@face") else (text, False)
-        source, colon, where = body.partition(":")
-        if not colon:
-            source, where = "timm", body
-        if source not in ("timm", "hf-hub", "local-dir", "facenet") or not where:
-            raise WeightsError(
-                f"no such backbone: {text!r}. Give a timm name (inception_v3.tf_in1k), "
-                "hf-hub:OWNER/MODEL, local-dir:FOLDER, facenet:vggface2, facenet:casia-webface or "
-                "facenet:FILE, with @face at the end for the face crop."
-            )
-        return cls(source, where, face or source == "facenet")
-
-    @property
-    def recorded(self) -> str:
-        """The name that a cache keeps: without the folders in front, which are this machine's."""
-        return self._written(Path(self.where).resolve().name if self._is_path else self.where)
-
-    @property
-    def place(self) -> str:
-        """The name with its path made absolute, so that it can be loaded from any folder."""
-        return self._written(str(Path(self.where).resolve()) if self._is_path else self.where)
-
-    @property
-    def _is_path(self) -> bool:
-        named = self.source == "facenet" and self.where in weights.FACENET_FILES
-        return self.source in ("local-dir", "facenet") and not named
-
-    def _written(self, where: str) -> str:
-        text = where if self.source == "timm" else f"{self.source}:{where}"
-        return f"{text}@face" if self.face and self.source != "facenet" else text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,14 +169,6 @@ def _files(name: Name) -> list[Path]:
     return found
 
 
-def resolved(name: str, folder: Path) -> str:
-    """The name with a relative path read as lying in `folder`, such as a study file's."""
-    asked = Name.parse(name)
-    if not asked._is_path or Path(asked.where).is_absolute():
-        return name
-    return asked._written(str(folder / asked.where))
-
-
 def decoding(decode: Decode) -> str:
     """The spec's name for how bytes become pixels."""
     return f"{images.VERSION}-{decode}"
@@ -233,9 +179,6 @@ def shorter_side(preprocessing: Preprocessing) -> int | None:
     if preprocessing.decode != decoding("reduced"):
         return None
     return images.needed_side(preprocessing)
-
-
-# --- timm ---------------------------------------------------------------------------------------
 
 
 def _timm(
@@ -326,9 +269,6 @@ def _hub_id(name: Name) -> str:
     if hub_id and not hub_id.count("/"):
         return f"timm/{name.where}"
     return hub_id + name.where if hub_id.endswith("/") else hub_id
-
-
-# --- FaceNet ------------------------------------------------------------------------------------
 
 
 def _facenet(
