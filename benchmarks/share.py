@@ -32,7 +32,7 @@ import obstore
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.rounds import medians
-from embedcache.share import pull, push
+from embedcache.sharing.share import pull, push
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from tests import remotes

@@ -17,7 +17,7 @@ from embedcache.errors import InputError
 if TYPE_CHECKING:
     from embedcache.outcome import Extraction
     from embedcache.photos.table import Photos
-    from embedcache.share import Moved
+    from embedcache.sharing.moved import Moved
     from embedcache.store.cache import Cache
 
 commands = typer.Typer()
@@ -141,7 +141,7 @@ def extract(
     """Embed every photo that the cache lacks; running it again is the resume."""
     from embedcache.remotes.address import parse_address
     from embedcache.settings import read_settings
-    from embedcache.share import destination
+    from embedcache.sharing.share import destination
 
     settings = read_settings()
     shared = {"none": None}.get(remote or "", remote or settings.remote or None)
@@ -200,7 +200,7 @@ def info(
 ) -> None:
     """Say what a cache holds, or a shared copy, of which no vector is fetched."""
     if "://" in cache:
-        from embedcache.survey import survey
+        from embedcache.sharing.survey import survey
 
         if photos or ref is not None:
             raise InputError("--photos and --ref are for a cache's folder, not for a URL")
@@ -220,7 +220,7 @@ def verify(
     json_: JsonOption = False,
 ) -> None:
     """Check every file, checksum and row of a cache; status 1 if anything is wrong."""
-    from embedcache.survey import Checked, verify_remote
+    from embedcache.sharing.survey import Checked, verify_remote
     from embedcache.upkeep.findings import Report
     from embedcache.upkeep.verify import verify as check
 
@@ -307,8 +307,8 @@ def push(
     json_: JsonOption = False,
 ) -> None:
     """Send to a shared copy (a folder, s3://, gs://, az://, ssh://) what it lacks."""
-    from embedcache import share
     from embedcache.display import transfer_on
+    from embedcache.sharing import share
 
     moved = share.push(
         open_cache(cache),
@@ -343,8 +343,8 @@ def pull(
     json_: JsonOption = False,
 ) -> None:
     """Take from a shared copy what this cache lacks, checked as it arrives."""
-    from embedcache import share
     from embedcache.display import counts_on, transfer_on
+    from embedcache.sharing import share
 
     source, target = (_url(None), Path(url)) if cache is None else (url, cache)
     with share.destination(target, keep=not dry_run) as opened:

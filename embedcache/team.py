@@ -15,14 +15,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.catalogue import Catalogue
 from embedcache.errors import EmbedcacheError
 from embedcache.outcome import Tally
-from embedcache.outgoing import require_place
 from embedcache.plan import Plan
 from embedcache.remotes.remote import Denied, Remote, Unreachable
 from embedcache.settings import _warn
-from embedcache.share import available, connect, pull, push
+from embedcache.sharing.share import available, connect, pull, push
+from embedcache.sharing.shared_copy import Catalogue, require_place
 from embedcache.spec import Spec
 from embedcache.store.cache import Cache
 from embedcache.store.columns import FAILED, OK

@@ -15,7 +15,7 @@ from embedcache.errors import RemoteError
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.patience import Patient
 from embedcache.remotes.remote import Entry, Remote
-from embedcache.share import pull
+from embedcache.sharing.share import pull
 from embedcache.store.cache import Cache
 from embedcache.store.layout import root_document
 from embedcache.store.zarr_json import encode_document

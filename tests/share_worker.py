@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from embedcache.remotes.remote import Blocks, Entry
-from embedcache.share import pull, push
+from embedcache.sharing.share import pull, push
 from embedcache.store.cache import Cache
 from tests import remotes
 

@@ -15,7 +15,7 @@ import pytest
 
 from embedcache import disk
 from embedcache.errors import RemoteError
-from embedcache.share import pull, push
+from embedcache.sharing.share import pull, push
 from embedcache.spec import FaceCrop, foreign
 from embedcache.store.cache import Cache
 from embedcache.store.layout import APART

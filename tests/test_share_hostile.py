@@ -17,13 +17,13 @@ from embedcache.errors import CacheError, RemoteError
 from embedcache.remotes import objects, patience
 from embedcache.remotes.patience import Patient
 from embedcache.remotes.remote import Entry
-from embedcache.share import pull, push
+from embedcache.sharing.share import pull, push
+from embedcache.sharing.survey import survey
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from embedcache.store.checksums import crc32c
 from embedcache.store.layout import APART
 from embedcache.store.sealed import seal, unseal
-from embedcache.survey import survey
 from embedcache.upkeep.pinning import write_ref
 from embedcache.upkeep.verify import verify
 from tests import remotes

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedcache.screen import ShardScreen
+from embedcache.sharing.screen import ShardScreen
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from embedcache.store.checksums import crc32c, hash_file

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from embedcache.errors import LabelsError
-from embedcache.share import pull, push
+from embedcache.sharing.share import pull, push
 from embedcache.store.cache import Cache
 from heads import dataset
 from heads.dataset import from_arrays

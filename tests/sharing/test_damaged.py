@@ -11,8 +11,8 @@ import pytest
 from embedcache.errors import RemoteError
 from embedcache.remotes.patience import Patient
 from embedcache.remotes.remote import Remote
-from embedcache.share import pull, push
-from embedcache.survey import verify_remote
+from embedcache.sharing.share import pull, push
+from embedcache.sharing.survey import verify_remote
 from embedcache.upkeep.pinning import write_ref
 from tests.sharing.members import SPEC, Make, held
 from tests.stores import photos

@@ -6,7 +6,7 @@ import pytest
 
 from embedcache.errors import RemoteError
 from embedcache.remotes.remote import Remote
-from embedcache.share import pull, push
+from embedcache.sharing.share import pull, push
 from embedcache.store.cache import Cache
 from embedcache.upkeep.forgetting import forget
 from embedcache.upkeep.merging import merge

@@ -12,11 +12,11 @@ import pytest
 
 from embedcache.errors import CacheError, InputError, RemoteError
 from embedcache.remotes.remote import Denied, Remote
-from embedcache.share import pull, push
+from embedcache.sharing.share import pull, push
+from embedcache.sharing.survey import survey, verify_remote
 from embedcache.spec import FaceCrop, foreign
 from embedcache.store.cache import Cache
 from embedcache.store.layout import APART
-from embedcache.survey import survey, verify_remote
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.pinning import write_ref
 from embedcache.upkeep.verify import verify

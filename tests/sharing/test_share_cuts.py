@@ -12,14 +12,14 @@ from threading import Event, Thread
 
 import pytest
 
-from embedcache.arrival import _all
-from embedcache.catalogue import Catalogue
 from embedcache.errors import RemoteError
 from embedcache.remotes.folder import LocalFiles
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.patience import Patient
 from embedcache.remotes.remote import Remote, Unreachable
-from embedcache.share import pull, push
+from embedcache.sharing.arrival import _all
+from embedcache.sharing.share import pull, push
+from embedcache.sharing.shared_copy import Catalogue
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from embedcache.store.layout import APART

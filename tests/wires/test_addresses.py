@@ -6,7 +6,7 @@ import pytest
 
 from embedcache.errors import RemoteError
 from embedcache.remotes.opening import open_remote
-from embedcache.share import push
+from embedcache.sharing.share import push
 from tests.wires.servers import two_segments, unhurried
 
 

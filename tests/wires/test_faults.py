@@ -14,7 +14,8 @@ import pytest
 from embedcache.remotes import opening, patience
 from embedcache.remotes.patience import TRIES, Patient, read_small
 from embedcache.remotes.remote import Unreachable
-from embedcache.share import Moved, pull, push
+from embedcache.sharing.moved import Moved
+from embedcache.sharing.share import pull, push
 from embedcache.store.cache import Cache
 from embedcache.upkeep.verify import verify
 from tests import remotes

@@ -11,7 +11,7 @@ from embedcache.errors import RemoteError
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.patience import read_small
 from embedcache.remotes.remote import Remote, Unreachable
-from embedcache.share import pull, push
+from embedcache.sharing.share import pull, push
 from embedcache.store.cache import Cache
 from embedcache.upkeep.verify import verify
 from tests import remotes

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.catalogue import Catalogue, Shared, wrong_bytes
 from embedcache.errors import Damaged
 from embedcache.remotes.remote import BLOCK_BYTES, SMALL_BYTES, Remote
-from embedcache.screen import Screen, ShardScreen
+from embedcache.sharing.screen import Screen, ShardScreen
+from embedcache.sharing.shared_copy import Catalogue, Shared, wrong_bytes
 from embedcache.store.check import check_segment
 from embedcache.store.checksums import CRC_BYTES, crc32c, crc_of_rows
 from embedcache.store.manifest import MANIFEST

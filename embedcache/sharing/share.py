@@ -11,146 +11,28 @@ with them anything that names a person or a path, stay home unless they are aske
 
 import fcntl
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.catalogue import Catalogue
 from embedcache.errors import CacheError, InputError
 from embedcache.remotes.address import parse_address
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.remote import Remote
-from embedcache.spec import Json
+from embedcache.sharing.moved import Moved, Progress, Tally, workers
+from embedcache.sharing.shared_copy import Catalogue
 from embedcache.store.cache import Cache
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
 from embedcache.store.tombstones import Tombstones, read_tombstones
 
 U8 = NDArray[np.uint8]
-Progress = Callable[[int, int], None]
-
-OBJECTS_AT_ONCE = 8
-SEGMENTS_AT_ONCE = 4
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a push or pull finds and does, while it runs."""
-
-    segments: int = 0
-    rows: int = 0
-    failures: int = 0
-    bytes: int = 0
-    already_there: int = 0
-    withheld: int = 0
-    still_here: int = 0
-    ids: int = 0
-    tombstones: int = 0
-    purged: int = 0
-    new_copy: bool = False
-    purged_rows: int = 0
-    refs: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def add(self, other: "Tally") -> None:
-        """Add what came in another round; what was there before is counted already."""
-        self.rows += other.rows
-        self.failures += other.failures
-        self.segments += other.segments
-        self.bytes += other.bytes
-        self.ids += other.ids
-        self.problems += other.problems
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moved:
-    """What a push or pull moved, or with dry_run would move.
-
-    bytes: of segments and rows; listings, manifests and digest columns come on top.
-    already_there: good rows that the receiving side had. withheld: rows of forgotten photos.
-    still_here: rows here of photos that either side forgot. cache: its folder.
-    new_copy: whether the shared copy began with this push.
-    purged: segments with forgotten photos that were removed from the shared copy. purged_rows: rows
-        of forgotten photos in them.
-    problems: what was refused, each with what to do; a run with problems has moved the rest.
-    """
-
-    direction: Literal["push", "pull"]
-    remote: str
-    cache: str
-    dry_run: bool
-    segments: int
-    rows: int
-    failures: int
-    bytes: int
-    already_there: int
-    withheld: int
-    still_here: int
-    ids: int
-    tombstones: int
-    purged: int
-    new_copy: bool
-    purged_rows: int
-    refs: tuple[str, ...]
-    notes: tuple[str, ...]
-    problems: tuple[str, ...]
-    seconds: float
-
-    def document(self) -> dict[str, Json]:
-        """The same facts for machines."""
-        found: dict[str, Json] = {}
-        for name in self.__slots__:
-            value = getattr(self, name)
-            found[name] = list(value) if isinstance(value, tuple) else value
-        return found | {"seconds": round(self.seconds, 3)}
-
-    def __str__(self) -> str:
-        verb = {"push": "sent to", "pull": "came from"}[self.direction]
-        if self.dry_run:
-            verb = {"push": "would be sent to", "pull": "would come from"}[self.direction]
-        rows = f"{self.rows:,} rows"
-        if self.failures:
-            rows += f" and {self.failures:,} failures"
-        place = "there" if self.direction == "push" else "here"
-        lines = [
-            f"{rows} in {self.segments:,} segments ({self.bytes / 1e6:,.1f} MB) {verb} "
-            f"{self.remote}; {self.already_there:,} rows were {place} already"
-        ]
-        if self.new_copy:
-            verb = "would begin" if self.dry_run else "began"
-            lines.append(f"a new shared copy {verb} at {self.remote}")
-        if self.ids:
-            lines.append(f"{self.ids:,} photo ids with them")
-        if self.tombstones or self.refs:
-            refs = f" ({', '.join(self.refs)})" if self.refs else ""
-            lines.append(f"with {self.tombstones:,} tombstones and {len(self.refs):,} refs{refs}")
-        if self.purged:
-            lines.append(
-                f"{self.purged:,} segments with {self.purged_rows:,} rows of forgotten photos "
-                f"{'would be' if self.dry_run else 'were'} removed there"
-            )
-        if self.withheld:
-            lines.append(f"{self.withheld:,} rows of forgotten photos were left out")
-        if self.still_here:
-            first = ""
-            if self.direction == "push" or self.dry_run:  # the tombstones may not be here yet
-                first = f"'embedcache pull {self.remote} {self.cache}' and then "
-            lines.append(
-                f"{self.still_here:,} rows here are of photos that were forgotten: {first}"
-                f"'embedcache forget {self.cache} --forgotten' removes them"
-            )
-        return "\n".join([*lines, *self.notes, *(f"problem: {text}" for text in self.problems)])
 
 
 def pull(
@@ -176,7 +58,7 @@ def pull(
     Raises InputError for what cannot be asked together, and RemoteError where the remote cannot be
     reached. What it holds that is damaged or does not fit is left out and stands under `problems`.
     """
-    from embedcache.incoming import Pull
+    from embedcache.sharing.pulling import Pull
 
     if ref is not None and (backbones or photos is not None):
         raise InputError(
@@ -221,7 +103,7 @@ def available(
     Returns {digest of a spec or detector: (contents of vectors or faces, of failures), (k, 32)}.
     Raises RemoteError where the remote cannot be reached.
     """
-    from embedcache.incoming import Pull
+    from embedcache.sharing.pulling import Pull
 
     remote = connect(remote, cache)
     catalogue = Catalogue(remote, _memo(cache, remote))
@@ -264,7 +146,8 @@ def push(
     progress: called with (bytes that have gone, bytes that will).
     Raises RemoteError where the remote cannot be reached or refuses.
     """
-    from embedcache.outgoing import Push, begin, require_place
+    from embedcache.sharing.pushing import Push
+    from embedcache.sharing.shared_copy import begin, require_place
 
     started = time.perf_counter()
     remote = connect(remote, cache)
@@ -303,30 +186,6 @@ def connect(remote: Remote | str, cache: Cache) -> Remote:
         if cache.path in place.parents:
             raise CacheError(f"{remote} lies in the cache: name another place to share it")
     return open_remote(remote, staging=_staging(cache))
-
-
-def counter(progress: Progress | None, total: int) -> Callable[[int], None]:
-    """What threads tell of the bytes that they have moved, for `progress`."""
-    lock, done = Lock(), 0
-
-    def count(n: int) -> None:
-        nonlocal done
-        with lock:
-            done += n
-            if progress is not None:
-                progress(min(done, total), total)
-
-    return count
-
-
-@contextmanager
-def workers() -> Iterator[ThreadPoolExecutor]:
-    """Threads that move objects; an error stops what has not begun."""
-    pool = ThreadPoolExecutor(OBJECTS_AT_ONCE, thread_name_prefix="embedcache-share")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -374,16 +233,6 @@ def _alone(cache: Cache) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def require_room(cache: Cache, n_bytes: int) -> None:
-    """CacheError unless the disk has room for what is to come, before any of it does."""
-    free = shutil.disk_usage(cache.path).free
-    if n_bytes > free:
-        raise CacheError(
-            f"{n_bytes:,} bytes are to come and {cache.path} has room for {free:,}: make room, or "
-            "pull less with --backbone or --photos"
-        )
 
 
 def _adopt_tombstones(

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.arrival import Counter, arriving, clear, fetch_rows, range_bytes, settle
-from embedcache.catalogue import ROOTS, Catalogue, Holding, Shared, TooMuch
 from embedcache.errors import Damaged, NotACache, RemoteError
 from embedcache.remotes.remote import Denied, Unreachable
-from embedcache.share import SEGMENTS_AT_ONCE, Progress, Tally, counter, require_room
+from embedcache.sharing.arrival import Counter, arriving, clear, fetch_rows, range_bytes, settle
+from embedcache.sharing.moved import SEGMENTS_AT_ONCE, Progress, Tally, counter, require_room
+from embedcache.sharing.shared_copy import ROOTS, Catalogue, Holding, Shared, TooMuch
 from embedcache.spec import Json, canonical_json
 from embedcache.store.cache import Cache, plain_name
 from embedcache.store.check import check_segment

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.catalogue import ROOTS, Catalogue, Holding, TooMuch
 from embedcache.errors import CacheError, Damaged, RemoteError
 from embedcache.remotes.patience import read_small
-from embedcache.remotes.remote import BLOCK_BYTES, Denied, Remote, Unreachable
-from embedcache.share import SEGMENTS_AT_ONCE, Progress, Tally, counter
+from embedcache.remotes.remote import BLOCK_BYTES, Denied, Unreachable
+from embedcache.sharing.moved import SEGMENTS_AT_ONCE, Progress, Tally, counter
+from embedcache.sharing.shared_copy import ROOTS, Catalogue, Holding, TooMuch
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT
 from embedcache.store.index import Table
-from embedcache.store.layout import APART, GROUPS, root_document
+from embedcache.store.layout import APART
 from embedcache.store.manifest import MANIFEST
 from embedcache.store.photo_ids import read_pairs
 from embedcache.store.refs import (
@@ -369,26 +369,6 @@ class Push:
 
 def _once(raw: bytes) -> Iterator[bytes]:
     yield raw
-
-
-def require_place(remote: Remote) -> None:
-    """RemoteError where a shared copy cannot begin, for one where something else lies."""
-    try:
-        strangers = [name for name in remote.top() if name not in {*GROUPS, APART, "zarr.json"}]
-    except Denied:  # somebody who may write and not list
-        return
-    if strangers:
-        raise RemoteError(
-            f"{remote.name} is neither empty nor a shared copy (it holds {strangers[0]!r:.80}). "
-            "Name a new place"
-        )
-
-
-def begin(remote: Remote) -> None:
-    """Lay out an empty shared copy."""
-    for part in (*GROUPS, APART):
-        remote.create(f"{part}/zarr.json", encode_document(group_document({})))
-    remote.create("zarr.json", encode_document(root_document()))
 
 
 def _checked(segment: Segment, path: str, size: int, digest: str) -> Callable[[], Iterator[bytes]]:

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 
-from embedcache.catalogue import ROOTS, Catalogue, Holding, Shared, advice
 from embedcache.errors import EmbedcacheError
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.remote import Denied, Remote, Unreachable
-from embedcache.share import workers
+from embedcache.sharing.moved import workers
+from embedcache.sharing.shared_copy import ROOTS, Catalogue, Holding, Shared, advice
 from embedcache.spec import Json
 
 

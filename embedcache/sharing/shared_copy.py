@@ -9,7 +9,6 @@ checked before memory is taken; what was fetched once is remembered in the cache
 import contextlib
 import json
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -20,19 +19,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache import disk
 from embedcache.errors import CacheError, EmbedcacheError, RemoteError
 from embedcache.remotes.patience import read_small
 from embedcache.remotes.remote import UNSEEN, Denied, Entry, Remote, Unreachable
+from embedcache.sharing.belief import check_manifest
+from embedcache.sharing.memo import Memo
 from embedcache.spec import Json, Spec
 from embedcache.store.checksums import CRC_BYTES
-from embedcache.store.columns import COLUMNS, ITEM_BYTES, Kind, column_path, split_text
-from embedcache.store.layout import APART, KINDS, MAX_DOCUMENT_BYTES, face_digest, root_document
+from embedcache.store.columns import COLUMNS, Kind, column_path, split_text
+from embedcache.store.layout import (
+    APART,
+    GROUPS,
+    KINDS,
+    MAX_DOCUMENT_BYTES,
+    face_digest,
+    root_document,
+)
 from embedcache.store.manifest import MANIFEST, Manifest
 from embedcache.store.refs import MAX_REF_BYTES, Pins, parse_ref
 from embedcache.store.sealed import MAX_MANIFEST_BYTES, own_digest
-from embedcache.store.segment import Segment
-from embedcache.store.shard import shard_name
 from embedcache.store.tombstones import MAX_BYTES as MAX_TOMBSTONE_BYTES
 from embedcache.store.tombstones import Tombstones, parse_tombstone
 from embedcache.store.zarr_json import encode_document, group_document
@@ -52,34 +57,6 @@ _REF = re.compile(r"refs/([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.json")
 
 class TooMuch(RemoteError):
     """A shared copy that holds more than is taken in at once."""
-
-
-class Memo:
-    """What was fetched before, by name, in a folder that may be deleted at any time."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-
-    def get(
-        self, name: str, fetch: Callable[[], bytes], good: Callable[[bytes], bool] = bool
-    ) -> bytes:
-        """What was kept under `name`, else what `fetch` returns, which is kept where it is good."""
-        if self._folder is None:
-            return fetch()
-        path = self._folder / sha256(name.encode()).hexdigest()
-        with contextlib.suppress(OSError):
-            kept = path.read_bytes()
-            if sha256(kept[32:]).digest() == kept[:32]:
-                return kept[32:]
-        raw = fetch()
-        if not good(raw):
-            return raw
-        with contextlib.suppress(OSError):  # a convenience: a full disk may say no
-            self._folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-            disk.write_new(part, sha256(raw).digest() + raw, durable=False)  # it is checked anyway
-            part.replace(path)
-        return raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,42 +399,6 @@ def _sealed(raw: bytes) -> bool:
     return own_digest(raw) is not None
 
 
-def check_manifest(manifest: Manifest, *, dim: int = 0) -> None:
-    """RemoteError unless a manifest names exactly the files, and the sizes, that follow from it.
-
-    dim: floats per vector that its space has, 0 where there is none.
-    """
-    manifest.check_files()
-    told = [manifest.name, manifest.created, *map(str, manifest.about.values())]
-    if not all(text.isprintable() for text in told):  # they end in somebody's terminal
-        raise RemoteError("its provenance cannot be printed: refused")
-    if manifest.geometry is not None and dim and manifest.geometry.dim != dim:
-        raise RemoteError(f"its vectors have {manifest.geometry.dim} floats, not {dim}: refused")
-    given = {path: size for path, (size, _) in manifest.files.items()}
-    documents = documents_of(manifest)
-    expected = {path: len(raw) for path, raw in documents.items()}
-    for name, column in COLUMNS[manifest.kind].items():
-        shape = manifest.column_shape(name)
-        if n_items := int(np.prod(shape, dtype=object)):
-            size = n_items * ITEM_BYTES[column.dtype] + CRC_BYTES
-            expected[column_path(name, len(shape))] = size
-    if (cut := manifest.geometry) is not None:
-        for shard in range(cut.n_shards(manifest.n_ok)):
-            filled = cut.filled(shard, manifest.n_ok)
-            expected[f"embedding/{shard_name(shard)}"] = cut.shard_bytes(filled)
-    if given != expected:
-        raise RemoteError("its files are not those that its counts ask for: refused")
-    for path, raw in documents.items():
-        if manifest.files[path][1] != sha256(raw).hexdigest():
-            raise RemoteError(f"its {path} is not as format 1 has it: refused")
-
-
-def documents_of(manifest: Manifest) -> dict[str, bytes]:
-    """The zarr.json files of a segment, which follow from its manifest."""
-    bare = Segment("", manifest.kind, None, manifest.digest, manifest.name, b"", manifest)
-    return bare.documents()
-
-
 def wrong_bytes(remote: Remote, shared: Shared, path: str) -> RemoteError:
     """What to say of bytes that are not those that the manifest promises."""
     return RemoteError(
@@ -475,3 +416,23 @@ def advice(remote: Remote) -> str:
         "Run the same command again; if this stays, the shared copy is damaged: 'embedcache verify "
         f"{url}' says where"
     )
+
+
+def require_place(remote: Remote) -> None:
+    """RemoteError where a shared copy cannot begin, for one where something else lies."""
+    try:
+        strangers = [name for name in remote.top() if name not in {*GROUPS, APART, "zarr.json"}]
+    except Denied:  # somebody who may write and not list
+        return
+    if strangers:
+        raise RemoteError(
+            f"{remote.name} is neither empty nor a shared copy (it holds {strangers[0]!r:.80}). "
+            "Name a new place"
+        )
+
+
+def begin(remote: Remote) -> None:
+    """Lay out an empty shared copy."""
+    for part in (*GROUPS, APART):
+        remote.create(f"{part}/zarr.json", encode_document(group_document({})))
+    remote.create("zarr.json", encode_document(root_document()))

@@ -1,0 +1,48 @@
+"""What is believed of a manifest that came from elsewhere, and the documents it implies."""
+
+from hashlib import sha256
+
+import numpy as np
+
+from embedcache.errors import RemoteError
+from embedcache.store.checksums import CRC_BYTES
+from embedcache.store.columns import COLUMNS, ITEM_BYTES, column_path
+from embedcache.store.manifest import Manifest
+from embedcache.store.segment import Segment
+from embedcache.store.shard import shard_name
+
+
+def check_manifest(manifest: Manifest, *, dim: int = 0) -> None:
+    """RemoteError unless a manifest names exactly the files, and the sizes, that follow from it.
+
+    dim: floats per vector that its space has, 0 where there is none.
+    """
+    manifest.check_files()
+    told = [manifest.name, manifest.created, *map(str, manifest.about.values())]
+    if not all(text.isprintable() for text in told):  # they end in somebody's terminal
+        raise RemoteError("its provenance cannot be printed: refused")
+    if manifest.geometry is not None and dim and manifest.geometry.dim != dim:
+        raise RemoteError(f"its vectors have {manifest.geometry.dim} floats, not {dim}: refused")
+    given = {path: size for path, (size, _) in manifest.files.items()}
+    documents = documents_of(manifest)
+    expected = {path: len(raw) for path, raw in documents.items()}
+    for name, column in COLUMNS[manifest.kind].items():
+        shape = manifest.column_shape(name)
+        if n_items := int(np.prod(shape, dtype=object)):
+            size = n_items * ITEM_BYTES[column.dtype] + CRC_BYTES
+            expected[column_path(name, len(shape))] = size
+    if (cut := manifest.geometry) is not None:
+        for shard in range(cut.n_shards(manifest.n_ok)):
+            filled = cut.filled(shard, manifest.n_ok)
+            expected[f"embedding/{shard_name(shard)}"] = cut.shard_bytes(filled)
+    if given != expected:
+        raise RemoteError("its files are not those that its counts ask for: refused")
+    for path, raw in documents.items():
+        if manifest.files[path][1] != sha256(raw).hexdigest():
+            raise RemoteError(f"its {path} is not as format 1 has it: refused")
+
+
+def documents_of(manifest: Manifest) -> dict[str, bytes]:
+    """The zarr.json files of a segment, which follow from its manifest."""
+    bare = Segment("", manifest.kind, None, manifest.digest, manifest.name, b"", manifest)
+    return bare.documents()
