@@ -219,7 +219,7 @@ def predict(
 ) -> None:
     """Apply a fitted head to photos, embedding those that the cache lacks."""
     import heads
-    from embedcache.provenance import place_of
+    from embedcache.extraction.provenance import place_of
     from heads.predict import predict as apply
 
     opened = open_cache(cache, create=True)
@@ -358,14 +358,13 @@ def _study(
 
 def _demo_study() -> str:
     """The demo's study.toml: with rows for the paper's networks, or a note on how to get them."""
-    from embedcache.backbones import load as backbones
-    from embedcache.backbones import weights
+    from embedcache.backbones import loading, weights
     from heads import design
 
     rows, notes = "", []
     for name, label in ((DEFAULT_BACKBONE, "Inception"), ("facenet:vggface2", "FaceNet")):
         try:
-            backbones.load(name)
+            loading.load(name)
             rows += f'\n[[backbone]]\nname = "{name}"\nlabel = "{label}"\n'
         except EmbedcacheError:
             notes.append(

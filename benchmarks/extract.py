@@ -33,10 +33,10 @@ from benchmarks import peers
 from benchmarks.decode import jpeg
 from benchmarks.rounds import medians
 from embedcache import example
-from embedcache.backbones.load import Backbone, Decode, load
-from embedcache.extraction import extract
-from embedcache.lanes import Lanes
-from embedcache.pace import Pace
+from embedcache.backbones.loading import Backbone, Decode, load
+from embedcache.extraction.lanes import Lanes
+from embedcache.extraction.pace import Pace
+from embedcache.extraction.run import extract
 from embedcache.photos import images
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache

@@ -22,8 +22,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.rounds import medians
-from embedcache.backbones.load import Backbone, load
-from embedcache.extraction import extract
+from embedcache.backbones.loading import Backbone, load
+from embedcache.extraction.run import extract
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 

@@ -14,14 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embedcache.extraction import extract
+    from embedcache.extraction.run import extract
     from embedcache.photos.table import Photos
     from embedcache.store.cache import Cache
 
 __all__ = ["Cache", "Photos", "extract"]
 __version__ = "0.1.0"
 
-_HOMES = {"Cache": "store", "Photos": "photos", "extract": "extraction"}
+_HOMES = {"Cache": "store.cache", "Photos": "photos.table", "extract": "extraction.run"}
 
 
 def __getattr__(name: str) -> Any:

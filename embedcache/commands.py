@@ -15,7 +15,7 @@ import typer
 from embedcache.errors import InputError
 
 if TYPE_CHECKING:
-    from embedcache.outcome import Extraction
+    from embedcache.extraction.outcome import Extraction
     from embedcache.photos.table import Photos
     from embedcache.sharing.moved import Moved
     from embedcache.store.cache import Cache
@@ -83,7 +83,7 @@ def embed_photos(
 ) -> "Extraction":
     """Embed what the cache lacks, with progress, until it is done or a signal comes."""
     from embedcache.display import progress_on, stop_on_signal
-    from embedcache.extraction import extract
+    from embedcache.extraction.run import extract
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -162,7 +162,7 @@ def extract(
     offers = settings.offer if offer is None else offer
     if dry_run:
         from embedcache.display import progress_on
-        from embedcache.forecast import forecast
+        from embedcache.extraction.forecast import forecast
 
         there = open_cache(cache) if cache.exists() else None
         with progress_on() as progress:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from embedcache.outcome import Progress
+from embedcache.extraction.clock import Progress, duration
 
 LINE_SECONDS = 10.0
 QUIET_SECONDS = 2.0
@@ -70,16 +70,6 @@ def text_of(p: Progress) -> str:
     if p.failed:
         parts.append(f"{p.failed:,} failed")
     return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `42 s`, `9 min 10 s`, `3 h 20 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _seldom(stream: TextIO | None) -> Callable[[Callable[[], str]], None]:

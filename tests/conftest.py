@@ -97,7 +97,7 @@ def run(
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> stand_in.Detector:
     """A face detector that costs nothing, in the place of the real one."""
-    from embedcache.finder import FaceFinder
+    from embedcache.extraction.face_finder import FaceFinder
 
     fake = stand_in.Detector()
     monkeypatch.setattr(FaceFinder, "detector", fake)

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from embedcache.backbones.forward import Network
-from embedcache.backbones.load import Backbone, decoding
-from embedcache.outcome import Extraction
+from embedcache.backbones.loading import Backbone, decoding
+from embedcache.extraction.outcome import Extraction
 from embedcache.photos.table import Photos
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec, canonical_json
 from embedcache.store.cache import Cache

@@ -13,9 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from embedcache import example
-from embedcache.backbones import load as backbones
-from embedcache.backbones import weights
-from embedcache.backbones.load import load
+from embedcache.backbones import loading, weights
+from embedcache.backbones.loading import load
 from embedcache.backbones.names import Name
 from embedcache.errors import WeightsError
 from embedcache.photos import images
@@ -84,8 +83,8 @@ def test_reduced_and_full_decoding_are_two_specs(tiny_weights: Path) -> None:
     assert reduced.spec.difference(full.spec) == [
         f"preprocessing.decode: '{images.VERSION}-reduced', '{images.VERSION}-full'"
     ]
-    assert backbones.shorter_side(reduced.preprocessing) == 102  # ceil(96 / 0.95)
-    assert backbones.shorter_side(full.preprocessing) is None
+    assert loading.shorter_side(reduced.preprocessing) == 102  # ceil(96 / 0.95)
+    assert loading.shorter_side(full.preprocessing) is None
 
 
 def test_half_precision_is_a_spec_of_its_own_and_close(tiny_weights: Path) -> None:

@@ -202,7 +202,7 @@ def test_wrong_usage_exits_with_2(run: Run, tmp_path: Path) -> None:
 SLOW = """
 import sys
 import cli
-import embedcache.extraction as extract
+from embedcache.extraction import run as extraction
 from tests import stand_in
 import time
 
@@ -212,7 +212,7 @@ def load(*_, **__):
         time.sleep(0.2)
     return stand_in.backbone(before=slowly)
 
-extract.load = load
+extraction.load = load
 sys.argv[0] = "embedcache"
 cli.main()
 """
@@ -234,8 +234,7 @@ def test_ctrl_c_and_sigterm_commit_what_is_done(
     with child:
         assert child.stderr is not None
         assert child.stdout is not None
-        while "batch" not in child.stderr.readline():
-            pass
+        assert any("batch" in line for line in iter(child.stderr.readline, ""))
         time.sleep(0.3)
         child.send_signal(number)
         out, err = child.stdout.read(), child.stderr.read()
@@ -253,20 +252,20 @@ def test_ctrl_c_and_sigterm_commit_what_is_done(
 def test_the_demos_study_has_the_papers_networks_or_says_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from embedcache.backbones import load as backbones
+    from embedcache.backbones import loading
     from embedcache.errors import WeightsError
     from heads.design import Study
 
     def none_here(name: str) -> None:
         raise WeightsError(f"no weights of {name}")
 
-    monkeypatch.setattr(backbones, "load", none_here)
+    monkeypatch.setattr(loading, "load", none_here)
     (tmp_path / "study.toml").write_text(cli._demo_study())
     study = Study.read(tmp_path / "study.toml")
     assert [b.shown for b in study.backbone] == ["EfficientNet", "EfficientNet on the face"]
     assert "hf download timm/inception_v3.tf_in1k" in study.note
     assert "20180402-114759-vggface2.pt" in study.note
-    monkeypatch.setattr(backbones, "load", lambda name: None)
+    monkeypatch.setattr(loading, "load", lambda name: None)
     (tmp_path / "study.toml").write_text(cli._demo_study())
     study = Study.read(tmp_path / "study.toml")
     assert [b.shown for b in study.backbone][2:] == ["Inception", "FaceNet"]

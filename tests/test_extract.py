@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedcache import prefetch
 from embedcache.errors import PhotosError
-from embedcache.extraction import extract
-from embedcache.outcome import Clock
+from embedcache.extraction import prefetch
+from embedcache.extraction.clock import Clock
+from embedcache.extraction.run import extract
 from embedcache.photos import images
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache

@@ -1,11 +1,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from embedcache.extraction import extract
-from embedcache.forecast import forecast
+from embedcache.extraction.forecast import forecast
+from embedcache.extraction.run import extract
+from embedcache.extraction.upstream import Upstream
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
-from embedcache.team import Upstream
 from tests import remotes, stand_in
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from embedcache.backbones import load as backbones
-from embedcache.backbones import spec_memo as known_specs
-from embedcache.backbones.load import load
+from embedcache.backbones import loading, spec_memo
+from embedcache.backbones.loading import load
 from embedcache.errors import WeightsError
 
 OLD = 1_600_000_000
@@ -28,7 +27,7 @@ def weights(tiny_weights: Path, tmp_path: Path) -> Path:
 
 
 def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "_load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(loading, "_load", lambda *_, **__: pytest.fail("loaded"))
 
 
 def test_a_backbone_seen_before_is_not_loaded_until_it_is_needed(
@@ -116,4 +115,4 @@ def test_a_rerun_with_nothing_to_do_loads_no_torch(
 
 
 def test_the_files_behind_the_detector_are_found_without_importing_it() -> None:
-    assert {path.name for path in known_specs.detector_files()} == {"pnet.pt", "rnet.pt", "onet.pt"}
+    assert {path.name for path in spec_memo.detector_files()} == {"pnet.pt", "rnet.pt", "onet.pt"}

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from embedcache.lanes import AHEAD, Lanes
+from embedcache.extraction.lanes import AHEAD, Lanes
 
 
 def test_answers_come_in_the_order_asked_on_the_thread_that_asks() -> None:

@@ -3,8 +3,15 @@ import time
 
 import pytest
 
-from embedcache.pace import CPU_DEFAULT, CPU_SIZES, REPEATS, Pace, pays_to_compile, workers_for
-from embedcache.prefetch import Gate
+from embedcache.extraction.pace import (
+    CPU_DEFAULT,
+    CPU_SIZES,
+    REPEATS,
+    Pace,
+    pays_to_compile,
+    workers_for,
+)
+from embedcache.extraction.prefetch import Gate
 
 
 def run(pace: Pace, rates: dict[int, float]) -> list[int]:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedcache import pace
 from embedcache.backbones.forward import Network
-from embedcache.backbones.load import Backbone
-from embedcache.extraction import extract
-from embedcache.outcome import Clock
+from embedcache.backbones.loading import Backbone
+from embedcache.extraction import pace
+from embedcache.extraction.clock import Clock
+from embedcache.extraction.run import extract
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 from embedcache.store.faces import Faces

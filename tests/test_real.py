@@ -9,7 +9,7 @@ import timm
 import torch
 from PIL import Image
 
-from embedcache.extraction import extract
+from embedcache.extraction.run import extract
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 

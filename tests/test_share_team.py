@@ -8,12 +8,12 @@ from PIL import Image
 
 from embedcache import disk
 from embedcache.errors import InputError, RemoteError
-from embedcache.extraction import extract
+from embedcache.extraction.run import extract
+from embedcache.extraction.upstream import Upstream
 from embedcache.photos.table import Photos
 from embedcache.remotes.remote import Blocks, Denied
 from embedcache.settings import read_settings
 from embedcache.store.cache import Cache
-from embedcache.team import Upstream
 from embedcache.upkeep.verify import verify
 from tests import remotes
 from tests.stand_in import backbone

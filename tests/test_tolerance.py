@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedcache.backbones.load import load
-from embedcache.extraction import extract
+from embedcache.backbones.loading import load
+from embedcache.extraction.run import extract
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps, features
 
 from embedcache.errors import PhotosError
-from embedcache.extraction import extract
+from embedcache.extraction.run import extract
 from embedcache.photos import images
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
@@ -281,7 +281,7 @@ def test_names_in_any_encoding_reach_the_cache(tmp_path: Path) -> None:
 def test_reduced_decoding_is_another_spec_and_never_below_twice_the_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_weights: Path
 ) -> None:
-    from embedcache.backbones.load import load
+    from embedcache.backbones.loading import load
 
     put(tmp_path / "in", "large.jpg", encode(smooth(1200, 900), "JPEG"))
     put(tmp_path / "in", "turned.jpg", encode(smooth(900, 1200), "JPEG"))

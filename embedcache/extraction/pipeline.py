@@ -16,15 +16,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from embedcache.backbones.forward import Forward, Network, close, is_out_of_memory
-from embedcache.backbones.load import Backbone
-from embedcache.finder import FaceFinder, only_face
-from embedcache.lanes import Lanes
-from embedcache.outcome import Clock, SpaceOutcome, Tally
-from embedcache.pace import Pace, pays_to_compile, workers_for
-from embedcache.plan import Plan, need
-from embedcache.prefetch import TRANSIENT, Gate, Job, Ready, cut
-from embedcache.provenance import about
-from embedcache.sink import Sink, Writer
+from embedcache.backbones.loading import Backbone
+from embedcache.extraction.clock import Clock, Tally
+from embedcache.extraction.face_finder import FaceFinder, only_face
+from embedcache.extraction.lanes import Lanes
+from embedcache.extraction.outcome import SpaceOutcome
+from embedcache.extraction.pace import Pace, pays_to_compile, workers_for
+from embedcache.extraction.plan import Plan, need
+from embedcache.extraction.prefetch import TRANSIENT, Gate, Job, Ready, cut
+from embedcache.extraction.provenance import about
+from embedcache.extraction.sink import Sink, Writer
 from embedcache.store.faces import Faces
 from embedcache.store.space import Space
 

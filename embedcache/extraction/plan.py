@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import NDArray
 
-from embedcache.backbones.load import Backbone, shorter_side
-from embedcache.finder import FaceFinder
-from embedcache.outcome import Tally
+from embedcache.backbones.loading import Backbone, shorter_side
+from embedcache.extraction.clock import Tally
+from embedcache.extraction.face_finder import FaceFinder
+from embedcache.extraction.prefetch import Job, Need
 from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
-from embedcache.prefetch import Job, Need
 from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.space import Rows
 
@@ -114,3 +115,8 @@ def need(b: int, backbone: Backbone) -> Need:
     margin = backbone.spec.face.margin if backbone.spec.face else 0.0
     p = backbone.preprocessing
     return Need(b, p, shorter_side(p), margin=margin)
+
+
+def subset(todo: Plan, at: NDArray[np.int64]) -> Plan:
+    """The rows `at` of a plan."""
+    return Plan(todo.digests[at], todo.positions[at], todo.copies[at], todo.wanted[at])

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from embedcache.outcome import Clock
+from embedcache.extraction.clock import Clock
 from embedcache.photos import images
 from embedcache.photos.digests import read_file, reason_of
 from embedcache.spec import Preprocessing
@@ -199,10 +199,10 @@ def cut(image: Image.Image, need: Need) -> npt.NDArray[np.uint8]:
     """The network's input, uint8 (h, w, 3), from the decoded photo."""
     if need.box is None:
         return images.resize_crop(image, need.preprocessing)
-    from embedcache.faces import detector as faces
+    from embedcache.faces import detector
 
     p = need.preprocessing
-    return faces.crop(
+    return detector.crop(
         image, need.box, margin=need.margin, size=p.size, interpolation=p.interpolation
     )
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import EmbedcacheError
-from embedcache.outcome import Tally
-from embedcache.plan import Plan
+from embedcache.extraction.clock import Tally
+from embedcache.extraction.plan import Plan, subset
 from embedcache.remotes.remote import Denied, Remote, Unreachable
 from embedcache.settings import _warn
 from embedcache.sharing.share import available, connect, pull, push
@@ -139,11 +139,6 @@ class Upstream:
         if kind not in self._told:
             self._told.add(kind)
             self._warn(text)
-
-
-def subset(todo: Plan, at: NDArray[np.int64]) -> Plan:
-    """The rows `at` of a plan."""
-    return Plan(todo.digests[at], todo.positions[at], todo.copies[at], todo.wanted[at])
 
 
 def _without_arrived(

@@ -23,14 +23,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.backbones import forward as network
-from embedcache.backbones import spec_memo as known_specs
-from embedcache.backbones import weights
+from embedcache.backbones import forward, spec_memo, weights
 from embedcache.backbones.forward import Network
 from embedcache.backbones.names import Name
 from embedcache.backbones.weights import first_line
 from embedcache.errors import WeightsError
-from embedcache.faces import detector as faces
+from embedcache.faces.detector import VERSION, Detector
 from embedcache.photos import images
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec
 
@@ -93,7 +91,7 @@ def load(
         "place": asked.place,
         "precision": precision,
         "decode": decoding(decode),
-        "face": [faces.VERSION, FACE_MARGIN] if asked.face else None,
+        "face": [VERSION, FACE_MARGIN] if asked.face else None,
     }
 
     def now() -> Backbone:
@@ -101,16 +99,16 @@ def load(
 
     if memo is None:
         return now()
-    if (spec := known_specs.recall(memo, key)) is None:
+    if (spec := spec_memo.recall(memo, key)) is None:
         loaded = now()
-        known_specs.remember(memo, key, loaded.spec, _files(asked))
+        spec_memo.remember(memo, key, loaded.spec, _files(asked))
         return loaded
 
     @cache
     def open_() -> Network:
         loaded = now()
         if loaded.spec != spec:
-            known_specs.forget(memo, key)
+            spec_memo.forget(memo, key)
             raise WeightsError(
                 f"the weights of {asked.recorded} have changed since this cache last saw them: "
                 f"{'; '.join(loaded.spec.difference(spec))}. Run the same command again."
@@ -128,19 +126,19 @@ def _load(
     decode: Decode,
     detector: Callable[[], str] | None,
 ) -> Backbone:
-    places = network.devices(device)
+    places = forward.devices(device)
     model, architecture, arguments, preprocessing = (
         _facenet(asked, decode) if asked.source == "facenet" else _timm(asked, decode)
     )
     model.eval().requires_grad_(False)
     digest = weights.digest_of(model.state_dict())
-    built = network.build(model, preprocessing, devices=places, precision=precision)
+    built = forward.build(model, preprocessing, devices=places, precision=precision)
     dim = built.lanes[0](np.zeros((1, *preprocessing.size, 3), np.uint8)).shape[1]
     face = None
     if asked.face:  # boxes count pixels of the whole photo
         preprocessing = replace(preprocessing, decode=decoding("full"))
         if detector is None:
-            detector = lambda: faces.Detector().digest  # noqa: E731
+            detector = lambda: Detector().digest  # noqa: E731
         face = FaceCrop(detector=detector(), select="only", margin=FACE_MARGIN)
     spec = Spec(
         kind="computed",
@@ -164,7 +162,7 @@ def _files(name: Name) -> list[Path]:
     else:
         found = weights.hub_files(_hub_id(name))
     if found and name.face:
-        detector = known_specs.detector_files()
+        detector = spec_memo.detector_files()
         found = [*found, *detector] if detector else []
     return found
 

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from embedcache.provenance import about
-from embedcache.sink import Sink, Writer
+from embedcache.extraction.provenance import about
+from embedcache.extraction.sink import Sink, Writer
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from embedcache.store.faces import Faces
@@ -17,6 +17,7 @@ from embedcache.store.space import FaceSpace
 
 if TYPE_CHECKING:
     from embedcache.faces.detector import Detector
+
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

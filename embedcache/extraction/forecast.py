@@ -13,19 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.backbones.load import Backbone, Decode
-from embedcache.display import duration
+from embedcache.backbones.loading import Backbone, Decode
 from embedcache.errors import NoSuchSpace
-from embedcache.extraction import extract, load_all
-from embedcache.finder import FaceFinder
-from embedcache.outcome import Progress
+from embedcache.extraction.clock import Progress, duration
+from embedcache.extraction.face_finder import FaceFinder
+from embedcache.extraction.plan import Plan, plan, subset
+from embedcache.extraction.run import extract, load_all
+from embedcache.extraction.upstream import Upstream
 from embedcache.photos.table import Photos
-from embedcache.plan import Plan, plan
 from embedcache.remotes.remote import Remote
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.space import Space
-from embedcache.team import Upstream, subset
 
 SAMPLE = 24
 

@@ -13,19 +13,20 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
-from embedcache.backbones.load import Backbone, Decode, load
+from embedcache.backbones.loading import Backbone, Decode, load
 from embedcache.backbones.names import DEFAULT
 from embedcache.errors import PhotosError
-from embedcache.finder import FaceFinder
-from embedcache.lanes import Lanes
-from embedcache.outcome import Clock, Extraction, Progress
+from embedcache.extraction.clock import Clock, Progress
+from embedcache.extraction.face_finder import FaceFinder
+from embedcache.extraction.lanes import Lanes
+from embedcache.extraction.outcome import Extraction
+from embedcache.extraction.pipeline import Pipeline
+from embedcache.extraction.plan import plan
+from embedcache.extraction.prefetch import Gate, prefetch
+from embedcache.extraction.provenance import remember_places
+from embedcache.extraction.upstream import Upstream
 from embedcache.photos.table import Photos
-from embedcache.pipeline import Pipeline
-from embedcache.plan import plan
-from embedcache.prefetch import Gate, prefetch
-from embedcache.provenance import remember_places
 from embedcache.store.cache import Cache
-from embedcache.team import Upstream
 
 Compile = Literal["auto", "on", "off"]
 

@@ -1,96 +1,9 @@
 """What an extraction did and where its time went: values that print themselves. No torch."""
 
-import threading
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from embedcache.spec import Json
-
-STEPS = ("read", "decode", "detect", "forward", "write", "idle")
-
-
-class Clock:
-    """Seconds by step, added up over threads. "idle" is the run waiting for pixels.
-
-    decoded: photos that were read and decoded.  reducible: JPEGs among them that were decoded at
-        full size where a reduced scale would have served.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(STEPS, 0.0)
-        self.decoded = 0
-        self.reducible = 0
-        self._lock = threading.Lock()
-
-    def add(self, step: str, seconds: float) -> None:
-        with self._lock:
-            self.seconds[step] += seconds
-
-    def count(self) -> None:
-        """One more photo is decoded."""
-        with self._lock:
-            self.decoded += 1
-
-    def count_reducible(self) -> None:
-        """One more of them is a large JPEG."""
-        with self._lock:
-            self.reducible += 1
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, time.perf_counter() - start)
-
-    def shares(self) -> dict[str, float]:
-        """Each step's part of all seconds spent, over all threads; they add up to 1."""
-        total = sum(self.seconds.values())
-        return {name: round(s / total, 4) if total else 0.0 for name, s in self.seconds.items()}
-
-    def bottleneck(self, lanes: int = 1) -> str:
-        """The step that a faster run would have to speed up.
-
-        lanes: threads that shared forward and detect. While the run waits for pixels, that is the
-        slower of what makes them.
-        """
-        s = self.seconds | {step: self.seconds[step] / lanes for step in ("detect", "forward")}
-        if not s["forward"] + s["detect"]:
-            return "read"
-        own = max(("detect", "forward", "write"), key=s.__getitem__)
-        if s["idle"] > s[own]:
-            return max(("read", "decode"), key=s.__getitem__)
-        return own
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is: photos done of n, failures among them, seconds since the start.
-
-    doing: what it is busy with when that is not embedding, such as "reading".
-    """
-
-    done: int
-    n: int
-    failed: int
-    seconds: float
-    doing: str = ""
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts of photos (ids) for one backbone while a run goes on."""
-
-    wanted: int = 0
-    hit: int = 0
-    embedded: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
-    forwarded: int = 0
-    forward_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

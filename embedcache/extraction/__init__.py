@@ -1,0 +1,21 @@
+"""One run: photos -> plan -> prefetch -> batches -> lanes -> sinks -> committed segments.
+
+This room owns the extraction pipeline. It is the top of stage one and may import every room of it;
+only `commands` and `cli.py` import it.
+"""
+
+__all__ = [
+    "clock",
+    "face_finder",
+    "forecast",
+    "lanes",
+    "outcome",
+    "pace",
+    "pipeline",
+    "plan",
+    "prefetch",
+    "provenance",
+    "run",
+    "sink",
+    "upstream",
+]
