@@ -15,6 +15,6 @@ torch is loaded when an FC head is trained, and not before.
 
 from heads.fit import Fit, fit
 from heads.head import Head
-from heads.save import load
+from heads.saved import load
 
 __all__ = ["Fit", "Head", "fit", "load"]

@@ -145,7 +145,7 @@ class Fit:
 
     def save(self, folder: str | Path) -> Path:
         """Write every head, its card, curves and test predictions under `folder`; see `save`."""
-        from heads.save import save
+        from heads.saved import save
 
         return save(self, folder)
 

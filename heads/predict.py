@@ -16,7 +16,7 @@ from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from embedcache.store.space import Space
 from heads.head import Head
-from heads.save import load
+from heads.saved import load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

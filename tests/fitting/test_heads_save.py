@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import heads
 from embedcache.errors import HeadError
 from embedcache.spec import canonical_json, foreign
-from heads import save
+from heads import saved as save
 from heads.dataset import Dataset, from_arrays
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden": 8, "resamples": 50, "learning_rates": (1e-2,)}

@@ -34,6 +34,7 @@ from heads.head import LINKS, Head, Layer, Standard
 if TYPE_CHECKING:
     from heads.fit import Fit
 
+
 FORMAT = 1
 NAMES = ("const", "ridge", "logistic", "0fc", "1fc", "2fc")
 _LAYERS = {"const": 1, "ridge": 1, "logistic": 1, "0fc": 1, "1fc": 2, "2fc": 3}
