@@ -156,7 +156,7 @@ def fit_head(
 ) -> None:
     """Fit heads on cached vectors and print the table; the test set is touched once."""
     import heads
-    from heads.dataset import load
+    from heads.dataset.join import load
 
     memory_bytes = None if memory_mb is None else memory_mb * 1_000_000
     dataset = load(

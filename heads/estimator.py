@@ -13,8 +13,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from embedcache.errors import InputError
-from heads import split
-from heads.dataset import Dataset, from_arrays
+from heads.dataset import split
+from heads.dataset.join import from_arrays
+from heads.dataset.rows import Dataset
 from heads.fit import chosen_names, fit_parts
 from heads.protocol import RATES, Protocol
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from embedcache.errors import InputError, LabelsError
 from heads import linear, metrics
-from heads.dataset import Dataset, Part
+from heads.dataset.rows import Dataset, Part
 from heads.head import Head, Layer, Link
 from heads.intervals import Bootstrap, Difference, difference
 from heads.judge import Judged, judge, predict_part, row_scores

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from embedcache.errors import LabelsError
 from heads import metrics
-from heads.dataset import Dataset, Part
+from heads.dataset.rows import Dataset, Part
 from heads.head import Head
 from heads.intervals import Bootstrap, Difference, difference, interval
 

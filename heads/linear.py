@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, solve
 
-from heads.dataset import Part
+from heads.dataset.rows import Part
 from heads.head import Layer, Link, Standard, linked
 from heads.metrics import row_log_loss, squared_error
 

@@ -18,7 +18,7 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from heads.dataset import Part
+from heads.dataset.rows import Part
 from heads.head import Layer, Link, Standard
 from heads.linear import Linear, figure
 

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heads.dataset import BLOCK_ROWS as READ_ROWS
-from heads.dataset import Part
+from heads.dataset.rows import BLOCK_ROWS as READ_ROWS
+from heads.dataset.rows import Part
 from heads.fc import Bank
 from heads.head import Layer, Link, Standard
 from heads.protocol import Protocol

@@ -25,7 +25,7 @@ from embedcache.errors import CacheError, LabelsError
 from embedcache.spec import canonical_json
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
-from heads import dataset
+from heads.dataset import rows as dataset
 from heads.design import Backbone, Study, Subset, Target, code, init, read_json, sha256
 from heads.fit import Fit, fit
 from heads.results import Fitted, Results

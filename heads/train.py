@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embedcache.errors import InputError
-from heads.dataset import Part
+from heads.dataset.rows import Part
 from heads.fc import DEPTHS, Bank, Member
 from heads.head import Layer, Link, Standard
 from heads.objective import Objective

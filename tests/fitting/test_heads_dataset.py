@@ -12,8 +12,8 @@ import pytest
 from embedcache.errors import LabelsError
 from embedcache.sharing.share import pull, push
 from embedcache.store.cache import Cache
-from heads import dataset
-from heads.dataset import from_arrays
+from heads.dataset import rows as dataset
+from heads.dataset.join import from_arrays
 
 if TYPE_CHECKING:
     from tests.fitting.conftest import World

@@ -17,7 +17,8 @@ import torch
 
 import heads
 from embedcache.errors import InputError, LabelsError
-from heads.dataset import Dataset, Part, from_arrays
+from heads.dataset.join import from_arrays
+from heads.dataset.rows import Dataset, Part
 from heads.judge import judge
 from heads.protocol import Protocol
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedcache.errors import LabelsError
-from heads import split
+from heads.dataset import split
 
 
 def sides(keys: list[str], seed: int = 0) -> np.ndarray:

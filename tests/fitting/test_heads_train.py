@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from heads import linear
-from heads.dataset import Dataset
+from heads.dataset.rows import Dataset
 from heads.fc import Bank, Member
 from heads.fit import fit_parts
 from heads.head import Layer

@@ -1,0 +1,10 @@
+"""Labels joined to vectors: rows, targets, splits.
+
+This room owns the way from a cache and a label table to train, dev and test rows. It imports
+`embedcache.store`, `embedcache.photos`, `spec`, `errors` and `disk` only.
+"""
+
+from heads.dataset.join import from_arrays, load
+from heads.dataset.rows import Dataset
+
+__all__ = ["Dataset", "from_arrays", "join", "load", "rows", "split", "targets"]

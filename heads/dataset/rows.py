@@ -1,0 +1,175 @@
+"""Labels joined to vectors by photo id: what a head is fitted on.
+
+    dataset = load(Cache.open("faces.cache"), "inception_v3.tf_in1k", "labels.csv",
+                   target="like_ratio", weight="swipes")
+
+A row is one labelled photo with a vector. Rows that cannot be used are dropped and counted by
+reason; what would make a figure wrong (a missing label, a torn group, two labels for one id) is an
+error instead.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.spec import Json
+from embedcache.store.space import Space
+from heads.dataset import split
+from heads.dataset.targets import Floats, Task
+
+BLOCK_ROWS = 1024  # read at a time
+
+
+class Vectors(Protocol):
+    """Float32 rows that are read on demand; an ndarray is one, and so is `CacheRows`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where a dataset came from, for the cards of the heads fitted on it.
+
+    spec: the spec document of the vectors, None for vectors handed in as an array.
+    labels, split: sha256 of the label file and of who stands where. cache: the folder's name only.
+    dropped: rows left out, by reason.
+    """
+
+    backbone: str = ""
+    spec: dict[str, Json] | None = None
+    spec_digest: str = ""
+    cache: str = ""
+    ref: str | None = None
+    scope: str | None = None
+    subset_name: str = "ALL"
+    labels_name: str = ""
+    labels: str = ""
+    split: str = ""
+    split_rule: str = ""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The rows of one side. vectors (n, d) read on demand; targets (n, k); weights (n,) or None.
+
+    order: the n places, neighbours in the cache side by side: reading in this order is quick.
+    """
+
+    vectors: Vectors
+    rows: NDArray[np.int64]
+    order: NDArray[np.int64]
+    targets: Floats
+    weights: Floats | None
+    groups: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, places: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.float32]:
+        """The vectors at some places, or all, float32 (places, d)."""
+        return self.vectors[self.rows[places]]
+
+    def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """All rows, few at a time: their places in this part, and their vectors."""
+        for start in range(0, len(self), BLOCK_ROWS):
+            places = self.order[start : start + BLOCK_ROWS]
+            yield places, self.read(places)
+
+    @property
+    def share(self) -> Floats:
+        """The weights (n,) as shares of one; equal where all are zero or there are none."""
+        if self.weights is None or not self.weights.any():
+            return np.full(len(self), 1 / len(self))
+        return np.asarray(self.weights / self.weights.sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """n labelled vectors, each on one side.
+
+    vectors: float32 (n, d). targets: float64 (n,), or (n, k) for several regression targets at
+        once; 0 and 1 for a binary task, class numbers for a multiclass one.
+    weights: float64 (n,), non-negative, or None. classes: what the numbers stand for, in order.
+    groups: int64 (n,), rows that must not be parted share one. subset: uint8 (n,), see `split`.
+    counts: whether targets are ratios and the weights the counts they come from.
+    by: per named column, the value of each row (for errors by group).
+    """
+
+    ids: tuple[str, ...]
+    vectors: Vectors
+    targets: Floats
+    weights: Floats | None
+    groups: NDArray[np.int64]
+    subset: NDArray[np.uint8]
+    task: Task
+    target: str
+    weight: str | None = None
+    classes: tuple[str, ...] = ()
+    counts: bool = False
+    by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+
+    @property
+    def dim(self) -> int:
+        """Floats per vector."""
+        return int(self.vectors.shape[1])
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The name of each target column."""
+        return tuple(self.target.split(",")) if self.targets.ndim == 2 else (self.target,)
+
+    @property
+    def n(self) -> dict[str, int]:
+        """Rows per side."""
+        return {name: int((self.subset == i).sum()) for i, name in enumerate(split.SUBSETS)}
+
+    def part(self, name: str) -> Part:
+        """The rows of "train", "dev" or "test"."""
+        rows = np.flatnonzero(self.subset == split.SUBSETS.index(name))
+        targets = self.targets[rows]
+        order = np.arange(len(rows))
+        if isinstance(self.vectors, CacheRows):
+            order = np.argsort(self.vectors.location[rows], kind="stable")
+        return Part(
+            vectors=self.vectors,
+            rows=rows,
+            order=order,
+            targets=targets if targets.ndim == 2 else targets[:, None],
+            weights=None if self.weights is None else self.weights[rows],
+            groups=self.groups[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRows:
+    """Vectors left in the cache, read when rows are asked for.
+
+    location: ascending (n,) in the order in which the rows lie on disk.
+    """
+
+    space: Space
+    digests: NDArray[np.uint8]
+    location: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, space: Space, digests: NDArray[np.uint8]) -> "CacheRows":
+        """The rows of (n, 32) digests, all of which the space holds."""
+        _, table = space.row_table()
+        at = table.find(digests)
+        return cls(space, digests, (table.segment[at].astype(np.int64) << 40) + table.row[at])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d)."""
+        return len(self.digests), int(self.space.dim)
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = self.space.read(self.digests[rows])[0]
+        return vectors
