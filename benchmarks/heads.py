@@ -41,14 +41,15 @@ from benchmarks.plain_loop import BATCH, HIDDEN  # noqa: E402
 from embedcache.spec import foreign  # noqa: E402
 from embedcache.store.cache import Cache  # noqa: E402
 from embedcache.store.faces import Faces  # noqa: E402
-from heads import fit, linear  # noqa: E402
+from heads import fit  # noqa: E402
 from heads.dataset import rows as dataset  # noqa: E402
 from heads.dataset.join import from_arrays  # noqa: E402
 from heads.dataset.rows import Dataset  # noqa: E402
+from heads.fitting import linear  # noqa: E402
+from heads.fitting.objective import Objective  # noqa: E402
+from heads.fitting.protocol import RATES, Protocol  # noqa: E402
+from heads.fitting.train import train  # noqa: E402
 from heads.head import Layer  # noqa: E402
-from heads.objective import Objective  # noqa: E402
-from heads.protocol import RATES, Protocol  # noqa: E402
-from heads.train import train  # noqa: E402
 
 F32 = NDArray[np.float32]
 

@@ -13,7 +13,8 @@
 torch is loaded when an FC head is trained, and not before.
 """
 
-from heads.fit import Fit, fit
+from heads.fitting.fit import fit
+from heads.fitting.result import Fit
 from heads.head import Head
 from heads.saved import load
 

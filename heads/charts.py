@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from heads import metrics
+from heads.fitting import metrics
 from heads.results import CONST, Fitted, Results, name_of, title_of
 
 Dash = Literal["solid", "dash", "dot"]

@@ -14,8 +14,7 @@ from typing import Any, Self
 import heads
 from embedcache.errors import InputError, LabelsError
 from heads import labels
-from heads.fit import NAMES
-from heads.protocol import Protocol
+from heads.fitting.protocol import NAMES, Protocol
 
 _NAME = re.compile(r"[\w .:+@-]{1,60}")
 _FIT_OPTIONS = frozenset(

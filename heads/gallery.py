@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from heads import metrics
+from heads.fitting import metrics
 from heads.results import Fitted, Results, name_of, title_of
 
 ROWS, COLUMNS, WORST = 8, 8, 8

@@ -22,7 +22,8 @@ import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
 
-from heads import charts, figures, gallery, metrics, tables
+from heads import charts, figures, gallery, tables
+from heads.fitting import metrics
 from heads.results import CONST, Comparison, Fitted, Results, name_of, title_of
 
 

@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from heads import metrics
-from heads.intervals import Bootstrap, difference
+from heads.fitting import metrics
+from heads.fitting.intervals import Bootstrap, difference
 
 Floats = NDArray[np.float64]
 CONST = "const"

@@ -32,7 +32,7 @@ from embedcache.spec import MAX_DIM, Spec, canonical_json
 from heads.head import LINKS, Head, Layer, Standard
 
 if TYPE_CHECKING:
-    from heads.fit import Fit
+    from heads.fitting.result import Fit
 
 
 FORMAT = 1

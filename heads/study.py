@@ -27,7 +27,8 @@ from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from heads.dataset import rows as dataset
 from heads.design import Backbone, Study, Subset, Target, code, init, read_json, sha256
-from heads.fit import Fit, fit
+from heads.fitting.fit import fit
+from heads.fitting.result import Fit
 from heads.results import Fitted, Results
 from heads.simulate import TRUTH
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heads import charts, figures, gallery, metrics
+from heads import charts, figures, gallery
+from heads.fitting import metrics
 from heads.results import Results
 from tests import studies
 

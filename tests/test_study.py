@@ -11,7 +11,7 @@ import pytest
 from embedcache.errors import LabelsError
 from embedcache.store.cache import Cache
 from heads import study, tables
-from heads.fit import fit
+from heads.fitting.fit import fit
 from heads.results import Fitted, Results, compare
 from tests import studies
 

@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from embedcache.errors import InputError
-from heads.estimator import HeadClassifier, HeadRegressor
+from heads.fitting.estimator import HeadClassifier, HeadRegressor
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(240, 6))

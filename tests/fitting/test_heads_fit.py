@@ -19,8 +19,8 @@ import heads
 from embedcache.errors import InputError, LabelsError
 from heads.dataset.join import from_arrays
 from heads.dataset.rows import Dataset, Part
-from heads.judge import judge
-from heads.protocol import Protocol
+from heads.fitting.judge import judge
+from heads.fitting.protocol import Protocol
 
 Sample = Callable[..., Dataset]
 QUICK: dict[str, Any] = {"epochs": 3, "hidden": 8, "resamples": 200, "learning_rates": (1e-3, 1e-2)}

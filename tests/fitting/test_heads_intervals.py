@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from heads.intervals import Bootstrap, difference, interval
+from heads.fitting.intervals import Bootstrap, difference, interval
 
 
 def covered(*, trials: int, per_person: int, seed: int) -> float:

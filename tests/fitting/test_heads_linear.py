@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
-from heads import linear
 from heads.dataset import rows as dataset
 from heads.dataset.join import from_arrays
 from heads.dataset.rows import Dataset
+from heads.fitting import linear
+from heads.fitting.logistic import logistic
 from heads.head import Standard
-from heads.logistic import logistic
 
 
 def unit(dim: int) -> Standard:

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics as reference
 from sklearn.calibration import calibration_curve
 
-from heads import metrics
+from heads.fitting import metrics
 
 seeds = st.integers(0, 10_000)
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from heads import linear
 from heads.dataset.rows import Dataset
-from heads.fc import Bank, Member
-from heads.fit import fit_parts
+from heads.fitting import linear
+from heads.fitting.fc import Bank, Member
+from heads.fitting.fit import fit_parts
+from heads.fitting.protocol import Protocol
+from heads.fitting.train import Trained, _Candidate, train
 from heads.head import Layer
-from heads.protocol import Protocol
-from heads.train import Trained, _Candidate, train
 
 Sample = Callable[..., Dataset]
 

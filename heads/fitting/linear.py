@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, solve
 
 from heads.dataset.rows import Part
+from heads.fitting.metrics import row_log_loss, squared_error
 from heads.head import Layer, Link, Standard, linked
-from heads.metrics import row_log_loss, squared_error
 
 RIDGE_STRENGTHS = tuple(float(10 ** (k / 2)) for k in range(-2, 15))
 Floats = NDArray[np.float64]

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from heads.dataset.rows import BLOCK_ROWS as READ_ROWS
 from heads.dataset.rows import Part
-from heads.fc import Bank
+from heads.fitting.fc import Bank
+from heads.fitting.protocol import Protocol
 from heads.head import Layer, Link, Standard
-from heads.protocol import Protocol
 
 BLOCK_ROWS = 2048
 _DEV_ROWS = 1024

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import LabelsError
-from heads import metrics
 from heads.dataset.rows import Dataset, Part
+from heads.fitting import metrics
+from heads.fitting.intervals import Bootstrap, Difference, difference, interval
 from heads.head import Head
-from heads.intervals import Bootstrap, Difference, difference, interval
 
 Floats = NDArray[np.float64]
 SECOND_RESAMPLES = 400

@@ -5,149 +5,20 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from embedcache.errors import InputError, LabelsError
-from heads import linear, metrics
 from heads.dataset.rows import Dataset, Part
+from heads.fitting import linear, metrics
+from heads.fitting.judge import judge, predict_part, row_scores
+from heads.fitting.logistic import logistic
+from heads.fitting.protocol import NAMES, RATES, Protocol
+from heads.fitting.result import CurvePoint, Fit, Row
 from heads.head import Head, Layer, Link
-from heads.intervals import Bootstrap, Difference, difference
-from heads.judge import Judged, judge, predict_part, row_scores
-from heads.logistic import logistic
-from heads.protocol import RATES, Protocol
 
-NAMES = ("const", "ridge", "logistic", "0fc", "1fc", "2fc")
 _FC = ("0fc", "1fc", "2fc")
-
-
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """A point of a learning curve: strength or rate, epoch (0 for linear heads), figures."""
-
-    rate: float
-    epoch: int
-    train: float
-    dev: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One line of the table. A figure that is not defined is NaN here and null in JSON."""
-
-    head: str
-    target: str
-    metric: str
-    value: float
-    low: float
-    high: float
-    dev: float
-    learning_rate: float
-    epoch: int | None
-    seconds: float
-    extra: Mapping[str, float]
-    versus: Mapping[str, Any] | None
-
-    def document(self) -> dict[str, Any]:
-        """The row's JSON object."""
-        told = {
-            "head": self.head,
-            "target": self.target,
-            "metric": self.metric,
-            "value": self.value,
-            "low": self.low,
-            "high": self.high,
-            "dev": self.dev,
-            "learning_rate": self.learning_rate,
-            "epoch": self.epoch,
-            "seconds": round(self.seconds, 3),
-            **self.extra,
-            "versus": self.versus,
-        }
-        return {name: plain(value) for name, value in told.items()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """What a fit found. `print(fit)` is the table; `fit.save(folder)` keeps the heads.
-
-    heads: by name, in the order of the rows. best: the head with the best dev figure.
-    test: the test rows with every head's predictions. curves: per head.
-    """
-
-    dataset: Dataset
-    protocol: Protocol
-    rows: tuple[Row, ...]
-    heads: Mapping[str, Head]
-    best: str
-    test: Judged
-    curves: Mapping[str, tuple[CurvePoint, ...]]
-    notes: tuple[str, ...]
-    seconds: float
-
-    def document(self) -> dict[str, Any]:
-        """The JSON object that `embedcache fit-head --json` prints."""
-        dataset = self.dataset
-        return {
-            "task": dataset.task,
-            "target": dataset.target,
-            "classes": list(dataset.classes),
-            "backbone": dataset.provenance.backbone,
-            "subset": dataset.provenance.subset_name,
-            "n": dataset.n,
-            "dropped": dict(dataset.provenance.dropped),
-            "noise_floor": plain(self.test.noise_floor),
-            "best": self.best,
-            "seconds": round(self.seconds, 3),
-            "rows": [row.document() for row in self.rows],
-            "by": [
-                {
-                    "column": one.column,
-                    "group": one.group,
-                    "n": one.n,
-                    "head": one.figure.head,
-                    "target": one.figure.target,
-                    "metric": one.figure.metric,
-                    "value": plain(one.figure.value),
-                    "low": plain(one.figure.low),
-                    "high": plain(one.figure.high),
-                }
-                for one in self.test.by
-            ],
-            "notes": list(self.notes),
-        }
-
-    def compare(self, first: str, second: str, *, metric: str | None = None) -> Difference:
-        """first - second on the test rows, paired and resampled by group; negative error is good.
-
-        metric: mse, or accuracy or log_loss (the default for classes). One target only.
-        """
-        if lost := [name for name in (first, second) if name not in self.heads]:
-            raise InputError(f"no {lost[0]} head in this fit; it has {', '.join(self.heads)}")
-        test = self.test
-        scores = [
-            row_scores(self.dataset.task, test.truth, test.predictions[name])
-            for name in (first, second)
-        ]
-        metric = metric or ("mse" if self.dataset.task == "regression" else "log_loss")
-        columns = np.stack([score[metric] for score in scores], 1)
-        values = [metrics.mean(column, test.weight) for column in columns.T]
-        drawn = Bootstrap(test.groups, seed=self.protocol.seed).means(columns, test.weight)
-        gap = drawn[:, 0] - drawn[:, 1]
-        return difference(values[0] - values[1], gap, groups=len(np.unique(test.groups)))
-
-    def __str__(self) -> str:
-        from heads.summary import table
-
-        return table(self)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write every head, its card, curves and test predictions under `folder`; see `save`."""
-        from heads.saved import save
-
-        return save(self, folder)
 
 
 def fit(
@@ -305,7 +176,7 @@ def fit_parts(
         # OpenMP threads that wait for each other by spinning lose most of the machine as soon as
         # something else runs on it. Without effect once torch is loaded (docs/decisions/030).
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        from heads.train import train as train_fc
+        from heads.fitting.train import train as train_fc
 
         start = _start(fitted, train, link, protocol)
         began = time.perf_counter()
@@ -325,15 +196,6 @@ def fit_parts(
                 head, rate, best.epoch, _dev(head, dev, dataset), curve, seconds, notes
             )
     return fitted
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON takes it: NaN and infinity are null, numpy numbers are numbers."""
-    if isinstance(value, Mapping):
-        return {name: plain(inner) for name, inner in value.items()}
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value
 
 
 def _start(fitted: Mapping[str, Fitted], train: Part, link: Link, protocol: Protocol) -> Layer:

@@ -77,3 +77,6 @@ class Protocol:
     def document(self) -> dict[str, Any]:
         """The JSON object that a head's card keeps."""
         return asdict(self) | {"learning_rates": list(self.learning_rates)}
+
+
+NAMES = ("const", "ridge", "logistic", "0fc", "1fc", "2fc")

@@ -19,8 +19,8 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from heads.dataset.rows import Part
+from heads.fitting.linear import Linear, figure
 from heads.head import Layer, Link, Standard
-from heads.linear import Linear, figure
 
 STRENGTHS = tuple(float(10 ** (k / 2)) for k in range(-10, 3))
 Floats = NDArray[np.float64]

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from embedcache.errors import InputError
 from heads.dataset.rows import Part
-from heads.fc import DEPTHS, Bank, Member
+from heads.fitting.fc import DEPTHS, Bank, Member
+from heads.fitting.objective import Objective
+from heads.fitting.protocol import Protocol
 from heads.head import Layer, Link, Standard
-from heads.objective import Objective
-from heads.protocol import Protocol
 
 _MOMENTUM = 0.9
 _DECAY = 0.01

@@ -16,8 +16,8 @@ from embedcache.errors import InputError
 from heads.dataset import split
 from heads.dataset.join import from_arrays
 from heads.dataset.rows import Dataset
-from heads.fit import chosen_names, fit_parts
-from heads.protocol import RATES, Protocol
+from heads.fitting.fit import chosen_names, fit_parts
+from heads.fitting.protocol import RATES, Protocol
 
 
 class _Heads(BaseEstimator):  # type: ignore[misc]
