@@ -84,7 +84,7 @@ def labels(
     json_: JsonOption = False,
 ) -> None:
     """Turn a swipe log into one like ratio and weight per photo."""
-    from heads.labels import build
+    from heads.labels.build import build
 
     print_result(build(users, swipes, out, keep_unswiped=keep_unswiped), json_)
 
@@ -277,7 +277,7 @@ def simulate(
     json_: JsonOption = False,
 ) -> None:
     """Write a simulated population with known truth, statistically like the paper's."""
-    from heads import simulate as simulation
+    from heads.labels import simulate as simulation
 
     suffix = f".{format_}"
     print_result(simulation.write(out, users=users, swipes=swipes, seed=seed, suffix=suffix), json_)
@@ -294,7 +294,7 @@ def demo(
     import polars as pl
 
     from embedcache import example
-    from heads import simulate as simulation
+    from heads.labels import simulate as simulation
 
     made = example.make(out / "data", n_photos=photos, seed=seed)
     print(made, file=sys.stderr)

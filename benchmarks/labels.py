@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from heads import labels, simulate
+from heads.labels import build as labels
+from heads.labels import simulate
 
 
 def with_pandas(users_path: Path, swipes_path: Path, out: Path) -> dict[str, Any]:

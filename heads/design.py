@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import heads
 from embedcache.errors import InputError, LabelsError
-from heads import labels
 from heads.fitting.protocol import NAMES, Protocol
+from heads.labels import build as labels
 
 _NAME = re.compile(r"[\w .:+@-]{1,60}")
 _FIT_OPTIONS = frozenset(

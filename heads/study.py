@@ -29,8 +29,8 @@ from heads.dataset import rows as dataset
 from heads.design import Backbone, Study, Subset, Target, code, init, read_json, sha256
 from heads.fitting.fit import fit
 from heads.fitting.result import Fit
+from heads.labels.simulate import TRUTH
 from heads.results import Fitted, Results
-from heads.simulate import TRUTH
 
 __all__ = ["Backbone", "Study", "Subset", "Target", "init", "run"]
 

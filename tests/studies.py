@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec
 from embedcache.store.cache import Cache
 from embedcache.store.faces import Faces
-from heads import simulate, study
+from heads import study
+from heads.labels import simulate
 from heads.results import Results
 
 DETECTOR: dict[str, Json] = {"network": "planted"}

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedcache.errors import LabelsError
-from heads import labels, swipes
+from heads.labels import build as labels
+from heads.labels import swipes
 
 Row = dict[str, Any]
 START = datetime(2015, 1, 1)

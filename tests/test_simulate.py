@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from embedcache.errors import LabelsError
-from heads import labels, simulate
+from heads.labels import build as labels
+from heads.labels import simulate
 
 
 @pytest.fixture(scope="module")

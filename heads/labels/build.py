@@ -30,7 +30,7 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from embedcache.errors import LabelsError
-from heads import swipes
+from heads.labels import swipes
 
 REASONS = (
     "unknown_recipient",
