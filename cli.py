@@ -256,7 +256,7 @@ def study(
     json_: JsonOption = False,
 ) -> None:
     """Run targets x subsets x backbones x heads and write the page, tables and figures."""
-    from heads import design
+    from heads.study import design
 
     if init:
         print(f"wrote {design.init(study_toml)}")
@@ -330,10 +330,11 @@ def _study(
     """Run a study file, embedding for all its backbones at once, and print table and page."""
     from embedcache.backbones.names import resolved
     from embedcache.upkeep.pinning import pin
-    from heads import report
-    from heads import study as studies
+    from heads.study import report
+    from heads.study import run as studies
+    from heads.study.design import Study
 
-    asked = studies.Study.read(toml)
+    asked = Study.read(toml)
     opened = open_cache(cache or out / "photos.cache", create=True)
     table = read_photos(
         asked.label_table(out), photo_column=asked.photo_column, id_column=asked.id_column
@@ -359,7 +360,7 @@ def _study(
 def _demo_study() -> str:
     """The demo's study.toml: with rows for the paper's networks, or a note on how to get them."""
     from embedcache.backbones import loading, weights
-    from heads import design
+    from heads.study import design
 
     rows, notes = "", []
     for name, label in ((DEFAULT_BACKBONE, "Inception"), ("facenet:vggface2", "FaceNet")):

@@ -41,8 +41,7 @@ from benchmarks.plain_loop import BATCH, HIDDEN  # noqa: E402
 from embedcache.spec import foreign  # noqa: E402
 from embedcache.store.cache import Cache  # noqa: E402
 from embedcache.store.faces import Faces  # noqa: E402
-from heads import fit  # noqa: E402
-from heads.dataset import rows as dataset  # noqa: E402
+from heads import dataset, fit  # noqa: E402
 from heads.dataset.join import from_arrays  # noqa: E402
 from heads.dataset.rows import Dataset  # noqa: E402
 from heads.fitting import linear  # noqa: E402

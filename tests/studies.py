@@ -16,9 +16,10 @@ from PIL import Image, ImageDraw
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec
 from embedcache.store.cache import Cache
 from embedcache.store.faces import Faces
-from heads import study
 from heads.labels import simulate
-from heads.results import Results
+from heads.study import run as study
+from heads.study.design import Study
+from heads.study.results import Results
 
 DETECTOR: dict[str, Json] = {"network": "planted"}
 N = 420
@@ -142,5 +143,5 @@ def ran() -> tuple[Path, Results]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     cache = planted(folder)
     (folder / "study.toml").write_text(STUDY)
-    chosen = study.Study.read(folder / "study.toml")
+    chosen = Study.read(folder / "study.toml")
     return folder, study.run(chosen, cache, lambda _: None, folder / "out")

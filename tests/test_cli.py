@@ -254,7 +254,7 @@ def test_the_demos_study_has_the_papers_networks_or_says_how_to_get_them(
 ) -> None:
     from embedcache.backbones import loading
     from embedcache.errors import WeightsError
-    from heads.design import Study
+    from heads.study.design import Study
 
     def none_here(name: str) -> None:
         raise WeightsError(f"no weights of {name}")

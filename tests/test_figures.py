@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heads import charts, figures, gallery
 from heads.fitting import metrics
-from heads.results import Results
+from heads.study import charts, figures, gallery
+from heads.study.results import Results
 from tests import studies
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from embedcache.backbones.forward import build, close, devices, folded
+from embedcache.backbones.forward import TOLERANCE, build, close, devices, folded
 from embedcache.errors import WeightsError
 from embedcache.spec import Preprocessing
 
@@ -145,4 +145,4 @@ def test_close_is_relative_to_each_vector_and_no_nan_is_close() -> None:
     assert close(a, a)
     assert not close(a + np.array([[1e-6, 0], [0, 0]], np.float32), a)
     assert not close(np.full_like(a, np.nan), a)
-    assert forward.TOLERANCE == 1e-4
+    assert TOLERANCE == 1e-4

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from heads import figures, report, study
-from heads.results import Results
+from heads.study import figures, report
+from heads.study.design import Study
+from heads.study.results import Results
 from tests import studies
 from tests.browser import CHROMIUM, Tab, browser
 
@@ -180,7 +181,7 @@ def test_names_from_outside_are_shown_as_text(results: Results, tmp_path: Path) 
 def test_the_study_on_the_page_reads_back(results: Results, tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     path.write_text(report._toml(results.study))
-    assert study.Study.read(path).document() == results.study
+    assert Study.read(path).document() == results.study
 
 
 def test_findings_say_what_the_rows_say(results: Results) -> None:

@@ -10,9 +10,11 @@ import pytest
 
 from embedcache.errors import LabelsError
 from embedcache.store.cache import Cache
-from heads import study, tables
 from heads.fitting.fit import fit
-from heads.results import Fitted, Results, compare
+from heads.study import run as study
+from heads.study import tables
+from heads.study.design import Study, init
+from heads.study.results import Fitted, Results, compare
 from tests import studies
 
 
@@ -31,7 +33,7 @@ def cache(folder: Path) -> Cache:
     return Cache.open(folder / "photos.cache")
 
 
-def small(folder: Path, **changes: Any) -> study.Study:
+def small(folder: Path, **changes: Any) -> Study:
     """A study of one fit with two heads, on the label table of the other tests."""
     document: dict[str, Any] = {
         "labels": "out/labels.csv",
@@ -39,10 +41,10 @@ def small(folder: Path, **changes: Any) -> study.Study:
         "target": [{"column": "like_ratio", "weight": "swipes"}],
         "backbone": [{"name": "whole"}],
     }
-    return study.Study.parse(document | changes, folder=folder)
+    return Study.parse(document | changes, folder=folder)
 
 
-def run(chosen: study.Study, cache: Cache, out: Path) -> Results:
+def run(chosen: Study, cache: Cache, out: Path) -> Results:
     return study.run(chosen, cache, lambda _: None, out)
 
 
@@ -111,7 +113,7 @@ def test_a_second_run_fits_nothing_and_finds_the_same(
         raise AssertionError("fitted again")
 
     monkeypatch.setattr(study, "fit", refuse)
-    again = run(study.Study.read(folder / "study.toml"), cache, folder / "out")
+    again = run(Study.read(folder / "study.toml"), cache, folder / "out")
     assert again.reused == len(again.fits) == len(results.fits)
     assert again.rows() == results.rows()
     assert again.fits == results.fits
@@ -223,7 +225,7 @@ def test_the_document_names_no_photo_and_no_folder(results: Results) -> None:
     assert "u0001" not in told
     assert ".jpg" not in told
     assert "/" not in json.dumps(results.document()["study"], default=str)
-    chosen = study.Study.parse(
+    chosen = Study.parse(
         {
             "labels": "/home/somebody/labels.csv",
             "target": [{"column": "x"}],
@@ -235,12 +237,12 @@ def test_the_document_names_no_photo_and_no_folder(results: Results) -> None:
 
 
 def test_init_writes_a_study_that_reads_back(tmp_path: Path) -> None:
-    path = study.init(tmp_path / "study.toml")
-    read = study.Study.read(path)
+    path = init(tmp_path / "study.toml")
+    read = Study.read(path)
     assert [target.column for target in read.target] == ["like_ratio", "gender"]
     assert [backbone.shown for backbone in read.backbone] == ["Inception", "FaceNet"]
     with pytest.raises(LabelsError, match="exists"):
-        study.init(path)
+        init(path)
 
 
 BASE = 'labels = "l.csv"\n[[target]]\ncolumn = "x"\n[[backbone]]\nname = "b"\n'
@@ -273,7 +275,7 @@ def test_a_mistake_in_the_study_is_one_message(tmp_path: Path, text: str, messag
     path = tmp_path / "study.toml"
     path.write_text(text)
     with pytest.raises(LabelsError, match=message):
-        study.Study.read(path)
+        Study.read(path)
 
 
 def test_a_missing_column_is_named(folder: Path, cache: Cache) -> None:

@@ -12,8 +12,9 @@ import pytest
 from embedcache.errors import LabelsError
 from embedcache.sharing.share import pull, push
 from embedcache.store.cache import Cache
-from heads.dataset import rows as dataset
+from heads import dataset
 from heads.dataset.join import from_arrays
+from heads.dataset.rows import CacheRows
 
 if TYPE_CHECKING:
     from tests.fitting.conftest import World
@@ -113,7 +114,7 @@ def test_parquet_and_csv_tables_read_the_same(world: World) -> None:
 def test_vectors_larger_than_the_limit_stay_in_the_cache(world: World) -> None:
     lazy = load(world, memory_bytes=100)
     rows = np.array([5, 2, 90])
-    assert isinstance(lazy.vectors, dataset.CacheRows)
+    assert isinstance(lazy.vectors, CacheRows)
     assert (lazy.vectors[rows] == world.vectors[rows]).all()
 
 

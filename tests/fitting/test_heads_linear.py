@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
-from heads.dataset import rows as dataset
+from heads.dataset import rows
 from heads.dataset.join import from_arrays
 from heads.dataset.rows import Dataset
 from heads.fitting import linear
@@ -85,7 +85,7 @@ def test_logistic_in_blocks_and_from_the_cache_is_the_same(
         part, dev = data.part("train"), data.part("dev")
         standard = linear.fit_standard(part)
         whole = logistic(part, dev, standard, outputs=outputs)
-        monkeypatch.setattr(dataset, "BLOCK_ROWS", 37)
+        monkeypatch.setattr(rows, "BLOCK_ROWS", 37)
         turned = replace(part, order=np.arange(len(part))[::-1])
         pieces = logistic(turned, dev, standard, outputs=outputs, memory_bytes=1)
         assert pieces.layer.weight == pytest.approx(whole.layer.weight, abs=1e-6)
@@ -116,7 +116,7 @@ def test_blocks_add_up_to_the_whole(
     data = sample()
     part, dev = data.part("train"), data.part("dev")
     whole = linear.ridge(part, dev, linear.fit_standard(part))
-    monkeypatch.setattr(dataset, "BLOCK_ROWS", 37)
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 37)
     pieces = linear.ridge(part, dev, linear.fit_standard(part))
     assert pieces.layer.weight == pytest.approx(whole.layer.weight, abs=1e-6)
     assert pieces.strength == whole.strength

@@ -13,7 +13,7 @@ import heads
 from embedcache.errors import HeadError, NoSuchSpace, SpecMismatch
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
-from heads.dataset import rows as dataset
+from heads import dataset
 from heads.predict import predict
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import heads
 from embedcache.errors import HeadError
 from embedcache.spec import canonical_json, foreign
-from heads import saved as save
+from heads import saved
 from heads.dataset.join import from_arrays
 from heads.dataset.rows import Dataset
 
@@ -69,7 +69,7 @@ def test_a_save_that_fails_leaves_the_earlier_fit(
     def full(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(save, "_predictions", full)
+    monkeypatch.setattr(saved, "_predictions", full)
     with pytest.raises(OSError, match="no space"):
         fit.save(folder)
     assert (folder / "fit.json").read_bytes() == before

@@ -25,14 +25,12 @@ from embedcache.errors import CacheError, LabelsError
 from embedcache.spec import canonical_json
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
-from heads.dataset import rows as dataset
-from heads.design import Backbone, Study, Subset, Target, code, init, read_json, sha256
+from heads import dataset
 from heads.fitting.fit import fit
 from heads.fitting.result import Fit
 from heads.labels.simulate import TRUTH
-from heads.results import Fitted, Results
-
-__all__ = ["Backbone", "Study", "Subset", "Target", "init", "run"]
+from heads.study.design import Backbone, Study, Subset, Target, code, read_json, sha256
+from heads.study.results import Fitted, Results
 
 _PACKAGES = ("embedcache", "numpy", "polars", "scikit-learn", "torch", "timm", "facenet-pytorch")
 

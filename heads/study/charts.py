@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from heads.fitting import metrics
-from heads.results import CONST, Fitted, Results, name_of, title_of
+from heads.study.results import Fitted, Results
+from heads.study.rows import CONST, name_of, title_of
 
 Dash = Literal["solid", "dash", "dot"]
 Mark = Literal["line", "dots", "cloud", "interval"]

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from heads.charts import Chart, Panel, Series
-from heads.gallery import Gallery
+from heads.study.charts import Chart, Panel, Series
+from heads.study.gallery import Gallery
 
 COLOURS = {
     "ink": "#1c1917",

@@ -14,7 +14,7 @@ from typing import Any, Self
 import heads
 from embedcache.errors import InputError, LabelsError
 from heads.fitting.protocol import NAMES, Protocol
-from heads.labels import build as labels
+from heads.labels.build import build as build_labels
 
 _NAME = re.compile(r"[\w .:+@-]{1,60}")
 _FIT_OPTIONS = frozenset(
@@ -185,7 +185,7 @@ class Study:
         inputs = {"users": sha256(users), "swipes": sha256(swipes), "code": code()}
         kept = read_json(told)
         if kept is None or kept.get("inputs") != inputs or kept.get("table") != sha256(made):
-            built = labels.build(users, swipes, made)
+            built = build_labels(users, swipes, made)
             document = built.document() | {"labels": made.name}
             publish(told, {"inputs": inputs, "table": sha256(made), "document": document})
         return made
@@ -204,8 +204,8 @@ def code() -> str:
 
 
 def template(name: str) -> str:
-    """The text of one of the files under heads/templates."""
-    return resources.files("heads").joinpath("templates", name).read_text("utf-8")
+    """The text of one of the files under heads/study/templates."""
+    return resources.files("heads.study").joinpath("templates", name).read_text("utf-8")
 
 
 def init(path: str | os.PathLike[str]) -> Path:

@@ -22,9 +22,10 @@ import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
 
-from heads import charts, figures, gallery, tables
 from heads.fitting import metrics
-from heads.results import CONST, Comparison, Fitted, Results, name_of, title_of
+from heads.study import charts, figures, gallery, tables
+from heads.study.results import Fitted, Results
+from heads.study.rows import CONST, Comparison, name_of, title_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +208,7 @@ def _page(
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = _percent
     environment.filters["title_of"] = title_of
-    folder = resources.files("heads").joinpath("templates")
+    folder = resources.files("heads.study").joinpath("templates")
     names = ("page.css", "page.js", "page.html")
     style, script, template = (folder.joinpath(name).read_text("utf-8") for name in names)
     by_target = {

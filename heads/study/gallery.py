@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from heads.fitting import metrics
-from heads.results import Fitted, Results, name_of, title_of
+from heads.study.results import Fitted, Results
+from heads.study.rows import name_of, title_of
 
 ROWS, COLUMNS, WORST = 8, 8, 8
 _MAX_PIXELS = 120_000_000
