@@ -43,7 +43,7 @@ def read_settings(start: Path | None = None) -> Settings:
         open_to_all = [place for place in (folder, path) if place.stat().st_mode & stat.S_IWOTH]
         if not open_to_all:
             return _parse(path)
-        _warn(
+        warn(
             f"{path} is passed over, for everybody may write to {open_to_all[0]}, and it could "
             f"send vectors anywhere. If what it says is right, run 'chmod o-w {open_to_all[0]}'"
         )
@@ -74,5 +74,5 @@ def _parse(path: Path) -> Settings:
     return Settings(remote=remote, offer=found.get("offer", False), writer=writer, file=path)
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -14,9 +14,12 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from embedcache.errors import CacheError
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_DIM = 65_536
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -150,6 +153,18 @@ class Spec:
             for name in sorted(mine.keys() | theirs.keys())
             if mine.get(name) != theirs.get(name)
         ]
+
+
+def digest_of_weights(state: "dict[str, torch.Tensor]") -> str:
+    """sha256 over every tensor's name, dtype, shape and bytes, in the order of the names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def foreign(name: str, dim: int) -> Spec:

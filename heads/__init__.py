@@ -16,6 +16,6 @@ torch is loaded when an FC head is trained, and not before.
 from heads.fitting.fit import fit
 from heads.fitting.result import Fit
 from heads.head import Head
-from heads.saved import load
+from heads.saved import load, save
 
-__all__ = ["Fit", "Head", "fit", "load"]
+__all__ = ["Fit", "Head", "fit", "load", "save"]

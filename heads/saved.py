@@ -23,17 +23,14 @@ import tempfile
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from embedcache.errors import CacheError, HeadError
 from embedcache.spec import MAX_DIM, Spec, canonical_json
+from heads.fitting.result import Fit
 from heads.head import LINKS, Head, Layer, Standard
-
-if TYPE_CHECKING:
-    from heads.fitting.result import Fit
-
 
 FORMAT = 1
 NAMES = ("const", "ridge", "logistic", "0fc", "1fc", "2fc")
@@ -45,7 +42,7 @@ _MAX_WIDTH = 65_536
 _MAX_MEMBERS = 1024
 
 
-def save(fit: "Fit", folder: str | Path) -> Path:
+def save(fit: Fit, folder: str | Path) -> Path:
     """Write a fit to `folder`, replacing an earlier fit there; returns the folder.
 
     HeadError when the folder holds something else.
@@ -117,7 +114,7 @@ def tensor_shapes(card: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _write_head(fit: "Fit", name: str, folder: Path) -> str:
+def _write_head(fit: Fit, name: str, folder: Path) -> str:
     from safetensors.numpy import save as to_bytes
 
     folder.mkdir()
@@ -154,7 +151,7 @@ def _write_head(fit: "Fit", name: str, folder: Path) -> str:
     return str(card["digest"])
 
 
-def _predictions(fit: "Fit", name: str) -> bytes:
+def _predictions(fit: Fit, name: str) -> bytes:
     test = fit.test
     truth = test.truth if test.truth.ndim == 2 else test.truth[:, None]
     seen = test.predictions[name]
@@ -176,7 +173,7 @@ def _predictions(fit: "Fit", name: str) -> bytes:
     return _csv(titles, ([i, *t, w, *p] for i, t, w, p in rows))
 
 
-def _origin(fit: "Fit") -> dict[str, Any]:
+def _origin(fit: Fit) -> dict[str, Any]:
     """What made the head: vectors, labels, split, protocol and versions."""
     from_ = fit.dataset.provenance
     return {

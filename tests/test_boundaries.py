@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import house
+
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "timm", "facenet_pytorch", "torchvision", "sklearn", "matplotlib")
 
@@ -21,23 +23,12 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-def imports_of(path: Path) -> set[str]:
-    """Every module that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
 def importers(prefix: str) -> set[str]:
-    files = [*ROOT.glob("embedcache/**/*.py"), *ROOT.glob("heads/**/*.py"), ROOT / "cli.py"]
+    """The files that import the module `prefix` or something below it."""
     return {
-        str(path.relative_to(ROOT))
-        for path in files
-        if any(name == prefix or name.startswith(prefix + ".") for name in imports_of(path))
+        str(file.relative_to(ROOT))
+        for file in house.files_of(ROOT).values()
+        if any(f"{name}.".startswith(f"{prefix}.") for name, _ in house.imports_of(file))
     }
 
 
@@ -75,28 +66,92 @@ def test_help_answers_at_once(command: str) -> None:
     assert min(seconds) < 2  # 0.25 s alone; the bound leaves room for a crowded machine
 
 
-def test_arrows_point_down_only() -> None:
-    assert {path for path in importers("heads") if path.startswith("embedcache/")} == set()
-    assert importers("cli") == set()
-    first_floor = {
-        "embedcache.store",
-        "embedcache.photos.table",
-        "embedcache.spec",
-        "embedcache.errors",
+def test_the_house_is_in_order() -> None:
+    assert len(house.files_of(ROOT)) > 90
+    assert house.faults(ROOT) == []
+
+
+# name -> path, text, the beginning of the sentence that finds it
+WRONG = {
+    "an arrow up": ("store/a.py", "import embedcache.commands", "up: embedcache.store.a"),
+    "an arrow up in a function": (
+        "store/a.py",
+        "def f():\n    from embedcache.sharing import b",
+        "up: embedcache.store.a",
+    ),
+    "a neighbour": ("photos/a.py", "import embedcache.store.b", "up: embedcache.photos.a"),
+    "stage one knows stage two": ("spec.py", "import heads.head", "up: embedcache.spec"),
+    "stage two reaches too far": (
+        "../heads/head.py",
+        "from embedcache.backbones import b",
+        "up: heads.head",
+    ),
+    "a circle": (
+        "store/b.py",
+        "def f():\n    from embedcache.store.c import g",
+        "circle: embedcache.store.b -> embedcache.store.c",
+    ),
+    "a private name": (
+        "store/a.py",
+        "from embedcache.store.b import _x",
+        "private: embedcache.store.a",
+    ),
+    "a private name of a module": (
+        "store/a.py",
+        "from embedcache.store import b\nb._x()",
+        "private: embedcache.store.a",
+    ),
+    "a file on no floor": ("utils.py", "", "unread: embedcache.utils"),
+    "a module that its room does not name": (
+        "upkeep/a.py",
+        "from embedcache.store import c",
+        "unlisted: embedcache.upkeep.a",
+    ),
+    "a relative import": ("store/a.py", "from . import b", "relative: embedcache.store.a"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_tree_is_found_out(tmp_path: Path, name: str) -> None:
+    wrong, code, fault = WRONG[name]
+    rooms = {"store": "b", "sharing": "b", "photos": "a", "upkeep": "a", "backbones": "b"}
+    plain = {
+        "embedcache/__init__.py": "",
+        "embedcache/commands.py": "",
+        "embedcache/spec.py": "",
+        "embedcache/store/c.py": "from embedcache.store import b",
+        "heads/__init__.py": "",
+        "heads/head.py": "",
+        "cli.py": "import embedcache.commands",
     }
-    assert len([*ROOT.glob("heads/**/*.py")]) > 25
-    for path in ROOT.glob("heads/**/*.py"):
-        seen = {n for n in imports_of(path) if n.startswith("embedcache.")}
-        allowed = {n for n in seen if any(n == m or n.startswith(m + ".") for m in first_floor)}
-        assert seen == allowed, path.name
+    for room, module in rooms.items():
+        plain[f"embedcache/{room}/__init__.py"] = f"__all__ = ['{module}']"
+        plain[f"embedcache/{room}/{module}.py"] = ""
+    for path, text in plain.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert house.faults(tmp_path) == []
+    (tmp_path / "embedcache" / wrong).write_text(code)
+    assert any(found.startswith(fault) for found in house.faults(tmp_path)), house.faults(tmp_path)
+
+
+def test_every_room_says_what_it_owns() -> None:
+    for module, file in house.files_of(ROOT).items():
+        if file.name != "__init__.py":
+            continue
+        tree = ast.parse(file.read_text("utf-8"))
+        assert ast.get_docstring(tree), module
+        bound = {name for _, name in house.imports_of(file)}
+        for name in house.face_of(file):
+            assert name in bound or (file.parent / f"{name}.py").exists(), f"{module}: {name}"
 
 
 def test_each_outside_library_has_one_home() -> None:
-    assert importers("timm") <= {"embedcache/backbones.py", "embedcache/weights.py"}
-    faces = {"embedcache/backbones.py", "embedcache/faces.py", "embedcache/mtcnn.py"}
-    assert importers("facenet_pytorch") <= faces
+    backbones = {f"embedcache/backbones/{name}.py" for name in ("loading", "weights")}
+    assert importers("timm") <= backbones | {"embedcache/example.py"}
+    assert importers("facenet_pytorch") <= backbones | {"embedcache/faces/mtcnn.py"}
     assert importers("pickle") == set()
-    assert importers("zarr") <= set()
+    assert importers("zarr") <= {"embedcache/store/zarr_view.py"}
 
 
 def test_the_public_names_are_these() -> None:
@@ -104,7 +159,7 @@ def test_the_public_names_are_these() -> None:
     import heads
 
     assert embedcache.__all__ == ["Cache", "Photos", "extract"]
-    assert heads.__all__ == ["Fit", "Head", "fit", "load"]
+    assert heads.__all__ == ["Fit", "Head", "fit", "load", "save"]
     assert callable(embedcache.extract)
     assert embedcache.extract is embedcache.extract
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

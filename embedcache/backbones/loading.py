@@ -30,7 +30,7 @@ from embedcache.backbones.weights import first_line
 from embedcache.errors import WeightsError
 from embedcache.faces.detector import VERSION, Detector
 from embedcache.photos import images
-from embedcache.spec import FaceCrop, Json, Preprocessing, Spec
+from embedcache.spec import FaceCrop, Json, Preprocessing, Spec, digest_of_weights
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,7 @@ def _load(
         _facenet(asked, decode) if asked.source == "facenet" else _timm(asked, decode)
     )
     model.eval().requires_grad_(False)
-    digest = weights.digest_of(model.state_dict())
+    digest = digest_of_weights(model.state_dict())
     built = forward.build(model, preprocessing, devices=places, precision=precision)
     dim = built.lanes[0](np.zeros((1, *preprocessing.size, 3), np.uint8)).shape[1]
     face = None

@@ -4,7 +4,6 @@ No function here waits longer than REACH_SECONDS for a host: a missing file ends
 that names the file, where it was looked for, and what to do on a machine without internet.
 """
 
-import hashlib
 import os
 import socket
 import threading
@@ -23,18 +22,6 @@ FACENET_FILES = {
     "vggface2": "20180402-114759-vggface2.pt",
     "casia-webface": "20180408-102900-casia-webface.pt",
 }
-
-
-def digest_of(state: "dict[str, torch.Tensor]") -> str:
-    """sha256 over every tensor's name, dtype, shape and bytes, in the order of the names."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def need_hub(hub_id: str, name: str) -> None:

@@ -19,7 +19,7 @@ from embedcache.errors import EmbedcacheError
 from embedcache.extraction.clock import Tally
 from embedcache.extraction.plan import Plan, subset
 from embedcache.remotes.remote import Denied, Remote, Unreachable
-from embedcache.settings import _warn
+from embedcache.settings import warn as warn_on_stderr
 from embedcache.sharing.share import available, connect, pull, push
 from embedcache.sharing.shared_copy import Catalogue, require_place
 from embedcache.spec import Spec
@@ -49,7 +49,7 @@ class Upstream:
         cache: Cache,
         *,
         offer: bool = False,
-        warn: Callable[[str], None] = _warn,
+        warn: Callable[[str], None] = warn_on_stderr,
         seed: int | None = None,
     ) -> None:
         self._cache = cache

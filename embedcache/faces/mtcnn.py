@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import nms
 
-from embedcache.backbones.weights import digest_of
 from embedcache.errors import WeightsError
+from embedcache.spec import digest_of_weights
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -102,7 +102,7 @@ class Networks:
                 f"the face detector's weights cannot be read from {path}: {error}. "
                 "Run 'pip install --force-reinstall --no-deps facenet-pytorch==2.6.0'."
             ) from error
-        self.weights[path.stem] = digest_of(state)
+        self.weights[path.stem] = digest_of_weights(state)
         return module.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def run(self, network: Network, pixels: F32) -> tuple[F32, ...]:

@@ -18,7 +18,7 @@ from embedcache.remotes.remote import (
     Denied,
     Entry,
     Unreachable,
-    _told,
+    reason_of,
 )
 
 SILENCE_SECONDS = 20.0  # without a byte from an object store that is written to
@@ -117,20 +117,20 @@ class ObjectRemote:
             problems.UnauthenticatedError,
             PermissionError,
         ) as e:
-            raise Denied(f"{self.name} does not let you at {key}: {_told(e)}") from None
+            raise Denied(f"{self.name} does not let you at {key}: {reason_of(e)}") from None
         except (problems.BaseError, OSError) as error:
             if NO_BUCKET.search(str(error)):
                 raise self._no_bucket() from None
             if "(code: AccessDenied)" in str(error):  # told per key, in the answer to a bulk delete
-                raise Denied(f"{self.name} does not let you at {key}: {_told(error)}") from None
+                raise Denied(f"{self.name} does not let you at {key}: {reason_of(error)}") from None
             if "169.254.169.254" in str(error):  # where cloud machines ask for credentials
                 raise RemoteError(
                     f"no credentials for {self.name} were found: docs/sharing.md says how each "
                     "kind of storage learns who you are"
                 ) from None
             raise Unreachable(
-                f"{self.name} cannot be reached ({key}): {_told(error)}. Check the address and the "
-                "network, then run the same command again"
+                f"{self.name} cannot be reached ({key}): {reason_of(error)}. Check the address "
+                "and the network, then run the same command again"
             ) from None
 
     def _no_bucket(self) -> RemoteError:
@@ -167,7 +167,7 @@ def _is_endpoint(value: str) -> bool:
     return bool(found) and not re.search(r"[^!-~]", value)
 
 
-def _store(url: str, *, silence: float) -> Any:
+def open_store(url: str, *, silence: float) -> Any:
     try:
         from obstore.store import from_url
     except ImportError:
@@ -189,4 +189,4 @@ def _store(url: str, *, silence: float) -> Any:
         retry = {"max_retries": 0, "retry_timeout": timedelta(seconds=120)}
         return from_url(url, client_options=options, retry_config=retry)
     except Exception as error:  # obstore raises many kinds, some of them plain ValueErrors
-        raise RemoteError(f"{url} cannot be used: {_told(error)}") from None
+        raise RemoteError(f"{url} cannot be used: {reason_of(error)}") from None

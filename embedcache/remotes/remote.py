@@ -92,7 +92,7 @@ class Remote(Protocol):
         ...
 
 
-def _told(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """An error's text on one line, short, without what a URL may hold of credentials."""
     text = re.sub(r"(?<!<)\?\S*|(?<=//)[^/\s]*@", "", str(error).partition("Debug source")[0])
     text = " ".join(text.split())
@@ -102,7 +102,7 @@ def _told(error: BaseException) -> str:
 def plain_os_error(error: Exception, name: str, key: str) -> Exception:
     """What an operating system's error at a remote means."""
     if not isinstance(error, OSError):
-        return Unreachable(f"{name} cannot be reached ({key}): {_told(error)}")
+        return Unreachable(f"{name} cannot be reached ({key}): {reason_of(error)}")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return FileNotFoundError(errno.ENOENT, "no such object", key)
     if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.EPERM):

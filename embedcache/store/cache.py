@@ -23,10 +23,10 @@ from embedcache.spec import Json, Spec
 from embedcache.store.layout import (
     APART,
     GROUPS,
-    _create,
-    _not_a_cache,
     check_group,
+    create_root,
     face_digest,
+    not_a_cache,
     read_attributes,
     refuse_links,
     root_document,
@@ -65,8 +65,8 @@ class Cache:
         with disk.plain_errors("open", path):
             if not (path / "zarr.json").exists():
                 if not create:
-                    raise NotACache(_not_a_cache(path))
-                _create(path)
+                    raise NotACache(not_a_cache(path))
+                create_root(path)
             path = path.resolve()
             refuse_links(path)
             check_group(path, root_document())

@@ -17,12 +17,9 @@ from embedcache.store.photo_ids import read_pairs, scope_key
 from embedcache.store.reader import read_rows
 from embedcache.store.segment import Segment
 from embedcache.store.space import faces_of
-from embedcache.upkeep.findings import Report
 
 
-def check_segment(
-    segment: Segment, report: Report | None = None, *, row_crcs: NDArray[np.uint32] | None = None
-) -> None:
+def check_segment(segment: Segment, *, row_crcs: NDArray[np.uint32] | None = None) -> None:
     """Read a whole segment: every file against the manifest, every CRC, every count, every row.
 
     row_crcs: of every good row as the caller saw it, who has just compared every file with its
@@ -63,10 +60,6 @@ def check_segment(
         _check_rows(segment, columns["row_crc"])
     elif not np.array_equal(row_crcs, columns["row_crc"]):
         raise Damaged("a row of it fails its own CRC32C")
-    if report is not None:
-        report.files += len(manifest.files) + 1
-        report.bytes_read += manifest.bytes_on_disk
-        report.rows += manifest.n_rows
 
 
 def _check_rows(segment: Segment, row_crcs: NDArray[np.uint32]) -> None:

@@ -82,10 +82,10 @@ ITEM_BYTES = {"uint8": 1, "uint32": 4, "int64": 8, "float32": 4}
 def column_bytes(kind: Kind, lengths: Mapping[str, int]) -> int:
     """What the columns of a segment take, from their lengths."""
     columns = COLUMNS[kind].items()
-    return sum(lengths[name] * ITEM_BYTES[c.dtype] * _product(c.tail) for name, c in columns)
+    return sum(lengths[name] * ITEM_BYTES[c.dtype] * product(c.tail) for name, c in columns)
 
 
-def _product(shape: tuple[int, ...]) -> int:
+def product(shape: tuple[int, ...]) -> int:
     n = 1
     for side in shape:
         n *= side

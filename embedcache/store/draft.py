@@ -16,7 +16,7 @@ from embedcache.store import journal
 from embedcache.store.checksums import crc32c
 from embedcache.store.columns import COLUMNS, Columns, Kind, column_path
 from embedcache.store.manifest import MANIFEST, Manifest, new_segment_id
-from embedcache.store.segment import _GROUP
+from embedcache.store.segment import GROUP
 from embedcache.store.shard import Geometry, RowStream
 from embedcache.store.zarr_json import array_document
 
@@ -63,7 +63,7 @@ class Draft:
         """Write the columns and publish the manifest: from now on the segment exists."""
         files: dict[str, tuple[int, str]] = {}
         chunk_crcs: list[int] = []
-        documents = {"zarr.json": _GROUP}
+        documents = {"zarr.json": GROUP}
         if self.stream is not None:
             self.stream.end()
             geometry = self.stream.geometry

@@ -30,7 +30,7 @@ def root_document() -> dict[str, Json]:
     return group_document({"embedcache": {"format": FORMAT}})
 
 
-def _not_a_cache(path: Path) -> str:
+def not_a_cache(path: Path) -> str:
     if not path.exists():
         return f"there is no cache at {path}. 'embedcache extract' makes one"
     if not path.is_dir():
@@ -38,10 +38,10 @@ def _not_a_cache(path: Path) -> str:
     return f"{path} is a folder, but not an embedcache cache (it has no zarr.json)"
 
 
-def _create(path: Path) -> None:
+def create_root(path: Path) -> None:
     """Lay out an empty cache; another process may be doing the same."""
     if path.exists() and not path.is_dir():
-        raise NotACache(_not_a_cache(path))
+        raise NotACache(not_a_cache(path))
     path.mkdir(parents=True, exist_ok=True)
     known = {*PARTS, APART, "zarr.json"}
     names = sorted(entry.name for entry in path.iterdir() if entry.name not in known)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from embedcache.errors import Damaged
 from embedcache.spec import MAX_DIM, Json
-from embedcache.store.columns import COLUMNS, ITEM_BYTES, Kind, _product, column_bytes
+from embedcache.store.columns import COLUMNS, ITEM_BYTES, Kind, column_bytes, product
 from embedcache.store.sealed import FORMAT, seal, unseal
 from embedcache.store.shard import Geometry
 
@@ -114,7 +114,7 @@ class Manifest:
         _require(document["columns"].keys() == columns.keys(), "its columns are not the kind's")
         lengths = {}
         for name, column in columns.items():
-            row_bytes = ITEM_BYTES[column.dtype] * _product(column.tail)
+            row_bytes = ITEM_BYTES[column.dtype] * product(column.tail)
             lengths[name] = _count(document["columns"][name], MAX_COLUMN_BYTES // row_bytes, name)
         _require(column_bytes(kind, lengths) <= MAX_COLUMN_BYTES, "its columns are too large")
         n_failed = n_rows - n_ok

@@ -24,7 +24,7 @@ from embedcache.store.manifest import MANIFEST, SEGMENT_ID, Manifest, own_name
 from embedcache.store.sealed import MAX_MANIFEST_BYTES, own_digest
 from embedcache.store.zarr_json import array_document, encode_document, group_document
 
-_GROUP = encode_document(group_document({}))
+GROUP = encode_document(group_document({}))
 
 
 @dataclass(slots=True)
@@ -107,7 +107,7 @@ class Segment:
 
     def documents(self) -> dict[str, bytes]:
         """Every zarr.json that format 1 prescribes, by its path in the segment."""
-        found = {"zarr.json": _GROUP}
+        found = {"zarr.json": GROUP}
         if (geometry := self.manifest.geometry) is not None:
             shape = (self.manifest.n_rows, geometry.dim)
             found["embedding/zarr.json"] = array_document(shape, "float32", geometry=geometry)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from embedcache.spec import Json
+from embedcache.store.manifest import Manifest
 
 REWRITTEN = "written anew"
 
@@ -38,6 +39,12 @@ class Report:
     differing: int = 0
     largest_difference: float = 0.0
     leftovers: int = 0
+
+    def count(self, manifest: Manifest) -> None:
+        """Add a segment that was read whole."""
+        self.files += len(manifest.files) + 1
+        self.bytes_read += manifest.bytes_on_disk
+        self.rows += manifest.n_rows
 
     @property
     def clean(self) -> bool:

@@ -163,7 +163,8 @@ class _Audit:
             if segment is None:
                 self.report.leftovers += 1
                 return None
-            check_segment(segment, self.report)
+            check_segment(segment)
+            self.report.count(segment.manifest)
         except (EmbedcacheError, FileNotFoundError) as error:
             if path.exists():  # else it was compacted away, or forgotten, meanwhile
                 self._lose(path, [path], kind, space, label, error)

@@ -17,6 +17,7 @@ from heads.fitting.logistic import logistic
 from heads.fitting.protocol import NAMES, RATES, Protocol
 from heads.fitting.result import CurvePoint, Fit, Row
 from heads.head import Head, Layer, Link
+from heads.saved import save
 
 _FC = ("0fc", "1fc", "2fc")
 
@@ -113,6 +114,7 @@ def fit(
         curves={name: one.curve for name, one in fitted.items()},
         notes=tuple(note for one in fitted.values() for note in one.notes),
         seconds=time.perf_counter() - began,
+        writer=save,
     )
 
 

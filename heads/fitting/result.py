@@ -1,8 +1,8 @@
 """What a fit is: its rows, its curves, its heads, and the table it prints."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class Fit:
 
     heads: by name, in the order of the rows. best: the head with the best dev figure.
     test: the test rows with every head's predictions. curves: per head.
+    writer: what `save` calls, handed in by `fit`, so that a result knows nothing of files.
     """
 
     dataset: Dataset
@@ -80,6 +81,7 @@ class Fit:
     curves: Mapping[str, tuple[CurvePoint, ...]]
     notes: tuple[str, ...]
     seconds: float
+    writer: "Callable[[Fit, Path], Path]" = field(repr=False)
 
     def document(self) -> dict[str, Any]:
         """The JSON object that `embedcache fit-head --json` prints."""
@@ -133,15 +135,14 @@ class Fit:
         return difference(values[0] - values[1], gap, groups=len(np.unique(test.groups)))
 
     def __str__(self) -> str:
-        from heads.fitting.result import table
-
         return table(self)
 
     def save(self, folder: str | Path) -> Path:
-        """Write every head, its card, curves and test predictions under `folder`; see `save`."""
-        from heads.saved import save
+        """Write every head, its card, curves and test predictions under `folder`.
 
-        return save(self, folder)
+        The same as `heads.save(fit, folder)`, which says what is replaced and what is refused.
+        """
+        return self.writer(self, Path(folder))
 
 
 def plain(value: Any) -> Any:

@@ -66,7 +66,7 @@ def write(
     out = Path(out)
     (out / "tables").mkdir(parents=True, exist_ok=True)
     (out / "figures").mkdir(exist_ok=True)
-    shown = tables.all_tables(results)
+    shown = tables.all_tables(results.rows(), results.label_counts)
     drawn = charts.all_charts(results)
     galleries = gallery.all_galleries(results) if photos and results.photos else []
     small = _thumbnails(galleries)
@@ -221,7 +221,7 @@ def _page(
         script=Markup(script),
         findings=findings(results),
         data_tables=[t for t in shown if t.name in ("breakdown", "table1")],
-        tables={target: tables.table_of(results, target) for target in results.targets()},
+        tables={target: tables.table_of(results.rows(), target) for target in results.targets()},
         charts=by_target,
         svg=lambda panel, alt: Markup(figures.svg(panel, alt=alt)),
         ranked=[one for one in galleries if one.name.startswith("figure1")],

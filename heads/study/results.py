@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from heads.fitting import metrics
 from heads.fitting.intervals import Bootstrap, difference
 from heads.study.rows import CONST, Comparison, Row, name_of
+from heads.study.tables import table_of
 
 Floats = NDArray[np.float64]
 
@@ -185,11 +186,10 @@ class Results:
         }
 
     def __str__(self) -> str:
-        from heads.study.tables import table_of
-
         lines = ["SIMULATED DATA\n"] if self.simulated else []
+        rows = self.rows()
         for target in self.targets():
-            lines.append(table_of(self, target).as_text())
+            lines.append(table_of(rows, target).as_text())
         lines.append(
             f"{len(self.fits)} fits ({self.reused} found from an earlier run), {self.seconds:.1f} s"
         )

@@ -1,6 +1,6 @@
 """The paper's tables as data, and the four ways to write one: text, Markdown, CSV and LaTeX.
 
-table_of(results, "like_ratio")   Table 2: heads down, subsets across, best on dev in bold
+table_of(rows, "like_ratio")   Table 2: heads down, subsets across, best on dev in bold
 table1(counts)                    Table 1 from the document of `embedcache labels`
 breakdown(counts)                 section 3.4
 """
@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from heads.study.results import Results
 from heads.study.rows import CONST, Row, title_of
 
 _LATEX = str.maketrans(
@@ -115,17 +114,16 @@ class Table:
         return "\n".join(lines) + "\n"
 
 
-def all_tables(results: Results) -> list[Table]:
+def all_tables(rows: Sequence[Row], counts: Mapping[str, Any] | None) -> list[Table]:
     """Every table of the study, in the order of the paper."""
-    counts = results.label_counts
     first = [breakdown(counts), table1(counts)] if counts else []
-    return first + [table_of(results, target) for target in results.targets()]
+    return first + [table_of(rows, target) for target in dict.fromkeys(row.target for row in rows)]
 
 
-def table_of(results: Results, target: str) -> Table:
+def table_of(rows: Sequence[Row], target: str) -> Table:
     """Table 2 (or 3): the constant, then each backbone's heads; a column per subset."""
-    rows = [row for row in results.rows() if row.target == target]
-    subsets = results.subsets(target)
+    rows = [row for row in rows if row.target == target]
+    subsets = list(dict.fromkeys(row.subset for row in rows))
     at = {(row.name, row.subset): row for row in reversed(rows)}
     names = dict.fromkeys([row.name for row in rows if row.head == CONST])
     names |= dict.fromkeys(row.name for row in rows)
