@@ -35,7 +35,7 @@ from benchmarks.rounds import medians
 from embedcache.sharing.share import pull, push
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
-from tests import remotes
+from tests import fakes
 from tests.stores import photos
 
 SEGMENT_ROWS = 16_384
@@ -203,13 +203,13 @@ def rates(folder: Path, n_rows: int, dim: int, rounds: int) -> list[str]:
 def traffic(folder: Path, dim: int) -> list[str]:
     """Bytes through the remote's interface, metadata included."""
     cache = fill(folder / "large", range(76_000), dim)
-    shared = remotes.folder(folder / "large-shared")
+    shared = fakes.folder(folder / "large-shared")
     push(cache, shared)
     wanted = photos(*random.Random(0).sample(range(76_000), 500))
     lines = []
 
-    def line(what: str, work: Callable[[remotes.Flaky], object]) -> None:
-        counted = remotes.counted(shared)
+    def line(what: str, work: Callable[[fakes.Flaky], object]) -> None:
+        counted = fakes.counted(shared)
         start = time.perf_counter()
         work(counted)
         seconds = time.perf_counter() - start

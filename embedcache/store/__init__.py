@@ -5,9 +5,24 @@ imports `errors`, `spec` and `disk`, and nothing that knows photos, networks or 
 """
 
 from embedcache.store.cache import Cache
+from embedcache.store.columns import ABSENT, FAILED, OK
+from embedcache.store.faces import Faces
+from embedcache.store.photo_ids import PhotoTable
+from embedcache.store.space import Counts, FaceSpace, Space
+from embedcache.store.writer import FaceWriter, SegmentWriter
 
 __all__ = [
+    "ABSENT",
+    "FAILED",
+    "OK",
     "Cache",
+    "Counts",
+    "FaceSpace",
+    "FaceWriter",
+    "Faces",
+    "PhotoTable",
+    "SegmentWriter",
+    "Space",
     "cache",
     "check",
     "checksums",

@@ -11,7 +11,7 @@ from embedcache.remotes.opening import open_remote
 from embedcache.remotes.remote import Remote
 from embedcache.spec import Spec
 from embedcache.store.cache import Cache
-from tests import remotes
+from tests import fakes
 from tests.sharing.members import SPEC, Make
 from tests.stores import fill, photos
 
@@ -49,10 +49,10 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(params=KINDS)
 def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Remote:
     if request.param == "folder":
-        return remotes.folder(tmp_path / "shared")
+        return fakes.folder(tmp_path / "shared")
     pytest.importorskip("obstore")
     if request.param == "memory":
-        return remotes.memory()
+        return fakes.memory()
     bucket = request.getfixturevalue("s3")
     return open_remote(f"{bucket}/{tmp_path.name}-{os.urandom(3).hex()}")
 

@@ -1,0 +1,187 @@
+"""Sharing on the command line: what is typed, what is printed, what stands in embedcache.toml."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from embedcache.spec import foreign
+from embedcache.store.cache import Cache
+from tests.stores import fill, photos
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every command here runs in a folder of its own, where no embedcache.toml lies above."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    cache = Cache.open(tmp_path / "a", create=True)
+    fill(cache.space(foreign("net", 8), create=True), photos(*range(50)))
+    return cache.path
+
+
+def test_push_info_pull_verify(run: Run, filled: Path, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/shared"
+    told = json.loads(run("push", filled, url, "--dry-run", "--json")[1])
+    assert (told["rows"], told["dry_run"]) == (50, True)
+    assert not (tmp_path / "shared").exists()
+    made = json.loads(run("push", filled, url, "--json")[1])
+    assert (made["bytes"], made["new_copy"]) == (told["bytes"], True)
+    assert json.loads(run("push", filled, url, "--json")[1])["new_copy"] is False
+    assert f"a new shared copy began at {tmp_path}/c2" in run("push", filled, tmp_path / "c2")[1]
+    [space] = json.loads(run("info", url, "--json")[1])["spaces"]
+    assert (space["names"], space["rows"], space["dim"]) == (["net"], 50, 8)
+    status, out, _ = run("pull", url, tmp_path / "b", "--backbone", "net")
+    assert (status, "50 rows in 1 segments" in out) == (0, True)
+    assert json.loads(run("verify", url, "--json")[1])["clean"] is True
+    shard = next((tmp_path / "shared").rglob("embedding/c/0/0"))
+    shard.write_bytes(bytes(shard.stat().st_size))
+    status, out, _ = run("verify", url)
+    assert status == 1
+    assert "embedding/c/0/0 is not what was written" in out
+    status, out, _ = run("pull", url, tmp_path / "c")
+    assert status == 1
+    assert f"'embedcache verify file://{tmp_path}/shared'" in out
+    status, out, _ = run("pull", "shared", tmp_path / "c")  # a relative path, of a folder
+    [told] = [line for line in out.splitlines() if line.startswith("problem: ")]
+    assert f"'embedcache verify file://{tmp_path}/shared'" in told
+    assert told.count(shard.parents[3].name) == 1
+    manifest = shard.parents[3] / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-1])
+    status, out, _ = run("verify", url)
+    assert (status, "its own digest differs" in out) == (1, True)
+    assert "embedcache verify" not in out  # which is what runs
+    out = run("verify", tmp_path / "shared")[1]
+    assert f"Run 'embedcache verify --repair {tmp_path}/shared'" in out
+    assert out.count("embedcache verify") == 1
+    assert f"Run 'embedcache verify {tmp_path}/shared'" in run("info", tmp_path / "shared")[2]
+
+
+def test_the_project_file_names_the_remote(run: Run, filled: Path, tmp_path: Path) -> None:
+    status, _, err = run("push", filled)
+    assert status == 1
+    assert "say where the shared copy is" in err
+    (tmp_path / "embedcache.toml").write_text('remote = "shared"\n')
+    assert run("push", filled)[0] == 0
+    assert "50 rows" in run("pull", tmp_path / "b")[1]
+
+
+def test_what_cannot_be_is_one_message(run: Run, filled: Path, tmp_path: Path) -> None:
+    for words, message in (
+        (("pull", tmp_path / "nowhere", tmp_path / "b"), "there is no shared copy at"),
+        (("push", filled, "s3://key:secret@bucket"), "perhaps a credential"),
+        (("push", filled, "gopher://x"), "no remote can be a gopher:// URL"),
+        (("push", filled, "s3:/bucket"), "did you mean s3://bucket?"),
+        (("push", filled, "none"), "extract --remote none"),
+        (("push", filled, filled), "is the cache itself"),
+        (("push", filled, filled / "sub"), "lies in the cache"),
+        (("push", filled, f"file://{filled}/sub"), "lies in the cache"),
+        (("push", filled, tmp_path / "taem" / "faces"), f"there is no folder {tmp_path}/taem"),
+        (
+            ("extract", "absent", "--cache", tmp_path / "b", "--remote", "s4://x"),
+            "no remote can be a s4:// URL",
+        ),
+        (("push", tmp_path / "absent", tmp_path / "s"), "there is no cache at"),
+        (("info", "file:///x", "--ref", "r"), "are for a cache's folder, not for a URL"),
+        (("info", "file:///x", "--photos"), "are for a cache's folder, not for a URL"),
+        (("extract", tmp_path, "--cache", tmp_path / "b", "--offer"), "no photos in"),
+    ):
+        status, out, err = run(*words)
+        assert (status, out) == (1, "")
+        assert message in err
+        assert "secret" not in err
+        assert err.count("\n") == 1
+
+
+def test_extract_reads_through(
+    run: Run, tmp_path: Path, make_photos: Callable[..., Path], tiny_weights: Path
+) -> None:
+    folder = make_photos(12)
+    words = ("--backbone", f"local-dir:{tiny_weights}", "--remote", tmp_path / "shared", "--json")
+    status, out, _ = run("extract", folder, "--cache", tmp_path / "a", *words, "--offer")
+    assert (status, json.loads(out)["spaces"][0]["embedded"]) == (0, 12)
+    status, out, _ = run("extract", folder, "--cache", tmp_path / "b", *words, "--dry-run")
+    [space] = json.loads(out)["spaces"]
+    assert (space["from_remote"], space["missing"]) == (12, 0)
+    status, out, _ = run("extract", folder, "--cache", tmp_path / "b", *words)
+    told = json.loads(out)
+    [space] = told["spaces"]
+    assert (space["hit"], space["embedded"]) == (12, 0)
+    assert (told["remote"]["taken"], told["remote"]["offered"]) == (12, 0)
+
+
+def test_a_pull_or_push_that_fails_leaves_no_folder(
+    run: Run, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from embedcache.remotes import patience
+
+    monkeypatch.setattr(patience, "FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDSECRETID")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secretsecret")
+    run("push", filled, tmp_path / "shared")
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for words in (
+        ("pull", tmp_path / "nowhere", tmp_path / "new" / "deep" / "b"),
+        ("pull", "s3://team/x", tmp_path / "b"),
+        ("pull", tmp_path / "nowhere", tmp_path / "empty"),
+        ("pull", tmp_path / "shared", tmp_path / "b", "--ref", "absent"),
+        ("pull", tmp_path / "shared", tmp_path / "b", "--backbone", "absent"),
+        ("pull", tmp_path / "shared", tmp_path / "b", "--photos", tmp_path / "absent"),
+        ("push", filled, tmp_path / "elsewhere", "--backbone", "absent"),
+        ("push", filled, "s3://team/x"),
+        ("push", tmp_path / "absent", tmp_path / "elsewhere"),
+    ):
+        status, out, err = run(*words)
+        assert (status, out) == (1, ""), words
+        assert err.startswith("error: "), words
+        assert "secretsecret" not in err
+        assert sorted(tmp_path.rglob("*")) == before, words
+    assert run("pull", tmp_path / "shared", tmp_path / "b", "--dry-run")[0] == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    assert run("pull", tmp_path / "shared", tmp_path / "empty")[0] == 0
+    assert Cache.open(tmp_path / "empty").spaces()
+
+
+@pytest.mark.parametrize(
+    ("words", "called"),
+    [
+        (("push", "a", "s"), "sharing.share.push"),
+        (("pull", "s", "b"), "sharing.share.pull"),
+        (("info", "file:///s"), "sharing.survey.survey"),
+        (("verify", "file:///s"), "sharing.survey.verify_remote"),
+    ],
+)
+def test_ctrl_c_is_one_line(
+    run: Run, filled: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], called: str
+) -> None:
+    def cut(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"embedcache.{called}", cut)
+    status, out, err = run(*words)
+    assert (status, out) == (130, "")
+    assert err == "Interrupted: what was done is kept. Run the same command again.\n"
+
+
+def test_a_project_file_that_all_may_write_is_passed_over_aloud(
+    run: Run, filled: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "embedcache.toml"
+    file.write_text('remote = "shared"\n')
+    file.chmod(0o666)
+    for place in (file, tmp_path):
+        status, _, err = run("push", filled)
+        assert status == 1
+        assert err.count(f"warning: {file} is passed over, for everybody may write to {place}") == 1
+        assert "say where the shared copy is" in err
+        file.chmod(0o644)
+        tmp_path.chmod(0o777 if place == file else 0o755)
+    assert run("push", filled)[0] == 0

@@ -1,0 +1,332 @@
+"""A study on planted vectors: what is fitted, what is kept, what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from embedcache.errors import LabelsError
+from embedcache.store.cache import Cache
+from heads.fitting.fit import fit
+from heads.study import run as study
+from heads.study import tables
+from heads.study.design import Study, init
+from heads.study.results import Fitted, Results, compare
+from tests.heads.study import studies
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return studies.ran()[0]
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return studies.ran()[1]
+
+
+@pytest.fixture(scope="module")
+def cache(folder: Path) -> Cache:
+    return Cache.open(folder / "photos.cache")
+
+
+def small(folder: Path, **changes: Any) -> Study:
+    """A study of one fit with two heads, on the label table of the other tests."""
+    document: dict[str, Any] = {
+        "labels": "out/labels.csv",
+        "heads": ["const", "ridge"],
+        "target": [{"column": "like_ratio", "weight": "swipes"}],
+        "backbone": [{"name": "whole"}],
+    }
+    return Study.parse(document | changes, folder=folder)
+
+
+def run(chosen: Study, cache: Cache, out: Path) -> Results:
+    return study.run(chosen, cache, lambda _: None, out)
+
+
+def test_faces_are_fitted_on_one_face_photos_and_the_rest_on_every_subset(results: Results) -> None:
+    fits = {(fit.target, fit.subset, fit.backbone) for fit in results.fits}
+    assert fits == {
+        (target, subset, backbone)
+        for target in ("like_ratio", "gender")
+        for subset, backbone in (("ALL", "Inception"), ("1BBOX", "Inception"), ("1BBOX", "FaceNet"))
+    }
+    sizes = {fit.subset: sum(fit.n.values()) for fit in results.fits}
+    assert sizes == {"ALL": studies.N, "1BBOX": studies.N * 5 // 6}
+
+
+def test_every_head_has_a_row_with_interval_dev_and_origin(results: Results) -> None:
+    rows = results.rows()
+    assert {row.head for row in rows if row.target == "gender"} == {
+        "const", "logistic", "0fc", "1fc", "2fc",
+    }  # fmt: skip
+    for row in rows:
+        assert row.low is not None
+        assert row.high is not None
+        assert row.low <= row.value <= row.high
+        assert row.dev is not None
+        assert len(row.spec) == len(row.labels) == len(row.split) == 64
+        assert row.n_train > row.n_test > 0
+    assert all((row.learning_rate is not None) == (row.head in ("0fc", "1fc", "2fc")) or
+               row.epoch == 0 for row in rows)  # fmt: skip
+
+
+def test_planted_face_vectors_win_and_the_comparison_says_so(results: Results) -> None:
+    verdicts = {c.target: c for c in results.comparisons()}
+    assert verdicts.keys() == {"like_ratio", "gender"}
+    for comparison in verdicts.values():
+        assert comparison.verdict == 1
+        assert comparison.first.startswith("FaceNet")
+        assert comparison.low <= comparison.difference <= comparison.high
+
+
+def test_the_best_row_is_chosen_by_dev_and_not_by_test(results: Results) -> None:
+    for target in results.targets():
+        for subset in results.subsets(target):
+            rows = [r for r in results.rows() if (r.target, r.subset) == (target, subset)]
+            best = [row for row in rows if row.best]
+            assert len(best) == 1
+            lowest = min(row.dev or 9 for row in rows if row.head != "const")
+            assert best[0].dev == pytest.approx(lowest, abs=1e-6)
+
+
+def test_a_fit_compared_with_itself_differs_by_nothing(results: Results) -> None:
+    same = compare(results.fits[0], results.fits[0])
+    assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, 0)
+
+
+def test_the_labels_come_from_the_swipe_log_with_their_counts(results: Results) -> None:
+    assert results.label_counts is not None
+    assert results.label_counts["users"] == studies.N
+    assert results.simulated
+    assert len(results.truth) == studies.N
+
+
+def test_a_second_run_fits_nothing_and_finds_the_same(
+    folder: Path, cache: Cache, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("fitted again")
+
+    monkeypatch.setattr(study, "fit", refuse)
+    again = run(Study.read(folder / "study.toml"), cache, folder / "out")
+    assert again.reused == len(again.fits) == len(results.fits)
+    assert again.rows() == results.rows()
+    assert again.fits == results.fits
+
+
+def test_an_interrupted_study_repeats_no_finished_work(
+    folder: Path, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = small(
+        folder, target=[{"column": "like_ratio"}, {"column": "good"}, {"column": "gender"}],
+        heads=["const"],
+    )  # fmt: skip
+    calls: list[str] = []
+
+    def interrupted(data: Any, **options: Any) -> Any:
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(data.target)
+        return fit(data, **options)
+
+    monkeypatch.setattr(study, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(chosen, cache, tmp_path)
+    assert len(list((tmp_path / "fits").iterdir())) == 1
+    monkeypatch.undo()
+    assert run(chosen, cache, tmp_path).reused == 1
+
+
+def test_a_changed_label_is_fitted_anew_and_a_damaged_file_too(
+    folder: Path, cache: Cache, results: Results, tmp_path: Path
+) -> None:
+    (tmp_path / "labels.csv").write_bytes((folder / "out" / "labels.csv").read_bytes())
+    chosen = small(tmp_path, labels="labels.csv")
+    out = tmp_path / "out"
+    assert run(chosen, cache, out).reused == 0
+    assert run(chosen, cache, out).reused == 1
+    kept = next((out / "fits").iterdir())
+    kept.write_text(kept.read_text()[:-40])
+    assert run(chosen, cache, out).reused == 0
+    table = pl.read_csv(tmp_path / "labels.csv")
+    table.with_columns(like_ratio=1 - pl.col("like_ratio")).write_csv(tmp_path / "labels.csv")
+    assert run(chosen, cache, out).reused == 0
+    assert run(small(tmp_path, labels="labels.csv", seed=1), cache, out).reused == 0
+
+
+def test_a_kept_fit_is_read_back_as_it_was_written(results: Results, tmp_path: Path) -> None:
+    for one in results.fits:
+        one.write(tmp_path / "fit.json")
+        assert Fitted.read(tmp_path / "fit.json", key=one.key) == one
+        assert Fitted.read(tmp_path / "fit.json", key="0" * 64) is None
+
+
+def test_a_condition_chooses_the_rows_of_a_subset(
+    folder: Path, cache: Cache, results: Results, tmp_path: Path
+) -> None:
+    women = results.label_counts["by_gender"]["F"]["users"]  # type: ignore[index]
+    subsets = [{"name": "women", "where": "gender = 'F' AND swipes >= 1"}]
+    made = run(small(folder, subset=subsets), cache, tmp_path)
+    assert sum(made.fits[0].n.values()) == women
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["gender = ", "no_such_column > 1", "like_ratio", "SELECT * FROM x", "read_csv('/etc/passwd')"],
+)
+def test_a_condition_that_is_none_is_refused(
+    folder: Path, cache: Cache, tmp_path: Path, where: str
+) -> None:
+    with pytest.raises(LabelsError, match="subset 's'"):
+        run(small(folder, subset=[{"name": "s", "where": where}]), cache, tmp_path)
+
+
+def test_embed_is_asked_once_per_backbone_and_never_for_imported_vectors(
+    folder: Path, cache: Cache, results: Results, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    study.run(small(folder), cache, asked.append, tmp_path)
+    assert asked == ["whole"]
+
+
+def test_rows_without_a_value_are_left_out_of_that_target_only(
+    folder: Path, cache: Cache, results: Results, tmp_path: Path
+) -> None:
+    table = pl.read_csv(folder / "out" / "labels.csv").with_row_index("i")
+    gaps = pl.when(pl.col("i") >= 20).then("gender").alias("gender")
+    table.with_columns(gaps).drop("i").write_csv(tmp_path / "labels.csv")
+    targets = [{"column": "gender"}, {"column": "like_ratio"}]
+    made = run(
+        small(tmp_path, labels="labels.csv", target=targets, heads=["const"]), cache, tmp_path
+    )
+    assert [sum(fit.n.values()) for fit in made.fits] == [studies.N - 20, studies.N]
+    assert [fit.dropped for fit in made.fits] == [{"no gender": 20}, {}]
+
+
+def test_what_is_left_out_is_counted_by_reason(results: Results) -> None:
+    several = {"several faces (FaceNet)": studies.N // 6}
+    for one in results.fits:
+        assert one.dropped == ({} if one.subset == "ALL" else several)
+
+
+def test_heads_of_another_task_are_passed_over(folder: Path, cache: Cache, tmp_path: Path) -> None:
+    targets = [{"column": "like_ratio"}, {"column": "gender"}]
+    made = run(small(folder, target=targets, heads=["ridge", "logistic"]), cache, tmp_path)
+    assert [fit.heads for fit in made.fits] == [("const", "ridge"), ("const", "logistic")]
+
+
+def test_the_document_names_no_photo_and_no_folder(results: Results) -> None:
+    told = json.dumps(results.document(), default=str)
+    assert "u0001" not in told
+    assert ".jpg" not in told
+    assert "/" not in json.dumps(results.document()["study"], default=str)
+    chosen = Study.parse(
+        {
+            "labels": "/home/somebody/labels.csv",
+            "target": [{"column": "x"}],
+            "backbone": [{"name": "local-dir:/home/somebody/net"}],
+        },
+        folder=Path("/home/somebody"),
+    )
+    assert "somebody" not in json.dumps(chosen.document())
+
+
+def test_init_writes_a_study_that_reads_back(tmp_path: Path) -> None:
+    path = init(tmp_path / "study.toml")
+    read = Study.read(path)
+    assert [target.column for target in read.target] == ["like_ratio", "gender"]
+    assert [backbone.shown for backbone in read.backbone] == ["Inception", "FaceNet"]
+    with pytest.raises(LabelsError, match="exists"):
+        init(path)
+
+
+BASE = 'labels = "l.csv"\n[[target]]\ncolumn = "x"\n[[backbone]]\nname = "b"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("labels = ", "study.toml: "),
+        (
+            '[[target]]\ncolumn = "x"\n[[backbone]]\nname = "b"\n',
+            "labels, or with users and swipes",
+        ),
+        ('swipes = "s.csv"\n[[target]]\ncolumn = "x"\n', "both users and swipes"),
+        ('labels = "l.csv"\n[[backbone]]\nname = "b"\n', r"at least one \[\[target\]\]"),
+        (BASE + "[[target]]\ncolumn = 3\n", "column cannot be 3"),
+        (BASE + '[[target]]\ncolumn = "x"\n', "go by one name"),
+        (BASE + '[[target]]\nweight = "x"\n', "column"),
+        ('colour = "red"\n' + BASE, "has no 'colour'"),
+        ('heads = ["3fc"]\n' + BASE, "no head '3fc'"),
+        ("heads = 3\n" + BASE, "heads cannot be 3"),
+        (BASE + "[fit]\nepoch = 3\n", "no 'epoch'"),
+        (BASE + "[fit]\nepochs = 0\n", "epochs is 1 or more"),
+        (BASE + '[fit]\nepochs = "many"\n', r"\[fit\]"),
+        (BASE + '[[subset]]\nname = "a/b"\n', "letters, digits"),
+        (BASE.replace('"b"', '"b@face"'), "face vectors need faces = 1"),
+    ],
+)
+def test_a_mistake_in_the_study_is_one_message(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    with pytest.raises(LabelsError, match=message):
+        Study.read(path)
+
+
+def test_a_missing_column_is_named(folder: Path, cache: Cache) -> None:
+    with pytest.raises(LabelsError, match="no column 'height'"):
+        run(small(folder, target=[{"column": "height"}]), cache, folder / "out")
+
+
+def test_table_2_stands_as_in_the_paper(results: Results) -> None:
+    table = tables.table_of(results.rows(), "like_ratio")
+    assert table.head == ("Model", "ALL", "1BBOX")
+    names = [row[0].text for row in table.rows]
+    assert names[0] == "Const baseline"
+    assert names[1:] == [
+        f"{backbone}-{head}" for backbone in ("Inception", "FaceNet")
+        for head in ("ridge", "0FC", "1FC", "2FC")
+    ]  # fmt: skip
+    assert [row[1].text for row in table.rows if row[0].text.startswith("FaceNet")] == ["-"] * 4
+    assert sum(cell.best for row in table.rows for cell in row) == 2
+
+
+def test_tables_hold_the_same_figures_in_every_form(results: Results) -> None:
+    for table in tables.all_tables(results.rows(), results.label_counts):
+        for row in table.rows:
+            for cell in row:
+                for text in (table.as_markdown(), table.as_latex()):
+                    shown = cell.text.replace("%", r"\%") if "tabular" in text else cell.text
+                    assert shown.replace("→", r"$\to$" if "tabular" in text else "→") in text
+        lines = table.as_csv().splitlines()
+        assert len(lines) == 1 + len(table.rows)
+        assert table.as_latex().count("&") == (len(table.head) - 1) * (len(table.rows) + 1)
+    assert r"\textbf{" in tables.table_of(results.rows(), "gender").as_latex()
+
+
+def test_table_1_of_the_study_equals_a_plain_mean(folder: Path, results: Results) -> None:
+    log = pl.read_csv(folder / "swipes.csv").join(
+        pl.read_csv(folder / "users.csv"), left_on="recipient_id", right_on="user_id"
+    )
+    assert results.label_counts is not None
+    cell = log.filter(sender_gender="F", gender="M")["liked"].to_numpy()
+    assert results.label_counts["table1"]["F"]["M"] == pytest.approx(float(np.mean(cell)))
+
+
+def test_a_fit_by_other_code_is_not_taken_for_one_by_this(
+    cache: Cache, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fresh() -> list[str]:
+        lines: list[str] = []
+        study.run(small(folder), cache, lambda _: None, tmp_path, progress=lines.append)
+        return [line for line in lines if "fitted in" in line]
+
+    assert len(fresh()) == 1
+    assert len(fresh()) == 0
+    monkeypatch.setattr(study, "code", lambda: "other")
+    assert len(fresh()) == 1

@@ -1,0 +1,440 @@
+"""Decoding: every kind of photo found in the wild ends as right pixels or as one typed reason."""
+
+import io
+import random
+import struct
+import subprocess
+import sys
+import threading
+import warnings
+import zlib
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, features
+
+from embedcache.photos import images
+from embedcache.photos.images import DecodeError, Reason, decode, decode_each, resize_crop
+from embedcache.spec import Preprocessing
+
+Pixels = NDArray[np.uint8]
+
+
+def smooth(width: int = 96, height: int = 64) -> Pixels:
+    """A picture that lossy codecs keep well and whose eight orientations all differ."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack(
+        [255 * x / width, 255 * y / height, 255 * (x + 2 * y) / (width + 2 * height)], axis=-1
+    ).astype(np.uint8)
+
+
+def encode(pixels: Pixels | Image.Image, kind: str, **options: Any) -> bytes:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def heic(pixels: Pixels, **options: Any) -> bytes:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(buffer, quality=95, **options)
+    return buffer.getvalue()
+
+
+def distance(image: Image.Image, pixels: Pixels) -> float:
+    assert image.mode == "RGB"
+    found = np.asarray(image)
+    assert found.shape == pixels.shape
+    return float(np.abs(found.astype(int) - pixels).mean())
+
+
+def reason(data: bytes, **options: Any) -> Reason:
+    with pytest.raises(DecodeError) as caught:
+        decode(data, **options)
+    assert caught.value.detail
+    return caught.value.reason
+
+
+KINDS = ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "AVIF"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_file_gives_its_pixels(kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    limit = {"JPEG": 2.0, "WEBP": 3.0, "AVIF": 3.0, "GIF": 8.0}.get(kind, 0.0)
+    assert distance(decode(encode(smooth(), kind)), smooth()) <= limit
+
+
+def test_heic_gives_its_pixels_where_its_plugin_is_installed() -> None:
+    assert distance(decode(heic(smooth())), smooth()) < 3
+
+
+def test_heic_without_its_plugin_names_the_command_that_gets_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = heic(smooth())
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DecodeError, match="pip install pillow-heif") as caught:
+        decode(data)
+    assert caught.value.reason is Reason.no_decoder
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_all_eight_orientations_come_upright(kind: str, orientation: int) -> None:
+    stored = Image.fromarray(smooth())
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict[str, Any] = {"exif": exif}
+    if kind == "TIFF":
+        options = {"tiffinfo": {0x0112: orientation}}
+    upright = stored.copy()
+    upright.getexif()[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(upright))
+    assert distance(decode(encode(stored, kind, **options)), expected) < 3
+
+
+def test_broken_exif_does_not_lose_the_photo() -> None:
+    data = encode(smooth(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
+    assert distance(decode(data), smooth()) < 2
+
+
+def test_cmyk_inks_are_inverted_only_under_adobes_marker() -> None:
+    cmyk = Image.fromarray(smooth()).convert("CMYK")
+    with_marker = encode(cmyk, "JPEG", quality=95)
+    start = with_marker.index(b"\xff\xee")
+    length = struct.unpack(">H", with_marker[start + 2 : start + 4])[0]
+    assert b"Adobe" in with_marker[start : start + 2 + length]
+    assert distance(decode(with_marker), smooth()) < 3
+
+    # The same inks stored straight, as a file without the marker means them.
+    inverted = encode(Image.fromarray(255 - np.asarray(cmyk), "CMYK"), "JPEG", quality=95)
+    start = inverted.index(b"\xff\xee")
+    without = inverted[:start] + inverted[start + 2 + length :]
+    assert distance(decode(without), smooth()) < 3
+
+
+def test_grayscale_and_bilevel_become_rgb() -> None:
+    gray = smooth()[..., 0]
+    expected = np.repeat(gray[..., None], 3, axis=-1)
+    assert distance(decode(encode(gray, "PNG")), expected) == 0
+    assert distance(decode(encode(gray, "JPEG", quality=95)), expected) < 2
+    bilevel = Image.fromarray(gray > 127)
+    assert set(np.unique(np.asarray(decode(encode(bilevel, "PNG"))))) == {0, 255}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bit_samples_keep_their_high_byte(kind: str) -> None:
+    gray = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    expected = np.repeat((gray >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+    assert distance(decode(encode(Image.fromarray(gray), kind)), expected) == 0
+
+
+def test_transparency_is_laid_on_white() -> None:
+    colour = np.zeros((8, 8, 4), np.uint8)
+    colour[:, :, 0] = 200
+    colour[:4, :, 3] = 255
+    colour[4, :, 3] = 128
+    expected = np.full((8, 8, 3), 255, np.uint8)
+    expected[:4] = (200, 0, 0)
+    expected[4] = (227, 127, 127)
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})):
+        found = np.asarray(decode(encode(Image.fromarray(colour), kind, **options)))
+        assert np.abs(found.astype(int) - expected).max() <= 1, kind
+
+    gray_alpha = Image.fromarray(np.stack([colour[..., 0], colour[..., 3]], -1), "LA")
+    assert np.asarray(decode(encode(gray_alpha, "PNG")))[7, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_palette_with_transparency_is_laid_on_white(kind: str) -> None:
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30, 90, 80, 70])
+    palette.paste(0, (0, 0, 4, 8))
+    found = np.asarray(decode(encode(palette, kind, transparency=0)))
+    assert found[0, 0].tolist() == [255, 255, 255]
+    assert found[0, 7].tolist() == [10, 20, 30]
+
+
+def test_a_colour_key_is_transparent() -> None:
+    pixels = np.full((4, 4, 3), 9, np.uint8)
+    pixels[0] = (1, 2, 3)
+    found = np.asarray(decode(encode(pixels, "PNG", transparency=(1, 2, 3))))
+    assert found[0, 0].tolist() == [255, 255, 255]
+    assert found[1, 0].tolist() == [9, 9, 9]
+
+
+def test_progressive_jpeg_gives_the_pixels_of_the_baseline_one() -> None:
+    progressive = decode(encode(smooth(), "JPEG", progressive=True))
+    assert distance(progressive, np.asarray(decode(encode(smooth(), "JPEG")))) == 0
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO", "AVIF"])
+def test_the_first_frame_counts(kind: str) -> None:
+    first = Image.new("RGB", (32, 24), (200, 30, 40))
+    second = Image.new("RGB", (32, 24), (10, 220, 30))
+    found = np.asarray(decode(encode(first, kind, save_all=True, append_images=[second])))
+    assert np.abs(found.astype(int) - (200, 30, 40)).max() <= 6
+
+
+def test_the_name_of_a_format_is_never_believed_and_other_kinds_are_refused() -> None:
+    assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") is Reason.not_an_image
+    assert reason(b"%PDF-1.7\n") is Reason.not_an_image
+    assert reason(b"<svg xmlns='http://www.w3.org/2000/svg'/>") is Reason.not_an_image
+    assert reason(b"hello, I am a text file called photo.jpg") is Reason.not_an_image
+    assert reason(b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom") is Reason.not_an_image
+    assert reason(encode(smooth(), "ICO")) is Reason.not_an_image
+
+
+def test_an_empty_and_a_huge_file_have_their_own_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reason(b"") is Reason.empty_file
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
+    assert reason(encode(smooth(), "PNG")) is Reason.too_large_file
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "PPM"])
+@pytest.mark.parametrize("part", [0.35, 0.7, 0.97])
+def test_a_file_without_its_end_is_truncated(kind: str, part: float) -> None:
+    noisy = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    data = encode(noisy, kind)
+    assert reason(data[: int(len(data) * part)]) in (Reason.truncated, Reason.damaged)
+    if kind in ("JPEG", "PNG", "GIF", "WEBP", "AVIF"):  # these can tell
+        assert reason(data[: int(len(data) * part)]) is Reason.truncated
+
+
+def test_damage_in_the_middle_is_not_called_truncation() -> None:
+    data = bytearray(encode(smooth(), "PNG"))
+    middle = data.index(b"IDAT") + 12
+    data[middle : middle + 20] = b"\xff" * 20
+    assert reason(bytes(data)) is Reason.damaged
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(b"\0" * 10_000)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
+
+
+def webp_header(width: int, height: int) -> bytes:
+    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + size
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def test_bombs_are_refused_by_their_headers() -> None:
+    assert reason(png_header(60_000, 60_000)) is Reason.too_many_pixels
+    assert reason(png_header(14_000, 10_000)) is Reason.too_many_pixels
+    assert reason(webp_header(16_000, 16_000)) is Reason.too_many_pixels
+    gif = bytearray(encode(smooth(), "GIF"))
+    gif[6:10] = struct.pack("<HH", 65_535, 65_535)
+    assert reason(bytes(gif)) is Reason.too_many_pixels
+    jpeg = bytearray(encode(smooth(), "JPEG"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_000, 65_000)
+    assert reason(bytes(jpeg)) is Reason.too_many_pixels
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    plain = encode(smooth(), "JPEG", progressive=True)
+    start = plain.rindex(b"\xff\xda")
+    scan = plain[start:-2]
+    assert reason(plain[:-2] + 200 * scan + b"\xff\xd9") is Reason.too_many_scans
+    assert decode(plain[:-2] + 20 * scan + b"\xff\xd9").size == decode(plain).size
+
+
+def test_what_looks_like_scans_beside_the_picture_is_no_matter() -> None:
+    plain = encode(smooth(), "JPEG")
+    film = 1000 * b"\xff\xda\x00\x02"
+    aside = b"\xff\xe5" + struct.pack(">H", len(film) + 2) + film
+    np.testing.assert_array_equal(decode(plain + film), decode(plain))
+    np.testing.assert_array_equal(decode(plain[:2] + aside + plain[2:]), decode(plain))
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}])
+def test_the_webp_header_is_read_as_the_decoder_reads_it(options: dict[str, bool]) -> None:
+    data = encode(smooth(97, 61), "WEBP", **options)
+    assert images._webp_size(data) == (97, 61)
+    assert reason(data, max_pixels=97 * 61 - 1) is Reason.too_many_pixels
+    assert decode(data, max_pixels=97 * 61).size == (97, 61)
+
+
+def test_pixels_without_a_defined_rgb_are_unsupported() -> None:
+    depth = Image.fromarray(np.ones((8, 8), np.float32))
+    assert reason(encode(depth, "TIFF")) is Reason.unsupported
+    lab = Image.new("LAB", (8, 8))
+    assert reason(encode(lab, "TIFF")) is Reason.unsupported
+
+
+@pytest.mark.parametrize(("at_least", "scale"), [(None, 1), (299, 1), (150, 2), (75, 4), (20, 8)])
+def test_a_large_jpeg_is_decoded_at_the_smallest_scale_of_twice_the_need(
+    at_least: int | None, scale: int
+) -> None:
+    data = encode(smooth(900, 601), "JPEG")
+    found = decode(data, at_least=at_least)
+    assert found.size == (-(-900 // scale), -(-601 // scale))
+    if at_least is not None and scale > 1:
+        assert min(found.size) >= 2 * at_least
+
+
+def test_a_need_keeps_its_pixels_whatever_needs_stand_beside_it() -> None:
+    data = encode(smooth(900, 601), "JPEG")
+    together = decode_each(data, [75, None, 70, 150])
+    assert together[0] is together[2]
+    for need, image in zip([75, None, 70, 150], together, strict=True):
+        assert np.array_equal(np.asarray(image), np.asarray(decode(data, at_least=need)))
+    once = decode_each(encode(smooth(), "PNG"), [10, None])
+    assert once[0] is once[1]
+
+
+def plan(
+    size: tuple[int, int],
+    crop_fraction: float,
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic",
+    resize: Literal["squash", "shortest"] = "shortest",
+) -> Preprocessing:
+    return Preprocessing(
+        size=size,
+        resize=resize,
+        crop_fraction=crop_fraction,
+        interpolation=interpolation,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        decode=images.VERSION,
+    )
+
+
+@pytest.mark.parametrize(
+    "photo", [(500, 375), (375, 500), (50, 41), (299, 299), (641, 300), (7, 3)]
+)
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        plan((299, 299), 0.875),
+        plan((224, 224), 0.9, "bilinear"),
+        plan((64, 64), 1.0, "lanczos"),
+        plan((64, 64), 0.95, "nearest"),
+        plan((96, 64), 0.9),
+        plan((48, 130), 0.875, "bilinear"),
+        plan((64, 64), 1.0, "bicubic", "squash"),
+        plan((60, 90), 0.875, "bilinear", "squash"),
+    ],
+)
+def test_resize_and_crop_equal_timms_evaluation_transform(
+    photo: tuple[int, int], preprocessing: Preprocessing
+) -> None:
+    data = pytest.importorskip("timm.data")
+    image = Image.fromarray(
+        np.random.default_rng(1).integers(0, 255, (photo[1], photo[0], 3), dtype=np.uint8)
+    )
+    transform = data.create_transform(
+        (3, *preprocessing.size),
+        interpolation=preprocessing.interpolation,
+        crop_pct=preprocessing.crop_fraction,
+        crop_mode="squash" if preprocessing.resize == "squash" else "center",
+        normalize=False,
+    )
+    expected = transform(image).numpy().transpose(1, 2, 0)
+    assert np.array_equal(resize_crop(image, preprocessing), expected)
+
+
+def test_a_long_strip_is_resized_in_its_centre_without_taking_memory() -> None:
+    strip = Image.fromarray(smooth(900, 60))  # 15 : 1
+    found = resize_crop(strip, plan((64, 64), 0.9))
+    whole = strip.resize((int(71 * 900 / 60), 71), Image.Resampling.BICUBIC)
+    left, top = round((whole.width - 64) / 2), round((71 - 64) / 2)
+    expected = np.asarray(whole.crop((left, top, left + 64, top + 64)))
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    # the full strip would be 299 x 9 million pixels
+    assert resize_crop(Image.new("RGB", (30_000, 1)), plan((299, 299), 1.0)).shape == (299, 299, 3)
+
+
+def test_warnings_of_pillow_stay_silent_in_all_threads_and_the_filters_come_back() -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x04\0\xff\xff\xff\xff\xff\xff\xff\x7f\0\0"
+    data = encode(smooth(), "JPEG", exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                for _ in range(20):
+                    assert decode(data).size == (96, 64)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert list(warnings.filters) == before
+    # the same bytes do make Pillow warn
+    with pytest.raises(UserWarning, match="Tag data larger than file"):
+        Image.open(io.BytesIO(data)).getexif()
+
+
+def seeds() -> list[bytes]:
+    noisy = np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = [encode(noisy, kind) for kind in KINDS]
+    found.append(encode(noisy, "JPEG", progressive=True, exif=exif))
+    found.append(encode(noisy, "WEBP", lossless=True, exif=exif))
+    found.append(encode(noisy, "TIFF", compression="tiff_lzw"))
+    found.append(encode(noisy, "TIFF", compression="jpeg"))
+    found.append(encode(Image.fromarray(noisy).convert("CMYK"), "JPEG"))
+    found.append(encode(Image.fromarray(noisy).quantize(16), "PNG", transparency=3))
+    found.append(encode(Image.fromarray(noisy), "MPO", save_all=True, append_images=[]))
+    return found
+
+
+def survive(rounds: int, seed: int) -> int:
+    """Decode damaged files; return how many still gave pixels. Only DecodeError may leave."""
+    randomness = random.Random(seed)
+    good = 0
+    for data in seeds():
+        for _ in range(rounds):
+            broken = bytearray(data)
+            for _ in range(randomness.choice((1, 1, 3, 20))):
+                # most damage goes where the headers are
+                place = randomness.randrange(randomness.choice((40, 200, len(broken))))
+                broken[min(place, len(broken) - 1)] = randomness.choice(
+                    (0, 1, 0x7F, 0xFF, randomness.randrange(256))
+                )
+            if randomness.random() < 0.3:
+                del broken[randomness.randrange(len(broken)) :]
+            try:
+                image = decode(bytes(broken), at_least=randomness.choice((None, 3)))
+            except DecodeError:
+                pass
+            else:
+                assert image.mode == "RGB"
+                good += 1
+    return good
+
+
+def test_damaged_files_end_as_a_reason_and_never_as_another_exception() -> None:
+    assert survive(rounds=60, seed=0) > 0
+
+
+@pytest.mark.torture
+def test_many_damaged_files_end_as_a_reason() -> None:
+    survive(rounds=5_000, seed=1)
+
+
+def test_decoding_loads_no_torch() -> None:
+    code = "import sys, embedcache.photos.images; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,105 @@
+"""URLs and endpoints: mistyped, unreadable, or holding too much."""
+
+from pathlib import Path
+
+import pytest
+
+from embedcache.errors import RemoteError
+from embedcache.remotes.opening import open_remote
+from embedcache.sharing.share import push
+from tests.remotes.servers import two_segments, unhurried
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:secret@bucket/x",
+        "s3://bucket/x?X-Amz-Signature=secret",
+        "ssh://ben:secret@host/x",
+        "az://container@account/secret",
+        "s3://bucket/x;AWSAccessKeyId=secret",
+        "https://bucket/x?sig=secret",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(RemoteError, match="leave it out") as told:
+        open_remote(url)
+    assert "secret" not in str(told.value)
+
+
+def test_a_credential_in_an_endpoint_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("obstore")
+    for name, value in (
+        ("AWS_ENDPOINT_URL", "http://ada:secret1@127.0.0.1:9"),
+        ("AWS_ACCESS_KEY_ID", "secret2"),
+        ("AWS_SECRET_ACCESS_KEY", "secret3"),
+        ("AWS_SESSION_TOKEN", "secret4"),
+    ):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RemoteError) as told:
+        push(two_segments(tmp_path / "a"), unhurried("s3://team/x", monkeypatch))
+    assert "secret" not in str(told.value)
+    files = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert not any(b"secret" in path.read_bytes() for path in files)
+
+
+def test_an_unknown_scheme_is_told_what_there_is() -> None:
+    with pytest.raises(RemoteError, match=r"no remote can be a ftp:// URL\. Name a folder, s3://"):
+        open_remote("ftp://host/x")
+
+
+@pytest.mark.parametrize(
+    ("address", "hint"),
+    [
+        ("s3:/bucket/x", r"did you mean s3://bucket/x\?"),
+        ("gs:bucket/x", r"did you mean gs://bucket/x\?"),
+        ("s3:/key:secret@bucket/x?sig=secret", r"did you mean s3://bucket/x\?"),
+        ("nas:/srv/faces", "a URL has // after its scheme"),
+        ("root@host:/srv/x", r"did you mean ssh://root@host/srv/x\?"),
+        ("file://host/srv/x", "file:///host/srv/x or ssh://host/srv/x"),
+        ("none", "extract --remote none"),
+        ("ssh://root@host:notaport/x", r"the port in ssh://host:\.\.\. is not a number"),
+        ("ssh://root@host:99999/x", "the port in"),
+        ("ssh://[::1/x", "cannot be read"),
+        ("s3:///x", "names no host or bucket"),
+        ("~nobody-of-this-name/x", "home of nobody"),
+    ],
+)
+def test_a_mistyped_address_is_refused_with_a_hint(address: str, hint: str) -> None:
+    with pytest.raises(RemoteError, match=hint) as told:
+        open_remote(address)
+    assert "secret" not in str(told.value)
+
+
+def test_a_folder_may_begin_with_the_home_or_have_an_odd_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_remote("~/shared").name == f"{tmp_path}/shared"
+    assert open_remote(f"file://localhost{tmp_path}/a").name == f"{tmp_path}/a"
+    assert open_remote("./none").name == "none"
+    assert open_remote("./s3:/x").name == "s3:/x"
+
+
+@pytest.mark.parametrize(
+    ("url", "variable", "value"),
+    [
+        ("s3://b/x", "AWS_ENDPOINT_URL", "127.0.0.1:45871"),
+        ("s3://b/x", "AWS_ENDPOINT_URL", "http://127.0.0.1:99999"),
+        ("s3://b/x", "AWS_ENDPOINT_URL", "http://a b"),
+        ("s3://b/x", "AWS_ENDPOINT_URL_S3", "minio"),
+        ("s3://b/x", "AWS_ENDPOINT", "http://"),
+        ("s3://b/x", "AWS_REGION", "127.0.0.1:9"),
+        ("gs://b/x", "GOOGLE_BASE_URL", "localhost:9"),
+        ("az://b/x", "AZURE_STORAGE_ENDPOINT", "localhost:9"),
+    ],
+)
+def test_what_would_make_the_library_panic_is_told_before(
+    url: str, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("obstore")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RemoteError, match=f"{variable} must be"):
+        open_remote(url)
