@@ -30,13 +30,13 @@ class Host:
         """Make this process, which must be a fork, one of that host."""
         shift(self.clock)
         if self.far:
-            journal._whoami = lambda: {  # type: ignore[assignment]
+            journal._whoami = lambda: {
                 "host": "far",
                 "boot": "far",
                 "pid": 1,
                 "started": "1",
             }
-            fcntl.lockf = lambda *args: None  # type: ignore[assignment]
+            fcntl.lockf = lambda *args: None
 
 
 class _Shifted(datetime):

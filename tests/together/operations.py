@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from embedcache.extraction.run import extract
+from embedcache.extraction.upstream import Upstream
 from embedcache.photos.table import Photos
 from embedcache.remotes.remote import Remote
 from embedcache.sharing.share import pull, push
@@ -40,6 +41,8 @@ class Operation:
     adds: rows that the cache must hold once it has succeeded, if nobody forgets them.
     forgets: ids. ref: the ref that it writes. sends: what the cache holds goes to the remote.
     purges: after it, the remote holds nothing of what the cache had forgotten before.
+    removes: photos of which the remote holds nothing after it; a colleague has forgotten them.
+    remote: it may open the remote.
     """
 
     name: str
@@ -49,7 +52,9 @@ class Operation:
     ref: str = ""
     sends: bool = False
     purges: bool = False
+    removes: tuple[int, ...] = ()
     reads: bool = False
+    remote: bool = False
 
 
 def _extract(world: World, album: Album, remote: Remote | str) -> None:
@@ -89,6 +94,28 @@ def _push(world: World, album: Album, remote: Remote | str) -> None:
 
 def _purge(world: World, album: Album, remote: Remote | str) -> None:
     _whole(push(Cache.open(world.cache), remote, with_ids=True, purge=True).problems)
+
+
+def _colleague_purges(world: World, album: Album, remote: Remote | str) -> None:
+    cache = Cache.open(world.other)
+    _whole(pull(remote, cache, with_ids=True).problems)
+    known = set(cache.photo_table().ids)
+    ids = [name for n in REMOVED for name in ids_of(n) if name in known]
+    if ids:
+        forget(cache, ids)
+    _whole(push(cache, remote, with_ids=True, purge=True).problems)
+
+
+def _extract_through(world: World, album: Album, remote: Remote | str) -> None:
+    cache = Cache.open(world.cache)
+    upstream = Upstream(remote, cache, offer=True, seed=1)
+    extract(
+        *(Photos.read(world.photos), cache),
+        backbone=backbone(),
+        workers=1,
+        batch_size=4,
+        remote=upstream,
+    )
 
 
 def _compact(world: World, album: Album, remote: Remote | str) -> None:
@@ -132,6 +159,9 @@ def _whole(problems: Sequence[str]) -> None:
         raise RemoteError(f"problems: {'; '.join(problems)}")
 
 
+REMOVED: Final = (1, 6)
+
+
 def _rows(*numbers: int, space: str = NET) -> frozenset[Row]:
     return frozenset((space, n) for n in numbers if n != FORGOTTEN)
 
@@ -151,9 +181,9 @@ ALL: Final[tuple[Operation, ...]] = (
     Operation(name="salvage", call=_salvage, adds=_rows(*DRAFT)),
     Operation(name="import", call=_import, adds=_rows(*IMPORTED, space=FOREIGN)),
     Operation(name="merge", call=_merge, adds=HELD["other"]),
-    Operation(name="pull", call=_pull, adds=HELD["remote"]),
-    Operation(name="push", call=_push, sends=True),
-    Operation(name="purge", call=_purge, sends=True, purges=True),
+    Operation(name="pull", call=_pull, adds=HELD["remote"], remote=True),
+    Operation(name="push", call=_push, sends=True, remote=True),
+    Operation(name="purge", call=_purge, sends=True, purges=True, remote=True),
     Operation(name="compact", call=_compact),
     FORGET,
     Operation(name="ref", call=_ref("new"), ref="new"),
@@ -167,11 +197,27 @@ SECOND: Final[dict[str, Operation]] = {
 }
 # Two ids of one photo, forgotten at once: neither may keep the vectors for the other.
 TWINS: Final = tuple(forgetting(f"forget {name}", name) for name in ids_of(3))
+# What else runs against a remote: another member who forgot photos that are here, and an
+# extraction that reads through it and offers what it computes.
+REMOTE: Final = (
+    Operation(
+        name="colleague purges",
+        call=_colleague_purges,
+        removes=REMOVED,
+        remote=True,
+    ),
+    Operation(
+        name="extract through",
+        call=_extract_through,
+        adds=_rows(*IN_FOLDER),
+        remote=True,
+    ),
+)
 READ: Final = next(op for op in ALL if op.reads)
 
 
 def named(name: str) -> Operation:
-    return next(op for op in (*ALL, *TWINS, FORGET_OTHERS) if op.name == name)
+    return next(op for op in (*ALL, *TWINS, *REMOTE, FORGET_OTHERS) if op.name == name)
 
 
 def beside(x: Operation, y: Operation) -> Operation:

@@ -22,6 +22,7 @@ from embedcache.errors import EmbedcacheError
 CHANGES: Final = frozenset(
     ["os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"]
 )
+WRITES: Final = frozenset(["create", "request put", "request create", "request delete"])
 LOOKS: Final = frozenset(["os.scandir", "os.listdir"])
 HANGS_SECONDS = 20.0
 
@@ -40,7 +41,7 @@ class Event:
 
     @property
     def changes(self) -> bool:
-        return self.name in CHANGES or self.name in ("create", "request")
+        return self.name in CHANGES or self.name in WRITES
 
     def __str__(self) -> str:
         return f"{self.name} {self.path}"
@@ -56,7 +57,7 @@ class End:
 
 
 class _Child:
-    """The state of this process as an operation; `pid` tells it from its parent and its children."""
+    """The state of this process as an operation; `pid` is 0 elsewhere."""
 
     def __init__(self) -> None:
         self.pid = 0
@@ -290,11 +291,12 @@ def _operate(
         where = traceback.extract_tb(error.__traceback__)[-3:]
         places = " < ".join(f"{os.path.basename(f.filename)}:{f.lineno}" for f in reversed(where))
         status, text = "crashed", f"{type(error).__name__}: {error} ({places})"
-    finally:
+    try:
         _child.pid = 0
         value = value if isinstance(value, dict | list) else None
         answer = {"status": status, "text": text[:2000], "value": value}
         _write(send, answer | {"events": _child.n_events})
+    finally:
         os._exit(0)
 
 

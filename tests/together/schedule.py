@@ -9,25 +9,27 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from embedcache.remotes.remote import Remote
 from embedcache.store.cache import Cache
+from embedcache.upkeep.forgetting import forget_forgotten
 from embedcache.upkeep.verify import verify
 from tests.together import oracle
 from tests.together.clocks import Host
 from tests.together.operations import READ, Operation
+from tests.together.places import Flaw, Place
 from tests.together.process import End, Event, Running, begin, finish
 from tests.together.world import FORGOTTEN, HELD, N_PHOTOS, NET, Album, Row, World, ids_of
 from tests.together.zarr_rows import ZarrRows
 
 RERUNS = 3
 HERE = Host()
+SOUND = Flaw()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Stop `x` before its `k`-th event (or kill it there), run `y`, then go on (or recover).
 
-    x_host, y_host: where the two run.
+    x_host, y_host: where the two run. x_flaw, y_flaw: what is wrong with their networks.
     """
 
     x: Operation
@@ -36,11 +38,17 @@ class Plan:
     kills: bool = False
     x_host: Host = HERE
     y_host: Host = HERE
+    x_flaw: Flaw = SOUND
+    y_flaw: Flaw = SOUND
 
     def __str__(self) -> str:
         how = "killed" if self.kills else "paused"
         hosts = "" if self.x_host == self.y_host == HERE else f" ({self.x_host}; {self.y_host})"
-        return f"{self.x.name} {how} at {self.k}, {self.y.name}{hosts}"
+        flaws = "".join(f" [{op.name}: {flaw}]" for op, flaw in self._flaws() if str(flaw))
+        return f"{self.x.name} {how} at {self.k}, {self.y.name}{hosts}{flaws}"
+
+    def _flaws(self) -> list[tuple[Operation, Flaw]]:
+        return [(self.x, self.x_flaw), (self.y, self.y_flaw)]
 
 
 @dataclass(slots=True)
@@ -54,13 +62,16 @@ class Facts:
     gone: set[str] = field(default_factory=lambda: {*ids_of(FORGOTTEN)})
     never_remote: set[int] = field(default_factory=set)
     refs: dict[str, set[Row]] = field(default_factory=dict)
+    firsts: dict[str, "Promise"] = field(default_factory=dict)  # when each ref was first begun
 
     def begins(self, op: Operation) -> "Promise":
         self.asked |= set(op.forgets)
+        self.asked |= {name for n in op.removes for name in ids_of(n)}
         doomed = self._without_ids(self.asked | self.gone)
         self.must = {row for row in self.must if row[1] not in doomed}
         self.must_remote = {row for row in self.must_remote if row[1] not in doomed}
-        return Promise(set(self.must), set(self.never))
+        promise = Promise(set(self.must), set(self.never))
+        return self.firsts.setdefault(op.ref, promise) if op.ref else promise
 
     def succeeds(self, op: Operation, promise: "Promise") -> None:
         self.gone |= set(op.forgets)
@@ -72,6 +83,7 @@ class Facts:
             self.must_remote |= {row for row in promise.must if row[1] not in doomed}
         if op.purges:
             self.never_remote |= promise.never
+        self.never_remote |= set(op.removes)
 
     @property
     def never(self) -> set[int]:
@@ -105,20 +117,20 @@ class Outcome:
 class Stage:
     """One copy of the world while operations run in it."""
 
-    def __init__(self, world: World, album: Album, zarr: ZarrRows, remote: Remote | str) -> None:
+    def __init__(self, world: World, album: Album, zarr: ZarrRows, place: Place) -> None:
         self.world = world
         self.album = album
         self.zarr = zarr
-        self.remote = remote
+        self.place = place
         self.facts = Facts(album)
         self.promises: dict[int, tuple[Operation, Promise]] = {}
         self.wrong: list[str] = []
 
-    def begin(self, op: Operation, host: Host = HERE) -> Running:
+    def begin(self, op: Operation, host: Host = HERE, flaw: Flaw = SOUND) -> Running:
         promise = self.facts.begins(op)
         running = begin(
             op.name,
-            lambda: op.call(self.world, self.album, self.remote),
+            lambda: op.call(self.world, self.album, self.place.open(flaw) if op.remote else ""),
             root=f"{self.world.folder}/",
             before=host.settle,
         )
@@ -132,8 +144,8 @@ class Stage:
         end = running.end
         if end.status == "crashed":
             self.wrong.append(f"{op.name} crashed: {oracle.shape(end.text)}")
-        if end.status == "refused" and op.forgets and "knows no photo id" in end.text:
-            end = running.end = End("done", end.text)  # an earlier, killed one has done it
+        if end.status == "refused" and _done_before(op, end):
+            end = running.end = End("done", end.text)
         if end.status != "done":
             return False
         self.facts.succeeds(op, promise)
@@ -161,14 +173,20 @@ class Stage:
         self._lost("cache", self.facts.must - found.rows)
         self._back("cache", {n for _, n in found.rows} & self.facts.never)
         self.wrong += found.wrong
-        if self.world.remote.is_dir():
-            there = oracle.held(self.world.remote, self.album, self.zarr)
-            self._lost("remote", self.facts.must_remote - there.rows)
-            self.wrong += [f"remote: {text}" for text in there.wrong]
+        with self.place.folder() as folder:
+            there = oracle.held(folder, self.album, self.zarr)
+        self._lost("remote", self.facts.must_remote - there.rows)
+        self._back("remote", {n for _, n in there.rows} & self.facts.never_remote)
+        self.wrong += [f"remote: {text}" for text in there.wrong]
 
     def finish(self) -> None:
         """When all have ended: the product's own readers, refs, verify, and every byte."""
         self.look()
+        if any(op.removes for op, _ in self.promises.values()):
+            # What a colleague forgot may have come as a tombstone; its rows wait for this.
+            end = finish("forget", lambda: forget_forgotten(Cache.open(self.world.cache)) and None)
+            if end.status != "done":
+                self.wrong.append(f"forget --forgotten fails: {oracle.shape(end.text)}")
         end = finish("check", self._check)
         if end.status != "done":
             self.wrong.append(f"check afterwards: {oracle.shape(end.text)}")
@@ -180,12 +198,13 @@ class Stage:
         for trace in oracle.traces(self.world.cache, self.album, self.facts.never):
             if trace.partition(" in ")[2] not in named:
                 self.wrong.append(f"bytes left: {trace}")
-        for trace in oracle.traces(self.world.remote, self.album, self.facts.never_remote):
-            self.wrong.append(f"bytes left on the remote: {trace}")
+        with self.place.folder() as folder:
+            left = oracle.traces(folder, self.album, self.facts.never_remote)
+        self.wrong += [f"bytes left on the remote: {trace}" for trace in left]
 
     def _check(self) -> dict[str, Any]:
         """In a child: what the product reads, now and at each ref, and what `verify` finds."""
-        read = READ.call(self.world, self.album, self.remote)
+        read = READ.call(self.world, self.album, "")
         refs: dict[str, dict[str, list[int]]] = {}
         wanted = self.album.digests(*range(N_PHOTOS))
         for name in ("old", *self.facts.refs):
@@ -217,14 +236,14 @@ class Stage:
 def run(plan: Plan, stage: Stage) -> Outcome:
     """Play a schedule to its end and judge it."""
     outcome = Outcome(str(plan))
-    x = stage.begin(plan.x, plan.x_host)
+    x = stage.begin(plan.x, plan.x_host, plan.x_flaw)
     x.run(plan.k)
     if x.next is not None:
         outcome.before = oracle.shape(x.next)
     stage.look()
     if plan.kills:
         x.kill()
-    y = stage.begin(plan.y, plan.y_host)
+    y = stage.begin(plan.y, plan.y_host, plan.y_flaw)
     y.run()
     outcome.waited = y.waits
     if not y.waits:
@@ -299,6 +318,13 @@ def hosts(number: int) -> Iterator[tuple[Host, Host]]:
     while True:
         yield cycle[number % len(cycle)]
         number += 1
+
+
+def _done_before(op: Operation, end: End) -> bool:
+    """Whether an earlier run, which was killed, has done what a later one refuses to do again."""
+    return ("knows no photo id" in end.text and bool(op.forgets)) or (
+        "has a ref" in end.text and bool(op.ref)
+    )
 
 
 def _listed(rows: set[Row]) -> str:

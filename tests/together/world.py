@@ -1,7 +1,7 @@
 """The small world that every schedule begins with: a cache, a colleague's, their remote, photos.
 
-Every photo has vectors of its own in two spaces, whose bytes nothing else holds, so that a search of
-all files finds them. What each place holds is listed below; the letters are segments.
+Every photo has vectors of its own in two spaces, whose bytes nothing else holds: a search of
+all files finds them.
 """
 
 import os
@@ -122,7 +122,7 @@ class Album:
 
     def bytes_of(self, row: Row) -> bytes:
         """The row as it lies in files."""
-        return self.vectors[row[0]][row[1]].astype("<f4").tobytes()
+        return bytes(self.vectors[row[0]][row[1]].astype("<f4").data)
 
 
 def build() -> tuple[World, Album]:

@@ -1,6 +1,6 @@
 """Rows of a segment by plain zarr-python, in a process of its own: zarr starts threads.
 
-python -m tests.together.zarr_rows      a folder a line in, a JSON object {digest: row} a line out
+python -m tests.together.zarr_rows      a folder in, {digest: row} as JSON out
 """
 
 import json
@@ -53,6 +53,8 @@ class ZarrRows:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         self._process.wait(20)
 
 
