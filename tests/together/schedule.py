@@ -195,11 +195,11 @@ class Stage:
             self._check_refs(end.value["refs"])
             self.wrong += [f"verify: {oracle.shape(text)}" for text in end.value["verify"]]
         named = oracle.shape(end.text)
-        for trace in oracle.traces(self.world.cache, self.album, self.facts.never):
+        for trace in oracle.traces(self.world.cache, self.album, self.facts.never, ids_of):
             if trace.partition(" in ")[2] not in named:
                 self.wrong.append(f"bytes left: {trace}")
         with self.place.folder() as folder:
-            left = oracle.traces(folder, self.album, self.facts.never_remote)
+            left = oracle.traces(folder, self.album, self.facts.never_remote, ids_of)
         self.wrong += [f"bytes left on the remote: {trace}" for trace in left]
 
     def _check(self) -> dict[str, Any]:
