@@ -82,6 +82,36 @@ def dead_contents(place: Path) -> set[bytes]:
     }
 
 
+def dangling_refs(place: Path) -> list[str]:
+    """Refs that pin a segment which is neither there nor removed in favour of others that are."""
+    entries: dict[str, Any] = {}
+    for entry in sorted((place / "removed").glob("[0-9]*/entry.json")):
+        entries |= json.loads(entry.read_bytes()).get("segments", {})
+    there = {
+        f"{manifest.parents[2].name}/{manifest.parent.name}": json.loads(manifest.read_bytes())
+        for manifest in place.glob("*/**/segments/2*/manifest.json")
+    }
+
+    def resolves(key: str, digest: str) -> bool:
+        if key in entries:
+            space = key.partition("/")[0]
+            return all(
+                f"{space}/{successor}" in there or f"{space}/{successor}" in entries
+                for successor in entries[key][1]
+            )
+        return key in there and there[key]["self"] == digest
+
+    found = []
+    for path in sorted((place / "refs").glob("[!.]*.json")):
+        document = json.loads(path.read_bytes())
+        parts = {**document["spaces"], **document["faces"], "photos": document["photos"] or {}}
+        for space, pinned in parts.items():
+            for segment, digest in pinned.items():
+                if not resolves(f"{space}/{segment}", digest):
+                    found.append(f"ref {path.stem} pins a segment that is gone")
+    return sorted(set(found))
+
+
 def mark(content: bytes) -> bytes:
     """What a tombstone holds of a content."""
     return sha256(content).digest()

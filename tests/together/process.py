@@ -161,18 +161,18 @@ def _stat(path: Any, *args: Any, **options: Any) -> os.stat_result:
 
 
 def _asking(lock: Callable[..., None]) -> Callable[..., None]:
-    """A lock that tells the parent before it waits for another process."""
+    """A lock that waits for another process by asking the parent to let that go on."""
 
     @functools.wraps(lock)
     def ask(fd: int, command: int, *args: int) -> None:
         if _child.pid != os.getpid() or command & (fcntl.LOCK_NB | fcntl.LOCK_UN):
             return lock(fd, command, *args)
-        try:
-            return lock(fd, command | fcntl.LOCK_NB, *args)
-        except OSError:
-            with _child.lock:
-                _wait({"event": "blocked", "path": ""})
-            return lock(fd, command, *args)
+        while True:
+            try:
+                return lock(fd, command | fcntl.LOCK_NB, *args)
+            except OSError:
+                with _child.lock:
+                    _wait({"event": "blocked", "path": ""})
 
     return ask
 
