@@ -11,7 +11,7 @@ import pytest
 
 from embedcache.errors import PhotosError
 from embedcache.photos import digests as digests_module
-from embedcache.photos.digests import Memo
+from embedcache.photos.digests import DigestMemo
 from embedcache.photos.table import Photos
 
 LONG_AGO = time.time() - 3600
@@ -225,25 +225,25 @@ def test_a_damaged_memo_costs_time_and_nothing_else(tmp_path: Path, content: byt
 
 def test_the_memo_keeps_names_of_any_encoding(tmp_path: Path) -> None:
     name = os.fsdecode(b"/caf\xe9.jpg")
-    memo = Memo.read(tmp_path / "memo.npz")
+    memo = DigestMemo.read(tmp_path / "memo.npz")
     memo.put(name, 5, 7, b"d" * 32, time.time_ns())
     memo.write()
-    digests, known = Memo.read(tmp_path / "memo.npz").look([name, "/other"], *sizes([5, 5], [7, 7]))
+    digests, known = DigestMemo.read(tmp_path / "memo.npz").look([name, "/other"], *sizes([5, 5], [7, 7]))
     assert digests[0].tobytes() == b"d" * 32
     assert known.tolist() == [True, False]
 
 
 def test_the_memo_forgets_what_changed_and_learns_it_anew(tmp_path: Path) -> None:
-    memo = Memo.read(tmp_path / "memo.npz")
+    memo = DigestMemo.read(tmp_path / "memo.npz")
     now = time.time_ns()
     for name in ("a", "b", "c"):
         memo.put(name, 5, 7, name.encode() * 32, now)
     memo.write()
-    memo = Memo.read(tmp_path / "memo.npz")
+    memo = DigestMemo.read(tmp_path / "memo.npz")
     memo.put("b", 6, 8, b"B" * 32, now)
     memo.put("d", 5, 7, b"d" * 32, now)
     memo.write()
-    again = Memo.read(tmp_path / "memo.npz")
+    again = DigestMemo.read(tmp_path / "memo.npz")
     digests, known = again.look(["d", "b", "a", "c"], *sizes([5, 6, 5, 5], [7, 8, 7, 7]))
     assert known.all()
     assert [row.tobytes()[:1] for row in digests] == [b"d", b"B", b"a", b"c"]
