@@ -90,7 +90,7 @@ def _parse(path: Path) -> ProjectSettings:
             found = msgspec.toml.decode(file.read(MAX_SETTINGS_BYTES), type=_File)
     except msgspec.ValidationError as error:
         raise InputError(
-            f"{path}: {error}. It may hold remote = \"URL or folder\", offer = true or false, and "
+            f'{path}: {error}. It may hold remote = "URL or folder", offer = true or false, and '
             'writer = "a name"'
         ) from None
     except (OSError, ValueError) as error:
@@ -104,7 +104,7 @@ def _parse(path: Path) -> ProjectSettings:
         )
     if not found.writer.isprintable():
         raise InputError(
-            f"{path}: writer holds a character that cannot be printed ({found.writer!a}): manifests "
-            "with it would be refused by every reader. Use plain letters and spaces"
+            f"{path}: writer holds a character that cannot be printed ({found.writer!a}), and "
+            "readers refuse manifests with one. Use plain letters and spaces"
         )
     return ProjectSettings(remote=remote, offer=found.offer, writer=found.writer, file=path)

@@ -1,7 +1,7 @@
 """Content digests of photo files: the sha256 of each file's bytes, remembered until it changes.
 
-A file is recognised by its path, size and mtime_ns. A digest is not remembered when the file changed
-so recently that it may change again within one tick of its clock.
+A file is recognised by its path, size and mtime_ns. A digest is not remembered when the file
+changed so recently that it may change again within one tick of its clock.
 """
 
 import errno
