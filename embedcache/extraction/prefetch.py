@@ -176,9 +176,8 @@ def prepare(job: Job, clock: Clock) -> Ready:
     if not same:
         return Ready(job, reason=CHANGED)
     try:
-        with clock.step("decode"):
-            sides = [need.shorter_side for need in job.needs]
-            decoded = images.decode_each(data, sides + ([None] if job.detect else []))
+        sides = [need.shorter_side for need in job.needs] + ([None] if job.detect else [])
+        with clock.step("decode"), images.decoding(data, sides) as decoded:
             if any(
                 need.box is None
                 and need.shorter_side is None

@@ -7,10 +7,10 @@ import numpy.typing as npt
 
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
-from embedcache.store.columns import OK
+from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.space import UNKNOWN, Counts, Rows
 
-STATES = {0: "absent", 1: "ok", 2: "failed"}
+STATES = {ABSENT: "absent", OK: "ok", FAILED: "failed"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from embedcache.errors import CacheError
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.check import check_segment
+from embedcache.store.columns import ABSENT, OK
 from embedcache.store.manifest import replacement_id
 from embedcache.store.photo_ids import read_pairs, write_pairs
 from embedcache.store.reader import read_rows
@@ -112,8 +113,8 @@ def _merge_space(mine: Store, theirs: Store, gone: Tombstones, tally: dict[str, 
         good = np.arange(len(digests)) < n_ok
         first = np.zeros(len(digests), dtype=np.bool_)
         first[np.unique(digests, axis=0, return_index=True)[1]] = True
-        keep = np.where(good, status != 1, status == 0) & ~banned & first
-        known = good & (status == 1) & ~banned
+        keep = np.where(good, status != OK, status == ABSENT) & ~banned & first
+        known = good & (status == OK) & ~banned
         tally["already_here"] += int(known.sum())
         tally["withheld"] += int(banned.sum())
         if known.any() and isinstance(mine, Space):

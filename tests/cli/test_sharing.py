@@ -171,7 +171,7 @@ def test_ctrl_c_is_one_line(
     assert err == "Interrupted: what was done is kept. Run the same command again.\n"
 
 
-def test_a_project_file_that_all_may_write_is_passed_over_aloud(
+def test_a_world_writable_project_file_is_ignored_with_a_warning(
     run: Run, filled: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "embedcache.toml"
@@ -180,7 +180,7 @@ def test_a_project_file_that_all_may_write_is_passed_over_aloud(
     for place in (file, tmp_path):
         status, _, err = run("push", filled)
         assert status == 1
-        assert err.count(f"warning: {file} is passed over, for everybody may write to {place}") == 1
+        assert err.count(f"warning: {file} is ignored: {place} is world-writable") == 1
         assert "say where the shared copy is" in err
         file.chmod(0o644)
         tmp_path.chmod(0o777 if place == file else 0o755)
