@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from embedcache.backbones.forward import Network
 from embedcache.extraction.clock import Clock
 from embedcache.extraction.prefetch import Gate
 from embedcache.machine import processors
@@ -99,23 +100,43 @@ class Pace:
 class PaceFinder:
     """What the trials of a run decide: whether to compile, and how many threads read and decode.
 
-    paces: of all networks of the run.  gate: the threads that read and decode.
+    gate: the threads that read and decode.
+    batch_size: the size that the user wants, None to find it.
     log: takes a line about what the run does for longer than a moment.
     """
 
     def __init__(
         self,
-        paces: Sequence[Pace],
         gate: Gate,
         *,
+        batch_size: int | None,
         compiling: Compile,
         log: Callable[[str], None],
     ) -> None:
         self.log = log
-        self._paces = paces
         self._gate = gate
+        self._batch_size = batch_size
         self._compiling = compiling
+        self._paces: list[Pace] = []
         self._settled = gate.fixed
+
+    def begin(self, name: str, network: Network, *, n_photos: int) -> Pace:
+        """The pace of a network that has n_photos to embed."""
+        asked_to_compile = self._compiling == "on" and network.compiler != ""
+        pace = Pace.choose(
+            n_photos=n_photos,
+            lanes=len(network.lanes),
+            cuda=network.device.startswith("cuda"),
+            asked=self._batch_size,
+            measure=asked_to_compile,
+        )
+        if asked_to_compile and not pace.trying:
+            least = REPEATS * pace.lanes * pace.size
+            self.log(
+                f"{name} is not compiled: {n_photos} photos are too few, a trial takes {least}"
+            )
+        self._paces.append(pace)
+        return pace
 
     def alone(self) -> AbstractContextManager[None]:
         """Nothing is read or decoded while the block runs, so that a trial can be timed."""

@@ -21,7 +21,7 @@ from embedcache.extraction.engine import Engine
 from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.lanes import Lanes
 from embedcache.extraction.outcome import Extraction, SpaceOutcome
-from embedcache.extraction.pace import Compile, Pace, PaceFinder
+from embedcache.extraction.pace import Compile, PaceFinder
 from embedcache.extraction.pipeline import Pipeline
 from embedcache.extraction.plan import Plan
 from embedcache.extraction.prefetch import Gate, Ready, prefetch
@@ -110,16 +110,14 @@ def extract(
             upstream=None if interrupted else upstream,
             retry_failed=retry_failed,
         )
+    pace_finder = PaceFinder(gate, batch_size=batch_size, compiling=compiling, log=log)
     engines = {}
     if not interrupted:
-        engines = _engines(backbones, work, batch_size=batch_size, measure=compiling == "on")
+        engines = _engines(backbones, work, pace_finder)
     sinks = _sinks(backbones, spaces, faces, tallies=work.tallies, clock=clock, writer=writer)
-    finder = PaceFinder(
-        [engine.pace for engine in engines.values()], gate, compiling=compiling, log=log
-    )
     with Lanes.of([engine.network for engine in engines.values()]) as lanes:
         pipeline = Pipeline(
-            backbones, engines, faces, sinks, lanes=lanes, pace_finder=finder, clock=clock
+            backbones, engines, faces, sinks, lanes=lanes, pace_finder=pace_finder, clock=clock
         )
 
         def stream(part: Plan) -> Generator[Ready, None, None]:
@@ -207,20 +205,14 @@ def _read(photos: Photos, cache: Cache, *, workers: int, watch: Watch) -> Digest
 
 
 def _engines(
-    backbones: Sequence[Backbone], work: Work, *, batch_size: int | None, measure: bool
+    backbones: Sequence[Backbone], work: Work, pace_finder: PaceFinder
 ) -> dict[int, Engine]:
     """The networks, loaded, of those backbones that have something to embed, by position."""
     engines = {}
     for b, n_photos in enumerate(work.todo.wanted.sum(axis=0).tolist()):
         if n_photos:
             network = backbones[b].open()
-            pace = Pace.choose(
-                n_photos=n_photos,
-                lanes=len(network.lanes),
-                cuda=network.device.startswith("cuda"),
-                asked=batch_size,
-                measure=measure and bool(network.compiler),
-            )
+            pace = pace_finder.begin(backbones[b].name, network, n_photos=n_photos)
             engines[b] = Engine(backbones[b].name, network, pace)
     return engines
 
