@@ -90,7 +90,7 @@ def embed_photos(
 
     with stop_on_signal() as stop, progress_on() as progress:
         return extract(
-            photos, cache, backbone=names, progress=progress, tell=tell, stop=stop, **options
+            photos, cache, backbone=names, progress=progress, log=tell, stop=stop, **options
         )
 
 
