@@ -14,7 +14,7 @@ from heads.fitting.fit import fit
 from heads.study import run as study
 from heads.study import tables
 from heads.study.design import Study, init
-from heads.study.results import Fitted, Results, compare
+from heads.study.results import KeptFit, Results, compare
 from tests.heads.study import studies
 
 
@@ -162,8 +162,8 @@ def test_a_changed_label_is_fitted_anew_and_a_damaged_file_too(
 def test_a_kept_fit_is_read_back_as_it_was_written(results: Results, tmp_path: Path) -> None:
     for one in results.fits:
         one.write(tmp_path / "fit.json")
-        assert Fitted.read(tmp_path / "fit.json", key=one.key) == one
-        assert Fitted.read(tmp_path / "fit.json", key="0" * 64) is None
+        assert KeptFit.read(tmp_path / "fit.json", key=one.key) == one
+        assert KeptFit.read(tmp_path / "fit.json", key="0" * 64) is None
 
 
 def test_a_condition_chooses_the_rows_of_a_subset(
@@ -179,7 +179,7 @@ def test_a_condition_chooses_the_rows_of_a_subset(
     "where",
     ["gender = ", "no_such_column > 1", "like_ratio", "SELECT * FROM x", "read_csv('/etc/passwd')"],
 )
-def test_a_condition_that_is_none_is_refused(
+def test_an_invalid_condition_is_refused(
     folder: Path, cache: Cache, tmp_path: Path, where: str
 ) -> None:
     with pytest.raises(LabelsError, match="subset 's'"):
@@ -214,16 +214,16 @@ def test_what_is_left_out_is_counted_by_reason(results: Results) -> None:
         assert one.dropped == ({} if one.subset == "ALL" else several)
 
 
-def test_heads_of_another_task_are_passed_over(folder: Path, cache: Cache, tmp_path: Path) -> None:
+def test_heads_of_another_task_are_ignored(folder: Path, cache: Cache, tmp_path: Path) -> None:
     targets = [{"column": "like_ratio"}, {"column": "gender"}]
     made = run(small(folder, target=targets, heads=["ridge", "logistic"]), cache, tmp_path)
     assert [fit.heads for fit in made.fits] == [("const", "ridge"), ("const", "logistic")]
 
 
 def test_the_document_names_no_photo_and_no_folder(results: Results) -> None:
-    told = json.dumps(results.document(), default=str)
-    assert "u0001" not in told
-    assert ".jpg" not in told
+    text = json.dumps(results.document(), default=str)
+    assert "u0001" not in text
+    assert ".jpg" not in text
     assert "/" not in json.dumps(results.document()["study"], default=str)
     chosen = Study.parse(
         {
@@ -258,14 +258,14 @@ BASE = 'labels = "l.csv"\n[[target]]\ncolumn = "x"\n[[backbone]]\nname = "b"\n'
         ),
         ('swipes = "s.csv"\n[[target]]\ncolumn = "x"\n', "both users and swipes"),
         ('labels = "l.csv"\n[[backbone]]\nname = "b"\n', r"at least one \[\[target\]\]"),
-        (BASE + "[[target]]\ncolumn = 3\n", "column cannot be 3"),
-        (BASE + '[[target]]\ncolumn = "x"\n', "go by one name"),
-        (BASE + '[[target]]\nweight = "x"\n', "column"),
+        (BASE + "[[target]]\ncolumn = 3\n", r"target\[1\].column must be text; got 3"),
+        (BASE + '[[target]]\ncolumn = "x"\n', "have the same name"),
+        (BASE + '[[target]]\nweight = "x"\n', r"target\[1\] lacks 'column'"),
         ('colour = "red"\n' + BASE, "has no 'colour'"),
         ('heads = ["3fc"]\n' + BASE, "no head '3fc'"),
-        ("heads = 3\n" + BASE, "heads cannot be 3"),
+        ("heads = 3\n" + BASE, "heads must be a list, each text; got 3"),
         (BASE + "[fit]\nepoch = 3\n", "no 'epoch'"),
-        (BASE + "[fit]\nepochs = 0\n", "epochs is 1 or more"),
+        (BASE + "[fit]\nepochs = 0\n", "epochs must be 1 or more"),
         (BASE + '[fit]\nepochs = "many"\n', r"\[fit\]"),
         (BASE + '[[subset]]\nname = "a/b"\n', "letters, digits"),
         (BASE.replace('"b"', '"b@face"'), "face vectors need faces = 1"),
