@@ -1,6 +1,8 @@
 """A study on planted vectors: what is fitted, what is kept, what is refused."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+import heads
 from embedcache.errors import LabelsError
 from embedcache.store.cache import Cache
 from heads.fitting.fit import fit
+from heads.study import design, tables
 from heads.study import run as study
-from heads.study import tables
 from heads.study.design import Study, init
 from heads.study.results import KeptFit, Results, compare
 from tests.heads.study import studies
@@ -318,7 +321,38 @@ def test_table_1_of_the_study_equals_a_plain_mean(folder: Path, results: Results
     assert results.label_counts["table1"]["F"]["M"] == pytest.approx(float(np.mean(cell)))
 
 
-def test_a_fit_by_other_code_is_not_taken_for_one_by_this(
+def test_the_digest_of_the_code_covers_every_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(Path(heads.__file__).parent, tmp_path / "heads"))
+    monkeypatch.setattr(heads, "__file__", str(root / "__init__.py"))
+    before = design.code()
+    for changed in ("saved.py", "fitting/train.py", "study/run.py"):
+        with (root / changed).open("a") as file:
+            file.write("# changed\n")
+        assert design.code() != before
+        before = design.code()
+    (root / "fitting" / "train.py").rename(root / "train.py")
+    assert design.code() != before
+
+
+def test_a_study_fitted_before_its_code_moved_is_refitted(
+    cache: Cache, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(heads.__file__).parent
+    flat = hashlib.sha256()
+    for path in sorted(root.glob("*.py")):  # as the digest was taken before there were rooms
+        flat.update(path.name.encode() + b"\n" + path.read_bytes())
+    monkeypatch.setattr(study, "code", flat.hexdigest)
+    assert run(small(folder), cache, tmp_path).reused == 0
+    assert run(small(folder), cache, tmp_path).reused == 1
+    monkeypatch.undo()
+    again = run(small(folder), cache, tmp_path)
+    assert again.reused == 0
+    assert again.fits[0].inputs["code"] == design.code()
+
+
+def test_a_fit_by_other_code_is_refitted(
     cache: Cache, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fresh() -> list[str]:
