@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("embedcache.extraction",),
     ("embedcache.display", "embedcache.doctor", "embedcache.example"),
     ("embedcache.commands",),
-    ("heads.head", "heads.labels"),
+    ("heads.documents", "heads.head", "heads.labels", "heads.versions"),
     ("heads.dataset",),
     ("heads.fitting", "heads.saved"),
     ("heads.predict",),
