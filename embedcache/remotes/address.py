@@ -62,8 +62,8 @@ def parse_address(address: str) -> Path | SplitResult:
     if scheme not in SCHEMES:
         raise RemoteError(
             f"a shared copy cannot have a {scheme}:// URL",
-            advice="Name a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or "
-            "ssh://HOST/FOLDER",
+            advice="Name a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX "
+            "or ssh://HOST/FOLDER",
         )
     if scheme == "file":
         if parts.netloc not in ("", "localhost"):

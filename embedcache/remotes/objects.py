@@ -172,7 +172,7 @@ def open_store(url: str, *, silence: float) -> Any:
         from obstore.store import from_url
     except ImportError:
         raise RemoteError(
-            f"{url} needs obstore: pip install 'embedcache[s3]', or uv sync --extra s3"
+            f"{url} needs the package obstore", advice="Run 'pip install obstore'"
         ) from None
     _check_environment(url)
     options: dict[str, Any] = {

@@ -169,8 +169,8 @@ def _libraries(url: SplitResult) -> tuple[Any, Any]:
         from fsspec.implementations.sftp import SFTPFileSystem  # type: ignore[import-untyped]
     except ImportError:
         raise RemoteError(
-            f"{url.scheme}://{url.hostname} needs fsspec and paramiko: pip install "
-            "'embedcache[ssh]', or uv sync --extra ssh"
+            f"{url.scheme}://{url.hostname} needs the packages fsspec and paramiko",
+            advice="Run 'pip install fsspec paramiko'",
         ) from None
 
     # `_connect` reports failures in one line; without a handler paramiko prints a traceback too.
