@@ -100,15 +100,19 @@ def publish(path: Path, data: Bytes) -> None:
     sync_folder(path.parent)
 
 
-def replace(path: Path, data: Bytes) -> None:
-    """Give `path` new content at once; a reader sees the old or the new, never a part."""
+def replace(path: Path, data: Bytes, *, durable: bool = True) -> None:
+    """Give `path` new content at once; a reader sees the old or the new, never a part.
+
+    durable: False for what can be made again, and is checked when it is read.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        write_new(temporary, data)
+        write_new(temporary, data, durable=durable)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def remove_folder(path: Path) -> None:

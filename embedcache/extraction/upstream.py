@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from embedcache.errors import EmbedcacheError
 from embedcache.remotes.remote import Denied, Remote, Unreachable
 from embedcache.settings import warn as warn_on_stderr
-from embedcache.sharing.share import available, connect, pull, push
-from embedcache.sharing.shared_copy import Catalogue, require_place
+from embedcache.sharing.connecting import connect
+from embedcache.sharing.share import available, pull, push
+from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.spec import Spec
 from embedcache.store.cache import Cache
 
@@ -67,7 +68,7 @@ class Upstream:
         if not self._up:
             return {}
         try:
-            if self._offers and not Catalogue(self._remote).exists():
+            if self._offers and not SharedCopy(self._remote).exists():
                 return {}  # there is no shared copy yet; the first `give` begins it
             return available(self._remote, self._cache, specs=self._specs, photos=digests)
         except (EmbedcacheError, OSError) as error:
@@ -79,8 +80,8 @@ class Upstream:
         if not self._up or not len(digests):
             return
         try:
-            if self._offers and not self.n_given and not Catalogue(self._remote).exists():
-                require_place(self._remote)
+            if self._offers and not self.n_given and not SharedCopy(self._remote).exists():
+                SharedCopy(self._remote).require_place()
                 return  # there is no shared copy yet; the first `give` begins it
             came = pull(self._remote, self._cache, specs=self._specs, photos=digests)
         except (EmbedcacheError, OSError) as error:

@@ -78,7 +78,7 @@ class Segment:
             os.close(fd)
         digest = own_digest(raw)
         if digest is None:
-            raise Damaged(f"{where} is not as it was written. {advice(path)}")
+            raise Damaged(f"{where} is not as it was written", advice=advice(path))
         return cls(path, kind, space, digest, own_name(raw), raw)
 
     def column(self, name: str) -> NDArray[Any]:
@@ -172,7 +172,7 @@ def read_segment(path: str, *, kind: Kind, space: str | None = None) -> Segment 
         except FileNotFoundError:
             if Path(path, journal.FOLDER).is_dir() or not Path(path).exists():
                 return None
-    raise Damaged(f"{path}/{MANIFEST} is missing. {advice(path)}")
+    raise Damaged(f"{path}/{MANIFEST} is missing", advice=advice(path))
 
 
 def list_segments(
@@ -204,6 +204,6 @@ def check_pins(where: Path, found: Mapping[str, Segment], pins: Mapping[str, str
         if name not in found or found[name].digest != digest:
             now = "another one now" if name in found else "gone"
             raise Damaged(
-                f"segment {name} of {where}, which the ref pins, is {now}. "
-                f"{advice(f'{where}/{name}')}"
+                f"segment {name} of {where}, which the ref pins, is {now}",
+                advice=advice(f"{where}/{name}"),
             )
