@@ -133,14 +133,15 @@ def save(fit: Fit, folder: str | Path) -> Path:
         document = fit.document() | {"format": FORMAT, "heads": cards} | _origin(fit)
         disk.write_new(fresh / "fit.json", _json(document))
         disk.sync_tree(fresh)
-        earlier = disk.hide_folder(folder)
+        earlier = disk.temporary_beside(folder)
+        if folder.exists():
+            folder.rename(earlier)
         fresh.rename(folder)
         disk.sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    if earlier is not None:
-        shutil.rmtree(earlier)
+    disk.delete_folder(earlier)
     return folder
 
 

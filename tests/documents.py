@@ -84,7 +84,7 @@ class Session:
             return ""
         command, *rest = words
         if command == "export":
-            os.environ.update(word.split("=", 1) for word in rest)
+            os.environ.update({name: value for name, _, value in (w.partition("=") for w in rest)})
             return ""
         if command == "cat":
             return "".join(Path(name).read_text("utf-8") for name in rest)

@@ -75,9 +75,7 @@ def make_photos(folder: Path) -> None:
             pixels = rng.integers(120 * bright, 120 * bright + 120, (80, 96, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "photos" / f"u{i:02}.jpg")
             ratio = round(0.3 + 0.3 * bright + float(rng.normal(0, 0.05)), 3)
-            table.writerow(
-                [f"u{i:02}", f"photos/u{i:02}.jpg", ratio, 20, "low high".split()[bright]]
-            )
+            table.writerow([f"u{i:02}", f"photos/u{i:02}.jpg", ratio, 20, ["low", "high"][bright]])
 
 
 def steps(folder: Path) -> None:

@@ -18,7 +18,7 @@ from embedcache.extraction.prefetch import Job, Need
 from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
 from embedcache.store.columns import ABSENT, FAILED, OK
-from embedcache.store.space import Rows
+from embedcache.store.rows import Rows
 
 CHUNK = 1024
 U8 = npt.NDArray[np.uint8]
