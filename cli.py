@@ -96,9 +96,9 @@ def fit_head(
     labels: Annotated[Path, typer.Option(help="A .csv/.parquet table with ids and labels.")],
     target: Annotated[
         list[str],
-        typer.Option(metavar="COLUMN", help="What to predict; several numbers are fitted jointly."),
+        typer.Option(metavar="COLUMN", help="Column to predict; several are fitted jointly."),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the fitted heads go.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the fitted heads.")],
     id_column: IdColumn = "user_id",
     weight: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Weight of each row, such as swipes.")
@@ -118,47 +118,78 @@ def fit_head(
         str | None, typer.Option(metavar="COLUMN", help="Use this train/dev/test as given.")
     ] = None,
     stratify: Annotated[
-        bool, typer.Option("--stratify", help="Cut each class at the same shares.")
+        bool, typer.Option("--stratify", help="Stratify the split by class.")
     ] = False,
     by: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN", help="Also tell the error by group; may be repeated."),
+        typer.Option(metavar="COLUMN", help="Report the error per group; may be repeated."),
     ] = None,
-    hidden: Annotated[int, typer.Option(min=1, help="Width of each hidden layer.")] = 256,
-    epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 20,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    hidden: Annotated[
+        int | None, typer.Option(min=1, help="Width of each hidden layer. [default: 256]")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs. [default: 20]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="[default: 256]")] = None,
     learning_rate: Annotated[
         list[float] | None, typer.Option(help="May be repeated: the sweep; dev picks.")
     ] = None,
-    optimizer: Annotated[Optimizer, typer.Option()] = "adam",
+    optimizer: Annotated[Optimizer | None, typer.Option(help="[default: adam]")] = None,
     loss: Annotated[
-        Loss, typer.Option(help="binomial: of ratios whose weights are their counts.")
-    ] = "auto",
-    dropout: Annotated[float, typer.Option(help="Of hidden units; 0 is none.")] = 0.0,
-    weight_decay: Annotated[float, typer.Option(help="Decoupled; 0 is none.")] = 0.0,
-    members: Annotated[int, typer.Option(min=1, help="Networks averaged per rate.")] = 1,
+        Loss | None,
+        typer.Option(help="binomial: for ratios whose weights are their counts. [default: auto]"),
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Share of hidden units dropped. [default: 0]")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Decoupled. [default: 0]")] = None,
+    members: Annotated[
+        int | None, typer.Option(min=1, help="Networks averaged per rate. [default: 1]")
+    ] = None,
     patience: Annotated[
-        int, typer.Option(min=0, help="Epochs without a better dev figure; 0: run them all.")
-    ] = 4,
+        int | None,
+        typer.Option(min=0, help="Epochs without a better dev figure; 0: run all. [default: 4]"),
+    ] = None,
     start: Annotated[
-        Start, typer.Option(help="What FC heads begin as: the linear baseline, or the constant.")
-    ] = "linear",
+        Start | None,
+        typer.Option(
+            help="Initialisation of the FC heads: the linear baseline, or the constant. "
+            "[default: linear]"
+        ),
+    ] = None,
     margin: Annotated[
-        float, typer.Option(help="Standard errors of dev gain for which they leave it.")
-    ] = 1.0,
+        float | None,
+        typer.Option(help="Minimum dev gain, in standard errors, to leave the start. [default: 1]"),
+    ] = None,
     memory_mb: Annotated[
         int | None, typer.Option(min=1, help="Megabytes of vectors held at a time. [default: all]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the split and of the training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "cpu",
     ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Fit heads on cached vectors and print the table; the test set is touched once."""
+    """Fit heads on cached vectors and print the table; the test set is used once."""
     import heads
     from heads.dataset.join import load
+    from heads.fitting.protocol import protocol_of
 
     memory_bytes = None if memory_mb is None else memory_mb * 1_000_000
+    options: dict[str, Any] = {
+        "hidden": hidden,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rates": learning_rate,
+        "optimizer": optimizer,
+        "loss": loss,
+        "dropout": dropout,
+        "weight_decay": weight_decay,
+        "members": members,
+        "start": start,
+        "margin": margin,
+        "memory_bytes": memory_bytes,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if patience is not None:
+        given["patience"] = patience or None
     dataset = load(
         open_cache(cache, ref=ref),
         backbone,
@@ -176,25 +207,8 @@ def fit_head(
         ref=ref,
         memory_bytes=memory_bytes,
     )
-    fitted = heads.fit(
-        dataset,
-        heads=tuple(head or ["all"]),
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rates=learning_rate,
-        optimizer=optimizer,
-        seed=seed,
-        members=members,
-        hidden=hidden,
-        loss=loss,
-        start=start,
-        margin=margin,
-        weight_decay=weight_decay,
-        dropout=dropout,
-        patience=patience or None,
-        memory_bytes=memory_bytes,
-        device=device,
-    )
+    protocol = protocol_of(given | {"seed": seed, "device": device})
+    fitted = heads.fit(dataset, heads=tuple(head or ["all"]), protocol=protocol)
     fitted.save(out)
     print_result(fitted, json_)
 
@@ -209,9 +223,7 @@ def predict(
     id_column: IdColumn = "photo_id",
     backbone: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME[@face]", help="Where the backbone is, if this machine cannot know."
-        ),
+        typer.Option(metavar="NAME[@face]", help="The backbone, with the place of its weights."),
     ] = None,
     device: DeviceOption = "auto",
     workers: Workers = None,
@@ -238,14 +250,16 @@ def predict(
 
 @app.command()
 def study(
-    study_toml: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="See --init.")],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the page goes.")] = None,
+    study_toml: Annotated[
+        Path, typer.Argument(metavar="STUDY.toml", help="The study; --init writes one.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the page and its files.")
+    ] = None,
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The cache. [default: OUT/photos.cache]")
     ] = None,
-    init: Annotated[
-        bool, typer.Option("--init", help="Write a commented STUDY.toml to begin with.")
-    ] = False,
+    init: Annotated[bool, typer.Option("--init", help="Write a commented STUDY.toml.")] = False,
     photos: Annotated[
         bool, typer.Option(help="Show photos on the page; without, it can be shared freely.")
     ] = True,

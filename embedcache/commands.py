@@ -90,7 +90,7 @@ def embed_photos(
 
     with stop_on_signal() as stop, progress_on() as progress:
         return extract(
-            photos, cache, backbone=names, progress=progress, tell=tell, stop=stop, **options
+            photos, cache, backbone=names, progress=progress, log=tell, stop=stop, **options
         )
 
 
@@ -141,7 +141,7 @@ def extract(
     """Embed every photo that the cache lacks; running it again is the resume."""
     from embedcache.remotes.address import parse_address
     from embedcache.settings import read_settings
-    from embedcache.sharing.share import destination
+    from embedcache.sharing.connecting import destination
 
     settings = read_settings()
     shared = {"none": None}.get(remote or "", remote or settings.remote or None)
@@ -345,9 +345,10 @@ def pull(
     """Take from a shared copy what this cache lacks, checked as it arrives."""
     from embedcache.display import counts_on, transfer_on
     from embedcache.sharing import share
+    from embedcache.sharing.connecting import destination
 
     source, target = (_url(None), Path(url)) if cache is None else (url, cache)
-    with share.destination(target, keep=not dry_run) as opened:
+    with destination(target, keep=not dry_run) as opened:
         digests = None
         if photos is not None:
             table = read_photos(photos, photo_column=photo_column, id_column=id_column)

@@ -1,7 +1,7 @@
 """Apply a saved head to photos, through the cache that holds their vectors."""
 
 import csv
-import os
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache import disk
 from embedcache.errors import HeadError, SpecMismatch
 from embedcache.spec import Spec
 from embedcache.store.cache import Cache
@@ -53,23 +54,21 @@ class Predictions:
         if self.values.ndim == 2:
             names = self.head.classes or self.head.card["target"].split(",")
             columns = [f"prediction_{name}" for name in names]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["photo_id", *columns])
+        for name, values in zip(self.ids, np.atleast_2d(self.values.T).T, strict=True):
+            shown = ("" if np.isnan(value) else f"{value:.6g}" for value in values)
+            writer.writerow([name, *shown])
         try:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["photo_id", *columns])
-                for name, values in zip(self.ids, np.atleast_2d(self.values.T).T, strict=True):
-                    shown = ("" if np.isnan(value) else f"{value:.6g}" for value in values)
-                    writer.writerow([name, *shown])
-            temporary.replace(path)
+            disk.replace(path, text.getvalue().encode())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise HeadError(f"cannot write {path}: {error.strerror}") from None
 
     def __str__(self) -> str:
         lost = int((~self.found).sum())
-        told = f"{int(self.found.sum())} photos predicted with the {self.head.name} head"
-        return told + (f", {lost} without a vector" if lost else "")
+        line = f"{int(self.found.sum())} photos predicted with the {self.head.name} head"
+        return line + (f", {lost} without a vector" if lost else "")
 
 
 def predict(
@@ -91,12 +90,12 @@ def predict(
     if not head.card.get("spec"):
         raise HeadError(f"{head_dir} was fitted on an array: use heads.load(...).predict(vectors)")
     asked = list(ids)
-    space = _space(head, cache, missing_is_fine=embed is not None)
+    space = _space(head, cache, may_be_missing=embed is not None)
     if embed is not None:
         lacking = asked if space is None else _lacking(space, cache, asked, scope)
         if lacking:
             embed(lacking)
-            space = _space(head, cache, missing_is_fine=False)
+            space = _space(head, cache, may_be_missing=False)
     assert space is not None
     digests, known = cache.digests_of(asked, scope=scope)
     shape = (len(asked), head.outputs) if head.outputs > 1 else (len(asked),)
@@ -112,13 +111,13 @@ def predict(
     )
 
 
-def _space(head: Head, cache: Cache, *, missing_is_fine: bool) -> Space | None:
-    """The cache's vectors of exactly the head's spec; None when they may yet come."""
+def _space(head: Head, cache: Cache, *, may_be_missing: bool) -> Space | None:
+    """The cache's vectors of exactly the head's spec; None when they may be missing."""
     backbone, wanted = head.card["backbone"], head.card["spec_digest"]
     for space in cache.spaces():
         if space.digest == wanted:
             return space
-    if missing_is_fine:
+    if may_be_missing:
         return None
     other = cache.find(backbone)
     gaps = Spec.parse(head.card["spec"]).difference(other.spec)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from embedcache.photos.table import Photos
 
-__all__ = ["Photos", "digests", "images", "table"]
+__all__ = ["Photos", "digests", "images", "kinds", "table"]
 
 
 def __getattr__(name: str) -> Any:

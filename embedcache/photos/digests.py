@@ -1,10 +1,11 @@
-"""Content digests of photo files: sha256 of each one's bytes, remembered while nothing changed.
+"""Content digests of photo files: the sha256 of each file's bytes, remembered until it changes.
 
-A file is known again by its path, size and mtime_ns. One that changed so shortly before it was read
-that it may change again within a tick of its clock is not remembered.
+A file is recognised by its path, size and mtime_ns. A digest is not remembered when the file
+changed so recently that it may change again within one tick of its clock.
 """
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -24,17 +25,20 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-MAX_FILE_BYTES = 512 * 2**20
+from embedcache import disk
+
+MAX_FILE_BYTES = 256 * 2**20
+"""A larger file is not read: `too_large_file`."""
 CLOCK_RESOLUTION_NS = 2_000_000_000
-"""A file changed this shortly before it was read may change again within one tick of its clock
-(FAT counts two seconds), so its digest is not remembered."""
+"""A file that changed this recently before it was read may change again within one tick of its
+clock (FAT counts in two seconds), so its digest is not remembered."""
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
-_STAT_FILES = 1024  # asked of the memo at once
-_LOOK_FILES = 64  # between two looks at the clock: 30 ms of a slow network folder
+_STAT_FILES = 1024  # looked up in the memo at once
+_LOOK_FILES = 64  # between two readings of the clock: 30 ms of a slow network folder
 _AHEAD = 64  # files waiting to be read, per worker
 _BLOCK_BYTES = 2**20
 _TICK_SECONDS = 0.1
@@ -46,9 +50,9 @@ class Digests:
     """Content digests of n photos, in the photos' order.
 
     value: uint8 (n, 32), sha256; zeros where there is none.
-    reasons: why, by position, for files that could not be read.
-    n_read: files whose bytes were read; the others were remembered.
-    unread: int64, ascending: positions that were not come to, because the reading was stopped.
+    reasons: by position, why a file could not be read.
+    n_read: files whose bytes were read; the digests of the others were remembered.
+    unread: int64, ascending: positions that were not reached, because the reading was stopped.
     """
 
     value: U8
@@ -70,11 +74,11 @@ class Digests:
         return ok
 
 
-class Memo:
+class DigestMemo:
     """Digests remembered by path, size and mtime_ns, in one npz file (no pickle).
 
-    A lost or damaged memo costs time and nothing else, so it is read leniently and two processes
-    that write it at once leave one of the two.
+    A lost or damaged file costs time and nothing else, so it is read leniently. Processes that
+    write it at the same time merge what they learned, one after another.
     """
 
     def __init__(
@@ -124,21 +128,25 @@ class Memo:
         """Store what was learned; a full disk or a read-only folder is no error here."""
         if self._path is None or not self._learned:
             return
-        self._merge()
-        text = "\0".join(self._rows).encode("utf-8", "surrogateescape")
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.npz")
-        try:
+        with suppress(OSError), _locked(self._path.with_name(f".{self._path.name}.lock")):
+            self._reload()
+            self._merge()
+            packed = io.BytesIO()
+            text = "\0".join(self._rows).encode("utf-8", "surrogateescape")
             np.savez(
-                temporary,
+                packed,
                 paths=np.frombuffer(text, np.uint8),
                 sizes=self._sizes,
                 mtimes=self._mtimes,
                 digests=self._digests,
             )
-            temporary.replace(self._path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink()
+            disk.replace(self._path, packed.getbuffer())
+
+    def _reload(self) -> None:
+        """Take over what other processes have written since this memo was read."""
+        there = DigestMemo.read(self._path)
+        self._rows = there._rows
+        self._sizes, self._mtimes, self._digests = there._sizes, there._mtimes, there._digests
 
     def _merge(self) -> None:
         rows = [self._rows.setdefault(name, len(self._rows)) for name in self._learned]
@@ -152,9 +160,18 @@ class Memo:
         self._learned = {}
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`; a file system without locks costs what two writers would merge."""
+    with open(path, "ab") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """A file that is being read: its position, its name in the memo, and what it was before."""
+    """A file that is being read: its position, its name in the memo, its state before."""
 
     position: int
     name: str
@@ -172,7 +189,7 @@ def digest_files(
     stop: Callable[[], bool],
 ) -> Digests:
     """sha256 of every file's bytes; see `Photos.digests`."""
-    return _Digesting(paths, Memo.read(memo), progress, stop).run(max(1, workers))
+    return _Digesting(paths, DigestMemo.read(memo), progress, stop).run(max(1, workers))
 
 
 class _Digesting:
@@ -181,7 +198,7 @@ class _Digesting:
     def __init__(
         self,
         paths: Sequence[str],
-        memo: Memo,
+        memo: DigestMemo,
         progress: Callable[[int, int], None] | None,
         stop: Callable[[], bool],
     ) -> None:
@@ -195,8 +212,8 @@ class _Digesting:
         self.n_seen = self.n_read = 0
         self.halt = threading.Event()
         self.waiting: deque[_Reading] = deque()
-        self.told = time.monotonic()
-        self.kept = self.told
+        self.shown = time.monotonic()
+        self.kept = self.shown
 
     def run(self, workers: int) -> Digests:
         here = os.getcwd()
@@ -228,7 +245,7 @@ class _Digesting:
         return Digests(self.value, self.reasons, self.n_read, np.flatnonzero(~self.seen))
 
     def _changed(self, start: int, names: Sequence[str]) -> list[tuple[int, int, int]]:
-        """Ask for the status of some files; of those to read: (place in `names`, size, mtime)."""
+        """Look up some files; returns (place in `names`, size, mtime) of those to read."""
         sizes, mtimes = np.full((2, len(names)), -1, np.int64)
         regular = np.zeros(len(names), bool)
         for i, name in enumerate(names):
@@ -253,7 +270,7 @@ class _Digesting:
         return list(zip(fresh.tolist(), sizes[fresh].tolist(), mtimes[fresh].tolist(), strict=True))
 
     def _collect(self) -> None:
-        """Wait for the file that has waited longest, for a tick at most."""
+        """Wait for the oldest pending file, for one tick at most."""
         try:
             self.waiting[0].answer.exception(_TICK_SECONDS)
         except TimeoutError:
@@ -282,10 +299,10 @@ class _Digesting:
         self.n_seen += 1
 
     def _halted(self) -> bool:
-        """Ten times a second: show how far it is, ask whether to stop. Keep what was learned."""
+        """Ten times a second: report progress, ask whether to stop, save the memo now and then."""
         now = time.monotonic()
-        if now - self.told >= _TICK_SECONDS:
-            self.told = now
+        if now - self.shown >= _TICK_SECONDS:
+            self.shown = now
             if self.progress is not None:
                 self.progress(self.n_seen, len(self.paths))
             if self.stop():
@@ -297,10 +314,12 @@ class _Digesting:
 
 
 def read_file(path: str) -> bytes:
-    """The file's bytes; OSError as the system says it, and for a file that is too large to be one
-    photo (MAX_FILE_BYTES) or is no regular file."""
-    with _opened(path) as (file, _):
-        return file.read()
+    """The file's bytes.
+
+    Raises OSError as the system reports it, and for a file that is no regular file, that gives no
+    bytes at once (as some of /proc) or that is larger than MAX_FILE_BYTES.
+    """
+    return b"".join(_blocks(path, n_bytes=MAX_FILE_BYTES))
 
 
 def reason_of(error: OSError) -> str:
@@ -320,23 +339,28 @@ def _digest(path: str, halt: threading.Event) -> tuple[bytes, int]:
     digest = hashlib.sha256()
     if halt.is_set():
         raise _Halted
-    with _opened(path) as (file, n_bytes):
-        while block := file.read(min(n_bytes + 1, _BLOCK_BYTES)):
-            digest.update(block)
-            if halt.is_set():
-                raise _Halted
+    for block in _blocks(path, n_bytes=_BLOCK_BYTES):
+        digest.update(block)
+        if halt.is_set():
+            raise _Halted
     return digest.digest(), read_ns
 
 
-@contextmanager
-def _opened(path: str) -> Iterator[tuple[io.FileIO, int]]:
-    """(a regular file, its size)."""
+def _blocks(path: str, *, n_bytes: int) -> Iterator[bytes]:
+    """The bytes of a regular file, in blocks of `n_bytes` at most."""
     # Without O_NONBLOCK a named pipe among the photos would stop the run for good.
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with open(fd, "rb", buffering=0) as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, "not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise OSError(errno.EFBIG, "too large for a photo")
-        yield file, status.st_size
+        done, size = 0, status.st_size
+        while done <= MAX_FILE_BYTES and size <= MAX_FILE_BYTES:
+            block = file.read(min(size + 1, n_bytes))
+            if block is None:  # a file of the kernel's, such as /proc/kmsg, that has nothing yet
+                raise BlockingIOError(errno.EAGAIN, "no bytes to read")
+            if not block:
+                return
+            done += len(block)
+            yield block
+        raise OSError(errno.EFBIG, "too large for a photo")

@@ -3,26 +3,27 @@
 The rules below are named by `VERSION`, which is part of every spec: another rule is another name.
 
 - The kind of file is read from its first bytes, never from its name: JPEG (and the first picture
-  of an MPO), PNG, GIF, WebP, TIFF, BMP, PPM/PGM, AVIF, and HEIC where pillow-heif is installed.
-  Nothing that interprets a program (EPS, PDF, SVG) is ever opened.
+  of an MPO), PNG, GIF, WebP, TIFF and BigTIFF, BMP, PBM/PGM/PPM (binary and plain), AVIF, and HEIC
+  where pillow-heif is installed. Nothing that interprets a program (EPS, PDF, SVG) is ever opened.
 - The first frame or page counts. EXIF orientation is applied. Embedded colour profiles are not.
-- Transparency is laid on white. 16-bit samples keep their high byte.
+- Transparency is laid on white. 16-bit samples keep their high byte; where a TIFF says that its
+  lowest value is white, they are inverted.
+- A JPEG that lacks only its end marker is decoded.
 - CMYK JPEGs with Adobe's marker hold inverted inks and others do not.
 - A large JPEG may be decoded at 1/2, 1/4 or 1/8 by libjpeg-turbo: the smallest of these whose
   shorter side is at least twice what the caller needs.
 
-docs/decisions/020 has the reasons and the measurements.
+Pixels in memory are bounded over all threads (`decoding`). docs/decisions/020 and 089 have the
+reasons and the measurements.
 """
 
 import io
 import math
 import re
-import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,40 +42,34 @@ from PIL import (
     features,
 )
 
+from embedcache.photos.kinds import (
+    DecodeError,
+    Reason,
+    check_scans,
+    cut_short,
+    kind_of,
+    webp_size,
+    without_profiles,
+)
 from embedcache.spec import Preprocessing
+
+__all__ = [
+    "VERSION",
+    "DecodeError",
+    "Reason",
+    "decode",
+    "decode_each",
+    "decoding",
+    "needed_side",
+    "reducible",
+    "resize_crop",
+]
 
 VERSION = "images-1"
 MAX_PIXELS = 120_000_000  # 480 MB while decoded; above the 108 megapixels of common phones
-MAX_FILE_BYTES = 256 * 1024**2
-MAX_SCANS = 200  # of a JPEG; encoders write one, or about ten
+MEMORY_BYTES = 2**30
+"""All threads together hold so much while they decode; a larger photo waits to be alone."""
 _LONG = 8  # a photo longer than this many times its shorter side is resized in its centre only
-
-
-class Reason(StrEnum):
-    """Why a photo has no vector. The text is what a ledger stores; it never changes meaning."""
-
-    vanished = "vanished"  # there when the run was planned, gone when it was read
-    unreadable = "unreadable"  # the file system refused
-    empty_file = "empty_file"
-    too_large_file = "too_large_file"
-    not_an_image = "not_an_image"  # no kind of picture that is read here
-    no_decoder = "no_decoder"  # a known kind whose decoder is not installed
-    too_many_pixels = "too_many_pixels"
-    too_many_scans = "too_many_scans"  # a JPEG that would take hours to decode
-    truncated = "truncated"  # the end is missing
-    damaged = "damaged"
-    unsupported = "unsupported"  # pixels without a defined RGB meaning (float, 32-bit, Lab)
-    no_face = "no_face"
-    several_faces = "several_faces"
-
-
-class DecodeError(Exception):
-    """A photo that cannot become pixels. Extraction turns it into a row of the ledger."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 def decode(
@@ -84,8 +79,8 @@ def decode(
 
     data: the file's bytes, at most MAX_FILE_BYTES.
     at_least: the shorter side, in pixels, that the caller will resize to; a large JPEG may then
-        come at a reduced scale, its shorter side never below twice this. None: full size.
-    max_pixels: width x height that is refused, checked before any pixel is decoded.
+        be decoded at a reduced scale, its shorter side never below twice this. None: full size.
+    max_pixels: a larger width x height is refused, before any pixel is decoded.
     Raises DecodeError with the reason, and nothing else, whatever the bytes are.
     """
     return decode_each(data, [at_least], max_pixels=max_pixels)[0]
@@ -100,19 +95,52 @@ def decode_each(
     scale it would have alone. Photos that are not large JPEGs are decoded once.
     Returns one image per entry of `at_least`, as `decode` would. Raises DecodeError.
     """
-    kind = _kind(data)
+    with decoding(data, at_least, max_pixels=max_pixels) as found:
+        return found
+
+
+@contextmanager
+def decoding(
+    data: bytes, at_least: Sequence[int | None], *, max_pixels: int = MAX_PIXELS
+) -> Iterator[list[Image.Image]]:
+    """`decode_each` whose pixels count against MEMORY_BYTES until the block ends.
+
+    A thread waits here while the photos that others decode fill that memory.
+    """
+    kind = kind_of(data)
     if kind == "jpeg":
-        _check_scans(data)
-    images: dict[int, Image.Image] = {}
-    found = []
+        check_scans(data)
+    if kind == "png":
+        data = without_profiles(data)
+    with _as_decode_errors(data, kind):
+        size = _open(data, kind, max_pixels).size
+    scales = [_scale(size, need) if kind == "jpeg" else 1 for need in at_least]
+    n_bytes = sum(
+        size[0] * size[1] * _BYTES_PER_PIXEL.get(kind, 12) // scale**2 for scale in {*scales}
+    )
+    with _MEMORY.hold(n_bytes):
+        with _as_decode_errors(data, kind):
+            images = _decode(data, kind, max_pixels, {*scales})
+        yield [images[scale] for scale in scales]
+
+
+def _decode(data: bytes, kind: str, max_pixels: int, scales: set[int]) -> dict[int, Image.Image]:
+    """The photo at each scale; a JPEG without its end marker as if it were there."""
+    try:
+        return {scale: _pixels(_open(data, kind, max_pixels), scale) for scale in scales}
+    except OSError as error:
+        if kind != "jpeg" or not cut_short(data, kind, error) or not _lacks_only_its_end(data):
+            raise
+    whole = data + b"\xff\xd9"
+    return {scale: _pixels(_open(whole, kind, max_pixels), scale) for scale in scales}
+
+
+@contextmanager
+def _as_decode_errors(data: bytes, kind: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into a DecodeError, and ignore Pillow's warnings."""
     try:
         with _SILENCE():
-            size = _open(data, kind, max_pixels).size
-            for need in at_least:
-                scale = _scale(size, need) if kind == "jpeg" else 1
-                if scale not in images:
-                    images[scale] = _pixels(_open(data, kind, max_pixels), scale)
-                found.append(images[scale])
+            yield
     except DecodeError:
         raise
     except MemoryError as error:
@@ -120,10 +148,9 @@ def decode_each(
     except Exception as error:
         # Pillow's plugins raise a dozen kinds of exception on broken files, and fuzzing finds more:
         # at this boundary all of them mean that the file is bad.
-        cut = _cut_short(data, kind, error)
+        cut = cut_short(data, kind, error)
         detail = f"{kind}: {type(error).__name__}: {error}"[:300]
         raise DecodeError(Reason.truncated if cut else Reason.damaged, detail) from error
-    return found
 
 
 def needed_side(preprocessing: Preprocessing) -> int:
@@ -198,45 +225,9 @@ _OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "avif": AvifImagePlugin.AvifImageFile,
     "heic": _heif,
 }
-
-_SIGNATURES = (
-    (b"\xff\xd8\xff", "jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"GIF87a", "gif"),
-    (b"GIF89a", "gif"),
-    (b"II*\0", "tiff"),
-    (b"MM\0*", "tiff"),
-    (b"BM", "bmp"),
-    (b"P5", "ppm"),
-    (b"P6", "ppm"),
-)
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-
-
-def _kind(data: bytes) -> str:
-    """The kind of picture by its first bytes."""
-    if not data:
-        raise DecodeError(Reason.empty_file, "the file has no bytes")
-    if len(data) > MAX_FILE_BYTES:
-        raise DecodeError(
-            Reason.too_large_file, f"{len(data):,} bytes; at most {MAX_FILE_BYTES:,} are read"
-        )
-    for signature, kind in _SIGNATURES:
-        if data.startswith(signature):
-            return kind
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    if data[4:8] == b"ftyp":
-        end = min(int.from_bytes(data[:4], "big"), 256)
-        brands = {data[i : i + 4] for i in range(8, end, 4)}
-        if brands & {b"avif", b"avis"}:
-            return "avif"
-        if brands & _HEIC_BRANDS:
-            return "heic"
-    raise DecodeError(
-        Reason.not_an_image,
-        f"starts with {data[:8]!r}; read here: {', '.join(sorted(_OPENERS))}",
-    )
+# What a decode holds at its peak per pixel: the decoder's canvases, Pillow's picture (4 bytes, also
+# for RGB) and its conversion to RGB. Measured in docs/decisions/089.
+_BYTES_PER_PIXEL = {"jpeg": 8, "webp": 16, "heic": 12, "avif": 12}
 
 
 def _open(data: bytes, kind: str, max_pixels: int) -> ImageFile.ImageFile:
@@ -246,34 +237,30 @@ def _open(data: bytes, kind: str, max_pixels: int) -> ImageFile.ImageFile:
             Reason.no_decoder, f"this Pillow has no {kind}: install it from its wheel"
         )
     if kind == "webp":  # its decoder allocates two canvases as soon as it is opened
-        _check_pixels(_webp_size(data), max_pixels)
+        _check_pixels(webp_size(data), max_pixels)
     image = _OPENERS[kind](io.BytesIO(data))
     _check_pixels(image.size, max_pixels)
     return image
 
 
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
-_EOI, _SOS = 0xD9, 0xDA
-_BARE = {0x01, 0xD8}  # markers that no length follows
+_ENDS = (b"", b"\x55" * 64, b"\xb6\xdb\x6d" * 64)  # no 0xFF, and no zeros: libjpeg's filling
 
 
-def _check_scans(data: bytes) -> None:
-    """Refuse a JPEG that passes over its picture more often than any encoder has it do.
+def _lacks_only_its_end(data: bytes) -> bool:
+    """Whether every pixel of a baseline JPEG without an end marker is there.
 
-    A scan of a few bytes makes libjpeg go through all coefficients once more, so that one file
-    could hold a thread for hours. What follows the picture's end is not looked at: the films of
-    moving photos lie there.
+    libjpeg fills in what is missing without an error. So the picture is decoded with nothing and
+    with two kinds of noise before the marker: bits after the last block change nothing, bits in the
+    place of a missing one do. A progressive JPEG may lack whole scans, so it counts as truncated.
     """
-    if data.count(b"\xff\xda") <= MAX_SCANS:
-        return
-    at, scans = 2, 0
-    while (marker := _MARKER.search(data, at)) and (code := marker[1][0]) != _EOI:
-        at = marker.end()
-        scans += code == _SOS
-        if scans > MAX_SCANS:
-            raise DecodeError(Reason.too_many_scans, f"at most {MAX_SCANS} scans are decoded")
-        if code not in _BARE:
-            at += int.from_bytes(data[at : at + 2], "big")
+    progressive = re.search(rb"\xff[\xc2\xc6\xca\xce]..\x08", data, re.DOTALL)
+    if progressive or b"\xff\xda" not in data:
+        return False
+    found = {
+        JpegImagePlugin.JpegImageFile(io.BytesIO(data + end + b"\xff\xd9")).tobytes()
+        for end in _ENDS
+    }
+    return len(found) == 1
 
 
 def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
@@ -281,25 +268,6 @@ def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
         raise DecodeError(
             Reason.too_many_pixels, f"{size[0]:,} x {size[1]:,}; at most {max_pixels:,} are decoded"
         )
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Canvas size from the first chunk's header (RFC 9649)."""
-    chunk, start = data[12:16], data[20:30]
-    if len(start) < 10:
-        raise DecodeError(Reason.truncated, "webp: the header is cut short")
-    if chunk == b"VP8X":
-        return (
-            int.from_bytes(start[4:7], "little") + 1,
-            int.from_bytes(start[7:10], "little") + 1,
-        )
-    if chunk == b"VP8L":
-        bits = int.from_bytes(start[1:5], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if chunk == b"VP8 ":
-        width, height = struct.unpack("<HH", start[6:10])
-        return width & 0x3FFF, height & 0x3FFF
-    raise DecodeError(Reason.damaged, f"webp: unknown first chunk {chunk!r}")
 
 
 def _scale(size: tuple[int, int], at_least: int | None) -> int:
@@ -341,12 +309,11 @@ def _orientation(image: Image.Image) -> int:
 
 def _rgb(image: ImageFile.ImageFile) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        samples = np.asarray(image).astype(np.uint16)
-        return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_high_byte(image)).convert("RGB")
     if image.mode in ("I", "F", "LAB"):
         raise DecodeError(Reason.unsupported, f"pixels of mode {image.mode} have no defined RGB")
     if image.has_transparency_data:
-        over = image.convert("RGBA")
+        over = image if image.mode in ("RGBA", "RGBa") else image.convert("RGBA")
         white = Image.new("RGB", over.size, "white")
         white.paste(over, mask=over)
         return white
@@ -356,25 +323,38 @@ def _rgb(image: ImageFile.ImageFile) -> Image.Image:
     return image.convert("RGB")
 
 
-def _cut_short(data: bytes, kind: str, error: BaseException) -> bool:
-    """Whether a file that failed to decode lacks its end, as far as its kind can tell."""
-    if kind == "jpeg":
-        return not data.rstrip(b"\0").endswith(b"\xff\xd9")
-    if kind == "png":
-        return b"IEND" not in data[-64:]
-    if kind == "gif":
-        return not data.rstrip(b"\0").endswith(b";")
-    if kind == "webp":
-        return len(data) < int.from_bytes(data[4:8], "little") + 8
-    if kind in ("avif", "heic"):
-        start = 0
-        while start + 8 <= len(data):
-            size = int.from_bytes(data[start : start + 4], "big")
-            if size < 8:  # 0: to the end of the file; 1: a 64-bit size, which no photo needs
-                return False
-            start += size
-        return start != len(data)
-    return isinstance(error, EOFError) or "truncated" in str(error).lower()
+_PHOTOMETRIC, _BITS_PER_SAMPLE, _WHITE_IS_ZERO = 262, 258, 0
+
+
+def _high_byte(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
+    """The high byte of gray samples of 16 bits, or of the 12 that some TIFFs have."""
+    samples, shift = np.asarray(image).astype(np.uint16), 8
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        shift = max(int(tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 8, 0)
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts up to 8 bits only
+            samples = ~samples if shift == 8 else (1 << (8 + shift)) - 1 - samples
+    return (samples >> shift).astype(np.uint8)
+
+
+class _Memory:
+    """Bytes that all threads share; one that asks for more than all of them waits to be alone."""
+
+    def __init__(self) -> None:
+        self._held = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, n_bytes: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + n_bytes <= MEMORY_BYTES)
+            self._held += n_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= n_bytes
+                self._changed.notify_all()
 
 
 class _Silence:
@@ -406,4 +386,4 @@ class _Silence:
                     warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
 
 
-_SILENCE = _Silence()
+_SILENCE, _MEMORY = _Silence(), _Memory()

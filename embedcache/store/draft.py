@@ -41,15 +41,20 @@ class Draft:
         self.name = name
         self.about = dict(about)
         self.folder = segments / self.id
-        hidden = segments / f".new-{self.id}"
+        hidden = segments / f".new-{self.id}-{disk.mark_of_process()}"
         hidden.mkdir()
         lease: dict[str, Json] = {"kind": kind, "space": space, "name": name, "about": self.about}
         if geometry is not None:
             lease["rows_per_chunk"] = geometry.rows_per_chunk
             lease["chunks_per_shard"] = geometry.chunks_per_shard
             lease["dim"] = geometry.dim
-        self.journal = journal.Journal(hidden, lease)
-        hidden.rename(self.folder)
+        try:
+            self.journal = journal.Journal(hidden, lease)
+            hidden.rename(self.folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                disk.delete_folder(hidden)
+            raise
         self.journal.moved(self.folder)
         self.stream = RowStream(self.folder / "embedding", geometry) if geometry else None
 

@@ -19,6 +19,7 @@ from embedcache import disk
 from embedcache.errors import InputError, NoSuchSpace
 from embedcache.spec import MAX_DIM, Json, foreign
 from embedcache.store.cache import Cache, without_ids
+from embedcache.store.columns import OK
 from embedcache.store.space import Space
 
 U8 = NDArray[np.uint8]
@@ -100,7 +101,7 @@ def export(
         names = list(ids)
         digests, known = cache.digests_of(names, scope=scope)
         digests[~known] = 0
-    found = space.status(digests) == 1
+    found = space.status(digests) == OK
     kept = [name for name, there in zip(names, found, strict=True) if there]
     digests = digests[found]
     if not kept and not cache.some_ids(1):
@@ -159,7 +160,7 @@ def import_vectors(
     rows = np.ascontiguousarray(digests[[place[photo] for photo in names]])
     space = cache.space(foreign(name, matrix.shape[1]), create=True)
     space.salvage()
-    missing = np.flatnonzero(space.status(rows) != 1)
+    missing = np.flatnonzero(space.status(rows) != OK)
     about: dict[str, Json] = {"imported_from": Path(vectors).name, "dtype": str(matrix.dtype)}
     for start in range(0, len(missing), SEGMENT_ROWS):
         part = missing[start : start + SEGMENT_ROWS]

@@ -7,10 +7,11 @@ import numpy.typing as npt
 
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
-from embedcache.store.columns import OK
-from embedcache.store.space import UNKNOWN, Counts, Rows
+from embedcache.store.columns import ABSENT, FAILED, OK
+from embedcache.store.layout import check_root
+from embedcache.store.rows import UNKNOWN, Counts, Rows
 
-STATES = {0: "absent", 1: "ok", 2: "failed"}
+STATES = {ABSENT: "absent", OK: "ok", FAILED: "failed"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class Summary:
     """
 
     path: str
+    format: int
     spaces: tuple[tuple[dict[str, Json], str, Counts], ...]
     faces: tuple[tuple[str, Counts], ...]
     n_ids: int
@@ -42,7 +44,7 @@ class Summary:
     def document(self) -> dict[str, Json]:
         return {
             "path": self.path,
-            "format": 1,
+            "format": self.format,
             "photo_ids": self.n_ids,
             "scopes": self.n_scopes,
             "spaces": [
@@ -88,6 +90,7 @@ def summarise(cache: Cache, *, photos: bool = False) -> Summary:
         )
     return Summary(
         path=str(cache.path),
+        format=check_root(cache.path),
         spaces=tuple((s.spec.document(), s.digest, s.counts()) for s in spaces),
         faces=tuple((f.digest, f.counts()) for f in cache.face_spaces()),
         n_ids=len(newest),

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_a_second_run_embeds_nothing_and_touches_no_pixel(
     photos = Photos.read(make_photos(20))
     cache = Cache.open(tmp_path / "c", create=True)
     assert counts(extract(photos, cache, backbone=stand_in.backbone())) == (20, 0, 20, 0)
-    monkeypatch.setattr(images, "decode_each", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(images, "decoding", lambda *_, **__: pytest.fail("decoded"))
     again = Cache.open(tmp_path / "c")
     found = extract(photos, again, backbone=stand_in.backbone())
     assert counts(found) == (20, 20, 0, 0)
@@ -118,14 +119,14 @@ def test_failed_photos_are_tried_again_on_request(
 ) -> None:
     photos = Photos.read(make_photos(3))
     cache = Cache.open(tmp_path / "c", create=True)
-    real = images.decode_each
+    real = images.decoding
 
     def refuse(*_: object, **__: object) -> list[Image.Image]:
         raise images.DecodeError(images.Reason.unsupported, "not today")
 
-    monkeypatch.setattr(images, "decode_each", refuse)
+    monkeypatch.setattr(images, "decoding", refuse)
     extract(photos, cache, backbone=stand_in.backbone())
-    monkeypatch.setattr(images, "decode_each", real)
+    monkeypatch.setattr(images, "decoding", real)
     assert counts(extract(photos, cache, backbone=stand_in.backbone())) == (3, 0, 0, 3)
     retried = extract(photos, cache, backbone=stand_in.backbone(), retry_failed=True)
     assert counts(retried) == (3, 0, 3, 0)
@@ -197,13 +198,13 @@ def test_backbones_of_one_run_share_one_decode(
     photos = Photos.read(make_photos(6))
     cache = Cache.open(tmp_path / "c", create=True)
     calls: list[int] = []
-    real = images.decode_each
+    real = images.decoding
 
-    def count(data: bytes, at_least: list[int | None], **options: int) -> list[Image.Image]:
+    def count(data: bytes, at_least: list[int | None], **options: int) -> Any:
         calls.append(len(at_least))
         return real(data, at_least, **options)
 
-    monkeypatch.setattr(images, "decode_each", count)
+    monkeypatch.setattr(images, "decoding", count)
     both = [stand_in.backbone("one"), stand_in.backbone("three", dim=5)]
     found = extract(photos, cache, backbone=both)
     assert [space.embedded for space in found.spaces] == [6, 6]

@@ -4,7 +4,8 @@ import io
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -290,15 +291,16 @@ def test_reduced_decoding_is_another_spec_and_never_below_twice_the_target(
     full, reduced = (load(name, device="cpu", decode=d) for d in ("full", "reduced"))
     assert full.spec.digest != reduced.spec.digest
     sizes: dict[str, list[tuple[int, int]]] = {"full": [], "reduced": []}
-    real = images.decode_each
+    real = images.decoding
     side = ["full"]
 
-    def watch(data: bytes, at_least: Any, **named: Any) -> list[Image.Image]:
-        decoded = real(data, at_least, **named)
-        sizes[side[0]] += [image.size for image in decoded]
-        return decoded
+    @contextmanager
+    def watch(data: bytes, at_least: Any) -> Iterator[list[Image.Image]]:
+        with real(data, at_least) as decoded:
+            sizes[side[0]] += [image.size for image in decoded]
+            yield decoded
 
-    monkeypatch.setattr(images, "decode_each", watch)
+    monkeypatch.setattr(images, "decoding", watch)
     photos, cache = Photos.read(tmp_path / "in"), Cache.open(tmp_path / "c", create=True)
     for side[0], model in (("full", full), ("reduced", reduced)):
         assert extract(photos, cache, backbone=model).spaces[0].embedded == 3

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, features
 
-from embedcache.photos import images
+from embedcache.photos import images, kinds
 from embedcache.photos.images import DecodeError, Reason, decode, decode_each, resize_crop
 from embedcache.spec import Preprocessing
 
@@ -192,7 +192,7 @@ def test_the_name_of_a_format_is_never_believed_and_other_kinds_are_refused() ->
 
 def test_an_empty_and_a_huge_file_have_their_own_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason(b"") is Reason.empty_file
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(kinds, "MAX_FILE_BYTES", 10)
     assert reason(encode(smooth(), "PNG")) is Reason.too_large_file
 
 
@@ -211,6 +211,121 @@ def test_damage_in_the_middle_is_not_called_truncation() -> None:
     middle = data.index(b"IDAT") + 12
     data[middle : middle + 20] = b"\xff" * 20
     assert reason(bytes(data)) is Reason.damaged
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        (b"iCCP", b"scanner\0\0" + zlib.compress(bytes(3_000_000))),
+        (b"zTXt", b"History\0\0" + zlib.compress(b"a" * 3_000_000)),
+        (b"iTXt", b"History\0\x01\0\0\0" + zlib.compress(b"a" * 3_000_000)),
+        (b"tEXt", b"History\0" + b"a" * 3_000_000),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"a" * 3_000_000)),
+        (b"iTXt", b"XML:com.adobe.xmp\0\x01\0\0\0" + zlib.compress(b"a" * 3_000_000)),
+    ],
+)
+def test_a_large_text_or_profile_does_not_lose_a_png(name: bytes, body: bytes) -> None:
+    plain = encode(smooth(), "PNG")
+    at = plain.index(b"IDAT") - 4
+    data = plain[:at] + png_chunk(name, body) + plain[at:]
+    assert distance(decode(data), smooth()) == 0
+    after = plain[:-12] + png_chunk(name, body) + plain[-12:]
+    assert distance(decode(after), smooth()) == 0
+
+
+def test_an_orientation_beside_a_large_profile_is_still_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = encode(smooth(), "PNG", exif=exif)
+    at = plain.index(b"IDAT") - 4
+    large = png_chunk(b"iCCP", b"scanner\0\0" + zlib.compress(bytes(3_000_000)))
+    assert decode(plain[:at] + large + plain[at:]).size == (64, 96)
+    xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
+    plain = encode(smooth(), "PNG")
+    at = plain.index(b"IDAT") - 4
+    assert decode(plain[:at] + png_chunk(b"iTXt", xmp) + large + plain[at:]).size == (64, 96)
+
+
+def tiff_of_samples(samples: NDArray[np.uint16], photometric: int) -> bytes:
+    data = bytearray(encode(Image.fromarray(samples), "TIFF"))
+    at = data.index(struct.pack("<HHI", 262, 3, 1))
+    data[at + 8 : at + 10] = struct.pack("<H", photometric)
+    return bytes(data)
+
+
+def test_a_tiff_whose_lowest_value_is_white_is_no_negative() -> None:
+    gray = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    black_is_zero = decode(tiff_of_samples(gray, 1))
+    white_is_zero = decode(tiff_of_samples(65535 - gray, 0))
+    assert np.array_equal(np.asarray(black_is_zero), np.asarray(white_is_zero))
+    assert np.asarray(black_is_zero)[0, 0].tolist() == [0, 0, 0]
+    eight = encode(smooth()[..., 0], "TIFF")
+    at = eight.index(struct.pack("<HHI", 262, 3, 1)) + 8
+    negative = eight[:at] + struct.pack("<H", 0) + eight[at + 2 :]
+    assert np.array_equal(np.asarray(decode(negative)), 255 - np.asarray(decode(eight)))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"P1\n# a comment\n2 2\n1 0\n0 1\n", [[0, 255], [255, 0]]),
+        (b"P2\n2 2\n255\n0 64\n128 255\n", [[0, 64], [128, 255]]),
+        (b"P3\n1 2\n255\n9 9 9\n40 40 40\n", [[9], [40]]),
+        (b"P4\n8 1\n\x0f", [[255] * 4 + [0] * 4]),
+        (b"P5 2 1 255 \x05\x07", [[5, 7]]),
+    ],
+)
+def test_each_netpbm_kind_gives_its_pixels(data: bytes, expected: list[list[int]]) -> None:
+    assert np.asarray(decode(data))[..., 0].tolist() == expected
+    assert reason(b"P3 is a name, not a picture") in (Reason.damaged, Reason.truncated)
+    assert reason(b"P9\n2 2\n") is Reason.not_an_image
+
+
+def test_a_bigtiff_gives_its_pixels() -> None:
+    assert distance(decode(encode(smooth(), "TIFF", big_tiff=True)), smooth()) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"quality": 30}])
+def test_a_jpeg_that_lacks_only_its_end_marker_is_decoded(options: dict[str, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    data = encode(noise, "JPEG", **options)
+    assert data.endswith(b"\xff\xd9")
+    assert np.array_equal(np.asarray(decode(data[:-2])), np.asarray(decode(data)))
+    assert reason(data[:-40]) is Reason.truncated
+    progressive = encode(noise, "JPEG", progressive=True)
+    assert reason(progressive[: len(progressive) // 2]) is Reason.truncated
+
+
+def test_pixels_of_all_threads_together_stay_within_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(images, "MEMORY_BYTES", 25 * 96 * 64)
+    data = encode(smooth(), "PNG")  # 12 bytes per pixel: two at a time
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def work() -> None:
+        nonlocal inside, most
+        with images.decoding(data, [None]) as found:
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            threading.Event().wait(0.05)
+            assert distance(found[0], smooth()) == 0
+            with lock:
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 2
+    monkeypatch.setattr(images, "MEMORY_BYTES", 1)  # larger than all of it: one at a time
+    assert decode(data).size == (96, 64)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -264,7 +379,7 @@ def test_what_looks_like_scans_beside_the_picture_is_no_matter() -> None:
 @pytest.mark.parametrize("options", [{}, {"lossless": True}])
 def test_the_webp_header_is_read_as_the_decoder_reads_it(options: dict[str, bool]) -> None:
     data = encode(smooth(97, 61), "WEBP", **options)
-    assert images._webp_size(data) == (97, 61)
+    assert kinds.webp_size(data) == (97, 61)
     assert reason(data, max_pixels=97 * 61 - 1) is Reason.too_many_pixels
     assert decode(data, max_pixels=97 * 61).size == (97, 61)
 

@@ -11,7 +11,7 @@ import pytest
 
 from embedcache.errors import PhotosError
 from embedcache.photos import digests as digests_module
-from embedcache.photos.digests import Memo
+from embedcache.photos.digests import DigestMemo
 from embedcache.photos.table import Photos
 
 LONG_AGO = time.time() - 3600
@@ -225,30 +225,77 @@ def test_a_damaged_memo_costs_time_and_nothing_else(tmp_path: Path, content: byt
 
 def test_the_memo_keeps_names_of_any_encoding(tmp_path: Path) -> None:
     name = os.fsdecode(b"/caf\xe9.jpg")
-    memo = Memo.read(tmp_path / "memo.npz")
+    memo = DigestMemo.read(tmp_path / "memo.npz")
     memo.put(name, 5, 7, b"d" * 32, time.time_ns())
     memo.write()
-    digests, known = Memo.read(tmp_path / "memo.npz").look([name, "/other"], *sizes([5, 5], [7, 7]))
+    digests, known = DigestMemo.read(tmp_path / "memo.npz").look(
+        [name, "/other"], *sizes([5, 5], [7, 7])
+    )
     assert digests[0].tobytes() == b"d" * 32
     assert known.tolist() == [True, False]
 
 
 def test_the_memo_forgets_what_changed_and_learns_it_anew(tmp_path: Path) -> None:
-    memo = Memo.read(tmp_path / "memo.npz")
+    memo = DigestMemo.read(tmp_path / "memo.npz")
     now = time.time_ns()
     for name in ("a", "b", "c"):
         memo.put(name, 5, 7, name.encode() * 32, now)
     memo.write()
-    memo = Memo.read(tmp_path / "memo.npz")
+    memo = DigestMemo.read(tmp_path / "memo.npz")
     memo.put("b", 6, 8, b"B" * 32, now)
     memo.put("d", 5, 7, b"d" * 32, now)
     memo.write()
-    again = Memo.read(tmp_path / "memo.npz")
+    again = DigestMemo.read(tmp_path / "memo.npz")
     digests, known = again.look(["d", "b", "a", "c"], *sizes([5, 6, 5, 5], [7, 8, 7, 7]))
     assert known.all()
     assert [row.tobytes()[:1] for row in digests] == [b"d", b"B", b"a", b"c"]
     for size, mtime in ((5, 8), (6, 7)):
         assert not again.look(["b"], *sizes([size], [mtime]))[1].any()
+
+
+def test_processes_that_write_one_memo_keep_what_each_learned(tmp_path: Path) -> None:
+    now = time.time_ns()
+    memos = {name: DigestMemo.read(tmp_path / "memo.npz") for name in "abc"}
+    for name, memo in memos.items():
+        memo.put(name, 5, 7, name.encode() * 32, now)
+        memo.write()
+    memos["a"].put("d", 5, 7, b"d" * 32, now)
+    memos["a"].write()
+    digests, known = DigestMemo.read(tmp_path / "memo.npz").look(
+        list("abcd"), *sizes([5] * 4, [7] * 4)
+    )
+    assert known.all()
+    assert [row.tobytes()[:1] for row in digests] == [b"a", b"b", b"c", b"d"]
+
+
+def test_a_kernel_file_that_gives_no_bytes_has_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    path = write(tmp_path / "in/log.jpg")
+
+    class Silent(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:  # as /proc/kmsg answers
+            return None  # type: ignore[return-value]
+
+    monkeypatch.setattr(digests_module, "open", lambda fd, *_, **__: Silent(fd), raising=False)
+    with pytest.raises(BlockingIOError) as caught:
+        digests_module.read_file(str(path))
+    assert digests_module.reason_of(caught.value) == "unreadable"
+    assert Photos.read(tmp_path / "in").digests().reasons == {0: "unreadable"}
+
+
+def test_a_file_longer_than_it_says_is_not_read_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "in/endless.jpg", b"x" * 100)
+    monkeypatch.setattr(digests_module, "MAX_FILE_BYTES", 64)
+    real = os.fstat
+    monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result([*real(fd)[:6], 0, *real(fd)[7:]]))
+    with pytest.raises(OSError, match="too large") as caught:
+        digests_module.read_file(str(path))
+    assert digests_module.reason_of(caught.value) == "too_large_file"
 
 
 def sizes(sizes: list[int], mtimes: list[int]) -> tuple[np.ndarray, np.ndarray]:
