@@ -65,7 +65,8 @@ def ours(photos: Path, names: Sequence[str], cache: Path) -> dict[str, Vectors]:
     backbones = [word for crop in CROPS for word in ("--backbone", f"{NAME}@{crop}")]
     command = [sys.executable, "-m", "cli", "extract", str(photos), "--cache", str(cache)]
     subprocess.run([*command, *backbones], check=True, stdout=subprocess.DEVNULL)
-    opened, found = Cache.open(cache), {}
+    opened = Cache.open(cache)
+    found: dict[str, Vectors] = {}
     for crop in CROPS:
         backbone = NAME if crop == "face" else f"{NAME}@{crop}"
         vectors, there = opened.vectors(backbone, list(names))

@@ -5,10 +5,12 @@ only, which is never built. What a configuration says is checked before any phot
 """
 
 import json
+import logging
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -95,11 +97,7 @@ def load(name: Name, *, decode: str) -> Loaded:
 def preprocessing_of(config: dict[str, Any], *, source: str, decode: str) -> Preprocessing:
     """timm's data configuration as ours; WeightsError where a value cannot be followed."""
 
-    def fault(key: str, wanted: str) -> WeightsError:
-        return WeightsError(
-            f"{source}: its configuration has {key} = {config.get(key)!r}, but {wanted}. "
-            "Correct it in config.json, or name other weights."
-        )
+    fault = partial(_fault, config, source)
 
     def numbers(key: str, *, positive: bool) -> tuple[float, float, float]:
         try:
@@ -110,14 +108,9 @@ def preprocessing_of(config: dict[str, Any], *, source: str, decode: str) -> Pre
             raise fault(key, f"the numbers must be finite{' and above 0' if positive else ''}")
         return a, b, c
 
-    size = config.get("input_size")
-    if (
-        not isinstance(size, Sequence)
-        or len(size) != 3
-        or size[0] != 3
-        or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in size)
-    ):
-        raise fault("input_size", f"it must be [3, height, width] with 1 to {MAX_SIDE:,} pixels")
+    size: Any = config.get("input_size")
+    if not _is_size(size):
+        raise fault("input_size", f"[3, height, width] with 1 to {MAX_SIDE:,} pixels is needed")
     mode = config.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
         raise fault("crop_mode", "only center and squash are supported")
@@ -135,6 +128,23 @@ def preprocessing_of(config: dict[str, Any], *, source: str, decode: str) -> Pre
         mean=numbers("mean", positive=False),
         std=numbers("std", positive=True),
         decode=decode,
+    )
+
+
+def _fault(config: Mapping[str, Any], source: str, key: str, wanted: str) -> WeightsError:
+    return WeightsError(
+        f"{source}: its configuration has {key} = {config.get(key)!r}, but {wanted}. "
+        "Correct it in config.json, or name other weights."
+    )
+
+
+def _is_size(size: Any) -> bool:
+    """Whether `size` is 3, height, width."""
+    return (
+        isinstance(size, Sequence)
+        and len(size) == 3
+        and size[0] == 3
+        and all(type(side) is int and 1 <= side <= MAX_SIDE for side in size)
     )
 
 
@@ -187,6 +197,11 @@ def _local_dir(folder: Path) -> "tuple[dict[str, Any], dict[str, torch.Tensor]]"
         arguments = found.get("model_args") or {}
         if not isinstance(arguments, dict) or not isinstance(found.get("architecture"), str):
             raise ValueError("it needs an architecture, and model_args must be an object")
+        stated = found.get("pretrained_cfg") or found
+        if not _is_size(stated.get("input_size", (3, 1, 1))):
+            raise _fault(
+                stated, f"local-dir:{folder}", "input_size", "[3, height, width] is needed"
+            )
     except (ValueError, OSError, AttributeError, RecursionError) as error:
         raise WeightsError(f"cannot read {config}: {error}") from None
     return arguments, weights.read_state(_weights_file(folder))
@@ -268,12 +283,16 @@ def _watched_loading() -> "Iterator[list[tuple[torch.nn.Module, Any]]]":
         loads.append((self, keys))
         return keys
 
+    builder = logging.getLogger("timm.models._builder")  # it warns of what is checked here
+    level = builder.level
     with _patching:
+        builder.setLevel(logging.ERROR)
         torch.nn.Module.load_state_dict = listening  # type: ignore[assignment]
         try:
             yield loads
         finally:
             torch.nn.Module.load_state_dict = plain  # type: ignore[method-assign]
+            builder.setLevel(level)
 
 
 def _refuse_partly_loaded(

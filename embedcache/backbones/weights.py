@@ -138,6 +138,9 @@ def refuse_gaps(
 
     missing: tensors of the network that the weights lack;  unexpected: the reverse.
     """
+    # Counters of training steps, which nothing reads; old files lack them.
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in unexpected if not name.endswith("num_batches_tracked")]
     if not missing and not unexpected:
         return
     facts = []

@@ -20,7 +20,8 @@ def crops() -> npt.NDArray[np.uint8]:
     rng = np.random.default_rng(20180408)
     coarse = rng.integers(0, 256, (8, 10, 10, 3)).repeat(16, axis=1).repeat(16, axis=2)
     fine = rng.integers(-40, 41, (8, 160, 160, 3))
-    return np.clip(coarse + fine, 0, 255).astype(np.uint8)
+    pixels: npt.NDArray[np.uint8] = np.clip(coarse + fine, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def run(graph: str, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
