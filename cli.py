@@ -373,18 +373,18 @@ def _study(
 
 def _demo_study() -> str:
     """The demo's study.toml: with rows for the paper's networks, or a note on how to get them."""
-    from embedcache.backbones import loading, weights
+    from embedcache.backbones import loading
     from heads.study import design
 
     rows, notes = "", []
-    for name, label in ((DEFAULT_BACKBONE, "Inception"), ("facenet:vggface2", "FaceNet")):
+    for name, label in ((DEFAULT_BACKBONE, "Inception"), ("facenet:casia-webface", "FaceNet")):
         try:
             loading.load(name)
             rows += f'\n[[backbone]]\nname = "{name}"\nlabel = "{label}"\n'
         except EmbedcacheError:
             notes.append(
-                f"{label} has no row because its weights are not on this machine; where there is "
-                f"internet, this gets them: {weights.command_for(name)}"
+                f"{label} has no row because its weights are not on this machine. This gets them "
+                f"where there is internet: {loading.command_for(name)}"
             )
     note = f'note = "{". ".join(notes)}"\n' if notes else ""
     return note + design.template("demo.toml") + rows

@@ -15,6 +15,7 @@ from msgspec import Struct
 import heads
 from embedcache import disk
 from embedcache.errors import InputError, LabelsError
+from embedcache.spec import CROPS
 from heads.documents import checked, read_json
 from heads.fitting.protocol import NAMES, OPTIONS, Protocol, protocol_of
 from heads.labels.build import build as build_labels
@@ -60,7 +61,7 @@ class Backbone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def sees_face(self) -> bool:
         if self.face is not None:
             return self.face
-        return self.name.startswith("facenet:") or self.name.endswith("@face")
+        return self.name.startswith("facenet:") or self.name.rpartition("@")[2] in CROPS
 
 
 class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
