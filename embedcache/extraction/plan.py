@@ -58,7 +58,8 @@ class Plan:
                 detect, refused = [], []
                 for b in np.flatnonzero(wanted[i] & sees_face).tolist():
                     face = backbones[b].spec.face
-                    assert known is not None and face is not None
+                    assert known is not None
+                    assert face is not None
                     if not known[1][row_of[i]]:
                         detect.append(b)
                         continue
