@@ -107,7 +107,7 @@ def local_dir(architecture: str, folder: Path) -> str:
     size = patches.img_size[0] if patches else model.pretrained_cfg["input_size"][1]
     save_file(model.state_dict(), folder / "model.safetensors")
     cfg = {"num_classes": 0, "input_size": [3, size, size], "crop_pct": 0.95}
-    cfg |= {"interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}  # type: ignore[dict-item]
+    cfg |= {"interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
     config = {"architecture": architecture, "num_classes": 0, "pretrained_cfg": cfg}
     config |= {"model_args": {"img_size": size}} if patches else {}
     (folder / "config.json").write_text(json.dumps(config))
