@@ -4,7 +4,8 @@ Facts are kept beside the operations, from what they report: a row that was comm
 nobody began to forget must be readable at every pause; one whose `forget` succeeded never again.
 """
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -23,6 +24,26 @@ from tests.together.zarr_rows import ZarrRows
 RERUNS = 3
 HERE = Host()
 SOUND = Flaw()
+_DAY = timedelta(days=1)
+# In a third of the schedules a clock is a day ahead or behind.
+HOSTS = (
+    (HERE, HERE),
+    (HERE, HERE),
+    (HERE, Host(_DAY)),
+    (HERE, HERE),
+    (HERE, HERE),
+    (Host(_DAY), HERE),
+    (HERE, HERE),
+    (HERE, HERE),
+    (HERE, Host(_DAY, far=True)),
+    (HERE, HERE),
+    (HERE, HERE),
+    (Host(-_DAY), Host(-_DAY)),
+)
+# Of a random schedule: how many events a turn lets pass, and how often one dies or is looked at.
+TURNS = (1, 1, 2, 3, 5, 8, 20, 60)
+KILL_SHARE = 0.01
+LOOK_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +83,7 @@ class Facts:
     gone: set[str] = field(default_factory=lambda: {*ids_of(FORGOTTEN)})
     never_remote: set[int] = field(default_factory=set)
     refs: dict[str, set[Row]] = field(default_factory=dict)
+    due: set[Row] = field(default_factory=set)
     firsts: dict[str, "Promise"] = field(default_factory=dict)  # when each ref was first begun
 
     def begins(self, op: Operation) -> "Promise":
@@ -70,13 +92,14 @@ class Facts:
         doomed = self._without_ids(self.asked | self.gone)
         self.must = {row for row in self.must if row[1] not in doomed}
         self.must_remote = {row for row in self.must_remote if row[1] not in doomed}
-        promise = Promise(set(self.must), set(self.never))
+        promise = self.promise()
         return self.firsts.setdefault(op.ref, promise) if op.ref else promise
 
     def succeeds(self, op: Operation, promise: "Promise") -> None:
         self.gone |= set(op.forgets)
         doomed = self._without_ids(self.asked | self.gone)
         self.must |= {row for row in op.adds if row[1] not in doomed}
+        self.due |= op.adds_in_the_end
         if op.ref:
             self.refs[op.ref] = promise.must
         if op.sends:
@@ -84,6 +107,13 @@ class Facts:
         if op.purges:
             self.never_remote |= promise.never
         self.never_remote |= set(op.removes)
+
+    def all_have_ended(self) -> None:
+        doomed = self._without_ids(self.asked | self.gone)
+        self.must |= {row for row in self.due if row[1] not in doomed}
+
+    def promise(self) -> "Promise":
+        return Promise(set(self.must), set(self.never), set(self.gone))
 
     @property
     def never(self) -> set[int]:
@@ -100,6 +130,7 @@ class Promise:
 
     must: set[Row]
     never: set[int]
+    gone: set[str]
 
 
 @dataclass(slots=True)
@@ -126,13 +157,16 @@ class Stage:
         self.promises: dict[int, tuple[Operation, Promise]] = {}
         self.wrong: list[str] = []
 
-    def begin(self, op: Operation, host: Host = HERE, flaw: Flaw = SOUND) -> Running:
+    def begin(
+        self, op: Operation, host: Host = HERE, flaw: Flaw = SOUND, *, fine: bool = False
+    ) -> Running:
         promise = self.facts.begins(op)
         running = begin(
             op.name,
             lambda: op.call(self.world, self.album, self.place.open(flaw) if op.remote else ""),
             root=f"{self.world.folder}/",
             before=host.settle,
+            fine=fine,
         )
         self.promises[running.pid] = op, promise
         return running
@@ -154,18 +188,18 @@ class Stage:
 
     def _check_value(self, op: Operation, promise: Promise, end: End) -> None:
         if op.reads and end.value is not None:
-            self._check_read(end.value, promise.must & self.facts.must, promise.never)
+            self._check_read(end.value, promise.must & self.facts.must, promise)
         elif op.name == "repair" and end.value and end.value["findings"]:
             found = oracle.shape(end.value["findings"][0])
             self.wrong.append(f"repair of a cache without damage: {found}")
 
-    def _check_read(self, value: dict[str, Any], must: set[Row], never: set[int]) -> None:
+    def _check_read(self, value: dict[str, Any], must: set[Row], promise: Promise) -> None:
         rows = {(space, n) for space, numbers in value["found"].items() for n in numbers}
         self._lost("read", must - rows)
-        self._back("read", {n for _, n in rows} & never)
+        self._back("read", {n for _, n in rows} & promise.never)
         self.wrong += [f"read returns a wrong row: {row}" for row in value["wrong"]]
-        known = [n for n in never if set(ids_of(n)) & set(value["ids"])]
-        self._back("ids", set(known))
+        for name in sorted(promise.gone & set(value["ids"])):
+            self.wrong.append(f"back: id {name}")
 
     def look(self) -> None:
         """At a pause: is every row that must be readable there, and none that must not be?"""
@@ -181,6 +215,7 @@ class Stage:
 
     def finish(self) -> None:
         """When all have ended: the product's own readers, refs, verify, and every byte."""
+        self.facts.all_have_ended()
         self.look()
         if any(op.removes for op, _ in self.promises.values()):
             # What a colleague forgot may have come as a tombstone; its rows wait for this.
@@ -191,15 +226,17 @@ class Stage:
         if end.status != "done":
             self.wrong.append(f"check afterwards: {oracle.shape(end.text)}")
         else:
-            self._check_read(end.value["read"], self.facts.must, self.facts.never)
+            self._check_read(end.value["read"], self.facts.must, self.facts.promise())
             self._check_refs(end.value["refs"])
             self.wrong += [f"verify: {oracle.shape(text)}" for text in end.value["verify"]]
         named = oracle.shape(end.text)
-        for trace in oracle.traces(self.world.cache, self.album, self.facts.never):
+        for trace in oracle.traces(self.world.cache, self.album, self.facts.never, ids_of):
             if trace.partition(" in ")[2] not in named:
                 self.wrong.append(f"bytes left: {trace}")
+        self.wrong += [f"cache: {text}" for text in oracle.dangling_refs(self.world.cache)]
         with self.place.folder() as folder:
-            left = oracle.traces(folder, self.album, self.facts.never_remote)
+            self.wrong += [f"remote: {text}" for text in oracle.dangling_refs(folder)]
+            left = oracle.traces(folder, self.album, self.facts.never_remote, ids_of)
         self.wrong += [f"bytes left on the remote: {trace}" for trace in left]
 
     def _check(self) -> dict[str, Any]:
@@ -287,6 +324,36 @@ def _repeat(stage: Stage, op: Operation) -> int:
     return RERUNS
 
 
+def shuffle(ops: Sequence[Operation], stage: Stage, rng: random.Random) -> Outcome:
+    """Let several operations go on by turns, at random, and kill one now and then."""
+    outcome = Outcome(" | ".join(op.name for op in ops))
+    alive = []
+    for op in ops:
+        host = rng.choice(HOSTS)[0]
+        running = stage.begin(op, host, fine=rng.random() < 0.3)
+        alive.append((op, running))
+    again = []
+    while alive:
+        ready = [pair for pair in alive if not pair[1].waits] or alive
+        op, running = rng.choice(ready)
+        if rng.random() < KILL_SHARE:
+            running.kill()
+        else:
+            running.run(rng.choice(TURNS))
+        if rng.random() < LOOK_SHARE:
+            stage.look()
+        if running.end is not None:
+            alive.remove((op, running))
+            if not stage.ended(running):
+                again.append(op)
+            outcome.ends.append(_told(running))
+    for op in again:
+        outcome.n_reruns += _repeat(stage, op)
+    stage.finish()
+    outcome.wrong = list(dict.fromkeys(stage.wrong))
+    return outcome
+
+
 def list_events(stage: Stage, op: Operation) -> list[Event]:
     """The events of an operation that runs alone."""
     running = stage.begin(op)
@@ -299,24 +366,9 @@ def list_events(stage: Stage, op: Operation) -> list[Event]:
 
 
 def hosts(number: int) -> Iterator[tuple[Host, Host]]:
-    """Where X and Y run: in a third of the schedules a clock is a day ahead or behind."""
-    day = timedelta(days=1)
-    cycle = (
-        (HERE, HERE),
-        (HERE, HERE),
-        (HERE, Host(day)),
-        (HERE, HERE),
-        (HERE, HERE),
-        (Host(day), HERE),
-        (HERE, HERE),
-        (HERE, HERE),
-        (HERE, Host(day, far=True)),
-        (HERE, HERE),
-        (HERE, HERE),
-        (Host(-day), Host(-day)),
-    )
+    """Where X and Y run, for one schedule after the other."""
     while True:
-        yield cycle[number % len(cycle)]
+        yield HOSTS[number % len(HOSTS)]
         number += 1
 
 
