@@ -85,12 +85,12 @@ def embed_photos(
     from embedcache.display import progress_on, stop_on_signal
     from embedcache.extraction.run import extract
 
-    def tell(line: str) -> None:
+    def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     with stop_on_signal() as stop, progress_on() as progress:
         return extract(
-            photos, cache, backbone=names, progress=progress, log=tell, stop=stop, **options
+            photos, cache, backbone=names, progress=progress, log=log, stop=stop, **options
         )
 
 

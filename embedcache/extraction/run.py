@@ -230,7 +230,10 @@ def _sinks(
 
     def sink(space: Space, backbone: Backbone) -> Sink[F32]:
         def begin(n_rows: int) -> OpenSegment[F32]:
-            provenance = about(backbone.open().device) | ({"writer": writer} if writer else {})
+            network = backbone.open()
+            provenance = about(network.device, weights=network.origin)
+            if writer:
+                provenance["writer"] = writer
             return space.writer(n_rows=n_rows, name=backbone.name, about=provenance)
 
         return Sink(begin)

@@ -16,7 +16,13 @@ from embedcache.store.columns import OK
 from embedcache.store.space import Space
 from heads.dataset import split
 from heads.dataset.rows import CacheRows, Dataset, Provenance, Vectors
-from heads.dataset.targets import are_counts, parse_targets, parse_weights, strata_of
+from heads.dataset.targets import (
+    are_counts,
+    are_shares,
+    parse_targets,
+    parse_weights,
+    strata_of,
+)
 
 
 def read_table(path: str | Path, *, text: Sequence[str] = ()) -> pl.DataFrame:
@@ -101,8 +107,8 @@ def load(
     values, found_task, classes = parse_targets([table[name] for name in names], ids, task)
     weights = None if weight is None else parse_weights(table[weight], ids)
     content = [row.tobytes().hex() for row in digests]
-    people = table[split_by].cast(pl.String).to_list() if split_by else None
-    groups, group_names = split.join_groups([people, content] if people else [content])
+    people = split.keys_of(table[split_by].to_list()) if split_by else None
+    groups, group_names = split.join_groups([people, content] if people else [content], ids)
     if split_column:
         told = table[split_column].cast(pl.String).to_list()
         subset = split.given(told, groups, ids, column=split_column)
@@ -126,6 +132,7 @@ def load(
         weight=weight,
         classes=classes,
         counts=are_counts(values, weights, found_task),
+        shares=are_shares(values, found_task),
         by={name: tuple(map(str, table[name].to_list())) for name in by},
         provenance=Provenance(
             backbone=backbone,
@@ -180,7 +187,7 @@ def from_arrays(
     if checked is not None and len(checked) != len(held):
         raise LabelsError(f"{len(held)} vectors need as many weights; got {len(checked)}")
     same = groups if groups is not None else [_content(row) for row in held]
-    numbers, names = split.join_groups([[str(value) for value in same]])
+    numbers, names = split.join_groups([split.keys_of(same)], named)
     if subset is not None:
         sides = np.asarray(subset, np.uint8)
     else:
@@ -199,6 +206,7 @@ def from_arrays(
         weight=None if weights is None else "weight",
         classes=classes,
         counts=are_counts(values, checked, found_task),
+        shares=are_shares(values, found_task),
         provenance=Provenance(
             spec=spec.document() if spec else None,
             spec_digest=spec.digest if spec else "",
