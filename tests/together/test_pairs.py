@@ -32,6 +32,25 @@ def test_nothing_is_lost_or_back_when_one_command_runs_amid_another(
     assert not found["wrong"], describe(found)
 
 
+DAMAGE = [
+    *((x, y) for x in ("compact", LITTLE, "forget") for y in ("repair", "forget", LITTLE)),
+    *(("repair", y) for y in ("compact", LITTLE, "forget", "pull", "read")),
+    *((x, LITTLE) for x in ("merge", "pull", "push")),
+]
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        pytest.param({"x": x, "y": y, "n": 4, "seed": SEED, "damaged": True}, id=f"{x} / {y}")
+        for x, y in DAMAGE
+    ],
+)
+def test_the_good_copy_of_a_damaged_row_is_kept(sweep: dict[str, Any], workers: Workers) -> None:
+    found = workers.answer(sweep)
+    assert not found["wrong"], describe(found)
+
+
 @pytest.mark.torture
 @pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("sweep", _sweeps(0))
