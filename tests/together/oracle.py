@@ -52,6 +52,9 @@ def held(place: Path, album: Known, zarr: ZarrRows) -> Held:
                 found.wrong.append(f"zarr cannot read a segment of {name}: {error}"[:200])
                 continue
             for content, raw in rows.items():
+                if content not in album.number:
+                    found.wrong.append(f"{name} holds a content that nobody wrote")
+                    continue
                 row = (name, album.number[content])
                 if raw != album.bytes_of(row):
                     found.wrong.append(f"{name} {row[1]} has other bytes")

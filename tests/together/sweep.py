@@ -11,11 +11,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from embedcache import disk
 from embedcache.upkeep import verify
 from tests.together import operations, process, schedule, world
+from tests.together.clocks import HERE, Host
 from tests.together.places import SOUND, Flaw, FolderPlace, Place, S3Place, S3Server
 from tests.together.process import Event
 from tests.together.stage import Stage
@@ -95,12 +97,14 @@ class Sweeper:
         where: str = "folder",
         flawed: bool = False,
         damaged: bool = False,
+        far: bool = False,
     ) -> Answer:
         """Pause, and kill, `x` at some of its events, and run `y` there.
 
         n: at how many to pause; half as many kills. 0 for both at every one.
         where: the remote is a "folder", or on an "s3" server.
         damaged: a row that two segments hold is damaged in the one whose rows count.
+        far: `y` always runs on another host, which our locks do not bind, its clock a day ahead.
         flawed: answers are lost and listings are stale, of either operation.
         """
         first = operations.named(x)
@@ -111,6 +115,8 @@ class Sweeper:
         hosts = schedule.hosts(rng.randrange(12))
         for k, kills in _choose(events, n, rng):
             x_host, y_host = next(hosts)
+            if far:
+                x_host, y_host = HERE, Host(timedelta(days=1), far=True)
             x_flaw, y_flaw = (_flaw(rng), _flaw(rng)) if flawed else (SOUND, SOUND)
             plan = schedule.Plan(first, second, k, kills, x_host, y_host, x_flaw, y_flaw)
             tally.count(self.play(plan, where, damaged=damaged), "")

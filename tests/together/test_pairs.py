@@ -32,6 +32,26 @@ def test_nothing_is_lost_or_back_when_one_command_runs_amid_another(
     assert not found["wrong"], describe(found)
 
 
+WRITERS = ("extract", "import", "merge", "forget", "compact")
+# The host that looks at drafts, and at leftovers, of others.
+LOOKERS = ("salvage", "compact")
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        pytest.param({"x": x, "y": y, "n": N_PAUSES, "seed": SEED, "far": True}, id=f"{x} / {y}")
+        for x in WRITERS
+        for y in LOOKERS
+    ],
+)
+def test_nothing_is_lost_or_back_when_locks_bind_nobody_and_clocks_are_wrong(
+    sweep: dict[str, Any], workers: Workers
+) -> None:
+    found = workers.answer(sweep)
+    assert not found["wrong"], describe(found)
+
+
 DAMAGE = [
     *((x, y) for x in ("compact", LITTLE, "forget") for y in ("repair", "forget", LITTLE)),
     *(("repair", y) for y in ("compact", LITTLE, "forget", "pull", "read")),
