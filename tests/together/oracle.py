@@ -94,10 +94,10 @@ def dangling_refs(place: Path) -> list[str]:
 
     def resolves(key: str, digest: str) -> bool:
         if key in entries:
-            space = key.partition("/")[0]
-            return all(
+            space, successors = key.partition("/")[0], entries[key][1]
+            return successors is not None and all(
                 f"{space}/{successor}" in there or f"{space}/{successor}" in entries
-                for successor in entries[key][1]
+                for successor in successors
             )
         return key in there and there[key]["self"] == digest
 
