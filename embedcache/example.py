@@ -30,6 +30,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from embedcache.backbones.weights import read_state
 from embedcache.errors import InputError, WeightsError
+from embedcache.machine import processors
 
 MAX_PHOTOS = 100_000
 _SIZES = (400, 448, 500)  # sides of the square photos, in pixels
@@ -141,7 +142,7 @@ def make(out: str | os.PathLike[str], *, n_photos: int = 600, seed: int = 0) -> 
         photo = _photo(factors[i], pictures, np.random.default_rng([seed, 1, i]))
         photo.save(folder / "photos" / f"{ids[i]}.jpg", quality=90)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, processors())) as pool:
         list(pool.map(write, range(n_photos)))
 
     genders = np.random.default_rng([seed, 2]).choice(["F", "M"], n_photos, p=[0.42, 0.58])
