@@ -396,10 +396,11 @@ def _study(
 
 def _demo_study() -> str:
     """The demo's study.toml: with rows for the paper's networks, or a note on how to get them."""
+    from embedcache import example
     from embedcache.backbones import loading
     from heads.study import design
 
-    rows, notes = "", []
+    rows, notes = "", [example.CONCLUSIONS]
     for name, label in ((DEFAULT_BACKBONE, "Inception"), ("facenet:casia-webface", "FaceNet")):
         try:
             loading.load(name)
@@ -407,9 +408,9 @@ def _demo_study() -> str:
         except EmbedcacheError:
             notes.append(
                 f"{label} has no row because its weights are not on this machine. This gets them "
-                f"where there is internet: {loading.command_for(name)}"
+                f"where there is internet: {loading.command_for(name)}."
             )
-    note = f'note = "{". ".join(notes)}"\n' if notes else ""
+    note = f'note = "{" ".join(notes)}"\n'
     return note + design.template("demo.toml") + rows
 
 
