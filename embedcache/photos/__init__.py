@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from embedcache.photos.table import Photos
 
-__all__ = ["Photos", "digests", "images", "kinds", "matching", "table"]
+__all__ = ["Photos", "digests", "folder", "images", "kinds", "matching", "rows", "table"]
 
 
 def __getattr__(name: str) -> Any:
