@@ -10,7 +10,7 @@ export UV_NO_PROGRESS = 1
 # Compiling once, here, saves seconds at every later start.
 export UV_COMPILE_BYTECODE = 1
 
-.PHONY: demo test lint torture bench clean requirements
+.PHONY: demo test lint torture bench lowest docs hooks clean requirements
 
 demo: $(READY)
 	$(BIN)/embedcache demo --out $(DEMO)
@@ -28,6 +28,21 @@ torture: $(READY)
 
 bench: $(READY)
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+# The lowest versions that pyproject.toml allows, in an environment of its own.
+lowest: $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON) .lowest
+	$(UV) pip install --quiet --python .lowest/bin/python --resolution lowest-direct \
+		-r pyproject.toml --extra faces --extra demo
+	.lowest/bin/python -m tests.lowest
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+hooks: $(READY)
+	$(UV) tool install --quiet pre-commit
+	$(UV) tool run --quiet pre-commit install
 
 # uv comes into a private environment unless the machine has one.
 $(UV):
@@ -51,4 +66,4 @@ requirements: $(UV)
 		pyproject.toml --output-file requirements.txt > /dev/null
 
 clean:
-	rm -rf $(VENV) .uv build dist $(DEMO)
+	rm -rf $(VENV) .uv .lowest build dist site $(DEMO)

@@ -96,13 +96,15 @@ def _print_version(asked: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Only errors and warnings on stderr.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="More on stderr; with tracebacks of errors.")
+        bool, typer.Option("--verbose", "-v", help="Also tracebacks of errors.")
     ] = False,
 ) -> None:
     """-q and -v may also stand after a command; see `Commands.parse_args`."""
@@ -123,7 +125,7 @@ def labels(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Turn a swipe log into one like ratio and weight per photo."""
+    """Turn a swipe log into a like ratio per photo."""
     from heads.labels.build import build
 
     print_result(build(users, swipes, out, keep_unswiped=keep_unswiped), json_)
@@ -136,9 +138,9 @@ def fit_head(
     labels: Annotated[Path, typer.Option(help="A .csv/.parquet table with ids and labels.")],
     target: Annotated[
         list[str],
-        typer.Option(metavar="COLUMN", help="What to predict; several numbers are fitted jointly."),
+        typer.Option(metavar="COLUMN", help="Column to predict; several are fitted jointly."),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the fitted heads.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the fitted heads.")],
     id_column: IdColumn = None,
     weight: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Weight of each row, such as its swipes.")
@@ -162,46 +164,77 @@ def fit_head(
     ] = False,
     by: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN", help="Also report the error per group; repeatable."),
+        typer.Option(metavar="COLUMN", help="Report the error per group; may be repeated."),
     ] = None,
-    hidden: Annotated[int, typer.Option(min=1, help="Width of each hidden layer.")] = 256,
-    epochs: Annotated[int, typer.Option(min=1, help="Maximum number of epochs.")] = 20,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows per training step.")] = 256,
+    hidden: Annotated[
+        int | None, typer.Option(min=1, help="Width of each hidden layer. [default: 256]")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs. [default: 20]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="[default: 256]")] = None,
     learning_rate: Annotated[
         list[float] | None, typer.Option(help="Repeat it for a sweep; dev chooses.")
     ] = None,
-    optimizer: Annotated[Optimizer, typer.Option(help="For the FC heads.")] = "adam",
+    optimizer: Annotated[Optimizer | None, typer.Option(help="[default: adam]")] = None,
     loss: Annotated[
-        Loss, typer.Option(help="binomial: for ratios whose weights are their counts.")
-    ] = "auto",
-    dropout: Annotated[float, typer.Option(help="Share of hidden units dropped.")] = 0.0,
-    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.0,
-    members: Annotated[int, typer.Option(min=1, help="Networks averaged per learning rate.")] = 1,
+        Loss | None,
+        typer.Option(help="binomial: for ratios whose weights are their counts. [default: auto]"),
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Share of hidden units dropped. [default: 0]")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Decoupled. [default: 0]")] = None,
+    members: Annotated[
+        int | None, typer.Option(min=1, help="Networks averaged per rate. [default: 1]")
+    ] = None,
     patience: Annotated[
-        int, typer.Option(min=0, help="Stop after N epochs without a gain on dev; 0: never.")
-    ] = 4,
+        int | None,
+        typer.Option(min=0, help="Epochs without a better dev figure; 0: run all. [default: 4]"),
+    ] = None,
     start: Annotated[
-        Start, typer.Option(help="Initialisation of the FC heads: the linear or the constant head.")
-    ] = "linear",
+        Start | None,
+        typer.Option(
+            help="Initialisation of the FC heads: the linear baseline, or the constant. "
+            "[default: linear]"
+        ),
+    ] = None,
     margin: Annotated[
-        float, typer.Option(help="Minimum dev gain over it, in standard errors.")
-    ] = 1.0,
+        float | None,
+        typer.Option(help="Minimum dev gain, in standard errors, to leave the start. [default: 1]"),
+    ] = None,
     drop_missing: Annotated[
         bool, typer.Option("--drop-missing", help="Leave out rows without a label.")
     ] = False,
     memory_mb: Annotated[
         int | None, typer.Option(min=1, help="Megabytes of vectors in memory. [default: all]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="For the split and the training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "cpu",
     ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Fit heads on cached vectors and print the table; the test set is touched once."""
+    """Fit heads on cached vectors. The test set is used once."""
     import heads
     from heads.dataset.join import load
+    from heads.fitting.protocol import protocol_of
 
     memory_bytes = None if memory_mb is None else memory_mb * 1_000_000
+    options: dict[str, Any] = {
+        "hidden": hidden,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rates": learning_rate,
+        "optimizer": optimizer,
+        "loss": loss,
+        "dropout": dropout,
+        "weight_decay": weight_decay,
+        "members": members,
+        "start": start,
+        "margin": margin,
+        "memory_bytes": memory_bytes,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if patience is not None:
+        given["patience"] = patience or None
     dataset = load(
         open_cache(cache, ref=ref),
         backbone,
@@ -224,25 +257,8 @@ def fit_head(
         log.info("%s", note)
     if dataset.classes:
         log.info("classes: %s", ", ".join(f"{k} ({n:,})" for k, n in dataset.class_counts.items()))
-    fitted = heads.fit(
-        dataset,
-        heads=tuple(head or ["all"]),
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rates=learning_rate,
-        optimizer=optimizer,
-        seed=seed,
-        members=members,
-        hidden=hidden,
-        loss=loss,
-        start=start,
-        margin=margin,
-        weight_decay=weight_decay,
-        dropout=dropout,
-        patience=patience or None,
-        memory_bytes=memory_bytes,
-        device=device,
-    )
+    protocol = protocol_of(given | {"seed": seed, "device": device})
+    fitted = heads.fit(dataset, heads=tuple(head or ["all"]), protocol=protocol)
     fitted.save(out)
     print_result(fitted, json_)
     log.info("wrote %s", out)
@@ -260,16 +276,13 @@ def predict(
     id_column: IdColumn = None,
     backbone: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME[@face]",
-            help="Where the head's backbone is. [default: as recorded in the cache or the head]",
-        ),
+        typer.Option(metavar="NAME[@face]", help="The backbone, with the place of its weights."),
     ] = None,
     device: DeviceOption = "auto",
     workers: Workers = None,
     json_: JsonOption = False,
 ) -> None:
-    """Apply a fitted head to photos, embedding those that the cache lacks."""
+    """Apply a fitted head to photos. Photos that the cache lacks are embedded."""
     import heads
     from embedcache.extraction.provenance import place_of
     from heads.predict import check_out
@@ -303,14 +316,16 @@ def predict(
 
 @app.command()
 def study(
-    study_toml: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="See --init.")],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder for the page.")] = None,
+    study_toml: Annotated[
+        Path, typer.Argument(metavar="STUDY.toml", help="The study; --init writes one.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the page and its files.")
+    ] = None,
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The cache. [default: OUT/photos.cache]")
     ] = None,
-    init: Annotated[
-        bool, typer.Option("--init", help="Write a commented STUDY.toml to start from.")
-    ] = False,
+    init: Annotated[bool, typer.Option("--init", help="Write a commented STUDY.toml.")] = False,
     photos: Annotated[
         bool, typer.Option(help="Show photos on the page; --no-photos to share it freely.")
     ] = True,
@@ -320,7 +335,7 @@ def study(
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Fit targets x subsets x backbones x heads; write a page, tables and figures."""
+    """Fit many heads and write a page. Targets x subsets x backbones x heads."""
     from heads.study import design
 
     if init:
@@ -341,7 +356,7 @@ def simulate(
     format_: Annotated[Format, typer.Option("--format", help="Of both tables.")] = "csv",
     json_: JsonOption = False,
 ) -> None:
-    """Write a simulated population with known truth, statistically like the paper's."""
+    """Write simulated users and swipes. Their truth is known."""
     from heads.labels import simulate as simulation
 
     suffix = f".{format_}"
@@ -355,7 +370,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="For the random numbers.")] = 0,
     json_: JsonOption = False,
 ) -> None:
-    """Run the whole path on an embedded example, offline: photos, vectors, heads and a page."""
+    """Run everything on an example. Photos, vectors, heads and a page; offline."""
     import polars as pl
 
     from embedcache import example
@@ -378,7 +393,7 @@ def main() -> None:
     """Run a command: a user's error is one message and exit status 1, a bug keeps its traceback."""
     with _streams():
         try:
-            app()
+            app(prog_name="embedcache")
         except EmbedcacheError as error:
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("", exc_info=error)
@@ -400,8 +415,8 @@ def _streams() -> Iterator[None]:
             os.fstat(number)
         except OSError:  # else the next file that is opened would be written to as stdout or stderr
             os.open(os.devnull, os.O_RDWR)
-    sys.stdout = sys.stdout or open(os.devnull, "w")
-    sys.stderr = sys.stderr or open(os.devnull, "w")
+    sys.stdout = sys.stdout or os.fdopen(os.dup(1), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.dup(2), "w")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

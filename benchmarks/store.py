@@ -214,7 +214,7 @@ def looking_up(folder: Path, rounds: int, n: int = 10_000_000) -> list[str]:
     """76,000 look-ups among 1e7 digests, in the table as it is mapped from its file."""
     digests = contents(n)
     table = Table.empty().extended([(0, digests, n)], renumbered=np.empty(0, np.int64))
-    table.save(folder / "t", ["one"])
+    table.save(folder / "t", ["one"], tombstones=(), lifts=())
     del table
     wanted = digests[np.random.default_rng(4).integers(0, n, 76_000)].copy()
     del digests
@@ -222,8 +222,8 @@ def looking_up(folder: Path, rounds: int, n: int = 10_000_000) -> list[str]:
     loaded = Table.load(folder / "t")
     load = time.perf_counter() - start
     assert loaded is not None
-    assert (loaded[0].find(wanted) >= 0).all()
-    find = partial(loaded[0].find, wanted)
+    assert (loaded.table.find(wanted) >= 0).all()
+    find = partial(loaded.table.find, wanted)
     took = medians({"find": find}, rounds=max(rounds, 9))
     return [
         f"| 76,000 look-ups among 1e7 | embedcache | {1e3 * took['find']:.0f} ms | |",

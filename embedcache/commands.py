@@ -144,7 +144,7 @@ def embed_photos(
             offer=offer,
             writer=writer,
             progress=progress,
-            tell=lambda line: log.info("%s", line),
+            log=lambda line: log.info("%s", line),
             stop=stop,
         )
     if any(space.failed for space in found.spaces) and not found.interrupted:
@@ -216,14 +216,14 @@ def extract(
 ) -> None:
     """Embed every photo that the cache lacks. Rerun the command to resume."""
     from embedcache.settings import read_settings
-    from embedcache.sharing.share import destination
+    from embedcache.sharing.connecting import destination
 
     settings = read_settings()
     shared = _shared(remote, settings)
+    table = read_photos(photos, photo_column=photo_column, id_column=id_column)
     if offer and shared is None:
         raise InputError("--offer needs a shared copy: add --remote URL")
     offers = settings.offer if offer is None else offer
-    table = read_photos(photos, photo_column=photo_column, id_column=id_column)
     names = backbone or [DEFAULT_BACKBONE]
     if dry_run:
         from embedcache.display import progress_on
@@ -305,7 +305,7 @@ def info(
     ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Show what a cache holds, or a shared copy (no vector is downloaded)."""
+    """Show what a cache or a shared copy holds. No vector is downloaded."""
     if "://" in cache:
         from embedcache.sharing.survey import survey
 
@@ -327,7 +327,7 @@ def verify(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Check every file, checksum and row of a cache; exit 1 if anything is wrong."""
+    """Check every byte of a cache. Exit status 1 if anything is wrong."""
     from embedcache.sharing.survey import Checked, verify_remote
     from embedcache.upkeep.findings import Report
     from embedcache.upkeep.verify import verify as check
@@ -349,7 +349,7 @@ def export(
     ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Write vectors and photo ids to one .npy or Parquet file."""
+    """Write vectors and photo ids to a .npy or Parquet file."""
     from embedcache.upkeep.exchange import export as write
 
     print_result(write(open_cache(cache, ref=ref), backbone, out), json_)
@@ -366,7 +366,7 @@ def import_(
     id_column: IdColumn = None,
     json_: JsonOption = False,
 ) -> None:
-    """Import vectors computed elsewhere, as a set of their own."""
+    """Import vectors computed elsewhere. They are a set of their own."""
     from embedcache.display import counts_on
     from embedcache.upkeep.exchange import import_vectors
 
@@ -391,7 +391,7 @@ def merge(
     with_ids: Annotated[bool, typer.Option(help="Take their photo ids too.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Copy every row of other caches that this one lacks."""
+    """Copy the rows of other caches that this one lacks."""
     from embedcache.upkeep.merging import merge as join
 
     opened = open_cache(cache, create=True)
@@ -414,7 +414,7 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would move.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Upload to a shared copy (a folder, s3://, gs://, az://, ssh://) what it lacks."""
+    """Upload what a shared copy lacks. It is a folder, s3://, gs://, az:// or ssh://."""
     from embedcache.display import transfer_on
     from embedcache.sharing import share
 
@@ -452,12 +452,13 @@ def pull(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would move.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Download from a shared copy what this cache lacks, checked as it arrives."""
+    """Download what this cache lacks. Every row is checked as it arrives."""
     from embedcache.display import counts_on, transfer_on
     from embedcache.sharing import share
+    from embedcache.sharing.connecting import destination
 
     source, target = (_url(None), Path(url)) if cache is None else (url, cache)
-    with share.destination(target, keep=not dry_run) as opened:
+    with destination(target, keep=not dry_run) as opened:
         digests = None
         if photos is not None:
             table = read_photos(photos, photo_column=photo_column, id_column=id_column)
@@ -479,7 +480,7 @@ def pull(
 
 @commands.command()
 def compact(cache: CachePath, json_: JsonOption = False) -> None:
-    """Join small segments into larger ones with the same rows."""
+    """Join small segments into larger ones."""
     from embedcache.upkeep.compaction import compact as join
 
     print_result(join(open_cache(cache)), json_)
@@ -497,7 +498,7 @@ def forget(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Remove photos for good: rows, faces, ids, and their entries in refs."""
+    """Remove photos for good. Their rows, faces, ids and entries in refs go."""
     from embedcache.upkeep.forgetting import forget as remove
     from embedcache.upkeep.forgetting import forget_forgotten
 
@@ -513,7 +514,7 @@ def ref(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A new name; refs are write-once.")],
     json_: JsonOption = False,
 ) -> None:
-    """Pin the cache as it is now under a name, for --ref of info, export and fit-head."""
+    """Pin the cache under a name. Use it as --ref of info, export and fit-head."""
     from embedcache.upkeep.pinning import write_ref
 
     print_result(write_ref(open_cache(cache), name), json_)
@@ -521,7 +522,7 @@ def ref(
 
 @commands.command()
 def doctor(json_: JsonOption = False) -> None:
-    """Show versions, devices and weights, and how to get what is missing."""
+    """Show versions, devices and weights. Says how to get what is missing."""
     from embedcache.doctor import diagnose
 
     print_result(diagnose(), json_)

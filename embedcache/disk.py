@@ -6,18 +6,23 @@ Every byte that a cache gains goes through `write_all` or `write_at`, and become
 
 import contextlib
 import errno
+import functools
+import hashlib
 import os
+import platform
+import re
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from embedcache.errors import CacheError, Damaged
 
 Bytes = bytes | memoryview
 
 _SYNC = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _LINKS = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EMLINK)
 _ADVICE = {
     errno.ENOSPC: "the disk is full: make room, then run the same command again",
@@ -25,6 +30,12 @@ _ADVICE = {
     errno.EROFS: "it is read-only: copy the cache to a place that can be written",
     errno.EACCES: "permission is denied: ask its owner, or copy the cache",
     errno.EPERM: "permission is denied: ask its owner, or copy the cache",
+    errno.EMFILE: "too many open files: raise the limit with 'ulimit -n 1024', then run the same "
+    "command again, which resumes",
+    errno.ENFILE: "this machine has too many open files: close programs, then run the same command "
+    "again, which resumes",
+    errno.ENOMEM: "there is not enough memory: free some, then run the same command again, which "
+    "resumes",
 }
 
 
@@ -80,51 +91,223 @@ def sync_tree(folder: Path, *, but: str = "") -> None:
         sync_folder(Path(parent))
 
 
-def publish(path: Path, data: Bytes) -> None:
-    """Give `path` its whole content at once; FileExistsError where the name is taken."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, durably; one that is there is fine."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def publish(path: Path, data: Bytes, *, contested: bool = False) -> None:
+    """Give `path` its whole content at once; FileExistsError where the name is taken.
+
+    contested: other writers may choose the same name. Of any number of them exactly one succeeds,
+        also on file systems without links.
+    """
+    temporary = temporary_beside(path)
     try:
         write_new(temporary, data)
         try:
             os.link(temporary, path)
-        except OSError as error:
-            # Some network and removable file systems have no links. Callers use names that no
-            # other writer makes, so a check and a rename is then as good.
-            if isinstance(error, FileExistsError):
+        except FileExistsError:
+            # A server may answer so to the second try of a link that it made at the first.
+            if not os.path.samefile(temporary, path):
                 raise
-            if path.exists():
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if contested:
+                _claim(temporary, path)
+            elif path.exists():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-            temporary.rename(path)
+            else:
+                temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
-def replace(path: Path, data: Bytes) -> None:
-    """Give `path` new content at once; a reader sees the old or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+def claim_of(path: Path) -> Path:
+    """The folder that reserves a contested name for its first writer, where there are no links."""
+    return path.with_name(f".{path.name}.claim")
+
+
+def _claim(temporary: Path, path: Path) -> None:
+    """Publish without links: whoever renames a folder into the claim's place wins.
+
+    A folder is never renamed onto one that holds something, so a claim is won once and stays. It
+    holds the whole file, which the next writer of the name moves into place if its owner died.
+    """
+    claim, mine = claim_of(path), temporary_beside(path)
+    mine.mkdir()
     try:
-        write_new(temporary, data)
+        write_new(mine / "claimed", b"")
+        temporary.rename(mine / path.name)
+        sync_folder(mine)
+        won = rename_folder(mine, claim)
+        if not path.exists():
+            with contextlib.suppress(FileNotFoundError):  # somebody else moved it
+                (claim / path.name).rename(path)
+        elif won:  # the name was taken before it could be claimed
+            (claim / path.name).unlink(missing_ok=True)
+            won = False
+        if not won:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    finally:
+        delete_folder(mine)
+
+
+def rename_folder(path: Path, target: Path) -> bool:
+    """Rename a folder unless `target` is there and holds something; returns whether it was done."""
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    return True
+
+
+def replace(path: Path, data: Bytes, *, durable: bool = True) -> None:
+    """Give `path` new content at once; a reader sees the old or the new, never a part.
+
+    durable: False for what can be made again, and is checked when it is read.
+    """
+    with replacing(path, durable=durable) as file:
+        write_all(file.fileno(), data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, text: bool = False, durable: bool = True) -> Iterator[IO[Any]]:
+    """A new file that takes `path`'s place, whole; after an exception there is none.
+
+    text: open it for UTF-8 text, with line ends as they are written; otherwise for bytes.
+    durable: as `replace` has it.
+    """
+    temporary = temporary_beside(path)
+    try:
+        with open(
+            temporary,
+            "x" if text else "xb",
+            encoding="utf-8" if text else None,
+            newline="" if text else None,
+        ) as file:
+            yield file
+            file.flush()
+            if durable:
+                sync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
-def remove_folder(path: Path) -> None:
-    """Remove a folder under a hidden name first, so that nobody meets half of it."""
-    if hidden := hide_folder(path):
-        shutil.rmtree(hidden, ignore_errors=True)
+def temporary_beside(path: Path) -> Path:
+    """A hidden name in the folder of `path` that nobody else uses, and that says who made it."""
+    return path.with_name(f".{path.name}.{mark_of_process()}")
 
 
-def hide_folder(path: Path) -> Path | None:
-    """Give a folder a hidden name, and return that; None where it is gone already."""
-    hidden = path.with_name(f".old-{secrets.token_hex(4)}")
+def mark_of_process() -> str:
+    """Text for a hidden name: random, and naming this process among all that run anywhere."""
+    pid = os.getpid()
+    return f"{secrets.token_hex(4)}-{_machine()}-{pid}-{_started(pid) or 0}"
+
+
+def maker_is_gone(name: str) -> bool | None:
+    """Whether the process that made a name by `mark_of_process` has ended.
+
+    None where that cannot be known here: it ran on another machine, or in another container.
+    """
+    match = _MARK.search(name)
+    if match is None or match[1] != _machine() or not Path("/proc/self/stat").exists():
+        return None
+    started = _started(int(match[2]))
+    return started is None or started != int(match[3])
+
+
+_MARK = re.compile(r"[.-][0-9a-f]{8}-([0-9a-f]{8})-(\d{1,10})-(\d{1,20})(?:\.claim)?$")
+
+
+@functools.cache
+def _machine() -> str:
+    """Eight digits for this start of this machine, and the processes that can be seen here."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        seen = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        boot, seen = platform.node(), ""
+    return hashlib.sha256(f"{boot}{seen}".encode()).hexdigest()[:8]
+
+
+def _started(pid: int) -> int | None:
+    """When a process began, in the machine's own count; None where there is none of that number."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def remove_folder(path: Path) -> bool:
+    """Remove a folder under a hidden name first, so that nobody meets half of it.
+
+    Returns whether nothing of it is left.
+    """
+    hidden = path.with_name(f".old-{mark_of_process()}")
     try:
         path.rename(hidden)
     except FileNotFoundError:
-        return None
-    return hidden
+        return True
+    return delete_folder(hidden)
+
+
+def delete_folder(path: Path) -> bool:
+    """Delete a folder and all that it holds, beside others who may be at it too.
+
+    Returns whether nothing is left: on NFS a file that a process holds open stays until it is
+    closed.
+    """
+    for parent, folders, files in os.walk(path, topdown=False):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(Path(parent, name))
+        for name in folders:
+            with contextlib.suppress(FileNotFoundError):
+                inner = Path(parent, name)
+                if inner.is_symlink():
+                    inner.unlink()
+                else:
+                    _remove_empty(inner)
+    with contextlib.suppress(FileNotFoundError):
+        _remove_empty(path)
+    return not path.exists()
+
+
+def _remove_empty(path: Path) -> None:
+    try:
+        path.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+
+
+def now_beside(folder: Path) -> float:
+    """What time the file system of `folder` says it is, which may differ from this machine's.
+
+    Files' times are compared with this, so that a clock that is wrong decides nothing.
+    """
+    probe = folder / f".now.{mark_of_process()}"
+    fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        return os.fstat(fd).st_mtime
+    finally:
+        os.close(fd)
+        probe.unlink(missing_ok=True)
 
 
 def open_plain(path: str) -> int:
@@ -187,9 +370,11 @@ def read_inside(folder: Path, relative: str, *, limit: int) -> bytes:
 
 @contextlib.contextmanager
 def plain_errors(action: str, path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals (full, read-only, no permission) into a CacheError."""
+    """Turn what the operating system refuses (space, rights, memory, files) into a CacheError."""
     try:
         yield
+    except MemoryError as error:
+        raise CacheError(f"cannot {action} {path}: {_ADVICE[errno.ENOMEM]}") from error
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0)
         if advice is None and error.errno not in (errno.EIO, errno.EFBIG, errno.ENAMETOOLONG):

@@ -1,4 +1,4 @@
-"""Progress on stderr (a bar on a terminal, else a line in ten seconds), and stopping politely."""
+"""Progress on stderr (a bar on a terminal, else a line every ten seconds), and a clean stop."""
 
 import signal
 import sys
@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from embedcache.extraction.clock import Progress, duration
+from embedcache.extraction.clock import RunProgress, duration
 
 LINE_SECONDS = 10.0
 QUIET_SECONDS = 2.0
 
 
 @contextmanager
-def progress_on(stream: TextIO | None = None) -> Iterator[Callable[[Progress], None]]:
-    """Give a function that shows a run's progress; nothing is shown in its first two seconds.
+def progress_on(stream: TextIO | None = None) -> Iterator[Callable[[RunProgress], None]]:
+    """Give a function that shows the progress of a run, from its third second on.
 
     stream: stderr unless given.
     """
@@ -24,25 +24,25 @@ def progress_on(stream: TextIO | None = None) -> Iterator[Callable[[Progress], N
         with _bar(stream) as show:
             yield show
     else:
-        say = _seldom(stream)
+        say = _every_ten_seconds(stream)
         yield lambda p: say(lambda: text_of(p))
 
 
 def transfer_on(stream: TextIO | None = None) -> Callable[[int, int], None]:
-    """Give a function that tells of (bytes moved, bytes in all): a line in ten seconds."""
-    say = _seldom(stream)
+    """Give a function that prints (bytes moved, bytes in all), at most every ten seconds."""
+    say = _every_ten_seconds(stream)
     return lambda done, n: say(lambda: f"{done / 1e6:,.0f} of {n / 1e6:,.0f} MB")
 
 
 def counts_on(what: str, stream: TextIO | None = None) -> Callable[..., None]:
-    """Give a function that tells of (things done) or (done, in all): a line in ten seconds."""
-    say = _seldom(stream)
+    """Give a function that prints (things done) or (done, in all), at most every ten seconds."""
+    say = _every_ten_seconds(stream)
     return lambda done, *n: say(lambda: " of ".join(f"{k:,}" for k in (done, *n)) + f" {what}")
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one acts as ever."""
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one ends the process."""
     asked = False
 
     def ask(number: int, _: object) -> None:
@@ -60,7 +60,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
             signal.signal(signal_, old)
 
 
-def text_of(p: Progress) -> str:
+def text_of(p: RunProgress) -> str:
     """`1,200 of 9,000 photos  14.2/s  9 min 10 s left  3 failed`."""
     rate = p.done / p.seconds if p.seconds else 0.0
     doing = f"{p.doing} " if p.doing else ""
@@ -72,9 +72,9 @@ def text_of(p: Progress) -> str:
     return "  ".join(parts)
 
 
-def _seldom(stream: TextIO | None) -> Callable[[Callable[[], str]], None]:
-    """Give a function that prints a line now and then: not in the first two seconds, then one in
-    ten; the text is made only for a line that is printed."""
+def _every_ten_seconds(stream: TextIO | None) -> Callable[[Callable[[], str]], None]:
+    """Give a function that prints a line at most every ten seconds, the first after two seconds;
+    the text is made only for a line that is printed."""
     out = stream or sys.stderr
     last = time.monotonic() - LINE_SECONDS + QUIET_SECONDS
 
@@ -89,16 +89,15 @@ def _seldom(stream: TextIO | None) -> Callable[[Callable[[], str]], None]:
 
 
 @contextmanager
-def _bar(stream: TextIO) -> Iterator[Callable[[Progress], None]]:
+def _bar(stream: TextIO) -> Iterator[Callable[[RunProgress], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (BarColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, console=Console(file=stream), transient=True) as bar:
+    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
         task = bar.add_task("", total=None, visible=False)
 
-        def show(p: Progress) -> None:
+        def show(p: RunProgress) -> None:
             bar.update(
                 task,
                 completed=p.done,

@@ -19,7 +19,25 @@ bug and keeps its traceback.
 
 
 class EmbedcacheError(Exception):
-    """Any mistake that a user can mend."""
+    """Any mistake that a user can mend.
+
+    found: what is wrong. asked: what it is about, "" where `found` says it. advice: what to do.
+    The three become one sentence here and nowhere else; nobody takes a sentence apart.
+    """
+
+    def __init__(self, found: object = "", *, asked: str = "", advice: str = "") -> None:
+        super().__init__(found)
+        self.found = str(found)
+        self.asked = asked
+        self.advice = advice
+
+    @property
+    def fact(self) -> str:
+        """What was asked and what was found, without the advice."""
+        return f"{self.asked}: {self.found}" if self.asked else self.found
+
+    def __str__(self) -> str:
+        return f"{self.fact}. {self.advice}" if self.advice else self.fact
 
 
 class InputError(EmbedcacheError):

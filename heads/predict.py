@@ -1,7 +1,8 @@
 """Apply a saved head to photos, through the cache that holds their vectors."""
 
 import csv
-import os
+import io
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache import disk
 from embedcache.errors import HeadError, SpecMismatch
 from embedcache.spec import Spec
 from embedcache.store.cache import Cache
@@ -44,32 +46,83 @@ class Predictions:
         }
 
     def write(self, path: str | Path) -> None:
-        """Write a CSV at once or not at all: photo_id, prediction; empty where there is none.
+        """Write a table whole or not at all: photo_id, prediction; empty where there is none.
 
-        A head of several outputs gets a column each: prediction_CLASS or prediction_TARGET.
+        path: .csv, .parquet, or "-" for CSV on stdout.
+        A head of several outputs gets a column each: prediction_CLASS or prediction_TARGET. A
+        classifier also gets the likeliest class, in the column class.
         """
-        path = Path(path)
-        columns = ["prediction"]
-        if self.values.ndim == 2:
-            names = self.head.classes or self.head.card["target"].split(",")
-            columns = [f"prediction_{name}" for name in names]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        check_out(path)
         try:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["photo_id", *columns])
-                for name, values in zip(self.ids, np.atleast_2d(self.values.T).T, strict=True):
-                    shown = ("" if np.isnan(value) else f"{value:.6g}" for value in values)
-                    writer.writerow([name, *shown])
-            temporary.replace(path)
+            if str(path) == "-":
+                sys.stdout.write(self._csv())
+            elif Path(path).suffix.lower() == ".parquet":
+                disk.replace(Path(path), self._parquet())
+            else:
+                disk.replace(Path(path), self._csv().encode())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise HeadError(f"cannot write {path}: {error.strerror}") from None
+
+    @property
+    def likeliest(self) -> tuple[str | None, ...]:
+        """The class of each photo, None without a prediction; empty for a regression."""
+        classes = self.head.classes
+        if not classes:
+            return ()
+        filled = np.where(self.found[:, None], np.atleast_2d(self.values.T).T, 0)
+        chosen = filled.argmax(1) if self.values.ndim == 2 else (filled[:, 0] >= 0.5).astype(int)
+        return tuple(
+            classes[k] if ok else None for k, ok in zip(chosen.tolist(), self.found, strict=True)
+        )
+
+    def _columns(self) -> list[str]:
+        if self.values.ndim == 1:
+            return ["prediction"]
+        names = self.head.classes or self.head.card["target"].split(",")
+        return [f"prediction_{name}" for name in names]
+
+    def _csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        kinds = self.likeliest
+        writer.writerow(["photo_id", *self._columns(), *["class"] * bool(kinds)])
+        for i, (name, values) in enumerate(
+            zip(self.ids, np.atleast_2d(self.values.T).T, strict=True)
+        ):
+            shown = ("" if np.isnan(value) else f"{value:.6g}" for value in values)
+            writer.writerow([name, *shown, *([kinds[i]] if kinds else [])])
+        return text.getvalue()
+
+    def _parquet(self) -> bytes:
+        import polars as pl
+
+        values = np.atleast_2d(self.values.T).T
+        columns = {"photo_id": pl.Series(self.ids, dtype=pl.String)}
+        for k, name in enumerate(self._columns()):
+            columns[name] = pl.Series(values[:, k], dtype=pl.Float64).fill_nan(None)
+        if self.likeliest:
+            columns["class"] = pl.Series(self.likeliest, dtype=pl.String)
+        packed = io.BytesIO()
+        pl.DataFrame(columns).write_parquet(packed)
+        return packed.getvalue()
 
     def __str__(self) -> str:
         lost = int((~self.found).sum())
-        told = f"{int(self.found.sum())} photos predicted with the {self.head.name} head"
-        return told + (f", {lost} without a vector" if lost else "")
+        line = f"{int(self.found.sum())} photos predicted with the {self.head.name} head"
+        return line + (f", {lost} without a vector" if lost else "")
+
+
+def check_out(path: str | Path) -> None:
+    """Refuse, before any work, a path that predictions cannot be written to."""
+    if str(path) == "-":
+        return
+    path = Path(path)
+    if path.suffix.lower() not in (".csv", ".parquet"):
+        raise HeadError(
+            f"predictions are a .csv or .parquet file, or - for stdout; got {path.name!r}"
+        )
+    if not path.parent.is_dir():
+        raise HeadError(f"cannot write {path}: there is no folder {path.parent}")
 
 
 def predict(
@@ -91,12 +144,12 @@ def predict(
     if not head.card.get("spec"):
         raise HeadError(f"{head_dir} was fitted on an array: use heads.load(...).predict(vectors)")
     asked = list(ids)
-    space = _space(head, cache, missing_is_fine=embed is not None)
+    space = _space(head, cache, may_be_missing=embed is not None)
     if embed is not None:
         lacking = asked if space is None else _lacking(space, cache, asked, scope)
         if lacking:
             embed(lacking)
-            space = _space(head, cache, missing_is_fine=False)
+            space = _space(head, cache, may_be_missing=False)
     assert space is not None
     digests, known = cache.digests_of(asked, scope=scope)
     shape = (len(asked), head.outputs) if head.outputs > 1 else (len(asked),)
@@ -112,13 +165,13 @@ def predict(
     )
 
 
-def _space(head: Head, cache: Cache, *, missing_is_fine: bool) -> Space | None:
-    """The cache's vectors of exactly the head's spec; None when they may yet come."""
+def _space(head: Head, cache: Cache, *, may_be_missing: bool) -> Space | None:
+    """The cache's vectors of exactly the head's spec; None when they may be missing."""
     backbone, wanted = head.card["backbone"], head.card["spec_digest"]
     for space in cache.spaces():
         if space.digest == wanted:
             return space
-    if missing_is_fine:
+    if may_be_missing:
         return None
     other = cache.find(backbone)
     gaps = Spec.parse(head.card["spec"]).difference(other.spec)

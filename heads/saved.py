@@ -17,29 +17,102 @@ import io
 import itertools
 import json
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta, Struct
 
+from embedcache import disk
 from embedcache.errors import CacheError, HeadError
 from embedcache.spec import MAX_DIM, Spec, canonical_json
+from heads.documents import checked, read_json
 from heads.fitting.result import Fit
-from heads.head import LINKS, Head, Layer, Standard
+from heads.head import Head, Layer, Link, Standard
+from heads.versions import versions
 
 FORMAT = 1
-NAMES = ("const", "ridge", "logistic", "0fc", "1fc", "2fc")
 _LAYERS = {"const": 1, "ridge": 1, "logistic": 1, "0fc": 1, "1fc": 2, "2fc": 3}
 _MAX_JSON_BYTES = 16 << 20
 _MAX_HEADER_BYTES = 64 << 10
 _MAX_WEIGHT_BYTES = 4 << 30
 _MAX_WIDTH = 65_536
 _MAX_MEMBERS = 1024
+
+Name = Literal["const", "ridge", "logistic", "0fc", "1fc", "2fc"]
+Counts = dict[str, int]
+
+
+class LabelsOrigin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The label table that a head was fitted on: its file name and sha256."""
+
+    file: str
+    sha256: str
+
+
+class SplitOrigin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How rows were split: sha256 of which row stands on which side, and the rule in words."""
+
+    sha256: str
+    rule: str
+
+
+class _Origin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What made a head: vectors, labels, split, protocol and versions."""
+
+    backbone: str
+    spec_digest: str
+    spec: dict[str, Any] | None
+    cache: str
+    ref: str | None
+    scope: str | None
+    subset: str
+    labels: LabelsOrigin
+    split: SplitOrigin
+    protocol: dict[str, Any]
+    versions: dict[str, str]
+
+
+class Card(_Origin, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """card.json. dim, hidden, outputs: floats in, per hidden layer (0: none) and out."""
+
+    format: int
+    head: Name
+    task: str
+    target: str
+    classes: list[str]
+    weight: str | None
+    link: Link
+    dim: Annotated[int, Meta(ge=1, le=MAX_DIM)]
+    outputs: Annotated[int, Meta(ge=1, le=_MAX_WIDTH)]
+    members: Annotated[int, Meta(ge=1, le=_MAX_MEMBERS)]
+    hidden: Annotated[int, Meta(ge=0, le=_MAX_WIDTH)]
+    weights_sha256: str
+    weights_bytes: Annotated[int, Meta(ge=8, le=_MAX_WEIGHT_BYTES)]
+    figures: list[dict[str, Any]]
+    n: Counts
+    digest: str
+
+
+class FitFile(_Origin, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """fit.json. heads: the digest of each head's card. best: the head that `load` takes."""
+
+    format: int
+    task: str
+    target: str
+    classes: list[str]
+    n: Counts
+    dropped: Counts
+    noise_floor: float | None
+    best: Name
+    seconds: float
+    rows: list[dict[str, Any]]
+    by: list[dict[str, Any]]
+    notes: list[str]
+    heads: dict[Name, str]
 
 
 def save(fit: Fit, folder: str | Path) -> Path:
@@ -58,59 +131,58 @@ def save(fit: Fit, folder: str | Path) -> Path:
         fresh.chmod(0o777 & ~_umask())
         cards = {name: _write_head(fit, name, fresh / name) for name in fit.heads}
         document = fit.document() | {"format": FORMAT, "heads": cards} | _origin(fit)
-        _write(fresh / "fit.json", json.dumps(document, indent=1, allow_nan=False).encode())
+        disk.write_new(fresh / "fit.json", _json(document))
+        disk.sync_tree(fresh)
+        earlier = disk.temporary_beside(folder)
         if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            folder.rename(old / "old")
-            fresh.rename(folder)
-            shutil.rmtree(old)
-        else:
-            fresh.rename(folder)
+            folder.rename(earlier)
+        fresh.rename(folder)
+        disk.sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+    disk.delete_folder(earlier)
     return folder
 
 
 def load(folder: str | Path) -> Head:
     """Read one head's folder, or the best head on dev of a whole fit's folder.
 
-    HeadError when the folder is no head, or not as it was written.
+    HeadError when the folder is not a head, or was changed after it was written.
     """
     folder = Path(folder)
     if (folder / "fit.json").is_file() and not (folder / "card.json").is_file():
-        whole = _read_json(folder / "fit.json")
-        cards, best = whole.get("heads"), whole.get("best")
-        if not isinstance(cards, dict) or best not in NAMES or best not in cards:
-            raise HeadError(f"{folder}/fit.json names no best head; fit again")
-        head = load(folder / best)
-        if head.card["digest"] != cards[best]:
-            raise HeadError(f"{folder / best} is not the head that fit.json lists; fit again")
+        whole = _read_fit(folder / "fit.json")
+        head = load(folder / whole.best)
+        if head.card["digest"] != whole.heads[whole.best]:
+            raise HeadError(f"{folder / whole.best} is not the head that fit.json lists; fit again")
         return head
     if not (folder / "card.json").is_file():
         raise HeadError(
-            f"{folder} is no head: it has neither fit.json nor card.json. "
+            f"{folder} is not a head: it has neither fit.json nor card.json. "
             f"'embedcache fit-head --out DIR' writes one"
         )
-    card = _checked_card(_read_json(folder / "card.json"), folder)
-    shapes = tensor_shapes(card)
-    tensors = _read_weights(folder / "weights.safetensors", card, shapes)
+    document = read_json(folder / "card.json", limit=_MAX_JSON_BYTES, error=HeadError)
+    card = _checked_card(document, folder / "card.json")
+    tensors = _read_weights(folder / "weights.safetensors", card)
     layers = tuple(
         Layer(tensors[f"layer{k}.weight"], tensors[f"layer{k}.bias"])
-        for k in range(_LAYERS[card["head"]])
+        for k in range(_LAYERS[card.head])
     )
     standard = Standard(tensors["standard.mean"], tensors["standard.scale"])
-    return Head(card["head"], card["link"], standard, layers, card)
+    return Head(card.head, card.link, standard, layers, document)
 
 
-def tensor_shapes(card: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(card: Card) -> dict[str, tuple[int, ...]]:
     """The name and shape of every tensor that a card's head has."""
-    dim, hidden, members = card["dim"], card["hidden"], card["members"]
-    widths = [dim, *[hidden] * (_LAYERS[card["head"]] - 1), card["outputs"]]
-    shapes: dict[str, tuple[int, ...]] = {"standard.mean": (dim,), "standard.scale": (dim,)}
+    widths = [card.dim, *[card.hidden] * (_LAYERS[card.head] - 1), card.outputs]
+    shapes: dict[str, tuple[int, ...]] = {
+        "standard.mean": (card.dim,),
+        "standard.scale": (card.dim,),
+    }
     for k, (inner, outer) in enumerate(itertools.pairwise(widths)):
-        shapes[f"layer{k}.weight"] = (members, outer, inner)
-        shapes[f"layer{k}.bias"] = (members, outer)
+        shapes[f"layer{k}.weight"] = (card.members, outer, inner)
+        shapes[f"layer{k}.bias"] = (card.members, outer)
     return shapes
 
 
@@ -143,11 +215,12 @@ def _write_head(fit: Fit, name: str, folder: Path) -> str:
         **_origin(fit),
     }
     card["digest"] = _digest(card)
-    _write(folder / "weights.safetensors", raw)
-    _write(folder / "card.json", json.dumps(card, indent=1, allow_nan=False).encode())
+    disk.write_new(folder / "weights.safetensors", raw, durable=False)
+    disk.write_new(folder / "card.json", _json(card), durable=False)
     curve = [(p.rate, p.epoch, p.train, p.dev) for p in fit.curves[name]]
-    _write(folder / "curves.csv", _csv(("rate", "epoch", "train", "dev"), curve))
-    _write(folder / "predictions.csv", _predictions(fit, name))
+    titles = ("rate", "epoch", "train", "dev")
+    disk.write_new(folder / "curves.csv", _csv(titles, curve), durable=False)
+    disk.write_new(folder / "predictions.csv", _predictions(fit, name), durable=False)
     return str(card["digest"])
 
 
@@ -166,10 +239,10 @@ def _predictions(fit: Fit, name: str) -> bytes:
     else:
         titles += [f"prediction_{t}" for t in (classes or fit.dataset.target_names)]
     weight = np.ones(len(truth)) if test.weight is None else test.weight
-    told = truth.tolist()
+    shown = truth.tolist()
     if classes:
-        told = [[classes[int(row[0])]] for row in told]
-    rows = zip(test.ids, told, weight.tolist(), seen.tolist(), strict=True)
+        shown = [[classes[int(row[0])]] for row in shown]
+    rows = zip(test.ids, shown, weight.tolist(), seen.tolist(), strict=True)
     return _csv(titles, ([i, *t, w, *p] for i, t, w, p in rows))
 
 
@@ -187,69 +260,59 @@ def _origin(fit: Fit) -> dict[str, Any]:
         "labels": {"file": from_.labels_name, "sha256": from_.labels},
         "split": {"sha256": from_.split, "rule": from_.split_rule},
         "protocol": fit.protocol.document(),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("embedcache", "numpy", "torch", "scikit-learn", "safetensors"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def _read_fit(path: Path) -> FitFile:
+    """fit.json, checked; a fit of a later format, or one that names no head, is refused."""
+    document = read_json(path, limit=_MAX_JSON_BYTES, error=HeadError)
+    if document.get("format") != FORMAT:
+        raise HeadError(f"{path} has format {document.get('format')!r}; this version reads 1")
+    whole = checked(document, FitFile, where=path, error=HeadError)
+    if whole.best not in whole.heads:
+        raise HeadError(f"{path}: best is {whole.best!r}, which is not among its heads; fit again")
+    return whole
 
 
-def _checked_card(card: dict[str, Any], folder: Path) -> dict[str, Any]:
-    if card.get("format") != FORMAT:
-        raise HeadError(f"{folder} has a card of format {card.get('format')!r}; this is {FORMAT}")
-    if card.get("digest") != _digest(card):
-        raise HeadError(f"{folder}/card.json is not as it was written; fit again")
-    limits = {"dim": (1, MAX_DIM), "outputs": (1, _MAX_WIDTH), "hidden": (0, _MAX_WIDTH)}
-    limits |= {"members": (1, _MAX_MEMBERS), "weights_bytes": (8, _MAX_WEIGHT_BYTES)}
-    for name, (low, high) in limits.items():
-        value = card.get(name)
-        if type(value) is not int or not low <= value <= high:
-            raise HeadError(f"{folder}/card.json: {name} is {low} to {high}; got {value!r}")
-    if card.get("head") not in NAMES or card.get("link") not in LINKS:
-        raise HeadError(f"{folder}/card.json is of an unknown head or link")
-    if (card["hidden"] > 0) != (_LAYERS[card["head"]] > 1):
-        raise HeadError(f"{folder}/card.json: hidden is {card['hidden']} for a {card['head']}")
-    classes = card.get("classes")
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise HeadError(f"{folder}/card.json: classes are a list of names")
-    if card["link"] == "softmax" and len(classes) != card["outputs"]:
-        raise HeadError(f"{folder}/card.json: {len(classes)} classes, {card['outputs']} outputs")
-    target, outputs = card.get("target"), card["outputs"]
-    if not isinstance(target, str) or (
-        not classes and outputs > 1 and len(target.split(",")) != outputs
-    ):
-        raise HeadError(f"{folder}/card.json: {outputs} outputs for the target {target!r}")
-    if card.get("spec") is not None:
-        try:
-            spec = Spec.parse(card["spec"])
-        except CacheError as error:
-            raise HeadError(f"{folder}/card.json: {error}") from None
-        if spec.digest != card.get("spec_digest") or spec.dim != card["dim"]:
-            raise HeadError(f"{folder}/card.json: the spec and its digest do not belong together")
-    elif card.get("spec_digest"):
-        raise HeadError(f"{folder}/card.json has a spec digest and no spec")
+def _checked_card(document: dict[str, Any], path: Path) -> Card:
+    if document.get("format") != FORMAT:
+        raise HeadError(f"{path} has format {document.get('format')!r}; this version reads 1")
+    if document.get("digest") != _digest(document):
+        raise HeadError(f"{path} was changed after it was written; fit again")
+    card = checked(document, Card, where=path, error=HeadError)
+    if (card.hidden > 0) != (_LAYERS[card.head] > 1):
+        raise HeadError(f"{path}: hidden is {card.hidden}, which a {card.head} head cannot have")
+    if card.link == "softmax" and len(card.classes) != card.outputs:
+        raise HeadError(f"{path}: {len(card.classes)} classes, but {card.outputs} outputs")
+    if not card.classes and card.outputs > 1 and len(card.target.split(",")) != card.outputs:
+        raise HeadError(f"{path}: {card.outputs} outputs, but the target is {card.target!r}")
+    if card.spec is None:
+        if card.spec_digest:
+            raise HeadError(f"{path} has a spec digest but no spec")
+        return card
+    try:
+        spec = Spec.parse(card.spec)
+    except CacheError as error:
+        raise HeadError(f"{path}: {error}") from None
+    if spec.digest != card.spec_digest or spec.dim != card.dim:
+        raise HeadError(f"{path}: the spec and its digest do not belong together")
     return card
 
 
 def _read_weights(
-    path: Path, card: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+    path: Path, card: Card
 ) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
 
+    shapes = tensor_shapes(card)
     body = 4 * sum(int(np.prod(shape, dtype=object)) for shape in shapes.values())
     size = path.stat().st_size if path.is_file() else -1
-    if size != card["weights_bytes"] or not body < size <= body + _MAX_HEADER_BYTES:
-        raise HeadError(f"{path} has {size} bytes; the card says {card['weights_bytes']}")
+    if size != card.weights_bytes or not body < size <= body + _MAX_HEADER_BYTES:
+        raise HeadError(f"{path} has {size} bytes; the card says {card.weights_bytes}")
     raw = path.read_bytes()
-    if hashlib.sha256(raw).hexdigest() != card.get("weights_sha256"):
+    if hashlib.sha256(raw).hexdigest() != card.weights_sha256:
         raise HeadError(f"{path} is not what the card lists (sha256 differs); fit again")
     try:
         tensors = from_bytes(raw)
@@ -257,24 +320,12 @@ def _read_weights(
         raise HeadError(f"{path} is not a safetensors file: {error}") from None
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != shapes or any(tensor.dtype != np.float32 for tensor in tensors.values()):
-        raise HeadError(f"{path} holds other tensors than its card's {card['head']} head has")
+        raise HeadError(f"{path} holds other tensors than its card's {card.head} head has")
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise HeadError(f"{path} holds NaN or infinite weights")
     if not (tensors["standard.scale"] > 0).all():
         raise HeadError(f"{path}: a scale is not above zero")
     return tensors
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise HeadError(f"{path} is larger than any card")
-    try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise HeadError(f"{path} is not JSON; fit again") from None
-    if not isinstance(document, dict):
-        raise HeadError(f"{path} is not a JSON object; fit again")
-    return document
 
 
 def _digest(card: dict[str, Any]) -> str:
@@ -285,19 +336,16 @@ def _digest(card: dict[str, Any]) -> str:
         return ""
 
 
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=1, allow_nan=False).encode()
+
+
 def _csv(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(titles)
     writer.writerows(rows)
     return text.getvalue().encode()
-
-
-def _write(path: Path, raw: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _umask() -> int:

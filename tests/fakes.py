@@ -21,7 +21,7 @@ def memory() -> Remote:
 
 
 class Held:
-    """A remote in a dictionary, where a pull costs milliseconds and any byte can be changed."""
+    """A remote in a dictionary: fast, and any byte can be changed."""
 
     def __init__(self) -> None:
         self.name = "held://team"

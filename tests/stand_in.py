@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from embedcache.backbones.forward import Network
+from embedcache.backbones.forward import Forward, Network
 from embedcache.backbones.loading import Backbone, decoding
 from embedcache.extraction.outcome import Extraction
 from embedcache.photos.table import Photos
@@ -25,8 +25,16 @@ def backbone(
     face: bool = False,
     before: Callable[[int], None] = lambda n: None,
     n_lanes: int = 1,
+    compiler: str = "",
+    before_compiled: Callable[[int], None] = lambda n: None,
+    precision: str = "float32",
 ) -> Backbone:
-    """A backbone whose vectors are a fixed linear map of the pixels; `before` sees batch sizes."""
+    """A backbone whose vectors are a fixed linear map of the pixels.
+
+    before: sees the size of every batch of the plain form; a pause in it makes that form slower.
+    compiler: gives the network a compiled form, which refuses any batch but its own size;
+        `before_compiled` sees the sizes that it gets.
+    """
     spec = Spec(
         kind="computed",
         architecture=name,
@@ -42,16 +50,29 @@ def backbone(
             decode=decoding("full"),
         ),
         face=FaceCrop(detector=Detector().digest, select="only", margin=0.0) if face else None,
+        precision=precision,
     )
     weights = np.random.default_rng(len(name)).standard_normal((SIZE * SIZE * 3, dim))
 
-    def forward(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        before(len(pixels))
+    def vectors_of(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         rows = pixels.reshape(len(pixels), -1).astype(np.float64) / 255
         # Row by row: BLAS gives a row other last bits in a batch of another size.
         return np.stack([row @ weights for row in rows]).astype(np.float32)
 
-    network = Network(lanes=(forward,) * n_lanes)
+    def forward(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        before(len(pixels))
+        return vectors_of(pixels)
+
+    def compiled(n_batch: int) -> tuple[Forward, ...]:
+        def of_one_size(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+            if len(pixels) != n_batch:
+                raise RuntimeError(f"got {list(pixels.shape)}, expecting [{n_batch},...]")
+            before_compiled(n_batch)
+            return vectors_of(pixels)
+
+        return (of_one_size,) * n_lanes
+
+    network = Network(lanes=(forward,) * n_lanes, compiler=compiler, compiled=compiled)
     return Backbone(name=name, place=name, spec=spec, open=lambda: network)
 
 

@@ -1,11 +1,14 @@
-"""One run: photos -> plan -> prefetch -> batches -> lanes -> sinks -> committed segments.
+"""One run: photos -> plan -> prefetch -> detection -> batches -> lanes -> sinks -> segments.
 
 This room owns the extraction pipeline. It is the top of stage one and may import every room of it;
 only `commands` and `cli.py` import it.
 """
 
 __all__ = [
+    "batches",
     "clock",
+    "detection",
+    "engine",
     "face_finder",
     "forecast",
     "lanes",
@@ -18,4 +21,5 @@ __all__ = [
     "run",
     "sink",
     "upstream",
+    "work",
 ]

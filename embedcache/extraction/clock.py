@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+EXAMPLES = 5
 STEPS = ("read", "decode", "detect", "forward", "write", "idle")
 
 
@@ -66,10 +67,10 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RunProgress:
     """How far a run is: photos done of n, failures among them, seconds since the start.
 
-    doing: what it is busy with when that is not embedding, such as "reading".
+    doing: what the run does when that is not embedding, such as "reading".
     """
 
     done: int
@@ -80,19 +81,32 @@ class Progress:
 
 
 @dataclass(slots=True)
-class Tally:
-    """Counts of photos (ids) for one backbone while a run goes on."""
+class SpaceTally:
+    """Counts of photos (ids) for one backbone during a run.
+
+    failed: photos by reason.  examples: path and reason of the first few contents that failed.
+    """
 
     wanted: int = 0
     hit: int = 0
     embedded: int = 0
     failed: Counter[str] = field(default_factory=Counter)
-    forwarded: int = 0
-    forward_seconds: float = 0.0
+    examples: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Photos that have neither a vector nor a reason yet."""
+        return self.wanted - self.hit - self.embedded - self.failed.total()
+
+    def fail(self, reason: str, n_photos: int, *, path: str) -> None:
+        """Count n photos of one content as failed."""
+        self.failed[reason] += n_photos
+        if len(self.examples) < EXAMPLES:
+            self.examples.append((path, reason))
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `42 s`, `9 min 10 s`, `3 h 20 min`."""
+    """Seconds for people: `42 s`, `9 min 10 s`, `3 h 20 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,6 +1,6 @@
 """Faces of photos: from the cache where they were detected before, else by detecting them now."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from embedcache.backbones.forward import devices, is_out_of_memory
 from embedcache.extraction.provenance import about
-from embedcache.extraction.sink import Sink, Writer
+from embedcache.extraction.sink import OpenSegment
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from embedcache.store.faces import Faces
@@ -18,9 +19,9 @@ from embedcache.store.space import FaceSpace
 if TYPE_CHECKING:
     from embedcache.faces.detector import Detector
 
-
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
+Bool = npt.NDArray[np.bool_]
 
 
 class FaceFinder:
@@ -29,7 +30,6 @@ class FaceFinder:
     def __init__(self, cache: Cache, device: str) -> None:
         self._cache = cache
         self._device = device
-        self.sink: Sink[Faces] = Sink(self._begin)
 
     @cached_property
     def detector(self) -> "Detector":
@@ -39,12 +39,7 @@ class FaceFinder:
 
     @cached_property
     def _where(self) -> str:
-        from embedcache.backbones.forward import devices
-
         return str(devices(self._device)[0])
-
-    def _begin(self, n_rows: int) -> Writer[Faces]:
-        return self._space.writer(n_rows=n_rows, about=about(self._where))
 
     @cached_property
     def _space(self) -> FaceSpace:
@@ -52,32 +47,42 @@ class FaceFinder:
         space.salvage()
         return space
 
+    def begin(self, n_rows: int) -> OpenSegment[Faces]:
+        """Open a segment for the faces of n photos."""
+        return self._space.writer(n_rows=n_rows, about=about(self._where))
+
     def digest(self) -> str:
         """The detector's digest, which is part of the spec of a face crop."""
         return self.detector.digest
 
     def detect(self, pictures: Sequence[Image.Image]) -> Faces:
-        """Faces of upright RGB photos, as `Detector.detect`."""
-        return self.detector.detect(pictures)
+        """Faces of upright RGB photos; in halves where the device's memory cannot hold them."""
+        try:
+            return self.detector.detect(pictures)
+        except Exception as error:
+            if len(pictures) == 1 or not is_out_of_memory(error):
+                raise
+        half = len(pictures) // 2
+        return Faces.concatenate([self.detect(part) for part in (pictures[:half], pictures[half:])])
 
-    def known(self, digests: U8) -> list[F32 | str | None]:
-        """What the cache says of each photo: its only box, a reason, or None when undetected.
+    def known(self, digests: U8) -> tuple[Faces, Bool]:
+        """The faces that the cache holds of n photos, and which photos it holds.
 
         digests: uint8 (n, 32).
         """
-        status = self._space.status(digests)
-        answers: list[F32 | str | None] = [None] * len(digests)
-        there = np.flatnonzero(status == OK)
-        faces, _ = self._space.read(digests[there])
-        for row, i in enumerate(there):
-            answers[i] = only_face(faces, row)
-        return answers
+        faces, found = self._space.read(digests)
+        return faces, found & (self._space.status(digests) == OK)
 
 
 def only_face(faces: Faces, i: int) -> F32 | str:
-    """The one box of photo i, float32 (4,), or the reason why there is not exactly one."""
+    """The one box of photo i; photos with more are refused, as in the paper."""
     n = int(faces.counts[i])
     if n == 1:
         box: F32 = faces.box[faces.offsets[i]]
         return box
     return "no_face" if n == 0 else "several_faces"
+
+
+# How a spec's `face.select` chooses one of a photo's faces: the box, float32 (4,), or the reason
+# why the photo gets no vector.
+CHOICES: dict[str, Callable[[Faces, int], F32 | str]] = {"only": only_face}

@@ -1,8 +1,7 @@
 """What an extraction would do, for `--dry-run`: hits, misses, bytes and an estimate of the time.
 
-The estimate is a measurement: a few of the missing photos are embedded for real into a temporary
-cache that is thrown away. The cache itself is only read, and of a remote only what it lists and
-which photos it has.
+The estimate is a measurement: a few of the missing photos are embedded into a temporary cache. The
+cache itself is only read, and a remote is only asked which photos it has.
 """
 
 import tempfile
@@ -15,11 +14,12 @@ from numpy.typing import NDArray
 
 from embedcache.backbones.loading import Backbone, Decode
 from embedcache.errors import NoSuchSpace
-from embedcache.extraction.clock import Progress, duration
+from embedcache.extraction.clock import RunProgress, SpaceTally, duration
 from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.plan import Plan, plan, subset
 from embedcache.extraction.run import extract, load_all
 from embedcache.extraction.upstream import Upstream
+from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
 from embedcache.remotes.remote import Remote
 from embedcache.spec import Json
@@ -33,7 +33,7 @@ SAMPLE = 24
 class SpaceForecast:
     """One backbone's part: photos wanted = hit + from_remote + missing + failed.
 
-    n_bytes: of the vectors that would be computed.
+    n_bytes: size of the vectors that would be computed.
     """
 
     backbone: str
@@ -82,7 +82,7 @@ class Forecast:
 
     def __str__(self) -> str:
         lines = [
-            f"{s.backbone}: {s.wanted:,} photos, {s.hit:,} there already, "
+            f"{s.backbone}: {s.wanted:,} photos, {s.hit:,} present, "
             + (f"{s.from_remote:,} to come from {self.remote}, " if self.remote else "")
             + f"{s.missing:,} to embed ({s.n_bytes / 1e9:.3f} GB), {s.failed:,} failed before"
             for s in self.spaces
@@ -90,8 +90,8 @@ class Forecast:
         if self.seconds is None:
             came = any(s.from_remote for s in self.spaces)
             return "\n".join([*lines, "nothing to embed" if came else "nothing to do"])
-        told = f"about {duration(self.seconds)}, measured on {self.n_sample} of the photos"
-        return "\n".join([*lines, told])
+        estimate = f"about {duration(self.seconds)}, measured on {self.n_sample} of the photos"
+        return "\n".join([*lines, estimate])
 
 
 def forecast(
@@ -107,10 +107,9 @@ def forecast(
     retry_failed: bool = False,
     remote: str | Remote | None = None,
     offer: bool = False,
-    progress: Callable[[Progress], None] = lambda now: None,
+    progress: Callable[[RunProgress], None] = lambda now: None,
 ) -> Forecast:
-    """Tell what `extract` with the same arguments would do; cache None: one that is yet to be."""
-    started = time.perf_counter()
+    """Predict what `extract` with the same arguments would do; cache None: one to be created."""
     with tempfile.TemporaryDirectory(prefix="embedcache-") as folder:
         scratch = Cache.open(f"{folder}/scratch", create=True)
         backbones = load_all(
@@ -121,44 +120,16 @@ def forecast(
             precision=precision,
             decode=decode,
         )
-        digests = photos.digests(
-            cache.local / "digests.npz" if cache else None,
-            progress=lambda done, n: progress(
-                Progress(done, n, 0, time.perf_counter() - started, doing="reading")
-            ),
-        )
+        digests = _read(photos, cache, progress)
         spaces = [_space(cache, b) for b in backbones]
         todo, tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
         upstream = None if remote is None else Upstream(remote, cache or scratch, offer=offer)
-        came = [0] * len(backbones)
-        if upstream is not None and len(todo):
-            upstream.serve([b.spec for b in backbones])
-            there = upstream.look(todo.digests)
-            for k, b in enumerate(backbones):
-                good, bad = there.get(b.spec.digest, (todo.digests[:0], todo.digests[:0]))
-                came[k] = _drop(todo, k, good)
-                if not retry_failed:
-                    tallies[k].failed["unknown"] += _drop(todo, k, bad)
-            todo = subset(todo, np.flatnonzero(todo.wanted.any(axis=1)))
-        seconds = None
-        chosen = todo.positions[np.linspace(0, len(todo) - 1, min(SAMPLE, len(todo))).astype(int)]
-        if len(todo):
-            for part in (chosen[:2], chosen):  # the first is the warm-up
-                sample = Photos(
-                    tuple(photos.ids[i] for i in part),
-                    tuple(photos.paths[i] for i in part),
-                    photos.scope,
-                )
-                run = extract(
-                    sample,
-                    scratch,
-                    backbone=backbones,
-                    batch_size=batch_size,
-                    device=device,
-                    workers=workers,
-                )
-            fresh = max(1, len(chosen) - min(2, len(chosen)))
-            seconds = run.seconds / fresh * len(todo)
+        taken = [0] * len(backbones)
+        if upstream is not None:
+            todo, taken = _without_remote(todo, tallies, upstream, backbones, retry_failed)
+        sample, seconds = _measure(
+            photos, todo, backbones, scratch, batch_size=batch_size, device=device, workers=workers
+        )
     missing = todo.wanted.sum(axis=0).tolist()
     return Forecast(
         spaces=tuple(
@@ -171,22 +142,84 @@ def forecast(
                 missing=n,
                 failed=tally.failed.total(),
                 n_bytes=n * b.spec.dim * 4,
-                from_remote=n_came,
+                from_remote=n_taken,
             )
-            for b, tally, n, n_came in zip(backbones, tallies, missing, came, strict=True)
+            for b, tally, n, n_taken in zip(backbones, tallies, missing, taken, strict=True)
         ),
-        n_sample=len(chosen),
+        n_sample=sample,
         seconds=seconds,
         remote="" if upstream is None else upstream.name,
     )
 
 
+def _read(photos: Photos, cache: Cache | None, progress: Callable[[RunProgress], None]) -> Digests:
+    started = time.perf_counter()
+
+    def reading(n_done: int, n: int) -> None:
+        seconds = time.perf_counter() - started
+        progress(RunProgress(n_done, n, 0, seconds, doing="reading"))
+
+    return photos.digests(cache.local / "digests.npz" if cache else None, progress=reading)
+
+
+def _without_remote(
+    todo: Plan,
+    tallies: Sequence[SpaceTally],
+    upstream: Upstream,
+    backbones: Sequence[Backbone],
+    retry_failed: bool,
+) -> tuple[Plan, list[int]]:
+    """What is left of a plan once the remote's rows are taken, and photos taken by backbone."""
+    upstream.serve([b.spec for b in backbones])
+    available = upstream.look(todo.digests) if len(todo) else {}
+    none = todo.digests[:0]
+    taken = []
+    for k, b in enumerate(backbones):
+        good, failed = available.get(b.spec.digest, (none, none))
+        taken.append(_drop(todo, k, good))
+        if not retry_failed:
+            tallies[k].failed["unknown"] += _drop(todo, k, failed)
+    return subset(todo, np.flatnonzero(todo.wanted.any(axis=1))), taken
+
+
 def _drop(todo: Plan, k: int, contents: NDArray[np.uint8]) -> int:
-    """Take contents off what backbone number k lacks; returns of how many photos they are."""
+    """Take contents off what backbone number k lacks; returns how many photos have them."""
     known = {row.tobytes() for row in contents}
     hit = np.array([row.tobytes() in known for row in todo.digests], np.bool_) & todo.wanted[:, k]
     todo.wanted[hit, k] = False
     return int(todo.copies[hit].sum())
+
+
+def _measure(
+    photos: Photos,
+    todo: Plan,
+    backbones: Sequence[Backbone],
+    scratch: Cache,
+    *,
+    batch_size: int | None,
+    device: str,
+    workers: int | None,
+) -> tuple[int, float | None]:
+    """Embed a sample of the plan into `scratch`: (photos in it, seconds for the whole plan)."""
+    chosen = todo.positions[np.linspace(0, len(todo) - 1, min(SAMPLE, len(todo))).astype(int)]
+    if not len(chosen):
+        return 0, None
+    n_warm_up = min(2, len(chosen))
+    for part in (chosen[:n_warm_up], chosen):
+        sample = Photos(
+            tuple(photos.ids[i] for i in part),
+            tuple(photos.paths[i] for i in part),
+            photos.scope,
+        )
+        run = extract(
+            *(sample, scratch),
+            backbone=backbones,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+        )
+    fresh = max(1, len(chosen) - n_warm_up)
+    return len(chosen), run.seconds / fresh * len(todo)
 
 
 def _space(cache: Cache | None, backbone: Backbone) -> Space | None:

@@ -1,10 +1,11 @@
 """Threads that run forward passes and face detection side by side, answers in the order asked.
 
     with Lanes(n, threads=1) as lanes:
-        lanes.submit(work, then)     work(lane number) runs on some lane; then(answer) runs here
-        lanes.drain()                wait until every `then` has run
+        lanes.submit(work, then)     work(lane number) runs on some lane
+        lanes.collect()              then(answer) runs here, for every answer that is ready
 
 The thread that submits is the only one that sees answers, so what `then` touches needs no lock.
+`submit` never runs a `then`, and a `then` may not use the lanes: control has one path.
 """
 
 import queue
@@ -12,12 +13,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from threading import Thread
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from embedcache.backbones.forward import Network
 
 AHEAD = 2
 """Batches that may wait behind those that run, so that no lane waits while one is stacked."""
+
+Answer = TypeVar("Answer")
 
 
 class Lanes:
@@ -29,6 +32,7 @@ class Lanes:
             queue.SimpleQueue()
         )
         self._waiting: deque[tuple[Future[Any], Callable[[Any], None]]] = deque()
+        self._answering = False
         self._restore: Callable[[], None] = lambda: None
         if threads is not None:
             import torch
@@ -56,7 +60,7 @@ class Lanes:
         return self
 
     def __exit__(self, *why: object) -> None:
-        """Let what runs end, and drop what waits."""
+        """Finish what runs, and drop what waits."""
         for future, _ in self._waiting:
             future.cancel()
         for _ in self._lanes:
@@ -65,27 +69,42 @@ class Lanes:
             lane.join()
         self._restore()
 
-    def submit(self, work: Callable[[int], Any], then: Callable[[Any], None]) -> None:
-        """Queue `work`; while more than enough is queued, first wait for the oldest answer."""
-        while len(self._waiting) >= self.n + AHEAD:
-            self._take()
-        future: Future[Any] = Future()
+    @property
+    def full(self) -> bool:
+        """Whether enough waits behind what runs; call `make_room` before the next `submit`."""
+        return len(self._waiting) >= self.n + AHEAD
+
+    def submit(self, work: Callable[[int], Answer], then: Callable[[Answer], None]) -> None:
+        """Queue `work`; its answer waits for `collect`, `make_room` or `drain`."""
+        assert not self._answering, "an answer submits nothing"
+        future: Future[Answer] = Future()
         self._waiting.append((future, then))
         self._tasks.put((work, future))
 
     def collect(self) -> None:
-        """Take the answers that are there, in order."""
+        """Take the answers that are ready, in the order asked."""
         while self._waiting and self._waiting[0][0].done():
             self._take()
 
+    def make_room(self) -> None:
+        """Take answers, the oldest first, until something can be submitted."""
+        while self.full:
+            self._take()
+
     def drain(self) -> None:
-        """Take every answer, also of what answers submit."""
+        """Wait for every answer."""
         while self._waiting:
             self._take()
 
     def _take(self) -> None:
+        assert not self._answering, "an answer takes no answers"
         future, then = self._waiting.popleft()
-        then(future.result())
+        answer = future.result()
+        self._answering = True
+        try:
+            then(answer)
+        finally:
+            self._answering = False
 
     def _serve(self, lane: int, threads: int | None) -> None:
         if threads is not None:
@@ -98,5 +117,5 @@ class Lanes:
                 continue
             try:
                 future.set_result(work(lane))
-            except BaseException as error:  # handed to the thread that asked
+            except BaseException as error:  # raised where the answer is taken
                 future.set_exception(error)

@@ -1,13 +1,22 @@
 """How a run finds its pace: batch size, threads that decode, and whether to compile, all measured.
 
 The first batches of a long run are its trial: they are real photos, so nothing is wasted. Reading
-pauses meanwhile, hence the best figure is also the network's own rate, the ceiling that the run is
-judged by.
+pauses during a trial, so the best figure is also the network's own rate, the ceiling that the run
+is compared with.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Literal
+
+from embedcache.backbones.forward import Network
+from embedcache.extraction.clock import Clock
+from embedcache.extraction.prefetch import Gate
+from embedcache.machine import processors
+
+Compile = Literal["auto", "on", "off"]
 
 CPU_SIZES, CUDA_SIZES = (4, 8, 16, 32), (64, 128, 256, 512)
 CPU_DEFAULT, CUDA_DEFAULT = 8, 256
@@ -23,7 +32,7 @@ class Pace:
     """One network's batch size: fixed, or found by trying `sizes` on `lanes` lanes at once.
 
     size: images per forward pass, for now.
-    rate: photos/s of the network alone, on all its lanes; None until it is measured.
+    rate: photos/s of the network alone, on all its lanes; None until measured.
     most: images per pass that the device's memory has room for, as far as is known.
     """
 
@@ -36,12 +45,24 @@ class Pace:
     _tried: int = 0
 
     @classmethod
-    def choose(cls, *, n_photos: int, lanes: int, cuda: bool, asked: int | None = None) -> "Pace":
-        """The pace of a network that has n_photos to embed; asked: a size that the user wants."""
+    def choose(
+        cls,
+        *,
+        n_photos: int,
+        lanes: int,
+        cuda: bool,
+        asked: int | None = None,
+        measure: bool = False,
+    ) -> "Pace":
+        """The pace of a network that has n_photos to embed.
+
+        asked: a size that the user wants.
+        measure: find the rate also in a run that is too short to look for a better size.
+        """
         size = asked or (CUDA_DEFAULT if cuda else CPU_DEFAULT)
         sizes: tuple[int, ...] = (asked,) if asked else CUDA_SIZES if cuda else CPU_SIZES
         if PATIENCE * REPEATS * lanes * sum(sizes) > n_photos:
-            sizes = ()
+            sizes = (size,) if measure and REPEATS * lanes * size <= n_photos else ()
         return cls(size=size, lanes=lanes, sizes=sizes)
 
     @property
@@ -59,7 +80,8 @@ class Pace:
         return self.sizes[self._tried % len(self.sizes)]
 
     def tried(self, n_photos: int, seconds: float) -> None:
-        """Take the figure of one trial; after the last one `size` and `rate` are settled."""
+        """Take the figure of one trial; the last one settles `size` and `rate`."""
+        assert self.trying, "there is no trial left to report"
         size = self.trial
         self._best[size] = max(self._best.get(size, 0.0), n_photos / seconds)
         self._tried += 1
@@ -75,13 +97,81 @@ class Pace:
         self.size = min(self.size, size)
 
 
+class PaceFinder:
+    """What the trials of a run decide: whether to compile, and how many threads read and decode.
+
+    gate: the threads that read and decode.
+    batch_size: the size that the user wants, None to find it.
+    log: takes a line about what the run does for longer than a moment.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        *,
+        batch_size: int | None,
+        compiling: Compile,
+        log: Callable[[str], None],
+    ) -> None:
+        self.log = log
+        self._gate = gate
+        self._batch_size = batch_size
+        self._compiling = compiling
+        self._paces: list[Pace] = []
+        self._settled = gate.fixed
+
+    def begin(self, name: str, network: Network, *, n_photos: int) -> Pace:
+        """The pace of a network that has n_photos to embed."""
+        asked_to_compile = self._compiling == "on" and network.compiler != ""
+        pace = Pace.choose(
+            n_photos=n_photos,
+            lanes=len(network.lanes),
+            cuda=network.device.startswith("cuda"),
+            asked=self._batch_size,
+            measure=asked_to_compile,
+        )
+        if asked_to_compile and not pace.trying:
+            least = REPEATS * pace.lanes * pace.size
+            self.log(
+                f"{name} is not compiled: {n_photos} photos are too few, a trial takes {least}"
+            )
+        self._paces.append(pace)
+        return pace
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Nothing is read or decoded while the block runs, so that a trial can be timed."""
+        return self._gate.shut()
+
+    def compiles(self, pace: Pace, *, compiler: str, left: int) -> bool:
+        """Whether to compile now a network that has `left` photos to embed."""
+        if pace.rate is None or not compiler or self._compiling == "off":
+            return False
+        return self._compiling == "on" or pays_to_compile(left, pace.rate, compiler)
+
+    def settle(self, clock: Clock) -> None:
+        """After the last trial, set the number of threads to what both sides were seen to need."""
+        if self._settled or any(pace.trying for pace in self._paces):
+            return
+        self._settled = True
+        rates = [pace.rate for pace in self._paces if pace.rate]
+        if rates and clock.decoded:
+            self._gate.set(
+                workers_for(
+                    rates,
+                    read_seconds=clock.seconds["read"] / clock.decoded,
+                    decode_seconds=clock.seconds["decode"] / clock.decoded,
+                    cores=processors(),
+                )
+            )
+
+
 def workers_for(
     rates: Sequence[float], *, read_seconds: float, decode_seconds: float, cores: int
 ) -> int:
     """Threads that read and decode, so that networks of these rates never wait.
 
-    rates: photos/s of each network of the run, which take turns.
-    read_seconds, decode_seconds: of one thread for one photo. Reading may wait for a far disk, so
+    rates: photos/s of each network of the run; they take turns.
+    read_seconds, decode_seconds: for one photo, on one thread. Reading may wait for a far disk, so
         more threads than cores help; decoding only computes.
     """
     per_second = 1 / sum(1 / rate for rate in rates)

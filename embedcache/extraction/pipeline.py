@@ -1,400 +1,155 @@
-"""One extraction under way: decoded photos come in, batches go to lanes, rows go to the sinks.
+"""One extraction under way, in four parts and one direction:
 
-    take(ready) -> [detect on a lane -> crop] -> batch -> forward on a lane -> sink
+    detection -> batches -> lanes -> sinks
 
-Everything here happens on the thread that calls `take`, save what stands in a lane's own function,
-so there are no locks: lanes compute and touch nothing but their arguments.
+Photos come in through `take`. Detection, batches and sinks only store what they are given; the
+loop in `Pipeline._advance` is the one place that hands work to the lanes, so the pipeline cannot
+enter itself. It runs on the thread that calls `take`, and lanes touch nothing but their arguments:
+there are no locks. The pace finder stands beside it and is fed the times of trial batches.
 """
 
-import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
-from embedcache.backbones.forward import Forward, Network, close, is_out_of_memory
 from embedcache.backbones.loading import Backbone
-from embedcache.extraction.clock import Clock, Tally
-from embedcache.extraction.face_finder import FaceFinder, only_face
+from embedcache.extraction.batches import Batch, Batches
+from embedcache.extraction.clock import Clock
+from embedcache.extraction.detection import DETECT_BATCH, Detection
+from embedcache.extraction.engine import Engine, Pass, compile_engine, elapsed
+from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.lanes import Lanes
-from embedcache.extraction.outcome import SpaceOutcome
-from embedcache.extraction.pace import Pace, pays_to_compile, workers_for
-from embedcache.extraction.plan import Plan, need
-from embedcache.extraction.prefetch import TRANSIENT, Gate, Job, Ready, cut
-from embedcache.extraction.provenance import about
-from embedcache.extraction.sink import Sink, Writer
-from embedcache.store.faces import Faces
-from embedcache.store.space import Space
-
-DETECT_BATCH = 32
-DETECT_PIXELS = 48_000_000
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class _Passed:
-    """A forward pass that is done: float32 (b, dim), and when it began and ended."""
-
-    vectors: F32
-    began: float
-    ended: float
+from embedcache.extraction.pace import PaceFinder
+from embedcache.extraction.plan import Plan
+from embedcache.extraction.prefetch import Ready
+from embedcache.extraction.sink import Sinks
 
 
 class Pipeline:
-    """One extraction's state: tallies, batches that are filling, segments being written.
+    """The parts of a run, and the loop that moves photos through them.
 
-    networks: by position of their backbone, for those that have something to embed.
-    left: photos that each backbone has still to embed.
-    batch_size: as asked for, None where the run is to find it.
-    compiling: "auto", "on" or "off".
-    tell: takes a line about what a run is doing for longer than a moment.
+    engines: by position of their backbone, for those that have something to embed.
+    finder: finds faces.  sinks: take every row and every failure.
     """
 
     def __init__(
         self,
         backbones: Sequence[Backbone],
-        networks: dict[int, Network],
-        spaces: Sequence[Space],
-        tallies: Sequence[Tally],
-        faces: FaceFinder,
-        clock: Clock,
+        engines: Mapping[int, Engine],
+        finder: FaceFinder,
+        sinks: Sinks,
         *,
         lanes: Lanes,
-        gate: Gate,
-        left: Sequence[int],
-        batch_size: int | None,
-        compiling: str,
-        writer: str,
-        tell: Callable[[str], None],
+        pace_finder: PaceFinder,
+        clock: Clock,
     ) -> None:
-        self.backbones = backbones
-        self.networks = networks
-        self.tallies = tallies
-        self.faces = faces
-        self.clock = clock
-        self.lanes = lanes
-        self.gate = gate
-        self.left = list(left)
-        self.compiling = compiling
-        self.tell = tell
-        self.refused: str | None = None
-        self.paces = {
-            b: Pace.choose(
-                n_photos=left[b],
-                lanes=len(network.lanes),
-                cuda=network.device.startswith("cuda"),
-                asked=batch_size,
-            )
-            for b, network in networks.items()
-        }
-        self.compiled: dict[int, tuple[Forward, ...]] = {}
-        self.sinks = [Sink(_begin(s, b, writer)) for s, b in zip(spaces, backbones, strict=True)]
-        self.batches: list[list[tuple[Job, U8]]] = [[] for _ in backbones]
-        self.waiting: list[Ready] = []
-        self._staffed = gate.fixed or not self._trying
+        self._batches = Batches(len(backbones))
+        self._detection = Detection(
+            finder, backbones, batches=self._batches, sinks=sinks, clock=clock
+        )
+        self._engines = engines
+        self._lanes = lanes
+        self._sinks = sinks
+        self._pace_finder = pace_finder
+        self._clock = clock
 
     @property
     def ahead(self) -> int:
         """Photos to decode in advance: twice what is gathered before a batch goes."""
-        wanted = max((pace.wanted for pace in self.paces.values()), default=0)
-        return 2 * max(wanted, self.lanes.n * 8) + DETECT_BATCH
-
-    @property
-    def n_failed(self) -> int:
-        return max(tally.failed.total() for tally in self.tallies)
+        wanted = max((engine.pace.wanted for engine in self._engines.values()), default=0)
+        return 2 * max(wanted, self._lanes.n * 8) + DETECT_BATCH
 
     def expect(self, part: Plan) -> None:
-        """Say what comes next, so that segments get the size that it fills."""
-        for sink, n in zip(self.sinks, part.wanted.sum(axis=0).tolist(), strict=True):
-            sink.planned = n
-        self.faces.sink.planned = len(part)
+        """Announce what comes next, so that segments get the size that it fills."""
+        self._sinks.expect(part.wanted.sum(axis=0).tolist(), photos=len(part))
 
     def take(self, ready: Ready) -> None:
         """Put one decoded photo on its way."""
         job = ready.job
         for b, reason in job.refused:
-            self._fail(job, b, reason)
+            self._sinks.fail(job, b, reason)
         if ready.reason is not None:
             for b in [*(need.backbone for need in job.needs), *job.detect]:
-                self._fail(job, b, ready.reason)
-            if job.detect and ready.reason not in TRANSIENT:
-                self.faces.sink.fail(job.digest, ready.reason)
+                self._sinks.fail(job, b, ready.reason)
+            if job.detect:
+                self._sinks.fail_faces(job, ready.reason)
         else:
             for b, pixels in ready.pixels.items():
-                self._put(job, b, pixels)
+                self._batches.put(job, b, pixels)
             if ready.image is not None:
-                self._wait_for_faces(ready)
-        self.lanes.collect()
+                self._detection.put(ready)
+        self._advance()
 
     def flush(self) -> None:
-        """Detect and forward what waits in batches that are not full, and take every answer."""
-        self._detect()
-        self.lanes.drain()
-        for b, batch in enumerate(self.batches):
-            size = self.paces[b].size if batch else 1
-            for start in range(0, len(batch), size):
-                self._submit(b, batch[start : start + size])
-            self.batches[b] = []
-        self.lanes.drain()
+        """Finish every photo that was taken, also in batches that are not full."""
+        while self._detection.waiting:
+            self._detect()
+        self._lanes.drain()
+        self._advance()
+        for b, engine in self._engines.items():
+            while self._batches.waiting(b):
+                self._forward(b, self._batches.take(b, engine.pace.size))
+        self._lanes.drain()
 
     def commit(self) -> None:
         """Take what the lanes still compute, and publish every segment that was begun."""
-        self.lanes.drain()
-        with self.clock.step("write"):
-            for sink in self.sinks:
-                sink.commit()
-            self.faces.sink.commit()
+        self._lanes.drain()
+        self._sinks.commit()
 
-    def outcomes(self, seconds: float) -> tuple[SpaceOutcome, ...]:
-        return tuple(
-            SpaceOutcome(
-                backbone=backbone.name,
-                spec=backbone.spec.digest,
-                dim=backbone.spec.dim,
-                wanted=tally.wanted,
-                hit=tally.hit,
-                embedded=tally.embedded,
-                failures=dict(tally.failed),
-                seconds=seconds,
-                model_photos_per_second=self._rate(b, tally),
-                bottleneck=self.clock.bottleneck(self.lanes.n),
-                shares=self.clock.shares(),
-                batch_size=self.paces[b].size if b in self.paces else None,
-                workers=self.gate.workers,
-                compiled=b in self.compiled,
-            )
-            for b, (backbone, tally) in enumerate(zip(self.backbones, self.tallies, strict=True))
-        )
+    def _advance(self) -> None:
+        """Take the answers that are ready, and hand out work until no batch is full."""
+        self._lanes.collect()
+        while True:
+            b = self._fullest()
+            if b is not None and self._engines[b].pace.trying:
+                self._try(b)
+            elif b is not None:
+                self._forward(b, self._batches.take(b, self._engines[b].pace.size))
+            elif self._detection.full:
+                self._detect()
+            else:
+                return
 
-    def _rate(self, b: int, tally: Tally) -> float | None:
-        """The network's own rate: as measured alone, else as it was beside all other work."""
-        if not tally.forward_seconds:
-            return None
-        alone = self.paces[b].rate
-        return alone or len(self.networks[b].lanes) * tally.forwarded / tally.forward_seconds
-
-    # --- faces ----------------------------------------------------------------------------------
-
-    def _wait_for_faces(self, ready: Ready) -> None:
-        self.waiting.append(ready)
-        held = sum(r.image.width * r.image.height for r in self.waiting if r.image)
-        if len(self.waiting) >= DETECT_BATCH or held >= DETECT_PIXELS:
-            self._detect()
+    def _fullest(self) -> int | None:
+        """The backbone for which most batches wait; None where no batch is full."""
+        full = {b: self._batches.waiting(b) / e.pace.wanted for b, e in self._engines.items()}
+        b = max(full, key=full.__getitem__, default=None)
+        return b if b is not None and full[b] >= 1 else None
 
     def _detect(self) -> None:
-        """Send the waiting photos to a lane that finds their faces."""
-        waiting, self.waiting = self.waiting, []
-        pictures = [ready.image for ready in waiting if ready.image is not None]
+        photos = self._detection.take()
+        self._lanes.make_room()
+        self._lanes.submit(
+            lambda _: self._detection.find(photos),
+            lambda faces: self._detection.deliver(photos, faces),
+        )
 
-        def detect(_: int) -> Faces:
-            with self.clock.step("detect"):
-                return self._faces_of(pictures)
+    def _forward(self, b: int, batch: Batch, passes: list[Pass] | None = None) -> None:
+        """Send a batch to a lane; passes: takes what the pass was, too."""
+        engine = self._engines[b]
 
-        def cut_faces(found: Faces) -> None:
-            with self.clock.step("write"):
-                self.faces.sink.add(_digests([ready.job for ready in waiting]), found)
-            for i, (ready, picture) in enumerate(zip(waiting, pictures, strict=True)):
-                box = only_face(found, i)
-                for b in ready.job.detect:
-                    if isinstance(box, str):
-                        self._fail(ready.job, b, box)
-                    else:
-                        wish = replace(need(b, self.backbones[b]), box=box)
-                        self._put(ready.job, b, cut(picture, wish))
+        def write(done: Pass) -> None:
+            self._clock.add("forward", done.ended - done.began)
+            engine.count(done)
+            self._sinks.add_vectors(b, batch.jobs, done.vectors)
+            if passes is not None:
+                passes.append(done)
 
-        if pictures:
-            self.lanes.submit(detect, cut_faces)
+        self._lanes.make_room()
+        self._lanes.submit(lambda lane: engine.run(lane, batch.pixels), write)
 
-    def _faces_of(self, pictures: Sequence[Image.Image]) -> Faces:
-        """Faces of photos; where the device's memory does not hold them, in halves, one by one."""
-        try:
-            return self.faces.detect(pictures)
-        except Exception as error:
-            if len(pictures) == 1 or not is_out_of_memory(error):
-                raise
-        half = len(pictures) // 2
-        return Faces.concatenate([self._faces_of(p) for p in (pictures[:half], pictures[half:])])
-
-    # --- forward --------------------------------------------------------------------------------
-
-    def _put(self, job: Job, b: int, pixels: U8) -> None:
-        batch, pace = self.batches[b], self.paces[b]
-        batch.append((job, pixels))
-        if len(batch) >= pace.wanted:
-            self.batches[b] = []
-            if pace.trying:
-                self._try(b, batch)
-            else:
-                self._submit(b, batch)
-
-    def _submit(
-        self, b: int, batch: list[tuple[Job, U8]], spans: list[_Passed] | None = None
-    ) -> None:
-        """Send a batch to a lane; its rows are written when the answer is taken."""
-        pixels = np.stack([pixels for _, pixels in batch])
-
-        def forward(lane: int) -> _Passed:
-            began = time.perf_counter()
-            vectors = self._vectors(b, lane, pixels)
-            ended = time.perf_counter()
-            self.clock.add("forward", ended - began)
-            return _Passed(vectors, began, ended)
-
-        def write(passed: _Passed) -> None:
-            if spans is not None:
-                spans.append(passed)
-            self._write(b, [job for job, _ in batch], passed)
-
-        self.lanes.submit(forward, write)
-
-    def _write(self, b: int, jobs: list[Job], passed: _Passed) -> None:
-        tally, vectors = self.tallies[b], passed.vectors
-        tally.forward_seconds += passed.ended - passed.began
-        tally.forwarded += len(jobs)
-        self.left[b] -= len(jobs)
-        finite = np.isfinite(vectors.sum(axis=1))
-        with self.clock.step("write"):
-            self.sinks[b].add(_digests(jobs)[finite], vectors[finite])
-        for job, ok in zip(jobs, finite.tolist(), strict=True):
-            if ok:
-                tally.embedded += 1
-                tally.hit += job.copies - 1
-            else:
-                self._fail(job, b, "not_finite")
-
-    def _vectors(self, b: int, lane: int, pixels: U8) -> F32:
-        """A batch's vectors, on a lane; in halves from the moment that the memory runs out."""
-        pace = self.paces[b]
-        lanes = self.networks[b].lanes
-        if b in self.compiled and len(pixels) == pace.size:
-            lanes = self.compiled[b]
-        done, start = [], 0
-        while start < len(pixels):
-            some = pixels[start : start + pace.most]
-            try:
-                done.append(lanes[lane % len(lanes)](some))
-            except Exception as error:
-                if len(some) == 1 or not is_out_of_memory(error):
-                    raise
-                pace.limit(len(some) // 2)
-                lanes = self.networks[b].lanes
-                continue
-            start += len(some)
-        return np.concatenate(done)
-
-    # --- pace -----------------------------------------------------------------------------------
-
-    @property
-    def _trying(self) -> bool:
-        return any(pace.trying for pace in self.paces.values())
-
-    def _try(self, b: int, batch: list[tuple[Job, U8]]) -> None:
+    def _try(self, b: int) -> None:
         """Embed a trial's photos on all lanes at once while nothing else runs, and time them."""
-        pace, size = self.paces[b], self.paces[b].trial
-        spans: list[_Passed] = []
-        self.lanes.drain()
-        with self.gate.shut():
-            for start in range(0, len(batch), size):
-                self._submit(b, batch[start : start + size], spans)
-            self.lanes.drain()
-        seconds = max(s.ended for s in spans) - min(s.began for s in spans)
-        pace.tried(len(batch), seconds)
-        if pace.rate and self._compiles(b, pace.rate):
-            self._compile(b, np.stack([pixels for _, pixels in batch[: pace.size]]))
-        if not self._trying and not self._staffed:
-            self._staffed = True
-            self._staff()
-
-    def _staff(self) -> None:
-        """Choose how many threads read and decode from what both sides were seen to need."""
-        rates = [pace.rate for pace in self.paces.values() if pace.rate]
-        n = self.clock.decoded
-        if rates and n:
-            self.gate.set(
-                workers_for(
-                    rates,
-                    read_seconds=self.clock.seconds["read"] / n,
-                    decode_seconds=self.clock.seconds["decode"] / n,
-                    cores=os.cpu_count() or 1,
-                )
-            )
-
-    def _compiles(self, b: int, rate: float) -> bool:
-        compiler = self.networks[b].compiler
-        if not compiler or self.compiling == "off":
-            return False
-        return self.compiling == "on" or pays_to_compile(self.left[b], rate, compiler)
-
-    def _compile(self, b: int, pixels: U8) -> None:
-        """Compile a network and keep that, if its vectors are the same and it is faster."""
-        network, pace, name = self.networks[b], self.paces[b], self.backbones[b].name
-        assert pace.rate is not None
-        lanes: tuple[Forward, ...] = ()
-
-        def forward(lane: int) -> _Passed | Exception:
-            began = time.perf_counter()
-            try:
-                vectors = lanes[lane % len(lanes)](pixels)
-            except Exception as error:  # told once, however many lanes meet it
-                return error
-            return _Passed(vectors, began, time.perf_counter())
-
-        def all_at_once(n: int) -> list[_Passed]:
-            found: list[_Passed | Exception] = []
-            for _ in range(n):
-                self.lanes.submit(forward, found.append)
-            self.lanes.drain()
-            for one in found:
-                if isinstance(one, Exception):
-                    raise one
-            return [one for one in found if isinstance(one, _Passed)]
-
-        self.tell(f"compiling {name} with {network.compiler} (up to a minute) ...")
-        began = time.perf_counter()
-        try:
-            with self.gate.shut():
-                lanes = network.compiled(pace.size)
-                all_at_once(1)  # some compile at the first pass
-                all_at_once(len(lanes))
-                answers = all_at_once(len(lanes))
-        except Exception as error:  # a missing compiler, and whatever else a compiler can say
-            self.tell(f"{name} cannot be compiled here ({_first_line(error)}); going on without")
-            return
-        seconds = max(a.ended for a in answers) - min(a.began for a in answers)
-        rate = len(pixels) * len(answers) / seconds
-        same = close(answers[0].vectors, network.lanes[0](pixels))
-        took = f"compiled {name} in {time.perf_counter() - began:.0f} s"
-        if same and rate > pace.rate:
-            self.compiled[b] = lanes
-            self.tell(f"{took}: {rate:.1f} photos/s instead of {pace.rate:.1f}")
-            pace.rate = rate
-        else:
-            why = "no faster" if same else "vectors differ"
-            self.tell(f"{took}: not used, {why} ({rate:.1f} photos/s, {pace.rate:.1f} without)")
-
-    def _fail(self, job: Job, b: int, reason: str) -> None:
-        self.refused = self.refused or f"{job.path}: {reason}"
-        self.tallies[b].failed[reason] += job.copies
-        if reason not in TRANSIENT:
-            self.sinks[b].fail(job.digest, reason)
-
-
-def _digests(jobs: Sequence[Job]) -> U8:
-    """uint8 (n, 32)."""
-    return np.frombuffer(b"".join(job.digest for job in jobs), np.uint8).reshape(-1, 32)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def _begin(space: Space, backbone: Backbone, writer: str) -> Callable[[int], Writer[F32]]:
-    def begin(n_rows: int) -> Writer[F32]:
-        told = about(backbone.open().device) | ({"writer": writer} if writer else {})
-        return space.writer(n_rows=n_rows, name=backbone.name, about=told)
-
-    return begin
+        engine = self._engines[b]
+        size, n_photos = engine.pace.trial, engine.pace.wanted
+        batches = [self._batches.take(b, size) for _ in range(n_photos // size)]
+        passes: list[Pass] = []
+        self._lanes.drain()
+        with self._pace_finder.alone():
+            for batch in batches:
+                self._forward(b, batch, passes)
+            self._lanes.drain()
+            engine.pace.tried(n_photos, elapsed(passes))
+            left, compiler = self._sinks.tallies[b].left, engine.network.compiler
+            if self._pace_finder.compiles(engine.pace, compiler=compiler, left=left):
+                pixels = batches[-1].pixels[: engine.pace.size]
+                compile_engine(engine, pixels, self._lanes, log=self._pace_finder.log)
+        self._pace_finder.settle(self._clock)

@@ -1,7 +1,7 @@
-"""What a run has to do: wanted - present, as arrays, turned into jobs only as they are taken up.
+"""What a run has to do: what is wanted and not yet present, as arrays.
 
-A plan costs some 50 bytes per photo, whatever the number of backbones, so a million photos are no
-burden; the objects that threads work on are made a thousand at a time.
+A plan costs some 50 bytes per photo, whatever the number of backbones; the jobs that threads work
+on are made from it a thousand at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,13 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from embedcache.backbones.loading import Backbone, shorter_side
-from embedcache.extraction.clock import Tally
-from embedcache.extraction.face_finder import FaceFinder
+from embedcache.extraction.clock import SpaceTally
+from embedcache.extraction.face_finder import CHOICES, FaceFinder
 from embedcache.extraction.prefetch import Job, Need
 from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
 from embedcache.store.columns import ABSENT, FAILED, OK
-from embedcache.store.space import Rows
+from embedcache.store.rows import Rows
 
 CHUNK = 1024
 U8 = npt.NDArray[np.uint8]
@@ -46,40 +46,43 @@ class Plan:
     ) -> Iterator[Job]:
         """One job per content; what the cache knows of its faces decides what it needs."""
         templates = [need(b, backbone) for b, backbone in enumerate(backbones)]
-        sees_face = np.array([b.spec.face is not None for b in backbones], bool)
+        selects = [None if b.spec.face is None else b.spec.face.select for b in backbones]
+        sees_face = np.array([select is not None for select in selects], bool)
         for start in range(0, len(self), CHUNK):
             chunk = slice(start, start + CHUNK)
             digests, wanted = self.digests[chunk], self.wanted[chunk]
             of_faces = np.flatnonzero((wanted & sees_face).any(axis=1))
-            known = {}
-            if len(of_faces):
-                known = dict(zip(of_faces.tolist(), faces.known(digests[of_faces]), strict=True))
-            rows = zip(
-                self.positions[chunk].tolist(), self.copies[chunk].tolist(), wanted, strict=True
-            )
-            for i, (position, copies, lacking) in enumerate(rows):
-                whole = np.flatnonzero(lacking & ~sees_face).tolist()
-                cropped = np.flatnonzero(lacking & sees_face).tolist()
-                box = known.get(i)
-                needs = [templates[b] for b in whole]
-                if box is not None and not isinstance(box, str):
-                    needs += [replace(templates[b], box=box) for b in cropped]
+            row_of = dict(zip(of_faces.tolist(), range(len(of_faces)), strict=True))
+            known = faces.known(digests[of_faces]) if len(of_faces) else None
+            for i in range(len(digests)):
+                needs = [templates[b] for b in np.flatnonzero(wanted[i] & ~sees_face)]
+                detect, refused = [], []
+                for b in np.flatnonzero(wanted[i] & sees_face).tolist():
+                    assert known is not None
+                    if not known[1][row_of[i]]:
+                        detect.append(b)
+                        continue
+                    box = CHOICES[str(selects[b])](known[0], row_of[i])
+                    if isinstance(box, str):
+                        refused.append((b, box))
+                    else:
+                        needs.append(replace(templates[b], box=box))
                 yield Job(
-                    path=photos.paths[position],
+                    path=photos.paths[self.positions[start + i]],
                     digest=digests[i].tobytes(),
                     needs=tuple(needs),
-                    detect=tuple(cropped) if box is None else (),
-                    refused=tuple((b, box) for b in cropped) if isinstance(box, str) else (),
-                    copies=copies,
+                    detect=tuple(detect),
+                    refused=tuple(refused),
+                    copies=int(self.copies[start + i]),
                 )
 
 
 def plan(
     photos: Photos, digests: Digests, spaces: Sequence[Rows | None], *, retry_failed: bool
-) -> tuple[Plan, list[Tally]]:
-    """Compare what is wanted with what k spaces hold; None stands for a space that is not there.
+) -> tuple[Plan, list[SpaceTally]]:
+    """Compare the photos with what k spaces hold; None stands for a space that does not exist.
 
-    Returns the plan and, per space, what can be counted already: hits and known failures.
+    Returns the plan and, for each space, the counts so far: hits and known failures.
     """
     positions = np.flatnonzero(digests.readable)
     _, first, inverse = np.unique(
@@ -92,8 +95,9 @@ def plan(
     wanted = np.zeros((len(rows), len(spaces)), bool)
     tallies = []
     for k, space in enumerate(spaces):
-        tally = Tally(wanted=len(photos))
-        tally.failed.update(digests.reasons.values())
+        tally = SpaceTally(wanted=len(photos))
+        for position, reason in digests.reasons.items():
+            tally.fail(reason, 1, path=photos.paths[position])
         status = np.full(len(rows), ABSENT, np.uint8) if space is None else space.status(rows)
         tally.hit = int(copies[status == OK].sum())
         wanted[:, k] = status == ABSENT
@@ -101,8 +105,9 @@ def plan(
         if retry_failed:
             wanted[failed, k] = True
         elif space is not None:
-            for i, reason in zip(failed.tolist(), space.reasons(rows[failed]), strict=True):
-                tally.failed[reason or "unknown"] += int(copies[i])
+            for i, known in zip(failed.tolist(), space.reasons(rows[failed]), strict=True):
+                path = photos.paths[positions[first[i]]]
+                tally.fail(known or "unknown", int(copies[i]), path=path)
         tallies.append(tally)
     chosen = np.argsort(first, kind="stable")
     chosen = chosen[wanted[chosen].any(axis=1)]
@@ -111,7 +116,7 @@ def plan(
 
 
 def need(b: int, backbone: Backbone) -> Need:
-    """What backbone number b wants of a photo; the box, if any, is still to be set."""
+    """What backbone number b needs of a photo; the box, if any, is still to be set."""
     margin = backbone.spec.face.margin if backbone.spec.face else 0.0
     p = backbone.preprocessing
     return Need(b, p, shorter_side(p), margin=margin)

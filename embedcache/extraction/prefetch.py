@@ -1,7 +1,6 @@
 """Reading and decoding ahead of the network, in threads, within a bound on memory."""
 
 import hashlib
-import os
 import threading
 import time
 from collections import deque
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from embedcache.extraction.clock import Clock
+from embedcache.machine import processors
 from embedcache.photos import images
 from embedcache.photos.digests import read_file, reason_of
 from embedcache.spec import Preprocessing
@@ -25,13 +25,13 @@ READY_BYTES = 2**30
 
 CHANGED = "changed"
 TRANSIENT = frozenset({"vanished", "unreadable", "too_large_file", "no_decoder", CHANGED})
-"""Reasons that lie in the file system or the installation and not in the photo's bytes: a later run
-tries these again by itself, so they are reported and not recorded."""
+"""Reasons that lie in the file system or the installation, not in the photo's bytes: they are
+reported but not recorded, and a later run tries such a photo again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """One backbone's wish: `backbone` is its position in the run.
+    """What one backbone needs of a photo; `backbone` is its position in the run.
 
     shorter_side: pixels to keep when decoding at a reduced scale, None for full size.
     box: float32 (4,) of the face to crop, None for the whole photo.
@@ -47,11 +47,11 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One content to read once for all that want it.
+    """One content to read once for all backbones that need it.
 
-    digest: sha256 that the file had when the run was planned.
+    digest: sha256 of the file when the run was planned.
     detect: positions of the backbones that wait for a face box of this photo.
-    refused: backbones that cannot have it, and why, known from an earlier detection.
+    refused: backbones that cannot embed it, and why, known from an earlier detection.
     copies: photos of the run with this content.
     """
 
@@ -82,11 +82,11 @@ class Gate:
     """How many threads may read and decode at once, which may change at any time."""
 
     def __init__(self, workers: int | None, *, most: int | None = None) -> None:
-        """workers: that were asked for, which stay; None: one per core to begin with.
+        """workers: a fixed number of threads; None: one per core until `set` changes it.
 
-        most: threads that `set` may ever allow.
+        most: the most threads that `set` may allow.
         """
-        cores = os.cpu_count() or 1
+        cores = processors()
         self.fixed = workers is not None
         workers = workers or min(MAX_WORKERS, cores)
         self.most = workers if self.fixed else most or max(MAX_WORKERS, 4 * cores)
@@ -110,7 +110,7 @@ class Gate:
         return self._workers
 
     def set(self, workers: int) -> None:
-        """Allow so many from now on, within 1 and `most`."""
+        """Allow this many from now on, between 1 and `most`."""
         with self._changed:
             self._workers = max(1, min(workers, self.most))
             self._changed.notify_all()
@@ -207,7 +207,7 @@ def cut(image: Image.Image, need: Need) -> npt.NDArray[np.uint8]:
 
 
 class _Held:
-    """Bytes that are decoded and not taken yet."""
+    """Bytes that are decoded and wait to be taken."""
 
     def __init__(self) -> None:
         self.bytes = 0

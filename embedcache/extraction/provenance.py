@@ -1,11 +1,10 @@
-"""What a manifest says of how its rows came about, and what only this machine needs to know."""
+"""How rows were computed, for their manifest; and where weights lie, for this machine only."""
 
 import json
-import os
-import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 
+from embedcache import disk
+from embedcache.machine import versions
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 
@@ -13,29 +12,21 @@ PACKAGES = ("embedcache", "torch", "timm", "pillow", "numpy")
 
 
 def about(device: str) -> dict[str, Json]:
-    """Versions and device, nothing that names a person or a machine."""
-    versions: dict[str, Json] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:  # run from a source tree
-            continue
-    return {"versions": versions, "device": device}
+    """Versions and device; nothing that names a person or a machine."""
+    return {"versions": dict(versions(PACKAGES)), "device": device}
 
 
 def place_of(cache: Cache, spec_digest: str) -> str | None:
-    """How the backbone of a spec was last named on this machine, with the path of its weights."""
+    """The name, with the path of its weights, that last gave this spec on this machine."""
     return _places(cache).get(spec_digest)
 
 
 def remember_places(cache: Cache, places: Mapping[str, str]) -> None:
-    """Keep, on this machine only, where the weights of each spec digest were found."""
+    """Keep, on this machine only, the name with its path for each spec digest."""
     known = _places(cache)
     if any(known.get(spec) != place for spec, place in places.items()):
-        path = cache.local / "backbones.json"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(known | dict(places), indent=1), "utf-8")
-        temporary.replace(path)
+        text = json.dumps(known | dict(places), indent=1)
+        disk.replace(cache.local / "backbones.json", text.encode())
 
 
 def _places(cache: Cache) -> dict[str, str]:

@@ -1,34 +1,38 @@
-"""Stage one: photos in, vectors in a cache. Plan, prefetch, batch, commit.
+"""Stage one: photos in, vectors in a cache.
 
-    digests -> plan (wanted - present) -> threads read and decode -> detect faces -> batch by
-    backbone -> forward -> segment
+    digests -> plan (wanted - present) -> threads read and decode -> faces -> batches -> lanes
+    -> segments
 
-One read, one decode and one detection serve every backbone of a run. Nothing is locked and nothing
-is resumed: a run embeds what the cache lacks, so running it again after a crash is the resume.
+One read, one decode and one detection serve every backbone of a run. There is no state to resume: a
+run embeds what the cache lacks, so running it again after a crash is the resume.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from embedcache.backbones.loading import Backbone, Decode, load
 from embedcache.backbones.names import DEFAULT
 from embedcache.errors import PhotosError
-from embedcache.extraction.clock import Clock, Progress
+from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
+from embedcache.extraction.engine import Engine
 from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.lanes import Lanes
-from embedcache.extraction.outcome import Extraction
+from embedcache.extraction.outcome import Extraction, SpaceOutcome
+from embedcache.extraction.pace import Compile, PaceFinder
 from embedcache.extraction.pipeline import Pipeline
-from embedcache.extraction.plan import plan
-from embedcache.extraction.prefetch import Gate, prefetch
-from embedcache.extraction.provenance import remember_places
+from embedcache.extraction.plan import Plan
+from embedcache.extraction.prefetch import Gate, Ready, prefetch
+from embedcache.extraction.provenance import about, remember_places
+from embedcache.extraction.sink import F32, OpenSegment, Sink, Sinks
 from embedcache.extraction.upstream import Upstream
+from embedcache.extraction.work import Work
+from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
-
-Compile = Literal["auto", "on", "off"]
+from embedcache.store.space import Space
 
 
 def extract(
@@ -47,8 +51,8 @@ def extract(
     remote: str | Upstream | None = None,
     offer: bool = False,
     writer: str = "",
-    progress: Callable[[Progress], None] | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    progress: Callable[[RunProgress], None] = lambda now: None,
+    log: Callable[[str], None] = lambda line: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Extraction:
     """Embed every photo that `cache` lacks. Running it again after a crash is the resume.
@@ -65,23 +69,23 @@ def extract(
         way only once their pace is known and only if that is faster and gives the same vectors.
     precision, device, decode: as in `backbones.load`.
     retry_failed: try photos again that an earlier run could not embed.
-    strict: PhotosError at the first photo that fails; what was done until then is kept.
-    remote: a shared copy to read through: what it has is taken, only the rest is computed. One that
-        fails costs a warning and nothing else.
-    offer: give back to `remote` what is computed, as it goes.
-    writer: a name for the manifests of what is computed.
+    strict: PhotosError at the first photo that fails; what was embedded until then is kept.
+    remote: a shared copy to read through: rows that it has are taken, only the rest is computed. A
+        remote that fails costs a warning and nothing else.
+    offer: give computed rows back to `remote` during the run.
+    writer: a name for the manifests of computed rows.
     progress: called after every photo, and ten times a second while files are read for the plan.
-    tell: takes a line about what else happens, such as compiling.
-    stop: asked as often; True commits what is done and returns with `interrupted` set.
-    Returns per backbone the photos that were there (hit), embedded and failed, and where the
+    log: takes a line about other long steps, such as compiling.
+    stop: asked after every photo; True commits what is done and returns with `interrupted` set.
+    Returns per backbone the photos that were present (hit), embedded and failed, and where the
         seconds went.
     Raises WeightsError for a backbone that cannot be loaded. A photo that cannot be read does not
         raise: its reason is recorded.
     """
     started = time.perf_counter()
+    watch = Watch(progress, log, stop)
+    clock, gate, faces = Clock(), Gate(workers), FaceFinder(cache, device)
     upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
-    clock = Clock()
-    faces = FaceFinder(cache, device)
     backbones = load_all(
         backbone,
         faces=faces,
@@ -90,77 +94,53 @@ def extract(
         precision=precision,
         decode=decode,
     )
-    gate = Gate(workers)
-
-    def reading(n_done: int, n: int) -> None:
-        if progress is not None:
-            seconds = time.perf_counter() - started
-            progress(Progress(n_done, n, 0, seconds, doing="reading"))
-
     with clock.step("read"):
-        digests = photos.digests(
-            cache.local / "digests.npz", workers=gate.workers, progress=reading, stop=stop
-        )
-        kept = [photo for photo, ok in zip(photos.ids, digests.readable, strict=True) if ok]
-        cache.record_photos(photos.scope, kept, digests.value[digests.readable])
+        digests = _read(photos, cache, workers=gate.workers, watch=watch)
+    if strict and digests.reasons:
+        position, reason = next(iter(digests.reasons.items()))
+        raise _refusal(f"{photos.paths[position]}: {reason}")
     remember_places(cache, {b.spec.digest: b.place for b in backbones})
     spaces = [cache.space(b.spec, create=True) for b in backbones]
     for space in spaces:
         space.salvage()
-    todo, tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
     interrupted = digests.stopped or stop()
-    if upstream is not None and not interrupted:
-        upstream.serve([space.spec for space in spaces])
-        with clock.step("read"):
-            upstream.take(todo.digests)
-        todo, tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
-    rounds = iter([todo])
-    if upstream is not None:
-        rounds = upstream.rounds(todo, spaces, tallies, retry_failed=retry_failed)
-    left = todo.wanted.sum(axis=0).tolist()
-    networks = {b: backbones[b].open() for b, n in enumerate(left) if n and not interrupted}
-    failure = next(iter(digests.reasons.items()), None) if strict else None
-    refused = f"{photos.paths[failure[0]]}: {failure[1]}" if failure else None
-    done, began = 0, time.perf_counter()
-    with Lanes.of(networks.values()) as lanes:
-        run = Pipeline(
-            *(backbones, networks, spaces, tallies, faces, clock),
-            lanes=lanes,
-            gate=gate,
-            left=left,
-            batch_size=batch_size,
-            compiling=compiling,
-            writer=writer,
-            tell=tell,
+    with clock.step("read"):
+        work = Work(
+            *(photos, digests, spaces),
+            upstream=None if interrupted else upstream,
+            retry_failed=retry_failed,
         )
-        while not (interrupted or refused) and (part := next(rounds, None)) is not None:
-            run.expect(part)
+    pace_finder = PaceFinder(gate, batch_size=batch_size, compiling=compiling, log=log)
+    engines = {}
+    if not interrupted:
+        engines = _engines(backbones, work, pace_finder)
+    sinks = _sinks(backbones, spaces, faces, tallies=work.tallies, clock=clock, writer=writer)
+    with Lanes.of([engine.network for engine in engines.values()]) as lanes:
+        pipeline = Pipeline(
+            backbones, engines, faces, sinks, lanes=lanes, pace_finder=pace_finder, clock=clock
+        )
+
+        def stream(part: Plan) -> Generator[Ready, None, None]:
             jobs = part.jobs(photos, backbones, faces)
-            stream = prefetch(jobs, gate=gate, ahead=lambda: run.ahead, clock=clock)
-            with closing(stream):
-                for ready in stream:
-                    done += 1
-                    run.take(ready)
-                    if strict and run.refused:
-                        refused = run.refused
-                        break
-                    if progress is not None:
-                        seconds = time.perf_counter() - began
-                        progress(Progress(done, len(todo), run.n_failed, seconds))
-                    if stop():
-                        interrupted = True
-                        break
-                else:
-                    run.flush()
-            run.commit()
-        run.commit()
-    if upstream is not None and (interrupted or refused):
-        upstream.give()
-    if refused:
-        raise PhotosError(f"{refused} (--strict). What was embedded until then is kept.")
+            return prefetch(jobs, gate=gate, ahead=lambda: pipeline.ahead, clock=clock)
+
+        if not interrupted:
+            interrupted = _embed(work, pipeline, sinks, stream=stream, watch=watch, strict=strict)
+        n_lanes = lanes.n
     seconds = time.perf_counter() - started
     return Extraction(
-        spaces=run.outcomes(seconds),
+        spaces=tuple(
+            _outcome(
+                b,
+                tally,
+                engines.get(i),
+                clock=clock,
+                n_lanes=n_lanes,
+                workers=gate.workers,
+                seconds=seconds,
+            )
+            for i, (b, tally) in enumerate(zip(backbones, work.tallies, strict=True))
+        ),
         interrupted=interrupted,
         n_photos=len(photos),
         n_without_photo=photos.n_without_photo,
@@ -170,6 +150,15 @@ def extract(
         taken=0 if upstream is None else upstream.n_taken,
         offered=0 if upstream is None else upstream.n_given,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How a caller follows a run: see `extract`."""
+
+    progress: Callable[[RunProgress], None]
+    log: Callable[[str], None]
+    stop: Callable[[], bool]
 
 
 def load_all(
@@ -197,3 +186,121 @@ def load_all(
         for b in asked
     ]
     return list({b.spec.digest: b for b in loaded}.values())
+
+
+def _read(photos: Photos, cache: Cache, *, workers: int, watch: Watch) -> Digests:
+    """The digests of all photos; the cache records whose they are."""
+    started = time.perf_counter()
+
+    def reading(n_done: int, n: int) -> None:
+        seconds = time.perf_counter() - started
+        watch.progress(RunProgress(n_done, n, 0, seconds, doing="reading"))
+
+    digests = photos.digests(
+        cache.local / "digests.npz", workers=workers, progress=reading, stop=watch.stop
+    )
+    readable = [photo for photo, ok in zip(photos.ids, digests.readable, strict=True) if ok]
+    cache.record_photos(photos.scope, readable, digests.value[digests.readable])
+    return digests
+
+
+def _engines(
+    backbones: Sequence[Backbone], work: Work, pace_finder: PaceFinder
+) -> dict[int, Engine]:
+    """The networks, loaded, of those backbones that have something to embed, by position."""
+    engines = {}
+    for b, n_photos in enumerate(work.todo.wanted.sum(axis=0).tolist()):
+        if n_photos:
+            network = backbones[b].open()
+            pace = pace_finder.begin(backbones[b].name, network, n_photos=n_photos)
+            engines[b] = Engine(backbones[b].name, network, pace)
+    return engines
+
+
+def _sinks(
+    backbones: Sequence[Backbone],
+    spaces: Sequence[Space],
+    faces: FaceFinder,
+    *,
+    tallies: Sequence[SpaceTally],
+    clock: Clock,
+    writer: str,
+) -> Sinks:
+    """Where rows go: one sink per space, and one for the faces."""
+
+    def sink(space: Space, backbone: Backbone) -> Sink[F32]:
+        def begin(n_rows: int) -> OpenSegment[F32]:
+            provenance = about(backbone.open().device) | ({"writer": writer} if writer else {})
+            return space.writer(n_rows=n_rows, name=backbone.name, about=provenance)
+
+        return Sink(begin)
+
+    vectors = [sink(space, backbone) for space, backbone in zip(spaces, backbones, strict=True)]
+    return Sinks(vectors, Sink(faces.begin), tallies=tallies, clock=clock)
+
+
+def _embed(
+    work: Work,
+    pipeline: Pipeline,
+    sinks: Sinks,
+    *,
+    stream: Callable[[Plan], Generator[Ready, None, None]],
+    watch: Watch,
+    strict: bool,
+) -> bool:
+    """Embed all parts of the work; True where the caller stopped it.
+
+    stream: reads and decodes the photos of a part.
+    """
+    began, done = time.perf_counter(), 0
+    for part in work.parts():
+        pipeline.expect(part)
+        with closing(stream(part)) as photos:
+            for ready in photos:
+                done += 1
+                pipeline.take(ready)
+                n_failed = max(tally.failed.total() for tally in work.tallies)
+                seconds = time.perf_counter() - began
+                watch.progress(RunProgress(done, len(work.todo), n_failed, seconds))
+                refused = sinks.first_failure if strict else None
+                if refused or watch.stop():
+                    pipeline.commit()
+                    work.give()
+                    if refused:
+                        raise _refusal(refused)
+                    return True
+        pipeline.flush()
+        pipeline.commit()
+    return False
+
+
+def _refusal(failure: str) -> PhotosError:
+    return PhotosError(f"{failure} (--strict). What was embedded until then is kept.")
+
+
+def _outcome(
+    backbone: Backbone,
+    tally: SpaceTally,
+    engine: Engine | None,
+    *,
+    clock: Clock,
+    n_lanes: int,
+    workers: int,
+    seconds: float,
+) -> SpaceOutcome:
+    return SpaceOutcome(
+        backbone=backbone.name,
+        spec=backbone.spec.digest,
+        dim=backbone.spec.dim,
+        wanted=tally.wanted,
+        hit=tally.hit,
+        embedded=tally.embedded,
+        failures=dict(tally.failed),
+        seconds=seconds,
+        model_photos_per_second=None if engine is None else engine.rate,
+        bottleneck=clock.bottleneck(n_lanes),
+        shares=clock.shares(),
+        batch_size=None if engine is None else engine.pace.size,
+        workers=workers,
+        compiled=engine is not None and engine.compiled is not None,
+    )

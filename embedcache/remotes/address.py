@@ -1,4 +1,4 @@
-"""What the address of a shared copy may look like, checked before anything is asked of it."""
+"""The addresses that a shared copy may have, checked before any request is made."""
 
 import re
 from pathlib import Path
@@ -8,13 +8,13 @@ from embedcache.errors import RemoteError
 
 OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 SCHEMES = (*OBJECT_SCHEMES, "ssh", "sftp", "file")
-# An scp address, "ben@host:/srv", and a URL that lacks its //, "s3:/bucket" or "s3:bucket".
+# An scp address, "ben@host:/srv", and a URL without its //, "s3:/bucket" or "s3:bucket".
 _SCP = re.compile(r"(?P<user>[^/@:]+)@(?P<host>[^/@:]+):(?P<path>.*)", re.DOTALL)
 _SLASHLESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?!//)(?P<rest>.*)", re.DOTALL)
 
 
 def mistyped(address: str) -> str:
-    """What an address that looks like a URL and is none may have meant; "" for any other."""
+    """A hint for an address that looks like a URL and is not one; "" for any other."""
     if found := _SCP.fullmatch(address):
         return f"did you mean ssh://{found['user']}@{found['host']}/{found['path'].lstrip('/')}?"
     found = _SLASHLESS.fullmatch(address)
@@ -30,21 +30,23 @@ def mistyped(address: str) -> str:
 def parse_address(address: str) -> Path | SplitResult:
     """The folder that an address names, ~ expanded, or the parts of a URL.
 
-    Raises RemoteError for one that is mistyped, that holds a credential, or of a kind that no
-    shared copy can have.
+    Raises RemoteError for one that is mistyped, holds a credential, or has an unknown scheme.
     """
     if address == "none":
-        raise RemoteError("'none' is for extract --remote none; a folder of that name is ./none")
+        raise RemoteError(
+            "'none' means no remote, in extract --remote none; for a folder of that "
+            "name write ./none"
+        )
     if "://" not in address:
         if hint := mistyped(address):
             raise RemoteError(
-                f"this address is neither a URL nor a folder: {hint} A folder with such a name is "
-                "written with ./ before it"
+                f"this address is neither a URL nor a folder: {hint} For a folder of that name, "
+                "write ./ before it"
             )
         try:
             return Path(address).expanduser()
         except RuntimeError:
-            raise RemoteError(f"{address} is in the home of nobody who is known here") from None
+            raise RemoteError(f"{address} names the home of a user who does not exist") from None
     scheme, _, rest = address.partition("://")
     try:
         parts = urlsplit(address)
@@ -54,19 +56,21 @@ def parse_address(address: str) -> Path | SplitResult:
     if re.search(r"[?#;]", rest) or parts.password is not None or named:
         raise RemoteError(
             f"this {scheme}:// URL holds more than an address, perhaps a credential, which would "
-            "end up in messages and files: leave it out. docs/sharing.md says how each kind of "
-            "storage learns who you are"
+            "end up in messages and files",
+            advice="Leave it out. docs/sharing.md says how to sign in to each kind of storage",
         )
     if scheme not in SCHEMES:
         raise RemoteError(
-            f"no remote can be a {scheme}:// URL. Name a folder, s3://BUCKET/PREFIX, gs://BUCKET/"
-            "PREFIX, az://CONTAINER/PREFIX or ssh://HOST/FOLDER"
+            f"a shared copy cannot have a {scheme}:// URL",
+            advice="Name a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX "
+            "or ssh://HOST/FOLDER",
         )
     if scheme == "file":
         if parts.netloc not in ("", "localhost"):
             raise RemoteError(
-                f"a file:// URL names a folder of this machine, and this one the host "
-                f"{parts.netloc}: did you mean file:///{rest} or ssh://{rest}?"
+                f"a file:// URL names a folder of this machine, and this one names the host "
+                f"{parts.netloc}",
+                advice=f"Did you mean file:///{rest} or ssh://{rest}?",
             )
         return Path(parts.path)
     try:
@@ -76,5 +80,5 @@ def parse_address(address: str) -> Path | SplitResult:
             f"the port in {scheme}://{parts.hostname}:... is not a number from 1 to 65535"
         ) from None
     if not parts.hostname or port == 0:
-        raise RemoteError(f"{address} names no host or bucket, or the port 0")
+        raise RemoteError(f"{address} has no host or bucket, or its port is 0")
     return parts

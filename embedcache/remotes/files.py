@@ -1,7 +1,7 @@
 """A remote on a file system, here or behind SFTP: segments are staged and renamed into place.
 
-So a segment in such a remote is always whole, and a folder remote is at any moment a cache that
-`Cache.open` reads. Every pusher stages under a name of its own, which a later push finds again.
+A segment in such a remote is therefore always whole, and a folder remote is at any moment a cache
+that `Cache.open` reads. Every pusher stages under its own name, which a later push finds again.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from embedcache.remotes.remote import Blocks, Entry, plain_os_error
 
 # A key inside a segment: the folder of segments, the segment, the file in it.
 _IN_SEGMENT = re.compile(r"(.+/segments)/(\d{8}T\d{12}-[0-9a-f]{8})/(.+)")
-# The two documents that make a space; its own comes last.
+# The two documents that create a space; its own comes last.
 _SPACE = re.compile(r"([a-z-]+)/([0-9a-f]{64})/(segments/zarr\.json|zarr\.json)")
 MANIFEST = "manifest.json"
 MAX_DEPTH = 12
@@ -24,25 +24,25 @@ MAX_NAMES = 4_000_000
 
 
 class Files(Protocol):
-    """What a file system must do here; paths are relative, "/" between parts."""
+    """What a file system must do for `FilesRemote`; paths are relative, with "/" between parts."""
 
     failures: tuple[type[Exception], ...]
 
     def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
-        """(path, size, tag) of the plain files below `folder`; hidden names and links left out."""
+        """(path, size, tag) of the plain files below `folder`; hidden names are left out."""
         ...
 
     def names(self) -> list[str]:
-        """Names directly in the root, of many the first; none where it does not exist yet.
+        """Names directly in the root, only the first of many; empty where it does not exist yet.
 
-        RemoteError where the folder that it would be made in does not exist.
+        RemoteError where its parent folder does not exist.
         """
         ...
 
     def read(self, path: str, start: int) -> Iterator[bytes]: ...
 
     def write(self, path: str, blocks: Iterator[bytes]) -> None:
-        """Write a file durably, from its beginning, making its folders."""
+        """Write a file durably, from its beginning; creates its folders."""
         ...
 
     def rename(self, path: str, target: str) -> bool:
@@ -54,16 +54,16 @@ class Files(Protocol):
     def exists(self, path: str) -> bool: ...
 
     def remove(self, path: str) -> None:
-        """Remove a file or a folder with all in it; no error where there is none."""
+        """Remove a file, or a folder with its content; no error where there is none."""
         ...
 
 
-NO_RIGHT = "you have no right to look at it"
+NO_RIGHT = "you have no right to read it"
 LINK = "it is a link: refused"
 
 
 class Looks:
-    """Counts names that a walk meets, those that it passes over too, so that it ends."""
+    """Counts the names that a walk meets, including those it ignores, so that it ends."""
 
     def __init__(self) -> None:
         self._n = 0
@@ -112,9 +112,9 @@ class FilesRemote:
             inside = _IN_SEGMENT.fullmatch(key)
             target = self._staged(key)
             if inside and self._files.exists(f"{inside[1]}/{inside[2]}"):
-                target = key  # mends a segment that lacks a file
+                target = key  # adds a file that a segment lacks
             folder, _, name = target.rpartition("/")
-            # Always this name: what a killed push left is written over, never left in a segment.
+            # Always this name: the next push overwrites what a killed one left in a segment.
             part = f"{folder}/.{name}.part"
             try:
                 self._files.write(part, blocks())
@@ -131,12 +131,14 @@ class FilesRemote:
                 staged = self._staged(key)
                 folder, final = staged.rpartition("/")[0], key.rpartition("/")[0]
                 if not self._files.exists(final):
-                    self._files.write(staged, iter([data]))  # over what a killed push left of it
+                    self._files.write(
+                        staged, iter([data])
+                    )  # overwrites what a killed push left of it
                     if self._files.rename(folder, final):
                         return True
                 self._files.remove(folder)
                 if self._files.exists(key):
-                    return False  # else it lost only its manifest
+                    return False  # else only its manifest is missing
             space = _SPACE.fullmatch(key)
             if space and not self._files.exists(f"{space[1]}/{space[2]}"):
                 return self._create_space(space, data)
@@ -148,7 +150,7 @@ class FilesRemote:
             return False
 
     def _create_space(self, space: re.Match[str], data: bytes) -> bool:
-        """Make a space in a hidden folder, which appears once both documents are there."""
+        """Create a space in a hidden folder, which gets its name once both documents are there."""
         hidden = f"{space[1]}/.push-{space[2]}-{self._staging}"
         self._files.write(f"{hidden}/{space[3]}", iter([data]))
         if space[3] == "zarr.json" and not self._files.rename(hidden, f"{space[1]}/{space[2]}"):
@@ -157,7 +159,7 @@ class FilesRemote:
         return True
 
     def delete(self, key: str) -> None:
-        """Remove an object; with its manifest a segment goes as a whole, at once."""
+        """Remove an object; removing a manifest removes the whole segment at once."""
         with self._plain(key):
             inside = _IN_SEGMENT.fullmatch(key)
             if not inside:
@@ -176,13 +178,13 @@ class FilesRemote:
 
     @contextlib.contextmanager
     def _making(self) -> Iterator[None]:
-        """Say what it means that a file's folder is missing when the file is made."""
+        """Explain a missing folder when a file is created."""
         try:
             yield
         except FileNotFoundError:
             raise RemoteError(
-                f"no shared copy can be at {self.name}: no folder can be made there. Name another "
-                "place"
+                f"no shared copy can be at {self.name}: no folder can be created there",
+                advice="Name another place",
             ) from None
 
     @contextlib.contextmanager
@@ -190,16 +192,16 @@ class FilesRemote:
         try:
             yield
         except Damaged as error:
-            raise RemoteError(f"{self.name}: {error}") from None
+            raise RemoteError(error.fact, asked=self.name, advice=error.advice) from None
         except self._files.failures as error:
             raise plain_os_error(error, self.name, key) from None
 
 
 def require_parent(folder: str, exists: bool) -> None:
-    """RemoteError unless the folder that a new shared copy would be made in exists."""
+    """RemoteError unless the parent folder of a new shared copy exists."""
     if not exists:
         parent = str(PurePosixPath(folder).parent)
         raise RemoteError(
-            f"no shared copy can begin at {folder}: there is no folder {parent}. Check the "
-            "spelling, or make that folder first"
+            f"no shared copy can be created at {folder}: there is no folder {parent}",
+            advice="Check the spelling, or create that folder first",
         )

@@ -29,7 +29,7 @@ class LocalFiles:
             except (PermissionError, FileNotFoundError) as error:
                 if str(here) == folder:
                     raise
-                if isinstance(error, PermissionError):  # else it was removed meanwhile
+                if isinstance(error, PermissionError):  # else it has just been removed
                     yield str(here), UNSEEN, NO_RIGHT
                 continue
             with opened as entries:
@@ -42,7 +42,7 @@ class LocalFiles:
                         found = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-                    except PermissionError:  # a folder that may be listed and not entered
+                    except PermissionError:  # a folder that may be listed but not entered
                         yield str(path), UNSEEN, NO_RIGHT
                         continue
                     if stat.S_ISDIR(found.st_mode):
@@ -93,7 +93,7 @@ class LocalFiles:
         except OSError:
             if place.exists():
                 return False
-            source.rename(place)  # a file system without links
+            source.rename(place)  # a file system without hard links
         disk.sync_folder(place.parent)
         return True
 
@@ -111,10 +111,12 @@ class LocalFiles:
             place.unlink(missing_ok=True)
 
     def _place(self, path: str) -> Path:
-        """Where `path` is written; Damaged where a link would lead that somewhere else."""
+        """Where `path` is written; Damaged where a link on the way would lead elsewhere."""
         place = self._root
         for part in path.split("/")[:-1]:
             place /= part
             if place.is_symlink():
-                raise Damaged(f"{place} is a link: refused. Ask who made it, and remove it")
+                raise Damaged(
+                    f"{place} is a link: refused", advice="Ask who made it, and remove it"
+                )
         return self._root / path

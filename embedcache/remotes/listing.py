@@ -1,7 +1,7 @@
 """An object store's listing, from an endpoint that may be hostile.
 
-obstore reads a page whole, and a page may never end, so each one is awaited beside a look at this
-process's memory, and given up, which frees it, once that has grown too far.
+obstore reads a page whole, and a page may never end. So this process's memory is watched while a
+page is read, and the page is given up, which frees it, once memory has grown too far.
 """
 
 import asyncio
@@ -15,13 +15,12 @@ from embedcache.errors import RemoteError
 
 MAX_PAGE_BYTES = 512 << 20
 LOOK_SECONDS = 0.02
-SETTLE_SECONDS = (
-    0.2  # obstore's threads still tell of what was given up, and must find Python there
-)
+# obstore's threads still report on a request that was given up, while Python must be running.
+SETTLE_SECONDS = 0.2
 
 
 def pages(store: Any, prefix: str, *, name: str, most: int) -> list[dict[str, Any]]:
-    """All objects under a prefix, as obstore tells of them; stops past `most`.
+    """All objects under a prefix, as obstore describes them; stops past `most`.
 
     Raises RemoteError for a page that does not end, and what obstore raises.
     """

@@ -22,7 +22,7 @@ from embedcache.remotes.remote import (
 )
 
 SILENCE_SECONDS = 20.0  # without a byte from an object store that is written to
-# By the first letter of the scheme: where the address of another service stands.
+# By the first letter of the scheme: variables with the address of another service.
 ENDPOINTS = {
     "s": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "a": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
@@ -36,7 +36,7 @@ class ObjectRemote:
     """S3, Google Cloud Storage or Azure, through obstore."""
 
     def __init__(self, store: Any, name: str, *, quick: Any = None) -> None:
-        """quick: the same store with less patience, for what is answered at once."""
+        """quick: the same store with shorter timeouts, for small requests."""
         self.name = name
         self._store = store
         self._quick = quick or store
@@ -67,7 +67,7 @@ class ObjectRemote:
         with self._plain(key):
             found = obstore.get(self._quick, key, options=options or None)
             for block in found.stream(min_chunk_size=BLOCK_BYTES):
-                yield memoryview(block)  # type: ignore[misc]  # as good as bytes, and not copied
+                yield memoryview(block)  # type: ignore[misc]  # works as bytes, without a copy
 
     def write(self, key: str, blocks: Blocks, *, size: int) -> None:
         import obstore
@@ -117,32 +117,32 @@ class ObjectRemote:
             problems.UnauthenticatedError,
             PermissionError,
         ) as e:
-            raise Denied(f"{self.name} does not let you at {key}: {reason_of(e)}") from None
+            raise Denied(f"{self.name} denied access to {key}: {reason_of(e)}") from None
         except (problems.BaseError, OSError) as error:
             if NO_BUCKET.search(str(error)):
                 raise self._no_bucket() from None
-            if "(code: AccessDenied)" in str(error):  # told per key, in the answer to a bulk delete
-                raise Denied(f"{self.name} does not let you at {key}: {reason_of(error)}") from None
+            if "(code: AccessDenied)" in str(error):  # of one key, in the answer to a bulk delete
+                raise Denied(f"{self.name} denied access to {key}: {reason_of(error)}") from None
             if "169.254.169.254" in str(error):  # where cloud machines ask for credentials
                 raise RemoteError(
-                    f"no credentials for {self.name} were found: docs/sharing.md says how each "
-                    "kind of storage learns who you are"
+                    f"no credentials for {self.name} were found",
+                    advice="docs/sharing.md says how to sign in to each kind of storage",
                 ) from None
             raise Unreachable(
-                f"{self.name} cannot be reached ({key}): {reason_of(error)}. Check the address "
-                "and the network, then run the same command again"
+                f"{self.name} cannot be reached ({key}): {reason_of(error)}",
+                advice="Check the address and the network, then run the same command again",
             ) from None
 
     def _no_bucket(self) -> RemoteError:
         bucket = urlsplit(self.name).netloc
         return RemoteError(
-            f"{self.name} cannot be used: there is no bucket {bucket}. Make it first, where your "
-            "storage is managed, or check its name"
+            f"{self.name} cannot be used: there is no bucket {bucket}",
+            advice="Create it first, where your storage is managed, or check its name",
         )
 
 
 def _check_environment(url: str) -> None:
-    """Unreachable where a variable holds what obstore would panic at."""
+    """Unreachable where a variable has a value at which obstore would panic."""
     for name in ENDPOINTS[url[0]]:
         value = os.environ.get(name)
         if value and not _is_endpoint(value):
@@ -172,7 +172,7 @@ def open_store(url: str, *, silence: float) -> Any:
         from obstore.store import from_url
     except ImportError:
         raise RemoteError(
-            f"{url} needs obstore: pip install 'embedcache[s3]', or uv sync --extra s3"
+            f"{url} needs the package obstore", advice="Run 'pip install obstore'"
         ) from None
     _check_environment(url)
     options: dict[str, Any] = {
@@ -185,7 +185,7 @@ def open_store(url: str, *, silence: float) -> Any:
     if LOOPBACK.match(next(filter(None, endpoints), "")):  # nothing leaves the machine
         options["allow_http"] = True
     try:
-        # Patience is ours: one place, one schedule, for every kind of remote.
+        # `Patient` retries: one place and one schedule for every kind of remote.
         retry = {"max_retries": 0, "retry_timeout": timedelta(seconds=120)}
         return from_url(url, client_options=options, retry_config=retry)
     except Exception as error:  # obstore raises many kinds, some of them plain ValueErrors

@@ -1,4 +1,4 @@
-"""An address to a remote: the one place that chooses an implementation."""
+"""From an address to a remote: the one place that chooses an implementation."""
 
 from pathlib import Path
 
@@ -11,16 +11,16 @@ from embedcache.remotes.remote import ANSWER_SECONDS, Remote
 
 
 def open_remote(url: str, *, staging: str = "shared") -> Remote:
-    """The remote at `url`, patient; nothing is asked of it yet.
+    """The remote at `url`, with retries; makes no request yet.
 
-    staging: distinguishes this cache's unfinished pushes from those of others, on file systems.
-    Raises RemoteError for a URL that holds a credential or that no installed library serves.
+    staging: marks this cache's unfinished pushes on file systems, apart from those of others.
+    Raises RemoteError for a URL that holds a credential, or whose library is not installed.
     """
     return Patient(choose(url, staging))
 
 
 def choose(url: str, staging: str) -> Remote:
-    """The remote at `url` as its library serves it, without patience."""
+    """The remote at `url`, without retries."""
     parts, name = parse_address(url), url.rstrip("/")
     if isinstance(parts, Path):
         return FilesRemote(LocalFiles(parts), str(parts), staging=staging)

@@ -1,4 +1,4 @@
-"""Repeated tries with bounded patience: what fails for a moment is tried again, not for ever."""
+"""Retries with bounded patience for transient failures."""
 
 import math
 import random
@@ -22,15 +22,15 @@ from embedcache.remotes.remote import (
 MAX_KEY = 1024
 MAX_LISTING_CHARACTERS = 256 << 20
 TRIES = 6
-PATIENCE_SECONDS = 20.0  # after which nothing small is tried again
-QUIET_SECONDS = 2.0  # of waiting, after which it is told of
+PATIENCE_SECONDS = 20.0  # after which a small request is not retried
+QUIET_SECONDS = 2.0  # of waiting, after which a line says so
 FIRST_WAIT_SECONDS = 0.2
 
 
 class Patient:
-    """A remote whose passing failures are tried again, after longer and longer pauses.
+    """Retries the transient failures of a remote, with growing pauses.
 
-    tell: takes a line, once, where that takes long.
+    tell: called once, with a line to print, where that takes long.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Patient:
         self._tries = tries
         self._sleep = sleep
         self._tell = tell
-        self._told = False
+        self._reported = False
         self._answered = False
 
     @property
@@ -92,7 +92,7 @@ class Patient:
             n_tried += 1
             if self._remote.create(key, data):
                 return True
-            # The answer to an attempt that did succeed may have been lost on the way.
+            # An earlier attempt may have succeeded, and its answer was lost.
             return n_tried > 1 and read_small(self._remote, key, limit=len(data)) == data
 
         return self._patiently(attempt)
@@ -112,10 +112,10 @@ class Patient:
         return self._heard(request)
 
     def _heard(self, request: Callable[[], T]) -> T:
-        """Make a request; until one has been answered, one that takes long is told of."""
+        """Make a request; before the first answer, report one that takes long."""
         if self._answered:
             return request()
-        timer = Timer(QUIET_SECONDS, self._tell_of_waiting)
+        timer = Timer(QUIET_SECONDS, self._report_waiting)
         timer.daemon = True
         timer.start()
         try:
@@ -128,19 +128,19 @@ class Patient:
     def _wait(self, failed: int, began: float) -> None:
         pause = FIRST_WAIT_SECONDS * 2 ** (failed - 1) * random.uniform(0.5, 1.5)
         if time.monotonic() - began + pause > QUIET_SECONDS:
-            self._tell_of_waiting()
+            self._report_waiting()
         self._sleep(pause)
 
-    def _tell_of_waiting(self) -> None:
-        if not self._told:
-            self._told = True
+    def _report_waiting(self) -> None:
+        if not self._reported:
+            self._reported = True
             seconds = PATIENCE_SECONDS + ANSWER_SECONDS - QUIET_SECONDS
-            self._tell(f"{self.name} does not answer; trying again for up to {seconds:.0f} s")
+            self._tell(f"{self.name} does not answer; retrying for up to {seconds:.0f} s")
 
 
 def read_small(remote: Remote, key: str, *, limit: int) -> bytes:
-    """The bytes of a small object; RemoteError past `limit`, before they are all taken in."""
-    if isinstance(remote, Patient):  # a whole try each time: where it ends is not known before
+    """The bytes of a small object; RemoteError past `limit`, before the rest is read."""
+    if isinstance(remote, Patient):  # retried as a whole: its size is not known before
         return remote.read_small(key, limit=limit)
     parts, size = [], 0
     for block in remote.blocks(key, length=limit + 1):

@@ -4,9 +4,9 @@
     open_remote("s3://bucket/team")       S3-compatible storage; gs:// and az:// the same way
     open_remote("ssh://host/srv/team")    SFTP
 
-A `Remote` knows keys ("spaces/.../manifest.json") and bytes, nothing of what they mean. What it
-returns is untrusted: `embedcache.catalogue` decides what is believed. `Patient` tries again what
-failed in passing. Credentials come from the environment, never from a URL.
+A `Remote` knows keys ("spaces/.../manifest.json") and bytes, not what they mean. What it returns is
+untrusted: `embedcache.sharing` checks it. `patience.Patient` retries transient failures.
+Credentials come from the environment, never from a URL.
 """
 
 import errno
@@ -23,15 +23,15 @@ Blocks = Callable[[], Iterator[bytes]]
 BLOCK_BYTES = 1 << 20
 SMALL_BYTES = 8 << 20
 MAX_KEYS = 1_000_000
-ANSWER_SECONDS = 8.0  # likewise, from one that is read
+ANSWER_SECONDS = 8.0  # without a byte from a remote that is read
 
 
 class Unreachable(RemoteError):
-    """A request that failed in passing: the network, a server that is busy or down."""
+    """A transient failure: the network, or a server that is busy or down."""
 
 
 class Denied(RemoteError):
-    """A request that this member has no right to make."""
+    """A request that this member may not make."""
 
 
 UNSEEN = -1
@@ -41,7 +41,7 @@ UNSEEN = -1
 class Entry:
     """A listed object. tag: changes when its content does (an ETag, a time).
 
-    size: UNSEEN for a place that cannot be looked at, and tag says why.
+    size: UNSEEN for something that cannot be read; `tag` then gives the reason.
     """
 
     key: str
@@ -50,11 +50,14 @@ class Entry:
 
 
 class Remote(Protocol):
-    """Objects by key. Raises FileNotFoundError, Denied, Unreachable, or RemoteError for good."""
+    """Objects by key.
+
+    Methods raise FileNotFoundError, Denied, Unreachable, or RemoteError for a permanent failure.
+    """
 
     @property
     def name(self) -> str:
-        """The URL, as messages say it."""
+        """The URL, as printed in messages."""
         ...
 
     def list(self, prefix: str) -> Iterator[Entry]:
@@ -62,14 +65,14 @@ class Remote(Protocol):
         ...
 
     def top(self) -> Sequence[str]:
-        """Names of what lies directly there, of much the first; none for an absent place.
+        """Names directly under the root, only the first of many; empty for an absent place.
 
-        Raises RemoteError where a shared copy cannot begin.
+        Raises RemoteError where no shared copy can be created.
         """
         ...
 
     def unfinished(self, segment: str) -> Iterator[Entry]:
-        """Objects under `segment`/ that an earlier push of this segment has left."""
+        """Objects under `segment`/ that an interrupted push of this segment has left."""
         ...
 
     def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
@@ -77,13 +80,13 @@ class Remote(Protocol):
         ...
 
     def write(self, key: str, blocks: Blocks, *, size: int) -> None:
-        """Store an object whole or not at all; an exception out of `blocks` stores nothing."""
+        """Store an object whole or not at all; if `blocks` raises, nothing is stored."""
         ...
 
     def create(self, key: str, data: bytes) -> bool:
-        """Store an object that must not exist; False, and nothing stored, where it does.
+        """Store an object that must not exist; False, and nothing is stored, where it does.
 
-        For a segment's manifest this is what makes the segment appear.
+        Storing a segment's manifest makes the segment appear.
         """
         ...
 
@@ -93,22 +96,25 @@ class Remote(Protocol):
 
 
 def reason_of(error: BaseException) -> str:
-    """An error's text on one line, short, without what a URL may hold of credentials."""
+    """An error's text on one short line, without the credentials that a URL may hold."""
     text = re.sub(r"(?<!<)\?\S*|(?<=//)[^/\s]*@", "", str(error).partition("Debug source")[0])
     text = " ".join(text.split())
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def plain_os_error(error: Exception, name: str, key: str) -> Exception:
-    """What an operating system's error at a remote means."""
+    """The exception of `Remote` for an operating system's error at a remote."""
     if not isinstance(error, OSError):
         return Unreachable(f"{name} cannot be reached ({key}): {reason_of(error)}")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return FileNotFoundError(errno.ENOENT, "no such object", key)
     if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.EPERM):
-        return Denied(f"{name} does not let you at {key}: {error.strerror or error}")
+        return Denied(f"{name} denied access to {key}: {error.strerror or error}")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RemoteError(f"{name} is full: make room there, then run the same command again")
+        return RemoteError(
+            f"{name} is full", advice="Make room there, then run the same command again"
+        )
     return Unreachable(
-        f"{name} cannot be reached ({key}): {error.strerror or error}. Run the same command again"
+        f"{name} cannot be reached ({key}): {error.strerror or error}",
+        advice="Run the same command again",
     )

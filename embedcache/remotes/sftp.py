@@ -1,4 +1,4 @@
-"""The files of another machine, over SSH: fsspec's SFTP, with the host's key checked."""
+"""Files of another machine over SSH: fsspec's SFTP, with the host's key checked."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ MAX_TOP = 1000
 
 
 class SftpFiles:
-    """One connection for each thread; keys and agents as ssh has them, known hosts only."""
+    """One connection per thread; keys and agents as for ssh, known hosts only."""
 
     def __init__(self, url: SplitResult) -> None:
         self._url = url
@@ -39,11 +39,11 @@ class SftpFiles:
             here = waiting.pop()
             try:
                 names = self._ftp.listdir_iter(self._path(here))
-                first = list(islice(names, 1))  # it is not asked for before
+                first = list(islice(names, 1))  # the request is made here, not before
             except (PermissionError, FileNotFoundError) as error:
                 if here == folder:
                     raise
-                if isinstance(error, PermissionError):  # else it was removed meanwhile
+                if isinstance(error, PermissionError):  # else it has just been removed
                     yield here, UNSEEN, NO_RIGHT
                 continue
             for found in chain(first, names):
@@ -88,7 +88,9 @@ class SftpFiles:
         if self.exists(target):
             return False
         try:
-            self._ftp.rename(self._path(path), self._path(target))  # SFTP's own refuses to replace
+            self._ftp.rename(
+                self._path(path), self._path(target)
+            )  # plain SFTP rename never replaces
         except FileNotFoundError:
             raise
         except OSError:
@@ -128,22 +130,56 @@ class SftpFiles:
 
 
 def _connect(url: SplitResult) -> Any:
+    """A connection to the host of a URL, with a message for each way in which that can fail."""
+    paramiko, known_hosts = _libraries(url)
+    place = f"{url.scheme}://{url.hostname}"
+    try:
+        return known_hosts(url.hostname or "", **_options(url))
+    except paramiko.BadHostKeyException:
+        raise RemoteError(
+            f"{place} shows another key than the one in your known_hosts",
+            advice="Ask whoever runs it whether that changed; if so, 'ssh-keygen -R HOST' drops "
+            "the old one",
+        ) from None
+    except paramiko.AuthenticationException:
+        raise RemoteError(
+            f"{place} does not accept your key",
+            advice="Load the right one with ssh-add, and try 'ssh' to that host",
+        ) from None
+    except paramiko.SSHException as error:
+        if "known_hosts" in str(error):
+            raise RemoteError(
+                f"the key of {place} is not in your known_hosts",
+                advice="Connect once with 'ssh' and check it, then run the same command again",
+            ) from None
+        if "No authentication methods" in str(error):
+            raise RemoteError(
+                f"you have no key for {place}",
+                advice="Load one with ssh-add, or name its file in EMBEDCACHE_SSH_KEY",
+            ) from None
+        raise Unreachable(f"{place} cannot be reached: {error}") from None
+    except (OSError, EOFError) as error:
+        raise Unreachable(f"{place} cannot be reached: {error}") from None
+
+
+def _libraries(url: SplitResult) -> tuple[Any, Any]:
+    """paramiko, and fsspec's SFTP with known hosts only."""
     try:
         import paramiko
         from fsspec.implementations.sftp import SFTPFileSystem  # type: ignore[import-untyped]
     except ImportError:
         raise RemoteError(
-            f"{url.scheme}://{url.hostname} needs fsspec and paramiko: pip install "
-            "'embedcache[ssh]', or uv sync --extra ssh"
+            f"{url.scheme}://{url.hostname} needs the packages fsspec and paramiko",
+            advice="Run 'pip install fsspec paramiko'",
         ) from None
 
-    # What fails is told below, in one line; a handler keeps paramiko from printing a traceback too.
+    # `_connect` reports failures in one line; without a handler paramiko prints a traceback too.
     log = logging.getLogger("paramiko")
     if not log.hasHandlers():
         log.addHandler(logging.NullHandler())
 
     class KnownHosts(SFTPFileSystem):  # type: ignore[misc]
-        """fsspec takes any key that a host shows; here the host must be known, as ssh asks."""
+        """fsspec accepts any key that a host shows; here the host must be known, as for ssh."""
 
         def _connect(self) -> None:
             self.client = paramiko.SSHClient()
@@ -152,6 +188,11 @@ def _connect(url: SplitResult) -> Any:
             self.client.connect(self.host, **self.ssh_kwargs)
             self.ftp = self.client.open_sftp()
 
+    return paramiko, KnownHosts
+
+
+def _options(url: SplitResult) -> dict[str, Any]:
+    """How to connect: timeouts, and the port, user and key where they are given."""
     options: dict[str, Any] = {
         "timeout": CONNECT_SECONDS,
         "banner_timeout": CONNECT_SECONDS,
@@ -165,29 +206,4 @@ def _connect(url: SplitResult) -> Any:
         if not Path(key).is_file():
             raise RemoteError(f"EMBEDCACHE_SSH_KEY names {key}, and there is no such file")
         options["key_filename"] = key
-    place = f"{url.scheme}://{url.hostname}"
-    try:
-        return KnownHosts(url.hostname or "", **options)
-    except paramiko.BadHostKeyException:
-        raise RemoteError(
-            f"{place} shows another key than the one in your known_hosts: ask whoever runs it "
-            "whether that changed; if so, 'ssh-keygen -R HOST' drops the old one"
-        ) from None
-    except paramiko.AuthenticationException:
-        raise RemoteError(
-            f"{place} does not know you: load your key with ssh-add, and try 'ssh' to that host"
-        ) from None
-    except paramiko.SSHException as error:
-        if "known_hosts" in str(error):
-            raise RemoteError(
-                f"the key of {place} is not in your known_hosts: connect once with 'ssh' and check "
-                "it, then run the same command again"
-            ) from None
-        if "No authentication methods" in str(error):
-            raise RemoteError(
-                f"you have no key for {place}: load one with ssh-add, or name its file in "
-                "EMBEDCACHE_SSH_KEY"
-            ) from None
-        raise Unreachable(f"{place} cannot be reached: {error}") from None
-    except (OSError, EOFError) as error:
-        raise Unreachable(f"{place} cannot be reached: {error}") from None
+    return options

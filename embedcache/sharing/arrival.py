@@ -1,7 +1,8 @@
-"""Segments and rows on their way in from a remote: checked as they arrive, whole or not at all.
+"""Segments and rows as they arrive from a remote: checked on the way, kept whole or not at all.
 
-A segment arrives in the cache's `local/incoming/`, where a later run finds what was cut off and
-goes on at that byte; it is renamed into its space once every file and every row has been checked.
+A segment arrives in the cache's `local/incoming/`, where a later run resumes an interrupted
+transfer at the byte where it stopped. It is renamed into its space once every file and every row
+has been checked.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, wait
 from pathlib import Path
 from typing import TypeVar
@@ -21,8 +22,9 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.errors import Damaged
 from embedcache.remotes.remote import BLOCK_BYTES, SMALL_BYTES, Remote
+from embedcache.sharing.moved import CountBytes
 from embedcache.sharing.screen import Screen, ShardScreen
-from embedcache.sharing.shared_copy import Catalogue, Shared, wrong_bytes
+from embedcache.sharing.segments import RemoteSegment, wrong_bytes
 from embedcache.store.check import check_segment
 from embedcache.store.checksums import CRC_BYTES, crc32c, crc_of_rows
 from embedcache.store.manifest import MANIFEST
@@ -33,59 +35,58 @@ T = TypeVar("T")
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 U32 = NDArray[np.uint32]
-Counter = Callable[[int], None]
 
 SHARD = re.compile(r"embedding/c/(\d+)/0")
-# The disk begins while a file still comes: then the wait at its end is short.
+# The disk writes while the rest of a file arrives, so the wait at its end is short.
 SYNC_BYTES = 16 << 20
 STALE_SECONDS = 7 * 86_400.0
 
 
 @contextlib.contextmanager
 def arriving(
-    shared: Shared,
+    source: RemoteSegment,
     remote: Remote,
     incoming: Path,
     *,
     fetching: Executor,
     syncing: Executor,
-    count: Counter,
+    count: CountBytes,
 ) -> Iterator[Segment]:
-    """Fetch a whole segment into `incoming`, check it, and hand it over; then it is removed.
+    """Fetch a whole segment into `incoming`, check it, yield it, and remove what is left of it.
 
-    fetching, syncing: threads that take its files, several at once, and that wait for the disk.
-    count: told of bytes as they arrive. Raises RemoteError for bytes that are not those of the
-    manifest; what did arrive stays for the next attempt, unless it is wrong.
+    fetching, syncing: threads that fetch its files, several at once, and that wait for the disk.
+    count: called with the number of bytes that arrived. Raises RemoteError for bytes that do not
+    match the manifest. What arrived stays for the next attempt, unless it is wrong.
     """
-    with _place(incoming, shared.id) as folder:
-        files = shared.manifest.files
+    with _place(incoming, source.id) as folder:
+        files = source.manifest.files
         jobs = [
-            fetching.submit(_fetch, remote, shared, path, folder, syncing, count) for path in files
+            fetching.submit(_fetch, remote, source, path, folder, syncing, count) for path in files
         ]
         screens = dict(zip(files, _all(jobs), strict=True))
-        (folder / MANIFEST).write_bytes(shared.raw)
-        segment = Segment.read(str(folder), kind=shared.manifest.kind, space=shared.manifest.space)
+        (folder / MANIFEST).write_bytes(source.raw)
+        segment = Segment.read(str(folder), kind=source.manifest.kind, space=source.manifest.space)
         try:
-            check_segment(segment, row_crcs=_row_crcs(shared, screens))
+            check_segment(segment, row_crcs=_row_crcs(source, screens))
         except Damaged as error:
             disk.remove_folder(folder)
-            raise Damaged(f"what it holds does not fit together: {error}") from None
+            raise Damaged(f"its parts contradict each other: {error.fact}") from None
         yield segment
 
 
 def settle(segment: Segment, segments: Path) -> None:
-    """Give a segment that has arrived its place among the others, durably."""
+    """Move a segment that has arrived into its space, durably."""
     disk.sync_tree(segment.folder)
     try:
         segment.folder.rename(segments / segment.id)
     except OSError:
-        if not (segments / segment.id / MANIFEST).exists():  # else another process was first
+        if not (segments / segment.id / MANIFEST).exists():  # else another process came first
             raise
     disk.sync_folder(segments)
 
 
 def clear(incoming: Path) -> None:
-    """Remove what has waited for a week: nobody came back for it."""
+    """Remove transfers that nobody has resumed for a week."""
     with contextlib.suppress(OSError):
         for path in incoming.iterdir():
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
@@ -93,21 +94,25 @@ def clear(incoming: Path) -> None:
 
 
 def fetch_rows(
-    catalogue: Catalogue, shared: Shared, rows: I64, *, pool: Executor, count: Counter
+    remote: Remote,
+    source: RemoteSegment,
+    rows: I64,
+    *,
+    row_crcs: U32,
+    pool: Executor,
+    count: CountBytes,
 ) -> F32:
     """Some good rows of a segment, (len(rows), dim), by the byte ranges that hold them.
 
-    rows: ascending. Where a chunk gives many rows it comes whole, under the manifest's CRC; else
-    each row comes alone, under its own. Raises RemoteError for a wrong one.
+    rows: ascending. row_crcs: of all good rows of the segment. A chunk with many of the rows is
+    fetched whole and checked by the manifest's CRC; other rows are fetched and checked one by one.
+    Raises RemoteError for a wrong one.
     """
-    cut = shared.manifest.geometry
+    cut = source.manifest.geometry
     assert cut is not None
     out = np.empty((len(rows), cut.dim), dtype="<f4")
-    row_crcs = catalogue.column(shared, "row_crc")
     jobs = [
-        pool.submit(
-            _fetch_range, catalogue.remote, shared, whole, some, slots, row_crcs, out, count
-        )
+        pool.submit(_fetch_range, remote, source, whole, some, slots, row_crcs, out, count)
         for whole, some, slots in _ranges(cut, rows)
     ]
     _all(jobs)
@@ -117,7 +122,7 @@ def fetch_rows(
 
 
 def range_bytes(cut: Geometry, rows: I64) -> int:
-    """What `fetch_rows` moves for these rows, columns not counted."""
+    """Bytes that `fetch_rows` moves for these rows, without the columns."""
     return sum(
         cut.chunk_bytes if whole else len(some) * cut.row_bytes
         for whole, some, _ in _ranges(cut, rows)
@@ -125,7 +130,7 @@ def range_bytes(cut: Geometry, rows: I64) -> int:
 
 
 def _ranges(cut: Geometry, rows: I64) -> Iterator[tuple[bool, I64, I64]]:
-    """Requests to make: (whether a whole chunk, the rows it is for, their slots)."""
+    """The requests to make: (whether a whole chunk, the rows it brings, their slots)."""
     whole, (single, slots) = split_by_chunk(cut, rows, np.arange(len(rows)))
     for chunk, within, places in whole:
         yield True, within + chunk * cut.rows_per_chunk, places
@@ -138,19 +143,19 @@ def _ranges(cut: Geometry, rows: I64) -> Iterator[tuple[bool, I64, I64]]:
 
 def _fetch_range(
     remote: Remote,
-    shared: Shared,
+    source: RemoteSegment,
     whole: bool,
     rows: I64,
     slots: I64,
     row_crcs: NDArray[np.uint32],
     out: F32,
-    count: Counter,
+    count: CountBytes,
 ) -> None:
-    cut = shared.manifest.geometry
+    cut = source.manifest.geometry
     assert cut is not None
     chunk = int(rows[0]) // cut.rows_per_chunk
     shard, place = divmod(chunk, cut.chunks_per_shard)
-    key = f"{shared.key}/embedding/{shard_name(shard)}"
+    key = f"{source.key}/embedding/{shard_name(shard)}"
     start, length = place * cut.chunk_bytes, cut.chunk_bytes
     if not whole:
         start += (int(rows[0]) - chunk * cut.rows_per_chunk) * cut.row_bytes
@@ -162,48 +167,53 @@ def _fetch_range(
         if len(raw) > length:
             break
     if len(raw) != length:
-        raise wrong_bytes(remote, shared, f"embedding/{shard_name(shard)}")
+        raise wrong_bytes(remote, source, f"embedding/{shard_name(shard)}")
     if whole:
         body, tail = raw[:-CRC_BYTES], int.from_bytes(raw[-CRC_BYTES:], "little")
-        known = int(np.frombuffer(shared.manifest.chunk_crcs, "<u4")[chunk])
+        known = int(np.frombuffer(source.manifest.chunk_crcs, "<u4")[chunk])
         matrix = np.frombuffer(body, dtype="<f4").reshape(cut.rows_per_chunk, cut.dim)
         right = crc32c(bytes(body)) == known == tail
         out[slots] = matrix[rows - chunk * cut.rows_per_chunk]
     else:
         out[slots] = np.frombuffer(raw, dtype="<f4").reshape(len(rows), cut.dim)
         right = True
-    # The rows' own CRCs go with the rows into the new segment, so they must hold in any case.
+    # The rows' own CRCs go into the new segment with the rows, so they must match in any case.
     if not right or not np.array_equal(crc_of_rows(out[slots]), row_crcs[rows]):
-        raise wrong_bytes(remote, shared, f"embedding/{shard_name(shard)}")
+        raise wrong_bytes(remote, source, f"embedding/{shard_name(shard)}")
 
 
 def _fetch(
-    remote: Remote, shared: Shared, path: str, folder: Path, syncing: Executor, count: Counter
+    remote: Remote,
+    source: RemoteSegment,
+    path: str,
+    folder: Path,
+    syncing: Executor,
+    count: CountBytes,
 ) -> Screen:
     """Fetch one file of a segment, or the rest of it, and check its digest."""
-    size, digest = shared.manifest.files[path]
+    size, digest = source.manifest.files[path]
     target = folder / path
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():  # it was fetched before the run was cut; its bytes are looked at again
+    if target.exists():  # an interrupted run fetched it; its bytes are checked again
         target.rename(part)
     for resumed in (part.exists(), False):
         if not resumed:
             part.unlink(missing_ok=True)
-        screen = _screen(shared, path)
-        whole = _stream(remote, f"{shared.key}/{path}", part, size, syncing, count, screen)
+        screen = _screen(source, path)
+        whole = _stream(remote, f"{source.key}/{path}", part, size, syncing, count, screen)
         if whole and screen.digest == digest:
             part.rename(target)
             return screen
         part.unlink()
         if not resumed:
             break
-    raise wrong_bytes(remote, shared, path)
+    raise wrong_bytes(remote, source, path)
 
 
-def _screen(shared: Shared, path: str) -> Screen:
+def _screen(source: RemoteSegment, path: str) -> Screen:
     shard = SHARD.fullmatch(path)
-    return ShardScreen(shared.manifest, int(shard[1])) if shard else Screen()
+    return ShardScreen(source.manifest, int(shard[1])) if shard else Screen()
 
 
 def _stream(
@@ -212,12 +222,12 @@ def _stream(
     part: Path,
     size: int,
     syncing: Executor,
-    count: Counter,
+    count: CountBytes,
     screen: Screen,
 ) -> bool:
-    """Append to `part` what it lacks of an object of `size` bytes, all of which pass `screen`.
+    """Append to `part` what it lacks of an object of `size` bytes; all bytes pass `screen`.
 
-    True once the file has its size, and, if it is large, is durable; `settle` sees to small ones.
+    True once the file is complete and, if it is large, durable; `settle` syncs small ones.
     False for an object of another size.
     """
     fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -251,10 +261,10 @@ def _stream(
         os.close(fd)
 
 
-def _row_crcs(shared: Shared, screens: dict[str, Screen]) -> U32:
-    """The CRC32C of every good row, as they came; Damaged for a shard that was seen to be wrong."""
-    cut, found = shared.manifest.geometry, [np.empty(0, np.uint32)]
-    for shard in range(cut.n_shards(shared.manifest.n_ok)) if cut else ():
+def _row_crcs(source: RemoteSegment, screens: dict[str, Screen]) -> U32:
+    """The CRC32C of every good row as it arrived; Damaged for a shard with a fault."""
+    cut, found = source.manifest.geometry, [np.empty(0, np.uint32)]
+    for shard in range(cut.n_shards(source.manifest.n_ok)) if cut else ():
         screen = screens[f"embedding/{shard_name(shard)}"]
         if screen.problem:
             raise Damaged(f"embedding/{shard_name(shard)}: {screen.problem}")
@@ -264,14 +274,14 @@ def _row_crcs(shared: Shared, screens: dict[str, Screen]) -> U32:
 
 @contextlib.contextmanager
 def _place(incoming: Path, segment: str) -> Iterator[Path]:
-    """A folder named after the segment for it to arrive in, to this process alone."""
+    """A folder named after the segment for it to arrive in, used by this process alone."""
     home = incoming / segment
     home.mkdir(parents=True, exist_ok=True)
     fd = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # another process fetches the same: do it beside, with nothing to resume
+        except OSError:  # another process fetches the same: use another folder, resume nothing
             home = incoming / f"{segment}-{os.urandom(4).hex()}"
         folder = home / segment
         folder.mkdir(parents=True, exist_ok=True)
@@ -282,9 +292,11 @@ def _place(incoming: Path, segment: str) -> Iterator[Path]:
 
 
 def _all(jobs: list["Future[T]"]) -> list[T]:
-    """The results of all jobs; the first error cancels those that have not begun, and is raised."""
+    """The results of all jobs; the first error cancels the jobs that have not begun, and is raised.
+
+    Does not wait for cancelled jobs: a pool that was shut down meanwhile never reports them.
+    """
     try:
         return [job.result() for job in jobs]
     finally:
-        # Not of those cancelled: nobody tells when the pool was shut down meanwhile.
         wait([job for job in jobs if not job.cancel()])

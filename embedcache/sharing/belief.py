@@ -1,4 +1,4 @@
-"""What is believed of a manifest that came from elsewhere, and the documents it implies."""
+"""Checks of a manifest that came from elsewhere, and the documents that follow from it."""
 
 from hashlib import sha256
 
@@ -13,14 +13,14 @@ from embedcache.store.shard import shard_name
 
 
 def check_manifest(manifest: Manifest, *, dim: int = 0) -> None:
-    """RemoteError unless a manifest names exactly the files, and the sizes, that follow from it.
+    """RemoteError unless a manifest names exactly the files, and their sizes, that follow from it.
 
-    dim: floats per vector that its space has, 0 where there is none.
+    dim: floats per vector of its space, 0 where it has none.
     """
     manifest.check_files()
-    told = [manifest.name, manifest.created, *map(str, manifest.about.values())]
-    if not all(text.isprintable() for text in told):  # they end in somebody's terminal
-        raise RemoteError("its provenance cannot be printed: refused")
+    provenance = [manifest.name, manifest.created, *map(str, manifest.about.values())]
+    if not all(text.isprintable() for text in provenance):  # people will print them in terminals
+        raise RemoteError("its provenance holds characters that cannot be printed: refused")
     if manifest.geometry is not None and dim and manifest.geometry.dim != dim:
         raise RemoteError(f"its vectors have {manifest.geometry.dim} floats, not {dim}: refused")
     given = {path: size for path, (size, _) in manifest.files.items()}
@@ -36,10 +36,10 @@ def check_manifest(manifest: Manifest, *, dim: int = 0) -> None:
             filled = cut.filled(shard, manifest.n_ok)
             expected[f"embedding/{shard_name(shard)}"] = cut.shard_bytes(filled)
     if given != expected:
-        raise RemoteError("its files are not those that its counts ask for: refused")
+        raise RemoteError("its files do not match its counts: refused")
     for path, raw in documents.items():
         if manifest.files[path][1] != sha256(raw).hexdigest():
-            raise RemoteError(f"its {path} is not as format 1 has it: refused")
+            raise RemoteError(f"its {path} differs from what format 1 prescribes: refused")
 
 
 def documents_of(manifest: Manifest) -> dict[str, bytes]:

@@ -1,7 +1,6 @@
 """What this machine remembers of a remote between two commands."""
 
 import contextlib
-import secrets
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +9,7 @@ from embedcache import disk
 
 
 class Memo:
-    """What was fetched before, by name, in a folder that may be deleted at any time."""
+    """Bytes that were fetched before, by name, in a folder that may be deleted at any time."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -18,7 +17,7 @@ class Memo:
     def get(
         self, name: str, fetch: Callable[[], bytes], good: Callable[[bytes], bool] = bool
     ) -> bytes:
-        """What was kept under `name`, else what `fetch` returns, which is kept where it is good."""
+        """The bytes kept under `name`, else those of `fetch`, which are kept where `good`."""
         if self._folder is None:
             return fetch()
         path = self._folder / sha256(name.encode()).hexdigest()
@@ -29,9 +28,8 @@ class Memo:
         raw = fetch()
         if not good(raw):
             return raw
-        with contextlib.suppress(OSError):  # a convenience: a full disk may say no
+        with contextlib.suppress(OSError):  # best effort; may fail on a full disk
             self._folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-            disk.write_new(part, sha256(raw).digest() + raw, durable=False)  # it is checked anyway
-            part.replace(path)
+            # Not durable: every read compares the digest.
+            disk.replace(path, sha256(raw).digest() + raw, durable=False)
         return raw

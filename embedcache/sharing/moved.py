@@ -1,4 +1,4 @@
-"""What a push or pull has moved, its counters, and the bounds on what goes at once."""
+"""What a push or pull has moved, its counters, and the bounds on what moves at once."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Literal
 
-from embedcache.errors import CacheError
+from embedcache.errors import CacheError, EmbedcacheError
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 
-Progress = Callable[[int, int], None]
+OnBytes = Callable[[int, int], None]  # called with (bytes moved, bytes that will move)
+CountBytes = Callable[[int], None]  # called by threads with the bytes that they have just moved
 
 OBJECTS_AT_ONCE = 8
 SEGMENTS_AT_ONCE = 4
 
 
 @dataclass(slots=True)
-class Tally:
+class MoveCounts:
     """What a push or pull finds and does, while it runs."""
 
     segments: int = 0
@@ -36,9 +37,9 @@ class Tally:
     purged_rows: int = 0
     refs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: list[EmbedcacheError] = field(default_factory=list)
 
-    def add(self, other: "Tally") -> None:
+    def add(self, other: "MoveCounts") -> None:
         """Add what came in another round; what was there before is counted already."""
         self.rows += other.rows
         self.failures += other.failures
@@ -52,10 +53,10 @@ class Tally:
 class Moved:
     """What a push or pull moved, or with dry_run would move.
 
-    bytes: of segments and rows; listings, manifests and digest columns come on top.
+    bytes: of segments and rows; listings, manifests and digest columns are not counted.
     already_there: good rows that the receiving side had. withheld: rows of forgotten photos.
-    still_here: rows here of photos that either side forgot. cache: its folder.
-    new_copy: whether the shared copy began with this push.
+    still_here: rows in the cache of photos that either side forgot. cache: its folder.
+    new_copy: whether this push created the shared copy.
     purged: segments with forgotten photos that were removed from the shared copy. purged_rows: rows
         of forgotten photos in them.
     problems: what was refused, each with what to do; a run with problems has moved the rest.
@@ -91,29 +92,26 @@ class Moved:
         return found | {"seconds": round(self.seconds, 3)}
 
     def __str__(self) -> str:
-        verb = {"push": "sent to", "pull": "came from"}[self.direction]
-        if self.dry_run:
-            verb = {"push": "would be sent to", "pull": "would come from"}[self.direction]
+        verb = {"push": "pushed to", "pull": "pulled from"}[self.direction]
         rows = f"{self.rows:,} rows"
         if self.failures:
             rows += f" and {self.failures:,} failures"
         place = "there" if self.direction == "push" else "here"
         lines = [
-            f"{rows} in {self.segments:,} segments ({self.bytes / 1e6:,.1f} MB) {verb} "
-            f"{self.remote}; {self.already_there:,} rows were {place} already"
+            f"{rows} in {self.segments:,} segments ({self.bytes / 1e6:,.1f} MB) "
+            f"{self._would}{verb} {self.remote}; {self.already_there:,} rows were {place} already"
         ]
         if self.new_copy:
-            verb = "would begin" if self.dry_run else "began"
-            lines.append(f"a new shared copy {verb} at {self.remote}")
+            lines.append(f"a new shared copy {self._would or 'was '}created at {self.remote}")
         if self.ids:
-            lines.append(f"{self.ids:,} photo ids with them")
+            lines.append(f"with {self.ids:,} photo ids")
         if self.tombstones or self.refs:
             refs = f" ({', '.join(self.refs)})" if self.refs else ""
             lines.append(f"with {self.tombstones:,} tombstones and {len(self.refs):,} refs{refs}")
         if self.purged:
             lines.append(
                 f"{self.purged:,} segments with {self.purged_rows:,} rows of forgotten photos "
-                f"{'would be' if self.dry_run else 'were'} removed there"
+                f"{self._would or 'were '}removed there"
             )
         if self.withheld:
             lines.append(f"{self.withheld:,} rows of forgotten photos were left out")
@@ -122,29 +120,33 @@ class Moved:
             if self.direction == "push" or self.dry_run:  # the tombstones may not be here yet
                 first = f"'embedcache pull {self.remote} {self.cache}' and then "
             lines.append(
-                f"{self.still_here:,} rows here are of photos that were forgotten: {first}"
+                f"{self.still_here:,} rows here belong to forgotten photos: {first}"
                 f"'embedcache forget {self.cache} --forgotten' removes them"
             )
         return "\n".join([*lines, *self.notes, *(f"problem: {text}" for text in self.problems)])
 
+    @property
+    def _would(self) -> str:
+        return "would be " if self.dry_run else ""
 
-def counter(progress: Progress | None, total: int) -> Callable[[int], None]:
-    """What threads tell of the bytes that they have moved, for `progress`."""
+
+def counter(on_bytes: OnBytes | None, total: int) -> CountBytes:
+    """A function for threads to count the bytes that they have moved; it reports the sum."""
     lock, done = Lock(), 0
 
     def count(n: int) -> None:
         nonlocal done
         with lock:
             done += n
-            if progress is not None:
-                progress(min(done, total), total)
+            if on_bytes is not None:
+                on_bytes(min(done, total), total)
 
     return count
 
 
 @contextmanager
 def workers() -> Iterator[ThreadPoolExecutor]:
-    """Threads that move objects; an error stops what has not begun."""
+    """Threads that move objects; an error cancels the jobs that have not begun."""
     pool = ThreadPoolExecutor(OBJECTS_AT_ONCE, thread_name_prefix="embedcache-share")
     try:
         yield pool
@@ -153,10 +155,10 @@ def workers() -> Iterator[ThreadPoolExecutor]:
 
 
 def require_room(cache: Cache, n_bytes: int) -> None:
-    """CacheError unless the disk has room for what is to come, before any of it does."""
+    """CacheError unless the disk has room for everything that will come."""
     free = shutil.disk_usage(cache.path).free
     if n_bytes > free:
         raise CacheError(
-            f"{n_bytes:,} bytes are to come and {cache.path} has room for {free:,}: make room, or "
-            "pull less with --backbone or --photos"
+            f"this pull brings {n_bytes:,} bytes, and {cache.path} has room for {free:,}",
+            advice="Free some space, or pull less with --backbone or --photos",
         )

@@ -1,7 +1,7 @@
-"""A file of a segment on its way in: its digest and, for a shard, its rows, in one pass.
+"""A file of a segment as it arrives: its digest and, for a shard, its rows, in one pass.
 
-Every block is looked at while it is warm, between the wire and the disk, so that a segment need
-not be read once more before it is taken in.
+Every block is checked between the network and the disk, while it is in the processor's cache, so
+that a segment need not be read again before it is accepted.
 """
 
 from hashlib import sha256
@@ -19,9 +19,9 @@ U32 = NDArray[np.uint32]
 
 
 class Screen:
-    """What the bytes of a file turn out to be, as they pass in order.
+    """Computes the digest of a file from its blocks, in order.
 
-    problem: why a shard that has its digest is still refused; "" for nothing.
+    problem: why a shard is refused although its digest is right; "" where it is not.
     row_crcs: the CRC32C of each good row of a shard, in order, to compare with the segment's.
     """
 
@@ -43,9 +43,9 @@ class Screen:
 
 
 class ShardScreen(Screen):
-    """The bytes of shard file `shard`: every chunk under its CRC, every good row finite.
+    """Checks shard file `shard` too: the CRC of every chunk, and that every good row is finite.
 
-    At most one row is held from one block to the next.
+    Holds at most one row from one block to the next.
     """
 
     def __init__(self, manifest: Manifest, shard: int) -> None:
@@ -87,7 +87,7 @@ class ShardScreen(Screen):
             left = left[n_items * size :]
 
     def _wanted(self) -> tuple[int, int]:
-        """The size of what comes next (a row, a chunk's CRC, the index), and how many of it."""
+        """The size of the next item (a row, a chunk's CRC, the index), and how many follow."""
         if self._chunk == self._end:
             return len(self._index), 1
         rows_left = self._cut.rows_per_chunk - self._row
@@ -109,7 +109,7 @@ class ShardScreen(Screen):
         self._crc = google_crc32c.extend(self._crc, rows)
         first = self._chunk * self._cut.rows_per_chunk + self._row
         self._row += len(rows)
-        good = rows[: max(0, self._n_ok - first)]  # the last chunk is filled up with NaN
+        good = rows[: max(0, self._n_ok - first)]  # the last chunk is padded with NaN
         self._row_crcs.append(crc_of_rows(good))
         if not np.isfinite(good.view("<f4")).all():
             self.problem = self.problem or f"chunk {self._chunk} holds {NOT_FINITE}"

@@ -4,31 +4,38 @@
     push(cache, "s3://bucket/team")            everything that is here and not there
 
 Both are set unions of immutable segments, so any number of members may push and pull at any time:
-nobody waits, nothing is overwritten, and a run that was cut is gone on with by running it again.
-A segment appears on the other side whole (its manifest comes last) or not at all. Photo ids, and
-with them anything that names a person or a path, stay home unless they are asked for.
+nobody waits, nothing is overwritten, and rerunning an interrupted command resumes it. A segment
+appears on the other side whole (its manifest comes last) or not at all. Photo ids, and with them
+anything that names a person or a path, stay home unless they are asked for.
 """
 
 import fcntl
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from hashlib import sha256
-from pathlib import Path
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.errors import CacheError, InputError
-from embedcache.remotes.address import parse_address
-from embedcache.remotes.opening import open_remote
+from embedcache.errors import InputError
 from embedcache.remotes.remote import Remote
-from embedcache.sharing.moved import Moved, Progress, Tally, workers
-from embedcache.sharing.shared_copy import Catalogue
+from embedcache.sharing.announcing import send_refs, send_tombstones
+from embedcache.sharing.connecting import connect, memo_of
+from embedcache.sharing.moved import MoveCounts, Moved, OnBytes, workers
+from embedcache.sharing.pull_plan import PullPlan, PullPlanner, Wanted
+from embedcache.sharing.pulled_refs import take_refs
+from embedcache.sharing.purging import purge as purge_segments
+from embedcache.sharing.push_plan import PushPlanner
+from embedcache.sharing.sending import send
+from embedcache.sharing.shared_copy import SharedCopy
+from embedcache.sharing.taking import Taking, planned
 from embedcache.store.cache import Cache
+from embedcache.store.refs import Pins
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
 from embedcache.store.tombstones import Tombstones, read_tombstones
 
@@ -45,82 +52,121 @@ def pull(
     ref: str | None = None,
     with_ids: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
+    progress: OnBytes | None = None,
 ) -> Moved:
     """Bring into `cache` what a shared copy holds and it lacks.
 
     backbones: only vectors of these, by name or spec digest, and the faces that they were cut by.
     specs: only the spaces with these digests, of specs or detectors; one may be absent.
-    photos: only rows of these content digests, (n, 32); few of them come by their byte ranges.
+    photos: only rows of these content digests, (n, 32); a few rows come by their byte ranges.
     ref: exactly the segments that this ref of the remote pins, and the ref itself.
-    with_ids: photo ids too, with a ref those that it pins. dry_run: say what would move.
+    with_ids: photo ids too; with `ref`, those that it pins. dry_run: report what would move.
     progress: called with (bytes that have come, bytes that will).
-    Raises InputError for what cannot be asked together, and RemoteError where the remote cannot be
-    reached. What it holds that is damaged or does not fit is left out and stands under `problems`.
+    Raises InputError for options that exclude each other, and RemoteError where the remote cannot
+    be reached. What is damaged there is left out and listed under `problems`.
     """
-    from embedcache.sharing.pulling import Pull
-
-    if ref is not None and (backbones or photos is not None):
-        raise InputError(
-            "--ref brings exactly what the ref pins: leave out --backbone and --photos, or --ref"
-        )
-    if with_ids and photos is not None:
-        raise InputError(
-            "--with-ids takes all photo ids, and --photos only some photos' rows: leave one out. "
-            "'embedcache extract PHOTOS --cache DIR --remote URL' takes the rows of your photos "
-            "and records their ids"
-        )
+    wanted = Wanted(backbones=backbones, specs=specs, photos=photos, ref=ref, with_ids=with_ids)
+    _check(wanted)
     started = time.perf_counter()
+    copy = _open(remote, cache)
+    copy.require()
+    with disk.plain_errors("write to", cache.path), workers() as pool:
+        counts = MoveCounts()
+        gone = _adopt_tombstones(copy, cache, counts, dry_run=dry_run)
+        plan = PullPlanner(copy, cache, gone, pool).plan(wanted)
+        if dry_run:
+            counts.add(planned(plan.pieces))
+        else:
+            taking = Taking(copy, cache, gone, pool)
+            taking.take(plan.pieces, progress)
+            counts.add(taking.counts)
+            if taking.n_lost and ref is None:
+                _take_elsewhere(copy, cache, gone, pool, plan, wanted, counts)
+            if ref is not None or wanted.everything:
+                take_refs(copy, cache, taking.successors, counts, ref=ref, with_ids=with_ids)
+    counts.problems += plan.problems
+    counts.already_there += plan.already_there
+    counts.withheld += plan.withheld
+    counts.still_here += plan.still_here
+    return _moved("pull", copy, cache, counts, dry_run=dry_run, started=started)
+
+
+def _check(wanted: Wanted) -> None:
+    if wanted.ref is not None and (wanted.backbones or wanted.photos is not None):
+        raise InputError(
+            "--ref brings exactly what the ref pins",
+            advice="Leave out --backbone and --photos, or --ref",
+        )
+    if wanted.with_ids and wanted.photos is not None:
+        raise InputError(
+            "--with-ids brings all photo ids, and --photos only some photos' rows",
+            advice="Leave out one of them. 'embedcache extract PHOTOS --cache DIR --remote URL' "
+            "brings the rows of your photos and records their ids",
+        )
+
+
+def _open(remote: Remote | str, cache: Cache) -> SharedCopy:
     remote = connect(remote, cache)
-    catalogue = Catalogue(remote, _memo(cache, remote))
-    catalogue.require()
-    tally = Tally()
-    with disk.plain_errors("write to", cache.path):
-        gone = _adopt_tombstones(catalogue, cache, tally, dry_run=dry_run)
-        with workers() as pool:
-            run = Pull(catalogue, cache, tally, gone, pool)
-            run.plan(backbones=backbones, specs=specs, photos=photos, ref=ref, with_ids=with_ids)
+    return SharedCopy(remote, memo_of(cache, remote))
+
+
+def _adopt_tombstones(
+    copy: SharedCopy, cache: Cache, counts: MoveCounts, *, dry_run: bool
+) -> Tombstones:
+    """Record here what others forgot, before anything else comes; returns all tombstones."""
+    for name, raw in copy.tombstones().items():
+        target = cache.path / TOMBSTONES / name
+        if not target.exists():
+            counts.tombstones += 1
             if not dry_run:
-                run.move(progress)
-                again = run
-                while again.n_lost and ref is None:  # other segments may hold the same rows
-                    again = Pull(catalogue, cache, Tally(), gone, pool)
-                    again.plan(
-                        backbones=(), specs=run.chosen, photos=photos, ref=None, with_ids=with_ids
-                    )
-                    again.move(progress)
-                    tally.add(again.tally)
-                every = not (backbones or specs or photos is not None)
-                run.refs(ref, every=every, with_ids=with_ids)
-    return _moved("pull", catalogue, cache, tally, dry_run=dry_run, started=started)
+                target.parent.mkdir(exist_ok=True)
+                disk.publish(target, raw)
+    return {**copy.gone(), **read_tombstones(cache.path)[0]}
+
+
+def _take_elsewhere(
+    copy: SharedCopy,
+    cache: Cache,
+    gone: Tombstones,
+    pool: ThreadPoolExecutor,
+    plan: PullPlan,
+    wanted: Wanted,
+    counts: MoveCounts,
+) -> None:
+    """Take rows of refused segments from other segments that hold them too."""
+    narrowed = replace(wanted, backbones=(), specs=plan.specs)
+    n_lost = 1
+    while n_lost:
+        taking = Taking(copy, cache, gone, pool)
+        again = PullPlanner(copy, cache, gone, pool).plan(narrowed)
+        taking.take(again.pieces, None)
+        counts.add(taking.counts)
+        counts.problems += again.problems
+        n_lost = taking.n_lost
 
 
 def available(
     remote: Remote | str, cache: Cache, *, specs: Sequence[str], photos: U8
 ) -> dict[str, tuple[U8, U8]]:
-    """What of some contents, (n, 32), `pull` would bring into `cache`, of which nothing is fetched.
+    """What `pull` would bring into `cache` of some contents, (n, 32); fetches no row.
 
     Returns {digest of a spec or detector: (contents of vectors or faces, of failures), (k, 32)}.
     Raises RemoteError where the remote cannot be reached.
     """
-    from embedcache.sharing.pulling import Pull
-
-    remote = connect(remote, cache)
-    catalogue = Catalogue(remote, _memo(cache, remote))
-    catalogue.require()
-    tally = Tally()
-    gone = _adopt_tombstones(catalogue, cache, tally, dry_run=True)
+    copy = _open(remote, cache)
+    copy.require()
+    gone = _adopt_tombstones(copy, cache, MoveCounts(), dry_run=True)
     with workers() as pool:
-        run = Pull(catalogue, cache, tally, gone, pool)
-        run.plan(backbones=(), specs=specs, photos=photos, ref=None, with_ids=False)
+        plan = PullPlanner(copy, cache, gone, pool).plan(Wanted(specs=specs, photos=photos))
     found: dict[str, tuple[U8, U8]] = {}
-    for piece in run.pieces:
-        digests, n_ok = catalogue.column(piece.shared, "digest"), piece.shared.manifest.n_ok
+    for piece in plan.pieces:
+        digests = copy.segments.column(piece.segment, "digest")
+        n_ok = piece.segment.manifest.n_ok
         rows = np.arange(len(digests)) if piece.rows is None else piece.rows
         parts = digests[rows[rows < n_ok]], digests[rows[rows >= n_ok]]
-        before = found.get(piece.holding.digest, (digests[:0], digests[:0]))
+        before = found.get(piece.space.digest, (digests[:0], digests[:0]))
         good, bad = (np.concatenate(pair) for pair in zip(before, parts, strict=True))
-        found[piece.holding.digest] = good, bad
+        found[piece.space.digest] = good, bad
     return found
 
 
@@ -133,97 +179,49 @@ def push(
     with_ids: bool = False,
     purge: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
+    progress: OnBytes | None = None,
 ) -> Moved:
-    """Send to a shared copy what `cache` holds and it lacks; makes the shared copy if need be.
+    """Send to a shared copy what `cache` holds and it lacks; creates the shared copy if need be.
 
     backbones: only vectors of these, and the faces that they were cut by.
     specs: only the spaces with these digests, of specs or detectors.
-    with_ids: photo ids too, which may be private; vectors are found by content without them.
-    purge: remove segments with forgotten photos there, their other rows sent anew; it takes the
-        right to delete. Without it forgotten rows stay there, and no pull brings them.
-    Refs and tombstones go along. Rows of photos that either side forgot do not.
+    with_ids: photo ids too, which may be private; without them vectors are found by content.
+    purge: remove segments with forgotten photos there, after sending their other rows again; this
+        needs the right to delete. Without it forgotten rows stay there, and no pull brings them.
+    Refs and tombstones are sent too. Rows of photos that either side forgot are not.
     progress: called with (bytes that have gone, bytes that will).
     Raises RemoteError where the remote cannot be reached or refuses.
     """
-    from embedcache.sharing.pushing import Push
-    from embedcache.sharing.shared_copy import begin, require_place
-
     started = time.perf_counter()
-    remote = connect(remote, cache)
-    catalogue = Catalogue(remote, _memo(cache, remote))
-    tally = Tally()
-    fresh = tally.new_copy = not catalogue.exists()
-    if fresh:
-        require_place(remote)
-    gone: dict[bytes, str] = {
-        **read_tombstones(cache.path)[0],
-        **({} if fresh else catalogue.gone()),
-    }
+    copy = _open(remote, cache)
+    counts = MoveCounts(new_copy=not copy.exists())
+    if counts.new_copy:
+        copy.require_place()
+    gone = {**read_tombstones(cache.path)[0], **({} if counts.new_copy else copy.gone())}
     with disk.plain_errors("read", cache.path), _alone(cache), workers() as pool:
-        run = Push(catalogue, cache, tally, gone, pool, purge=purge)
-        run.plan(backbones=backbones, specs=specs, with_ids=with_ids)
+        planner = PushPlanner(copy, cache, gone, pool, purge=purge)
+        plan = planner.plan(backbones=backbones, specs=specs, with_ids=with_ids)
         if not dry_run:
-            if fresh:
-                begin(remote)
-            run.move(progress)
-        run.tombstones(dry_run=dry_run)
+            if counts.new_copy:
+                copy.begin()
+            send(copy, cache, plan, pool, progress)
+        send_tombstones(copy, cache, counts, dry_run=dry_run)
+        sent: dict[str, Pins] = {}
         if not (backbones or specs):
-            run.refs(with_ids=with_ids, dry_run=dry_run)
-        run.purge(dry_run=dry_run)
-    return _moved("push", catalogue, cache, tally, dry_run=dry_run, started=started)
-
-
-def connect(remote: Remote | str, cache: Cache) -> Remote:
-    """Open a remote by URL, for this cache."""
-    if not isinstance(remote, str):
-        return remote
-    place = parse_address(remote)
-    if isinstance(place, Path):
-        place = place.resolve()
-        if place == cache.path:
-            raise CacheError(f"{remote} is the cache itself: name another place to share it")
-        if cache.path in place.parents:
-            raise CacheError(f"{remote} lies in the cache: name another place to share it")
-    return open_remote(remote, staging=_staging(cache))
-
-
-@contextmanager
-def destination(path: Path, *, keep: bool = True) -> Iterator[Cache]:
-    """The cache to pull into, made where there is none.
-
-    One that was made for this and that nothing has come to is gone again after a failure, and
-    without `keep` in any case.
-    """
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    cache = Cache.open(path, create=True)
-    try:
-        yield cache
-        done = keep
-    except BaseException:
-        done = False
-        raise
-    finally:
-        if new and not done and _holds_nothing(cache):
-            disk.remove_folder(path)
-            for folder in missing[1:]:
-                folder.rmdir()
-            if not missing:
-                path.mkdir()
-
-
-def _holds_nothing(cache: Cache) -> bool:
-    """Whether a new cache has gained nothing, and nothing that a later pull would go on with."""
-    arrived = ("spaces/*/", "faces/*/", "photos/segments/*/", "refs/*", f"{TOMBSTONES}/*")
-    return not any(
-        next(cache.path.glob(pattern), None) for pattern in (*arrived, "local/incoming/*")
-    )
+            sent = send_refs(
+                copy, cache, counts, with_ids=with_ids, replaces=purge, dry_run=dry_run
+            )
+        purge_segments(copy, cache, plan.doomed, gone, counts, sent_refs=sent, dry_run=dry_run)
+    counts.segments, counts.rows, counts.failures = plan.segments, plan.rows, plan.failures
+    counts.bytes, counts.ids, counts.already_there = plan.n_bytes, plan.ids, plan.already_there
+    counts.withheld, counts.still_here = plan.withheld, plan.still_here
+    counts.notes += plan.notes
+    return _moved("push", copy, cache, counts, dry_run=dry_run, started=started)
 
 
 @contextmanager
 def _alone(cache: Cache) -> Iterator[None]:
-    """Let one process at a time push this cache: they would stage the same files."""
+    """Let one process at a time push this cache: two would stage the same files."""
     if not os.access(cache.path, os.W_OK):
         yield
         return
@@ -235,67 +233,35 @@ def _alone(cache: Cache) -> Iterator[None]:
         os.close(fd)
 
 
-def _adopt_tombstones(
-    catalogue: Catalogue, cache: Cache, tally: Tally, *, dry_run: bool
-) -> Tombstones:
-    """Take over what others forgot, before anything else comes."""
-    theirs = catalogue.tombstones()
-    for name, raw in theirs.items():
-        target = cache.path / TOMBSTONES / name
-        if not target.exists():
-            tally.tombstones += 1
-            if not dry_run:
-                target.parent.mkdir(exist_ok=True)
-                disk.publish(target, raw)
-    return {**catalogue.gone(), **read_tombstones(cache.path)[0]}
-
-
 def _moved(
     direction: Literal["push", "pull"],
-    catalogue: Catalogue,
+    copy: SharedCopy,
     cache: Cache,
-    tally: Tally,
+    counts: MoveCounts,
     *,
     dry_run: bool,
     started: float,
 ) -> Moved:
+    problems = map(str, [*copy.refusals.problems, *counts.problems])
     return Moved(
         direction=direction,
-        remote=catalogue.remote.name,
+        remote=copy.remote.name,
         cache=str(cache.path),
         dry_run=dry_run,
-        segments=tally.segments,
-        rows=tally.rows,
-        failures=tally.failures,
-        bytes=tally.bytes,
-        already_there=tally.already_there,
-        withheld=tally.withheld,
-        still_here=tally.still_here,
-        ids=tally.ids,
-        tombstones=tally.tombstones,
-        purged=tally.purged,
-        new_copy=tally.new_copy,
-        purged_rows=tally.purged_rows,
-        refs=tuple(tally.refs),
-        notes=tuple(dict.fromkeys([*catalogue.notes, *tally.notes])),
-        problems=tuple(dict.fromkeys([*catalogue.problems, *tally.problems])),
+        segments=counts.segments,
+        rows=counts.rows,
+        failures=counts.failures,
+        bytes=counts.bytes,
+        already_there=counts.already_there,
+        withheld=counts.withheld,
+        still_here=counts.still_here,
+        ids=counts.ids,
+        tombstones=counts.tombstones,
+        purged=counts.purged,
+        new_copy=counts.new_copy,
+        purged_rows=counts.purged_rows,
+        refs=tuple(counts.refs),
+        notes=tuple(dict.fromkeys([*copy.refusals.notes, *counts.notes])),
+        problems=tuple(dict.fromkeys(problems)),
         seconds=time.perf_counter() - started,
     )
-
-
-def _memo(cache: Cache, remote: Remote) -> Path | None:
-    if not os.access(cache.path, os.W_OK):
-        return None
-    return cache.local / "remotes" / sha256(remote.name.encode()).hexdigest()[:16]
-
-
-def _staging(cache: Cache) -> str:
-    """Eight random digits of this cache, which name what it has in the air on a file system."""
-    try:
-        path = cache.local / "staging"
-        if not path.exists():
-            disk.replace(path, os.urandom(4).hex().encode())
-        text = path.read_text("ascii")
-    except (OSError, ValueError, CacheError):
-        text = ""
-    return text if len(text) == 8 and text.isalnum() else os.urandom(4).hex()

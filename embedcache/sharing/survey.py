@@ -1,15 +1,17 @@
-"""What a shared copy holds, from its manifests alone, and whether every byte of it is right."""
+"""What a shared copy holds, from its manifests alone, and a check of every byte there."""
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 
 from embedcache.errors import EmbedcacheError
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.remote import Denied, Remote, Unreachable
+from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.moved import workers
-from embedcache.sharing.shared_copy import ROOTS, Catalogue, Holding, Shared, advice
+from embedcache.sharing.segments import RemoteSegment
+from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.spec import Json
 
 
@@ -82,7 +84,7 @@ class Survey:
         if self.refs:
             lines.append(f"refs: {', '.join(self.refs)}")
         if self.tombstones:
-            lines.append(f"{self.tombstones} tombstones: photos that were forgotten")
+            lines.append(f"{self.tombstones} tombstones of forgotten photos")
         if self.unfinished:
             lines.append(_unfinished(self.unfinished))
         return "\n".join([*lines, *self.notes, *(f"problem: {text}" for text in self.problems)])
@@ -115,126 +117,138 @@ class Checked:
     def __str__(self) -> str:
         lines = [
             f"{self.remote}: {self.segments:,} segments ({self.bytes:,} bytes) "
-            + ("as they were written" if self.clean else f"read, {len(self.findings)} problems"),
+            + ("intact" if self.clean else f"read, {len(self.findings)} problems"),
             *(f"  {text}" for text in self.findings),
         ]
         if self.unfinished:
             lines.append(_unfinished(self.unfinished))
         if not self.clean:
             lines.append(
-                "To mend a segment, remove its folder there and push again from a cache that holds "
-                "it"
+                "To repair a segment, remove its folder there and push again from a cache that "
+                "holds it"
             )
         return "\n".join(lines)
 
 
 def survey(remote: Remote | str) -> Survey:
-    """Say what a shared copy holds; nothing is fetched but listings, manifests and refs."""
-    catalogue = Catalogue(open_remote(remote) if isinstance(remote, str) else remote)
-    catalogue.require()
+    """Describe a shared copy; fetches only listings, manifests and refs."""
+    copy = _open(remote)
     spaces, unfinished = [], 0
     with workers() as pool:
         for root in ROOTS:
-            for digest, holding in sorted(catalogue.holdings(root).items()):
+            for digest, space in sorted(copy.listing.spaces(root).items()):
                 try:
-                    found = _segments(catalogue, holding, pool)
+                    found = copy.segments.all(space, space.segments, pool=pool)
                 except Denied:
-                    catalogue.locked(root)
+                    copy.refusals.note_locked(root)
                     continue
-                unfinished += holding.unfinished
+                unfinished += space.unfinished
                 if found:
                     spaces.append(_counted(root, digest, found))
     return Survey(
-        remote=catalogue.remote.name,
+        remote=copy.remote.name,
         spaces=tuple(spaces),
-        refs=tuple(sorted(catalogue.refs())),
-        tombstones=len(catalogue.tombstones()),
+        refs=tuple(sorted(copy.refs())),
+        tombstones=len(copy.tombstones()),
         unfinished=unfinished,
-        notes=tuple(catalogue.notes),
-        problems=tuple(catalogue.problems),
+        notes=tuple(copy.refusals.notes),
+        problems=tuple(map(str, copy.refusals.problems)),
     )
 
 
 def verify_remote(remote: Remote | str) -> Checked:
     """Read every file of every segment of a shared copy against its manifest; keeps nothing."""
-    catalogue = Catalogue(open_remote(remote) if isinstance(remote, str) else remote)
-    catalogue.require()
-    n_segments = n_bytes = unfinished = 0
+    copy = _open(remote)
+    checked: list[RemoteSegment] = []
     findings: list[str] = []
-    there: set[str] = set()
+    unfinished = 0
     with workers() as pool:
         for root in ROOTS:
-            for holding in catalogue.holdings(root).values():
-                catalogue.check_groups(holding)
-                unfinished += holding.unfinished
-                if root != "photos":
-                    described = catalogue.detector if root == "faces" else catalogue.spec
-                    try:
-                        described(holding)
-                    except Unreachable:
-                        raise
-                    except EmbedcacheError as error:
-                        findings.append(str(error))
+            for space in copy.listing.spaces(root).values():
+                copy.check_groups(space)
+                unfinished += space.unfinished
+                findings += _wrong_space(copy, space)
                 try:
-                    segments = _segments(catalogue, holding, pool)
+                    segments = copy.segments.all(space, space.segments, pool=pool)
                 except Denied:
-                    catalogue.locked(root)
+                    copy.refusals.note_locked(root)
                     continue
-                for shared in segments:
-                    n_segments += 1
-                    n_bytes += shared.manifest.bytes_on_disk
-                    jobs = [
-                        pool.submit(_wrong, catalogue.remote, shared, path)
-                        for path in shared.manifest.files
-                    ]
-                    findings += [text for job in jobs if (text := job.result())]
-                    there.add(shared.id)
-    for name, (pins, _) in catalogue.refs().items() if not catalogue.notes else ():
-        for part in (*pins.spaces.values(), *pins.faces.values()):
-            findings += [
-                f"ref {name} pins segment {one}, which is not there" for one in part.keys() - there
-            ]
-    catalogue.tombstones()
-    # Who may not see a part cannot say that it is right.
-    told = [*catalogue.problems, *catalogue.notes, *findings]
+                for segment in segments:
+                    wrong = partial(_wrong_file, copy.remote, segment)
+                    findings += filter(None, pool.map(wrong, segment.manifest.files))
+                checked += segments
+    findings += _missing_pins(copy, {segment.id for segment in checked})
+    copy.tombstones()
+    # A part that this member may not read is a finding too: nobody checked it.
+    refused = [problem.fact for problem in copy.refusals.problems]
     return Checked(
-        remote=catalogue.remote.name,
-        segments=n_segments,
-        bytes=n_bytes,
+        remote=copy.remote.name,
+        segments=len(checked),
+        bytes=sum(segment.manifest.bytes_on_disk for segment in checked),
         unfinished=unfinished,
-        findings=tuple(text.removesuffix(advice(catalogue.remote)).rstrip(". ") for text in told),
+        findings=(*refused, *copy.refusals.notes, *findings),
     )
 
 
-def _unfinished(n: int) -> str:
-    return f"{n} segments have no manifest: they are being pushed, or lost it; push again"
+def _open(remote: Remote | str) -> SharedCopy:
+    copy = SharedCopy(open_remote(remote) if isinstance(remote, str) else remote)
+    copy.require()
+    return copy
 
 
-def _segments(catalogue: Catalogue, holding: Holding, pool: ThreadPoolExecutor) -> list[Shared]:
-    return catalogue.all_shared(holding, holding.segments, pool=pool)
+def _wrong_space(copy: SharedCopy, space: ListedSpace) -> list[str]:
+    """What is wrong with the document that describes a space."""
+    if space.root == "photos":
+        return []
+    try:
+        _ = copy.detector(space) if space.root == "faces" else copy.spec(space)
+    except Unreachable:
+        raise
+    except EmbedcacheError as error:
+        return [error.fact]
+    return []
 
 
-def _wrong(remote: Remote, shared: Shared, path: str) -> str:
+def _wrong_file(remote: Remote, segment: RemoteSegment, path: str) -> str:
     """What is wrong with one file of a segment; "" for nothing."""
-    size, digest = shared.manifest.files[path]
+    size, digest = segment.manifest.files[path]
     running, got = sha256(), 0
     try:
-        for block in remote.blocks(f"{shared.key}/{path}", length=size + 1):
+        for block in remote.blocks(f"{segment.key}/{path}", length=size + 1):
             running.update(block)
             got += len(block)
             if got > size:
                 break
     except FileNotFoundError:
-        return f"segment {shared.id}: {path} is missing"
+        return f"segment {segment.id}: {path} is missing"
     except Denied as error:
-        return f"segment {shared.id}: {error}"
+        return f"segment {segment.id}: {error}"
     if got != size or running.hexdigest() != digest:
-        return f"segment {shared.id}: {path} is not what was written"
+        return f"segment {segment.id}: {path} is not what was written"
     return ""
 
 
-def _counted(root: str, digest: str, found: list[Shared]) -> SharedSpace:
-    manifests = [shared.manifest for shared in found]
+def _missing_pins(copy: SharedCopy, there: set[str]) -> list[str]:
+    """Pinned segments that are absent, unless this member cannot see everything."""
+    if copy.refusals.notes:
+        return []
+    return [
+        f"ref {name} pins segment {segment}, which is not there"
+        for name, (pins, _) in copy.refs().items()
+        for part in (*pins.spaces.values(), *pins.faces.values())
+        for segment in part.keys() - there
+    ]
+
+
+def _unfinished(n: int) -> str:
+    return (
+        f"{n} segments have no manifest: they are being pushed, or lost it. Push again from a "
+        "cache that holds them"
+    )
+
+
+def _counted(root: str, digest: str, found: list[RemoteSegment]) -> SharedSpace:
+    manifests = [segment.manifest for segment in found]
     geometries = {m.geometry.dim for m in manifests if m.geometry is not None}
     created = sorted(m.created for m in manifests)
     names = () if root == "photos" else tuple(dict.fromkeys(m.name for m in manifests if m.name))

@@ -8,7 +8,8 @@ from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.faces import Faces
 from embedcache.store.photo_ids import PhotoTable
-from embedcache.store.space import Counts, FaceSpace, Space
+from embedcache.store.rows import Counts
+from embedcache.store.space import FaceSpace, Space
 from embedcache.store.writer import FaceWriter, SegmentWriter
 
 __all__ = [
@@ -29,19 +30,25 @@ __all__ = [
     "columns",
     "draft",
     "faces",
+    "history",
     "index",
     "journal",
     "layout",
+    "log",
     "manifest",
     "photo_ids",
     "reader",
     "refs",
+    "removal",
+    "rows",
     "salvage",
     "sealed",
     "segment",
+    "segment_set",
     "shard",
     "space",
     "tombstones",
+    "union",
     "writer",
     "zarr_json",
 ]

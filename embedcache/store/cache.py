@@ -20,22 +20,24 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, NoSuchSpace, NotACache
 from embedcache.spec import Json, Spec
+from embedcache.store.history import History
 from embedcache.store.layout import (
     APART,
     GROUPS,
     check_group,
+    check_root,
     create_root,
     face_digest,
     not_a_cache,
     read_attributes,
     refuse_links,
-    root_document,
 )
 from embedcache.store.manifest import HEX_DIGEST
 from embedcache.store.photo_ids import PhotoIds, PhotoTable
 from embedcache.store.refs import Pins, read_ref
 from embedcache.store.segment import Segment
 from embedcache.store.space import FaceSpace, Space
+from embedcache.store.tombstones import content_mark, pair_mark
 from embedcache.store.zarr_json import encode_document, group_document
 
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
@@ -46,10 +48,13 @@ class Cache:
 
     def __init__(self, path: Path, *, pins: Pins | None = None) -> None:
         self.path = path
+        self.history = History(path)
         self._pins = pins
         self._spaces: dict[str, Space] = {}
         self._face_spaces: dict[str, FaceSpace] = {}
-        self._photos = PhotoIds(path / "photos", pins=None if pins is None else pins.photos)
+        self._photos = PhotoIds(
+            path / "photos", history=self.history, pins=None if pins is None else pins.photos
+        )
 
     @classmethod
     def open(cls, path: Path | str, *, create: bool = False, ref: str | None = None) -> "Cache":
@@ -69,7 +74,7 @@ class Cache:
                 create_root(path)
             path = path.resolve()
             refuse_links(path)
-            check_group(path, root_document())
+            check_root(path)
             for part in GROUPS:
                 check_group(path / part, group_document({}))
         return cls(path, pins=None if ref is None else read_ref(path, ref))
@@ -99,7 +104,8 @@ class Cache:
                 spec = Spec.parse(read_attributes(folder).get("spec"))
                 if spec.digest != digest:
                     raise Damaged(f"{folder} holds a spec with digest {spec.digest}: refused")
-                self._spaces[digest] = Space(folder, spec, pins=self._pinned("spaces", digest))
+                pins = self._pinned("spaces", digest)
+                self._spaces[digest] = Space(folder, spec, history=self.history, pins=pins)
         return [self._spaces[digest] for digest in sorted(self._spaces)]
 
     def find(self, backbone: str) -> Space:
@@ -155,8 +161,9 @@ class Cache:
                 document = read_attributes(folder).get("detector")
                 if not isinstance(document, dict) or face_digest(document) != digest:
                     raise Damaged(f"{folder} is not named after its detector: refused")
+                pins = self._pinned("faces", digest)
                 self._face_spaces[digest] = FaceSpace(
-                    folder, document, digest, pins=self._pinned("faces", digest)
+                    folder, document, digest, history=self.history, pins=pins
                 )
         return [self._face_spaces[digest] for digest in sorted(self._face_spaces)]
 
@@ -175,7 +182,10 @@ class Cache:
         return self._face_spaces[digest]
 
     def record_photos(self, scope: str, ids: Sequence[str], digests: NDArray[np.uint8]) -> None:
-        """Record which content, (n, 32), each of n ids of `scope` has now."""
+        """Record which content, (n, 32), each of n ids of `scope` has now.
+
+        What was forgotten stays forgotten: it is left out, unless it was lifted first.
+        """
         self._refuse_at_ref()
         self._photos.record(scope, ids, digests)
 
@@ -193,9 +203,47 @@ class Cache:
         """All ids ever recorded and not forgotten, with their contents."""
         return self._photos.table()
 
+    @property
+    def photo_ids(self) -> PhotoIds:
+        """The photo ids as a set of segments."""
+        return self._photos
+
     def photo_segments(self) -> list[Segment]:
         """The segments that hold ids, oldest first."""
         return self._photos.segments()
+
+    def sets(self) -> list[Space | FaceSpace | PhotoIds]:
+        """All sets of segments of this cache: of vectors, of faces, and the ids last."""
+        return [*self.stores(), self._photos]
+
+    def stores(self) -> list[Space | FaceSpace]:
+        """The spaces of vectors and of faces."""
+        return [*self.spaces(), *self.face_spaces()]
+
+    def dead(self, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which of (n, 32) contents were forgotten here, or where this cache merged from."""
+        return self.history.dead().of(digests)
+
+    def dead_pairs(
+        self, scope: str, ids: Sequence[str], digests: NDArray[np.uint8]
+    ) -> NDArray[np.bool_]:
+        """Which of n ids of a scope, with contents (n, 32), were forgotten, (n,)."""
+        return self.history.dead().of_pairs(scope, ids, digests)
+
+    def lift(
+        self, digests: NDArray[np.uint8], *, scope: str | None = None, ids: Sequence[str] = ()
+    ) -> int:
+        """Let contents (n, 32) that were forgotten be embedded and recorded again, on purpose.
+
+        scope, ids: also the n ids that have these contents.
+        Returns how many tombstones' marks this lifted. A later `forget` forgets them again.
+        """
+        self._refuse_at_ref()
+        contents = [row.tobytes() for row in np.ascontiguousarray(digests, dtype=np.uint8)]
+        marks = {content_mark(content) for content in contents}
+        if scope is not None:
+            marks |= {pair_mark(scope, *pair) for pair in zip(ids, contents, strict=True)}
+        return self.history.lift(marks)
 
     def some_ids(self, n: int) -> list[str]:
         """A few of the ids that are recorded, for messages."""

@@ -41,7 +41,7 @@ class Draft:
         self.name = name
         self.about = dict(about)
         self.folder = segments / self.id
-        hidden = segments / f".new-{self.id}"
+        hidden = segments / f".new-{self.id}-{disk.mark_of_process()}"
         hidden.mkdir()
         lease: dict[str, Json] = {"kind": kind, "space": space, "name": name, "about": self.about}
         if geometry is not None:

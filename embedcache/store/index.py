@@ -6,7 +6,7 @@ where to look; the segment itself, with its checksums, decides what is there.
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from embedcache.store.checksums import crc32c
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 
-VERSION = 1
+VERSION = 2
 MAX_HEADER_BYTES = 64 << 20
 
 
@@ -43,11 +43,18 @@ class Table:
         none = np.empty(0, np.uint32)
         return cls(none.astype(np.uint64), np.empty((0, 32), np.uint8), none, none, none == 0)
 
-    def extended(self, parts: Sequence[tuple[int, U8, int]], *, renumbered: I64) -> "Table":
+    def extended(
+        self,
+        parts: Sequence[tuple[int, U8, int]],
+        *,
+        renumbered: I64,
+        dead: Callable[[U8], NDArray[np.bool_]] | None = None,
+    ) -> "Table":
         """This table with more segments: (number, digests (n, 32), how many are good) each.
 
-        renumbered: the new number of each segment that the table knows. Of several rows with one
-        digest a good one wins, then the lowest segment, then the lowest row.
+        renumbered: the new number of each segment that the table knows. dead: which of some digests
+        are left out. Of several rows with one digest a good one wins, then the lowest segment, then
+        the lowest row.
         """
         digests, segment, row, ok = (
             [self.digests],
@@ -56,10 +63,14 @@ class Table:
             [self.ok],
         )
         for number, more, n_ok in parts:
+            rows = np.arange(len(more), dtype=np.uint32)
+            if dead is not None:
+                rows = rows[~dead(more)]
+                more = more[rows]
             digests.append(more)
             segment.append(np.full(len(more), number))
-            row.append(np.arange(len(more), dtype=np.uint32))
-            ok.append(np.arange(len(more)) < n_ok)
+            row.append(rows)
+            ok.append(rows < n_ok)
         return _sorted(
             np.concatenate(digests),
             np.concatenate(segment).astype(np.uint32),
@@ -67,9 +78,34 @@ class Table:
             np.concatenate(ok),
         )
 
-    def save(self, path: Path, segments: Sequence[str]) -> None:
-        """Write the table to a file, with the manifest digests of the segments that it covers."""
-        header: Json = {"version": VERSION, "rows": len(self.keys), "segments": [*segments]}
+    def without(self, dead: NDArray[np.bool_]) -> "Table":
+        """This table without some of its entries, (n,)."""
+        if not dead.any():
+            return self
+        stay = ~dead
+        return Table(
+            self.keys[stay], self.digests[stay], self.segment[stay], self.row[stay], self.ok[stay]
+        )
+
+    def save(
+        self,
+        path: Path,
+        segments: Sequence[str],
+        *,
+        tombstones: Sequence[str],
+        lifts: Sequence[str],
+    ) -> None:
+        """Write the table to a file, with the manifest digests of the segments that it covers.
+
+        tombstones, lifts: the names of those by which dead entries were left out.
+        """
+        header: Json = {
+            "version": VERSION,
+            "rows": len(self.keys),
+            "segments": [*segments],
+            "tombstones": [*tombstones],
+            "lifts": [*lifts],
+        }
         first = canonical_json(header)
         arrays = [self.digests, self.segment, self.row, self.ok]
         parts = [struct.pack("<QI", len(first), crc32c(first)), first]
@@ -79,8 +115,8 @@ class Table:
         disk.replace(path, b"".join(parts))
 
     @classmethod
-    def load(cls, path: Path) -> tuple["Table", list[str]] | None:
-        """Map a file that `save` wrote: (table, segments covered); None where it is not whole."""
+    def load(cls, path: Path) -> "Saved | None":
+        """Map a file that `save` wrote; None where it is not whole."""
         try:
             raw = np.memmap(path, dtype=np.uint8, mode="r")
             length, crc = struct.unpack("<QI", raw[:12].tobytes())
@@ -104,7 +140,9 @@ class Table:
         table = cls(
             _keys(digests), digests, segment.view("<u4"), row.view("<u4"), ok.view(np.bool_)
         )
-        return table, [str(name) for name in header["segments"]]
+        return Saved(
+            table, *([str(name) for name in header[k]] for k in ("segments", "tombstones", "lifts"))
+        )
 
     def find(self, digests: U8) -> I64:
         """Position of each of (n, 32) digests in the table, -1 where it is absent."""
@@ -126,6 +164,16 @@ class Table:
             more = np.minimum(at[pending], last)
             pending = pending[(at[pending] <= last) & (self.keys[more] == wanted[pending])]
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A table from a file, and what `Table.save` was given with it."""
+
+    table: Table
+    segments: list[str]
+    tombstones: list[str]
+    lifts: list[str]
 
 
 def repeats(digests: U8) -> tuple[I64, I64]:

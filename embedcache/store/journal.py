@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,11 +92,9 @@ class Claim:
             if error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
                 return None
             raise
-        age = time.time() - os.fstat(fd).st_mtime
         # The lock speaks for every process on this kernel, whatever container it runs in.
         near = lease.get("boot") == me["boot"] or lease.get("host") == me["host"]
-        elsewhere = not near and age < LEASE_SECONDS
-        if withdrawn or not elsewhere:
+        if withdrawn or near or _age(folder, fd) >= LEASE_SECONDS:
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -128,6 +125,27 @@ class Claim:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def holder(folder: Path) -> str:
+    """Who holds a folder that is being written, as far as that is known; "" for nobody."""
+    try:
+        claim = Claim.take(folder)
+        if claim is not None:
+            claim.close()
+            return ""
+        lease, _ = _read_lease(folder)
+    except (OSError, Damaged):
+        return "a process that did not leave its name"
+    return f"process {lease.get('pid')} on {lease.get('host')}"
+
+
+def _age(folder: Path, fd: int) -> float:
+    """Seconds since a file was changed, by the clock of its own file system."""
+    try:
+        return disk.now_beside(folder.parent) - os.fstat(fd).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _read_lease(folder: Path) -> tuple[dict[str, Any], bool]:

@@ -16,7 +16,7 @@ from embedcache.store.zarr_json import encode_document, group_document
 
 PARTS = ("spaces", "faces", "photos")
 APART = "face-spaces"  # only shared copies have it: spaces whose storage rights may differ
-FOLDERS = {*PARTS, APART, "refs", "forgotten", "local", "damaged"}
+FOLDERS = {*PARTS, APART, "refs", "forgotten", "remembered", "removed", "local", "damaged"}
 GROUPS = (*PARTS, "photos/segments")
 MAX_DOCUMENT_BYTES = 1 << 20
 
@@ -26,8 +26,34 @@ def face_digest(detector: dict[str, Json]) -> str:
     return sha256(canonical_json(detector)).hexdigest()
 
 
-def root_document() -> dict[str, Json]:
-    return group_document({"embedcache": {"format": FORMAT}})
+# The root document says which program may write here. A cache of the older format is read and added
+# to as it is; before the first removal or tombstone it becomes one of the newer format, which a
+# program that knows no log of removals refuses.
+OLD_FORMAT = FORMAT
+CACHE_FORMAT = 2
+
+
+def root_document(cache_format: int = CACHE_FORMAT) -> dict[str, Json]:
+    """The zarr.json of a cache's own folder."""
+    return group_document({"embedcache": {"format": cache_format}})
+
+
+def check_root(cache: Path) -> int:
+    """The format of the cache in a folder; NotACache, or Damaged, where it is not one of ours."""
+    try:
+        raw = disk.read_inside(cache, "zarr.json", limit=MAX_DOCUMENT_BYTES)
+    except FileNotFoundError:
+        raw = b""
+    if raw == encode_document(root_document(OLD_FORMAT)):
+        return OLD_FORMAT
+    check_group(cache, root_document())
+    return CACHE_FORMAT
+
+
+def bring_over(cache: Path) -> None:
+    """Make a cache of the older format one of the newer, durably, before anything is taken away."""
+    if check_root(cache) == OLD_FORMAT:
+        disk.replace(cache / "zarr.json", encode_document(root_document()))
 
 
 def not_a_cache(path: Path) -> str:
@@ -39,10 +65,10 @@ def not_a_cache(path: Path) -> str:
 
 
 def create_root(path: Path) -> None:
-    """Lay out an empty cache; another process may be doing the same."""
+    """Lay out an empty cache, durably; another process may be doing the same."""
     if path.exists() and not path.is_dir():
         raise NotACache(not_a_cache(path))
-    path.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(path)
     known = {*PARTS, APART, "zarr.json"}
     names = sorted(entry.name for entry in path.iterdir() if entry.name not in known)
     # Another process may be publishing the root's document just now, or have died at it.
@@ -53,11 +79,13 @@ def create_root(path: Path) -> None:
         )
     empty = encode_document(group_document({}))
     for part in GROUPS:
-        (path / part).mkdir(exist_ok=True)
+        disk.make_folder(path / part)
         with contextlib.suppress(FileExistsError):
             disk.publish(path / part / "zarr.json", empty)
+    disk.sync_folder(path)  # also what another process has made, and not synced yet
     with contextlib.suppress(FileExistsError):
         disk.publish(path / "zarr.json", encode_document(root_document()))
+    disk.sync_folder(path.resolve().parent)
 
 
 def refuse_links(cache: Path) -> None:
@@ -85,10 +113,10 @@ def check_group(folder: Path, document: dict[str, Json]) -> None:
     if raw == encode_document(document):
         return
     ours = _attributes(raw)
-    if ours is not None and type(ours.get("format")) is int and ours["format"] > FORMAT:
+    if ours is not None and type(ours.get("format")) is int and ours["format"] > CACHE_FORMAT:
         raise NotACache(
-            f"{folder} is a cache of format {ours['format']}; this version reads format {FORMAT}. "
-            "Update embedcache"
+            f"{folder} is a cache of format {ours['format']}; this version reads formats "
+            f"{OLD_FORMAT} and {CACHE_FORMAT}. Update embedcache"
         )
     if document == root_document() and ours is None:
         raise NotACache(f"{folder} is a Zarr store, but not an embedcache cache")

@@ -7,7 +7,7 @@ and carries its own digest: sha256 of the file's bytes with the 64 digits of "se
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from json import JSONDecoder
 from secrets import token_hex
 from typing import Any, Self
@@ -23,7 +23,7 @@ MAX_COLUMN_BYTES = 192 << 20  # all columns of a segment together: a reader take
 MAX_FILES = 4096
 MAX_NAME_BYTES = 1 << 16
 
-SEGMENT_ID = re.compile(r"\d{8}T\d{12}-[0-9a-f]{8}")
+_SEGMENT_ID = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)(\d{6})-[0-9a-f]{8}", re.ASCII)
 HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"(?:[a-z_]{1,32}/(?:c(?:/\d{1,9}){1,3}|zarr\.json)|zarr\.json)")
 _NAME = b',"name":"'
@@ -181,13 +181,37 @@ def own_name(raw: bytes) -> str:
     return name if whole else ""
 
 
+def is_segment_id(name: str) -> bool:
+    """Whether `name` is a segment's: a moment of the years 1970 to 9998, and 8 hex digits."""
+    return time_of(name) is not None
+
+
+def time_of(segment: str) -> datetime | None:
+    """The moment in a segment's id (UTC); None for a name that is no id, or holds no moment."""
+    match = _SEGMENT_ID.fullmatch(segment)
+    if match is None:
+        return None
+    year, month, day, hour, minute, second, microsecond = map(int, match.groups())
+    try:
+        # Seconds to 99: an earlier version counted on past 59 where many ids had one second.
+        start = datetime(year, month, day, hour, minute, tzinfo=UTC)
+    except ValueError:
+        return None
+    if not 1970 <= year <= 9998:
+        return None
+    return start + timedelta(seconds=second, microseconds=microsecond)
+
+
 def new_segment_id(*, after: str = "") -> str:
     """An id that sorts by time (UTC, microseconds), after segment `after`, and never collides."""
-    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    if now <= after[:21]:  # a clock that went back: count on from the newest
-        date, clock = after[:8], int(after[9:21]) + 1
-        now = f"{date}T{clock:012d}"
-    return f"{now}-{token_hex(4)}"
+    now = datetime.now(UTC)
+    then = time_of(after)
+    if then is not None and now <= then:  # a clock that went back: count on from the newest
+        now = then + timedelta(microseconds=1)
+    name = now.strftime("%Y%m%dT%H%M%S%f")
+    if then is not None and name <= after[:21]:  # `after` counts seconds past 59
+        name = (then + timedelta(minutes=1)).strftime("%Y%m%dT%H%M%S%f")
+    return f"{name}-{token_hex(4)}"
 
 
 def replacement_id(segment: str) -> str:

@@ -4,6 +4,7 @@ Ids live in scopes (two folders may both hold `a.jpg`). Within a scope an id's c
 that was recorded for it; older pairs stay until they are forgotten.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,16 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.errors import CacheError, PhotosError
-from embedcache.store.columns import Columns, join_text, split_text
+from embedcache.errors import CacheError, Damaged, PhotosError
+from embedcache.spec import Json
+from embedcache.store.columns import Columns, Kind, join_text, split_text
 from embedcache.store.draft import Draft
-from embedcache.store.manifest import new_segment_id
+from embedcache.store.history import History
+from embedcache.store.log import PHOTOS
+from embedcache.store.manifest import new_segment_id, replacement_id
 from embedcache.store.salvage import salvage
-from embedcache.store.segment import Segment, list_segments
+from embedcache.store.segment import Segment
+from embedcache.store.segment_set import LOOKS, SegmentSet
+from embedcache.store.tombstones import Dead
 
 BLOCK_IDS = 1 << 18
 
 U8 = NDArray[np.uint8]
+I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 
@@ -55,19 +62,37 @@ class _Scope:
     newest: id -> its last row, whose content counts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scope: str) -> None:
+        self.scope = scope
         self.ids: list[str] = []
         self.digests: U8 = np.empty((0, 32), np.uint8)
         self.newest: dict[str, int] = {}
 
-    def extend(self, segments: Sequence[Segment]) -> None:
-        """Add the rows of later segments."""
+    def extend(self, segments: Sequence[Segment], dead: Dead) -> None:
+        """Add the rows of later segments that are not dead."""
         first = len(self.ids)
+        parts = [self.digests]
         for segment in segments:
-            self.ids += _ids_of(segment)
-        self.digests = np.concatenate([self.digests, *(s.column("digest") for s in segments)])
+            ids, digests = ids_of(segment), segment.column("digest")
+            if dead:
+                stay = np.flatnonzero(~dead.of_pairs(self.scope, ids, digests))
+                ids, digests = [ids[i] for i in stay.tolist()], digests[stay]
+            self.ids += ids
+            parts.append(digests)
+        self.digests = np.concatenate(parts)
         rows = range(first, len(self.ids))
         self.newest.update(zip(self.ids[first:], rows, strict=True))
+
+    def without(self, dead: Dead) -> "_Scope":
+        """The rows that are not dead."""
+        stay = np.flatnonzero(~dead.of_pairs(self.scope, self.ids, self.digests))
+        if len(stay) == len(self.ids):
+            return self
+        rest = _Scope(self.scope)
+        rest.ids = [self.ids[i] for i in stay.tolist()]
+        rest.digests = self.digests[stay]
+        rest.newest = dict(zip(rest.ids, range(len(rest.ids)), strict=True))
+        return rest
 
     def contents(self, ids: Sequence[str]) -> tuple[U8, Bool]:
         """The newest content of n ids: ((n, 32), which are known)."""
@@ -88,37 +113,58 @@ class _Scope:
         return found
 
 
-class PhotoIds:
+class PhotoIds(SegmentSet):
     """The pairs of one cache, as segments under `folder`/segments."""
 
-    def __init__(self, folder: Path, *, pins: Mapping[str, str] | None = None) -> None:
-        self.folder = folder
-        self._pins = pins
-        self._segments: dict[str, Segment] = {}
+    kind: Kind = "photos"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        history: History | None = None,
+        pins: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(folder, key=PHOTOS, history=history or History(folder.parent), pins=pins)
         self._loaded: tuple[str, ...] = ()
         self._pairs: dict[str, _Scope] = {}
-
-    def segments(self) -> list[Segment]:
-        """The committed segments, oldest first."""
-        self._segments = list_segments(
-            self.folder / "segments", kind="photos", known=self._segments, pins=self._pins
-        )
-        return list(self._segments.values())
+        self._dead = Dead()  # which pairs are left out of `_pairs`
 
     def record(self, scope: str, ids: Sequence[str], digests: U8) -> None:
-        """Record n ids and their contents, (n, 32); what is known as the newest is not repeated."""
+        """Record n ids and their contents, (n, 32).
+
+        What is known as the newest is not repeated, and what was forgotten is left out.
+        """
         digests = np.ascontiguousarray(digests, dtype=np.uint8)
         if digests.shape != (len(ids), 32):
             raise ValueError(f"digests of shape {digests.shape}; expected {(len(ids), 32)}")
-        contents, known = self._load().get(scope, _Scope()).contents(ids)
-        changed = ~known | (contents != digests).any(axis=1)
-        fresh = {ids[i]: i for i in np.flatnonzero(changed).tolist()}
+        contents, known = self._load().get(scope, _Scope(scope)).contents(ids)
+        changed = np.flatnonzero(~known | (contents != digests).any(axis=1))
+        dead = self.history.dead()
+        if dead and len(changed):
+            some = [ids[i] for i in changed.tolist()]
+            changed = changed[~dead.of_pairs(scope, some, digests[changed])]
+        fresh = {ids[i]: i for i in changed.tolist()}
         names = list(fresh)
         if names:
-            _sweep(self.folder / "segments")
+            self.salvage()
         for start in range(0, len(names), BLOCK_IDS):
             block = names[start : start + BLOCK_IDS]
-            self._write(scope, block, digests[[fresh[name] for name in block]])
+            after = max((segment.id for segment in self.segments()), default="")
+            # Newer than all that is known, by any clock.
+            self.write(
+                scope,
+                block,
+                digests[[fresh[name] for name in block]],
+                segment_id=new_segment_id(after=after),
+            )
+
+    def write(self, scope: str, ids: Sequence[str], digests: U8, *, segment_id: str) -> str:
+        """Publish one segment of pairs, and return its id."""
+        self._refuse_at_ref()
+        written = write_pairs(self.segments_folder, scope, ids, digests, segment_id=segment_id)
+        self.settle(written)
+        return written
 
     def newest(self, ids: Sequence[str], *, scope: str | None) -> tuple[U8, Bool]:
         """The newest content of each id, ((n, 32), which are known), in one scope or in all."""
@@ -141,11 +187,12 @@ class PhotoIds:
             known |= there
         return digests, known
 
-    def table(self) -> PhotoTable:
-        """All pairs."""
+    def table(self, *, dead: bool = False) -> PhotoTable:
+        """All pairs; with `dead`, also those that were forgotten and are still stored."""
+        scopes = self._load() if not dead else self._all()
         rows = [
             (name, scope, content, age == 0)
-            for scope, pairs in self._load().items()
+            for scope, pairs in scopes.items()
             for name, contents in pairs.histories().items()
             for age, content in enumerate(contents)
         ]
@@ -157,41 +204,118 @@ class PhotoIds:
             np.array([newest for *_, newest in rows], dtype=np.bool_),
         )
 
-    def _load(self) -> "dict[str, _Scope]":
-        """The pairs of each scope."""
-        segments = self.segments()
-        names = tuple(segment.id for segment in segments)
-        if names != self._loaded:
-            if names[: len(self._loaded)] != self._loaded:
-                self._loaded, self._pairs = (), {}
-            parts: dict[str, list[Segment]] = {}
-            for segment in segments[len(self._loaded) :]:
-                parts.setdefault(segment.manifest.name, []).append(segment)
-            for scope, some in parts.items():
-                self._pairs.setdefault(scope, _Scope()).extend(some)
-            self._loaded = names
-        return self._pairs
+    def salvage(self) -> None:
+        """Remove what writers that died left: ids are recorded again, so no rows are saved."""
 
-    def _write(self, scope: str, ids: Sequence[str], digests: U8) -> None:
-        after = max((segment.id for segment in self.segments()), default="")
-        segment_id = new_segment_id(after=after)  # newer than all that is known, by any clock
-        write_pairs(self.folder / "segments", scope, ids, digests, segment_id=segment_id)
+        def nothing(*_: object) -> Never:
+            raise AssertionError("a draft of ids has no journal")
+
+        def gone(name: str) -> bool:
+            return f"{self.key}/{name}" in self.history.log().gone
+
+        salvage(self.segments_folder, reopen=nothing, known=nothing, gone=gone)
+
+    def dead_rows(self, segment: Segment, dead: Dead) -> Bool:
+        """Which pairs of a segment are dead, (n,)."""
+        if not dead:
+            return np.zeros(segment.manifest.n_rows, dtype=np.bool_)
+        return dead.of_pairs(segment.manifest.name, ids_of(segment), segment.column("digest"))
+
+    def readable(self, segment: Segment) -> Bool:
+        """Which pairs of a damaged segment can still be read, (n,): all, if its columns can."""
+        return np.ones(len(read_pairs(segment)[0]), dtype=np.bool_)
+
+    def held_in(self, holder: Segment, segment: Segment, rows: I64) -> Bool:
+        """Which of some pairs of `segment` are in `holder`, which must be as old: (k,).
+
+        What counts for an id is its newest pair, so a segment of another time is no substitute.
+        """
+        held = np.zeros(len(rows), dtype=np.bool_)
+        if holder.manifest.name != segment.manifest.name or holder.id[:21] != segment.id[:21]:
+            return held
+        with contextlib.suppress(Damaged):  # what cannot be read holds nothing
+            there = set(zip(*read_pairs(holder), strict=True))
+            ids, contents = read_pairs(segment)
+            for i, row in enumerate(rows.tolist()):
+                held[i] = (ids[row], contents[row]) in there
+        return held
+
+    def rewrite(
+        self,
+        chosen: Sequence[tuple[Segment, I64]],
+        *,
+        about: Mapping[str, Json] | None = None,
+        segment_id: str = "",
+    ) -> str | None:
+        """Publish a segment of some pairs of one segment, which may lie in another cache."""
+        del about  # pairs say nothing of how they came
+        [(segment, rows)] = chosen
+        if not len(rows):
+            return None
+        ids = ids_of(segment)
+        return self.write(
+            segment.manifest.name,
+            [ids[row] for row in rows.tolist()],
+            segment.column("digest")[rows],
+            segment_id=segment_id or replacement_id(segment.id),
+        )
+
+    def _all(self) -> dict[str, _Scope]:
+        """The pairs of each scope, dead ones too."""
+        return _scopes({}, self.segments(), Dead())
+
+    def _load(self) -> dict[str, _Scope]:
+        """The pairs of each scope that are not dead."""
+        for last in [False] * LOOKS + [True]:
+            segments = self.segments()
+            names = tuple(segment.id for segment in segments)
+            dead = self.history.dead()
+            if names == self._loaded and dead is self._dead:
+                return self._pairs
+            more = dead.since(self._dead.tombstones, self._dead.lifts)
+            if more is None or names[: len(self._loaded)] != self._loaded:
+                self._loaded, self._pairs, more = (), {}, None
+            try:
+                if more:
+                    self._pairs = {scope: rows.without(more) for scope, rows in self._pairs.items()}
+                self._pairs = _scopes(self._pairs, segments[len(self._loaded) :], dead)
+            except Damaged:
+                self._loaded, self._pairs = (), {}
+                if last or all(segment.folder.exists() for segment in segments):
+                    raise
+            else:
+                self._loaded, self._dead = names, dead
+                return self._pairs
+        raise AssertionError("unreachable")
+
+
+def _scopes(
+    before: dict[str, _Scope], segments: Sequence[Segment], dead: Dead
+) -> dict[str, _Scope]:
+    """The pairs of each scope, with those of later segments."""
+    parts: dict[str, list[Segment]] = {}
+    for segment in segments:
+        parts.setdefault(segment.manifest.name, []).append(segment)
+    for scope, some in parts.items():
+        before.setdefault(scope, _Scope(scope)).extend(some, dead)
+    return before
 
 
 def read_pairs(segment: Segment) -> tuple[list[str], list[bytes]]:
     """Ids and contents of one photo segment, in row order."""
     raw = segment.column("digest").tobytes()
-    return _ids_of(segment), [raw[i : i + 32] for i in range(0, len(raw), 32)]
+    return ids_of(segment), [raw[i : i + 32] for i in range(0, len(raw), 32)]
 
 
-def _ids_of(segment: Segment) -> list[str]:
+def ids_of(segment: Segment) -> list[str]:
+    """The ids of one photo segment, in row order."""
     return split_text(segment.column("id_offset"), segment.column("id_text"), segment.folder)
 
 
 def write_pairs(
     segments: Path, scope: str, ids: Sequence[str], digests: U8, *, segment_id: str
 ) -> str:
-    """Write one photo segment, and return its id."""
+    """Write one photo segment, and return its id; `PhotoIds.write` settles it."""
     for name in ids:
         try:
             name.encode()
@@ -216,12 +340,3 @@ def write_pairs(
         except BaseException:
             draft.discard()
             raise
-
-
-def _sweep(segments: Path) -> None:
-    """Remove what writers that died have left: ids are recorded again, so no rows are saved."""
-
-    def nothing(*_: object) -> Never:
-        raise AssertionError("a draft of ids has no journal")
-
-    salvage(segments, reopen=nothing, known=nothing)

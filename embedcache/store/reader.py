@@ -189,5 +189,7 @@ def _located(segment: Segment) -> Iterator[None]:
         yield
     except Damaged as error:
         raise Damaged(
-            f"{segment.path}/embedding: {error}. Run 'embedcache verify --repair {segment.cache}'"
+            error.found,
+            asked=f"{segment.path}/embedding",
+            advice=f"Run 'embedcache verify --repair {segment.cache}'",
         ) from None

@@ -9,8 +9,9 @@ from pathlib import Path
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged
 from embedcache.spec import Json
-from embedcache.store.manifest import HEX_DIGEST, SEGMENT_ID
-from embedcache.store.sealed import FORMAT, MAX_LIST_BYTES, seal, unseal
+from embedcache.store.log import PHOTOS, Log
+from embedcache.store.manifest import HEX_DIGEST, is_segment_id
+from embedcache.store.sealed import FORMAT, MAX_LIST_BYTES, own_digest, seal, unseal
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_REF_BYTES = MAX_LIST_BYTES
@@ -38,6 +39,10 @@ class Pins:
         """The pinned segments of one space ("spaces") or detector ("faces")."""
         pinned: Pinned = getattr(self, part).get(digest, {})
         return pinned
+
+    def by_set(self) -> dict[str, Pinned]:
+        """What is pinned of each set of segments, by its key in the log of removals."""
+        return {**self.spaces, **self.faces, PHOTOS: self.photos or {}}
 
 
 def read_ref(cache: Path, name: str) -> Pins:
@@ -70,7 +75,7 @@ def parse_ref(raw: bytes, *, name: str, where: str) -> Pins:
                 raise ValueError(f"it names {digest!r:.80}")
         for pinned in pins.parts:
             for segment, manifest in pinned.items():
-                if not (SEGMENT_ID.fullmatch(segment) and HEX_DIGEST.fullmatch(manifest)):
+                if not (is_segment_id(segment) and HEX_DIGEST.fullmatch(manifest)):
                     raise ValueError(f"it names {segment!r:.80}")
         if pins.name != name:
             raise ValueError(f"it is ref {pins.name!r:.80}")
@@ -79,22 +84,100 @@ def parse_ref(raw: bytes, *, name: str, where: str) -> Pins:
     return pins
 
 
-def write_ref(cache: Path, name: str, *, pins: Pins) -> None:
-    """Write refs/`name`.json; CacheError for a name that is taken or cannot be one."""
+def write_ref(cache: Path, name: str, *, pins: Pins) -> str:
+    """Write refs/`name`.json and return its digest; nothing holds what it pins until it is entered.
+
+    Raises CacheError for a name that is taken or cannot be one.
+    """
     if not NAME.fullmatch(name):
         raise CacheError(
             f"a ref's name has up to 100 letters, digits, dots, dashes and underscores, and starts "
             f"with a letter or digit; got {name!r:.120}"
         )
-    path = cache / "refs" / f"{name}.json"
+    path, raw = cache / "refs" / f"{name}.json", encode_ref(pins, changes=[])
     with disk.plain_errors("write", path):
-        path.parent.mkdir(exist_ok=True)
+        disk.make_folder(path.parent)
         try:
-            disk.publish(path, encode_ref(pins, changes=[]))
+            disk.publish(path, raw, contested=True)
         except FileExistsError:
             raise CacheError(f"{cache} has a ref {name!r} already, and refs never change") from None
+    return str(own_digest(raw))
 
 
+def ref_digest(cache: Path, name: str) -> str | None:
+    """The digest of refs/`name`.json; None where there is none, or it is not as it was written."""
+    try:
+        return own_digest(disk.read_inside(cache, f"refs/{name}.json", limit=MAX_REF_BYTES))
+    except (FileNotFoundError, Damaged):
+        return None
+
+
+def withdraw_ref(cache: Path, name: str, *, digest: str) -> None:
+    """Take back a ref that was never entered; one of the same name that another wrote stays."""
+    path = cache / "refs" / f"{name}.json"
+    aside = disk.temporary_beside(path)
+    with disk.plain_errors("write", path):
+        try:
+            path.rename(aside)
+        except FileNotFoundError:
+            return
+        if own_digest(aside.read_bytes()) == digest:
+            disk.delete_folder(disk.claim_of(path))
+            aside.unlink()
+        else:
+            aside.rename(path)
+        disk.sync_folder(path.parent)
+
+
+def dangling(pins: Pins, log: Log) -> list[str]:
+    """Pinned segments that the log names as removed with nothing in their place."""
+    return sorted(
+        f"{key}/{segment}"
+        for key, pinned in pins.by_set().items()
+        for segment in pinned
+        if log.stands_for(key, segment) is None
+    )
+
+
+def pinned_ids(cache: Path, key: str, log: Log) -> set[str]:
+    """The segments of one set that refs pin, or that stand for those that they pin."""
+    found: set[str] = set()
+    for name in ref_names(cache):
+        for segment in read_ref(cache, name).by_set().get(key, {}):
+            found.update(log.stands_for(key, segment) or [])
+    return found
+
+
+def ref_names(cache: Path) -> list[str]:
+    """The names of all refs."""
+    return sorted(path.stem for path in (cache / "refs").glob("[!.]*.json"))
+
+
+def encode_ref(pins: Pins, *, changes: list[Json]) -> bytes:
+    """A ref's bytes."""
+    return seal(
+        {
+            "format": FORMAT,
+            "kind": "ref",
+            "name": pins.name,
+            "spaces": {key: dict(pinned) for key, pinned in pins.spaces.items()},
+            "faces": {key: dict(pinned) for key, pinned in pins.faces.items()},
+            "photos": None if pins.photos is None else dict(pins.photos),
+            "changes": changes,
+        }
+    )
+
+
+def same_pins(one: Pins, other: Pins) -> bool:
+    """Whether two refs mean the same vectors and faces; ids may have stayed home."""
+    mine, theirs = (
+        {key: dict(pinned) for key, pinned in {**pins.spaces, **pins.faces}.items() if pinned}
+        for pins in (one, other)
+    )
+    return mine == theirs
+
+
+# What `sharing` calls until it writes refs by `upkeep.pinning.enter_ref`.
 def repin(cache: Path, old: str, new: Mapping[str, str]) -> list[str]:
     """In every ref, put segments `new` ({id: manifest digest}) in the place of segment `old`.
 
@@ -134,27 +217,3 @@ def pinned_segments(cache: Path) -> dict[str, list[str]]:
             for segment in pinned:
                 found.setdefault(segment, []).append(pins.name)
     return found
-
-
-def encode_ref(pins: Pins, *, changes: list[Json]) -> bytes:
-    """A ref's bytes."""
-    return seal(
-        {
-            "format": FORMAT,
-            "kind": "ref",
-            "name": pins.name,
-            "spaces": {key: dict(pinned) for key, pinned in pins.spaces.items()},
-            "faces": {key: dict(pinned) for key, pinned in pins.faces.items()},
-            "photos": None if pins.photos is None else dict(pins.photos),
-            "changes": changes,
-        }
-    )
-
-
-def same_pins(one: Pins, other: Pins) -> bool:
-    """Whether two refs mean the same vectors and faces; ids may have stayed home."""
-    mine, theirs = (
-        {key: dict(pinned) for key, pinned in {**pins.spaces, **pins.faces}.items() if pinned}
-        for pins in (one, other)
-    )
-    return mine == theirs

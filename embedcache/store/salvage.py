@@ -3,8 +3,9 @@
 import contextlib
 import json
 import os
-import time
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,52 +29,158 @@ def salvage(
     segments: Path,
     *,
     reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter],
-    known: Callable[[U8, str], NDArray[np.bool_]],
+    known: Callable[[U8], NDArray[np.bool_]],
+    gone: Callable[[str], bool],
 ) -> int:
     """Turn abandoned drafts under `segments` into segments of their valid rows; returns how many.
 
     reopen: a new writer, from a draft's lease and its number of rows.
-    known: of (n, 32) digests in the draft of so named a segment, which need not be saved.
+    known: of (n, 32) digests, which need not be saved.
+    gone: whether the log names a segment as removed, by its id.
     Drafts of living writers are left alone, and so is all of a cache that cannot be written.
     """
     saved = 0
     for folder in sorted(segments.iterdir()):
-        if folder.name.startswith("."):
-            collect(folder)
-        elif not folder.is_symlink() and (folder / journal.FOLDER).is_dir():
+        aside = _ASIDE.fullmatch(folder.name)
+        name = aside[1] if aside else folder.name
+        if folder.name.startswith(".") and not aside:
+            collect(folder, gone=gone)
+        elif not folder.is_symlink() and (folder / journal.FOLDER).is_dir() and not gone(name):
             claim = journal.Claim.take(folder)
-            if claim is None:
-                continue
-            try:
-                if (folder / MANIFEST).exists():  # it died between publishing and tidying up
-                    disk.remove_folder(folder / journal.FOLDER)
-                    continue
-                with disk.plain_errors("salvage", folder):
-                    saved += _salvage_one(claim, reopen, known)
-                    disk.remove_folder(folder)
-            finally:
-                claim.close()
+            if claim is not None:
+                try:
+                    with disk.plain_errors("salvage", folder):
+                        saved += _salvage(claim, segments / name, reopen, known)
+                finally:
+                    claim.close()
     return saved
 
 
-def collect(litter: Path) -> None:
-    """Remove a hidden leftover once nobody can be at work on it."""
-    with contextlib.suppress(OSError):
-        if litter.name == "zarr.json" or time.time() - litter.lstat().st_mtime < (
-            journal.LEASE_SECONDS
-        ):
-            return
-        if litter.is_dir() and not litter.is_symlink():
-            disk.remove_folder(litter)
-        else:
-            litter.unlink()
-
-
-def _salvage_one(
+def _salvage(
     claim: journal.Claim,
+    home: Path,
     reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter],
-    known: Callable[[U8, str], NDArray[np.bool_]],
+    known: Callable[[U8], NDArray[np.bool_]],
 ) -> int:
+    """Publish the rows of one draft, whose own name is `home`, and delete it.
+
+    It is renamed first. Where locks are granted to two, its writer may be alive after all: it can
+    publish nothing in a folder that is not there, and what it had published before comes back.
+    """
+    if _published(claim.folder, home):
+        return 0
+    aside = home.with_name(f".draft-{home.name}-{disk.mark_of_process()}")
+    try:
+        claim.folder.rename(aside)
+    except FileNotFoundError:
+        return 0  # another process was faster
+    before, claim.folder = claim.folder, aside
+    if _published(aside, home):
+        return 0
+    try:
+        saved = _publish_rows(claim, before, reopen, known)
+    except Damaged:
+        disk.rename_folder(aside, before)
+        raise
+    if not _published(aside, home):
+        disk.delete_folder(aside)
+    return saved
+
+
+def _published(folder: Path, home: Path) -> bool:
+    """Whether a draft's folder is a segment already; then it gets its own name and is tidied."""
+    if not (folder / MANIFEST).exists():
+        return False
+    if folder != home and not disk.rename_folder(folder, home):
+        return False
+    disk.remove_folder(home / journal.FOLDER)
+    return True
+
+
+# What embedcache makes under a hidden name, at any place of a cache. Other hidden names are a
+# user's, or the file system's, and stay.
+_ASIDE = re.compile(r"\.draft-(.{30})-.+")
+_GONE = re.compile(r"\.gone-(.{30})-.+")
+_LEAVING = re.compile(r"\.old-[0-9a-f]{8}.*")
+_STAGED = re.compile(r"\.(?:(?:new|in|entry|push)-.+|now\..+)")
+_PARTLY = re.compile(r"\..+\.(?:json|table|npz)\.[0-9a-f]{8}[^.]*(?:\.claim)?")
+
+
+def own_litter(name: str) -> bool:
+    """Whether a hidden name is one that embedcache gives to work in progress."""
+    kinds = (_ASIDE, _GONE, _LEAVING, _STAGED, _PARTLY)
+    return any(kind.fullmatch(name) for kind in kinds)
+
+
+def collect(litter: Path, *, gone: Callable[[str], bool] | None = None) -> bool:
+    """Remove a hidden leftover of ours once nobody can be at work on it; returns whether it went.
+
+    gone: whether the log names a segment as removed.
+    """
+    if not own_litter(litter.name):
+        return False
+    with contextlib.suppress(OSError):
+        removed = _GONE.fullmatch(litter.name)
+        if removed and not (gone is not None and gone(removed[1])):
+            return False
+        if not (removed or _LEAVING.fullmatch(litter.name)) and not _abandoned(litter):
+            return False
+        if litter.is_dir() and not litter.is_symlink():
+            return disk.delete_folder(litter)
+        litter.unlink()
+        return True
+    return False
+
+
+def _abandoned(litter: Path) -> bool:
+    """Whether the process that made a leftover is gone: by its lock, its name, or else its age."""
+    if (litter / journal.FOLDER / "journal").exists():
+        claim = journal.Claim.take(litter)
+        if claim is not None:
+            claim.close()
+        return claim is not None
+    gone = disk.maker_is_gone(litter.name)
+    if gone is not None:
+        return gone
+    return disk.now_beside(litter.parent) - litter.lstat().st_mtime >= journal.LEASE_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something that is being written, or was left. holder: who is at work on it, "" for nobody."""
+
+    path: Path
+    holder: str
+
+
+def leftovers(folder: Path) -> list[Leftover]:
+    """Work in progress of embedcache in a folder, and what processes that died left of theirs."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for path in sorted(folder.iterdir()):
+            drafting = (path / journal.FOLDER).is_dir() and not path.is_symlink()
+            if drafting or own_litter(path.name):
+                found.append(Leftover(path, _holder(path)))
+    return found
+
+
+def _holder(path: Path) -> str:
+    if (path / journal.FOLDER / "journal").exists():
+        return journal.holder(path)
+    if _GONE.fullmatch(path.name) or _LEAVING.fullmatch(path.name):
+        return ""
+    with contextlib.suppress(OSError):
+        return "" if _abandoned(path) else "a process that is at work"
+    return ""
+
+
+def _publish_rows(
+    claim: journal.Claim,
+    folder: Path,
+    reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter],
+    known: Callable[[U8], NDArray[np.bool_]],
+) -> int:
+    """Publish the valid rows of a draft; Damaged, naming `folder`, where it does not fit."""
     frames = list(claim.frames())
     if not frames:
         return 0
@@ -86,7 +193,7 @@ def _salvage_one(
             writer.commit()
     except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise Damaged(
-            f"{claim.folder}, which was left unfinished, has a lease or journal that does not fit: "
+            f"{folder}, which was left unfinished, has a lease or journal that does not fit: "
             f"{error}. Remove the folder to go on without its rows"
         ) from None
     return writer.n_written
@@ -96,7 +203,7 @@ def _replay(
     claim: journal.Claim,
     frames: Sequence[tuple[bytes, memoryview]],
     writer: SegmentWriter | FaceWriter,
-    known: Callable[[U8, str], NDArray[np.bool_]],
+    known: Callable[[U8], NDArray[np.bool_]],
 ) -> None:
     geometry, n_seen = None, 0
     if isinstance(writer, SegmentWriter):
@@ -107,7 +214,7 @@ def _replay(
         n = int.from_bytes(payload[:4], "little")
         digests = np.frombuffer(payload, np.uint8, 32 * n, 4).reshape(n, 32)
         rest = payload[4 + 32 * n :]
-        wanted = np.flatnonzero(~known(digests, claim.folder.name))
+        wanted = np.flatnonzero(~known(digests))
         if kind == b"F":
             if len(rest) > MAX_REASON_BYTES:
                 raise ValueError(f"{len(rest):,} bytes of reasons")

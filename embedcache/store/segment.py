@@ -6,7 +6,7 @@ by chunk or row by row.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +20,7 @@ from embedcache.errors import Damaged
 from embedcache.store import journal
 from embedcache.store.checksums import CRC_BYTES, crc32c
 from embedcache.store.columns import COLUMNS, ITEM_BYTES, Columns, Kind, column_path, split_text
-from embedcache.store.manifest import MANIFEST, SEGMENT_ID, Manifest, own_name
+from embedcache.store.manifest import MANIFEST, Manifest, is_segment_id, own_name
 from embedcache.store.sealed import MAX_MANIFEST_BYTES, own_digest
 from embedcache.store.zarr_json import array_document, encode_document, group_document
 
@@ -78,7 +78,7 @@ class Segment:
             os.close(fd)
         digest = own_digest(raw)
         if digest is None:
-            raise Damaged(f"{where} is not as it was written. {advice(path)}")
+            raise Damaged(f"{where} is not as it was written", advice=advice(path))
         return cls(path, kind, space, digest, own_name(raw), raw)
 
     def column(self, name: str) -> NDArray[Any]:
@@ -139,16 +139,24 @@ class Segment:
         return raw
 
 
-def segment_folders(segments: Path) -> list[str]:
-    """Folders that are, or are going to be, segments; Damaged for a link or a foreign name."""
+def segment_folders(segments: Path, *, gone: Callable[[str], bool] | None = None) -> list[str]:
+    """Folders that are, or are going to be, segments; Damaged for a link or a foreign name.
+
+    gone: whether a segment was removed, by its id; those are passed over.
+    """
     found = []
     with os.scandir(segments) as entries:
         for entry in entries:
             name = entry.name
             if name.startswith(".") or name == "zarr.json":
                 continue
-            if not SEGMENT_ID.fullmatch(name) or not entry.is_dir(follow_symlinks=False):
-                raise Damaged(f"{entry.path} is no segment: move it out of the cache")
+            if gone is not None and gone(name):
+                continue
+            if not is_segment_id(name) or not entry.is_dir(follow_symlinks=False):
+                raise Damaged(
+                    f"{entry.path} is not a segment",
+                    advice=f"'embedcache verify --repair {cache_of(entry.path)}' sets it aside",
+                )
             found.append(entry.path)
     return sorted(found)
 
@@ -172,7 +180,7 @@ def read_segment(path: str, *, kind: Kind, space: str | None = None) -> Segment 
         except FileNotFoundError:
             if Path(path, journal.FOLDER).is_dir() or not Path(path).exists():
                 return None
-    raise Damaged(f"{path}/{MANIFEST} is missing. {advice(path)}")
+    raise Damaged(f"{path}/{MANIFEST} is missing", advice=advice(path))
 
 
 def list_segments(
@@ -181,29 +189,18 @@ def list_segments(
     kind: Kind,
     space: str | None = None,
     known: Mapping[str, Segment],
-    pins: Mapping[str, str] | None,
+    wanted: Container[str] | None,
+    gone: Callable[[str], bool] | None = None,
 ) -> dict[str, Segment]:
-    """{path: segment} of what is committed, lowest id first, and only what `pins` name.
+    """{path: segment} of what is committed, lowest id first, and only `wanted` ids.
 
-    known: segments read before, which are not read again. Raises Damaged for a segment that is not
-    whole, or a pinned one that is gone.
+    known: segments read before, which are not read again. gone: as `segment_folders` has it.
+    Raises Damaged for a segment that is not whole.
     """
     found = {}
-    for path in segment_folders(segments):
-        if pins is None or path.rpartition("/")[2] in pins:
+    for path in segment_folders(segments, gone=gone):
+        if wanted is None or path.rpartition("/")[2] in wanted:
             segment = known.get(path) or read_segment(path, kind=kind, space=space)
             if segment is not None:
                 found[path] = segment
-    check_pins(segments, {segment.id: segment for segment in found.values()}, pins)
     return found
-
-
-def check_pins(where: Path, found: Mapping[str, Segment], pins: Mapping[str, str] | None) -> None:
-    """Damaged unless every segment that a ref pins is there, and is the one it pinned."""
-    for name, digest in (pins or {}).items():
-        if name not in found or found[name].digest != digest:
-            now = "another one now" if name in found else "gone"
-            raise Damaged(
-                f"segment {name} of {where}, which the ref pins, is {now}. "
-                f"{advice(f'{where}/{name}')}"
-            )

@@ -1,13 +1,18 @@
-"""Photos that were forgotten: what later merges must not bring back.
+"""Photos that were forgotten, and those that were embedded again on purpose afterwards.
 
-A tombstone holds sha256 of a content digest, so that it names no photo to anyone who does not hold
-the photo already.
+A tombstone (`forgotten/<id>.json`, "T") holds marks: sha256 of a content digest, or of a photo id
+with its scope and content. A mark names no photo to anyone who does not hold the photo already. A
+lift (`remembered/<id>.json`, "L") names marks of certain tombstones that no longer hold. A row is
+dead while some tombstone names it and no lift lifts that tombstone's mark; no clock decides.
 """
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,66 +20,246 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.errors import Damaged
 from embedcache.spec import Json
-from embedcache.store.manifest import HEX_DIGEST, SEGMENT_ID, new_segment_id
+from embedcache.store.manifest import HEX_DIGEST, is_segment_id, new_segment_id
 from embedcache.store.sealed import FORMAT, MAX_LIST_BYTES, seal, unseal
 
-FOLDER = "forgotten"
+FOLDER: Final = "forgotten"
+LIFTS: Final = "remembered"
 MAX_BYTES = MAX_LIST_BYTES
-MAX_CONTENTS = 100_000
+MAX_MARKS = 100_000  # in one file
 
-# sha256 of a forgotten content digest, and the name of the newest file that says so: older than the
-# id of a segment that was written, on purpose, after it.
+U8 = NDArray[np.uint8]
+Bool = NDArray[np.bool_]
+Which = Literal["forgotten", "remembered"]
+
+
+def content_mark(content: bytes) -> bytes:
+    """The mark of a content digest of 32 bytes."""
+    return sha256(content).digest()
+
+
+def pair_mark(scope: str, photo_id: str, content: bytes) -> bytes:
+    """The mark of a photo id that had a content in a scope."""
+    return sha256(_scope(scope) + content + photo_id.encode("utf-8", "surrogatepass")).digest()
+
+
+def _scope(scope: str) -> bytes:
+    return sha256(scope.encode("utf-8", "surrogateescape")).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """One tombstone: the marks of contents and of pairs (id, scope, content); its own digest."""
+
+    contents: tuple[bytes, ...]
+    pairs: tuple[bytes, ...]
+    digest: str
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.contents)
+
+
+@dataclass(frozen=True, slots=True)
+class Lift:
+    """One lift: by the file name of a tombstone, the marks of it that no longer hold."""
+
+    lifts: Mapping[str, tuple[bytes, ...]]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """The marks that hold now.
+
+    contents, pairs: {mark: file names of the tombstones that name it and are not lifted}.
+    tombstones, lifts: {file name: own digest} of the files that this was made from.
+    """
+
+    contents: Mapping[bytes, tuple[str, ...]] = field(default_factory=dict)
+    pairs: Mapping[bytes, tuple[str, ...]] = field(default_factory=dict)
+    tombstones: Mapping[str, str] = field(default_factory=dict)
+    lifts: Mapping[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.contents or self.pairs)
+
+    def of(self, digests: U8) -> Bool:
+        """Which of (n, 32) content digests are dead."""
+        if not self.contents:
+            return np.zeros(len(digests), dtype=np.bool_)
+        raw = np.ascontiguousarray(digests).tobytes()
+        marks = self.contents
+        found = (sha256(raw[i : i + 32]).digest() in marks for i in range(0, len(raw), 32))
+        return np.fromiter(found, np.bool_, len(digests))
+
+    def of_pairs(self, scope: str, ids: Sequence[str], digests: U8) -> Bool:
+        """Which of n ids of a scope with contents (n, 32) are dead, by their pair or content."""
+        found = self.of(digests)
+        if not self.pairs:
+            return found
+        key, marks = _scope(scope), self.pairs
+        for i in np.flatnonzero(~found).tolist():
+            raw = key + digests[i].tobytes() + ids[i].encode("utf-8", "surrogatepass")
+            found[i] = sha256(raw).digest() in marks
+        return found
+
+    def since(self, tombstones: Container[str], lifts: Collection[str]) -> "Dead | None":
+        """The marks that none of some tombstones names; None unless the lifts are the same.
+
+        For what was made without the dead rows of some tombstones, and is brought up to date.
+        """
+        if {*lifts} != {*self.lifts}:
+            return None
+        fresh = (
+            {
+                mark: names
+                for mark, names in marks.items()
+                if not any(n in tombstones for n in names)
+            }
+            for marks in (self.contents, self.pairs)
+        )
+        contents, pairs = fresh
+        return Dead(contents, pairs)
+
+
+def join(tombstones: Mapping[str, Tombstone], lifts: Mapping[str, Lift]) -> Dead:
+    """The marks that hold, of some tombstones and lifts by file name."""
+    lifted = {
+        (name, mark)
+        for lift in lifts.values()
+        for name, marks in lift.lifts.items()
+        for mark in marks
+    }
+    contents: dict[bytes, tuple[str, ...]] = {}
+    pairs: dict[bytes, tuple[str, ...]] = {}
+    for name, tombstone in tombstones.items():
+        for marks, into in ((tombstone.contents, contents), (tombstone.pairs, pairs)):
+            for mark in marks:
+                if (name, mark) not in lifted:
+                    into[mark] = (*into.get(mark, ()), name)
+    return Dead(
+        contents,
+        pairs,
+        {name: tombstone.digest for name, tombstone in tombstones.items()},
+        {name: lift.digest for name, lift in lifts.items()},
+    )
+
+
+def list_marks(cache: Path, which: Which) -> list[str]:
+    """The names of the files in `forgotten` or `remembered`; Damaged for a strange one."""
+    try:
+        names = sorted(name for name in os.listdir(cache / which) if not name.startswith("."))
+    except FileNotFoundError:
+        return []
+    for name in names:
+        if not is_segment_id(name.removesuffix(".json")) or not name.endswith(".json"):
+            raise Damaged(f"{cache / which / name} is not embedcache's: move it out of the cache")
+    return names
+
+
+def read_tombstone(cache: Path, name: str) -> Tombstone:
+    """One file of `forgotten`; Damaged where it is not as it was written."""
+    return parse_tombstone(_read(cache, FOLDER, name), name=name)
+
+
+def read_lift(cache: Path, name: str) -> Lift:
+    """One file of `remembered`; Damaged where it is not as it was written."""
+    return parse_lift(_read(cache, LIFTS, name), name=name)
+
+
+def _read(cache: Path, folder: str, name: str) -> bytes:
+    if not name.endswith(".json") or not is_segment_id(name.removesuffix(".json")):
+        raise Damaged(f"{cache / folder / name} is not embedcache's: move it out of the cache")
+    return disk.read_inside(cache, f"{folder}/{name}", limit=MAX_BYTES)
+
+
+def parse_tombstone(raw: bytes, *, name: str) -> Tombstone:
+    """What a tombstone's bytes (untrusted) say; Damaged says what is wrong with them."""
+    document, digest = unseal(raw, what=f"tombstone {name}", limit=MAX_BYTES)
+    if document.get("kind") != FOLDER:
+        raise Damaged(f"tombstone {name} is refused: its kind is {document.get('kind')!r:.80}")
+    return Tombstone(
+        _marks(document.get("contents"), f"tombstone {name}"),
+        _marks(document.get("pairs", []), f"tombstone {name}"),
+        digest,
+    )
+
+
+def parse_lift(raw: bytes, *, name: str) -> Lift:
+    """What a lift's bytes (untrusted) say; Damaged says what is wrong with them."""
+    document, digest = unseal(raw, what=f"lift {name}", limit=MAX_BYTES)
+    lifts: dict[str, list[str]] = {}
+    try:
+        if document["kind"] != LIFTS:
+            raise ValueError(f"its kind is {document['kind']!r:.80}")
+        for tombstone, mark in document["lifts"]:
+            if not is_segment_id(tombstone):
+                raise ValueError(f"it names {tombstone!r:.80}")
+            lifts.setdefault(f"{tombstone}.json", []).append(mark)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"lift {name} is refused: {error}") from None
+    return Lift({key: _marks(marks, f"lift {name}") for key, marks in lifts.items()}, digest)
+
+
+def _marks(found: Any, what: str) -> tuple[bytes, ...]:
+    if not isinstance(found, list) or not all(
+        type(text) is str and HEX_DIGEST.fullmatch(text) for text in found
+    ):
+        raise Damaged(f"{what} is refused: its marks are no digests")
+    return tuple(bytes.fromhex(text) for text in found)
+
+
+def encode_tombstones(contents: Iterable[bytes], pairs: Iterable[bytes]) -> list[bytes]:
+    """The bytes of the tombstones of these marks; more than one where there are many."""
+    texts: dict[str, list[str]] = {
+        "contents": sorted(mark.hex() for mark in contents),
+        "pairs": sorted(mark.hex() for mark in pairs),
+    }
+    found: list[bytes] = []
+    while any(texts.values()) or not found:
+        some = {key: marks[:MAX_MARKS] for key, marks in texts.items()}
+        texts = {key: marks[MAX_MARKS:] for key, marks in texts.items()}
+        found.append(_seal(FOLDER, {key: [*marks] for key, marks in some.items()}))
+    return found
+
+
+def encode_lift(lifts: Mapping[str, Iterable[bytes]]) -> bytes:
+    """The bytes of a lift: by a tombstone's file name, marks of it."""
+    pairs: list[Json] = [
+        [name.removesuffix(".json"), mark.hex()]
+        for name, marks in sorted(lifts.items())
+        for mark in sorted(marks)
+    ]
+    return _seal(LIFTS, {"lifts": pairs})
+
+
+def _seal(kind: Which, body: Mapping[str, Json]) -> bytes:
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return seal({"format": FORMAT, "kind": kind, "created": created, **body})
+
+
+def write_marks(cache: Path, which: Which, raw: bytes, *, name: str = "") -> str:
+    """Make a tombstone or a lift durable; returns its file name. One that is there stays."""
+    folder = cache / which
+    disk.make_folder(folder)
+    name = name or f"{new_segment_id()}.json"
+    if not (folder / name).exists():
+        disk.publish(folder / name, raw)
+    return name
+
+
+# What `sharing` called before it took `History`; it goes with the last caller.
 Tombstones = Mapping[bytes, str]
 
 
-def write_tombstone(cache: Path, contents: Iterable[bytes]) -> None:
-    """Record that photos with these 32-byte content digests were forgotten."""
-    folder = cache / FOLDER
-    folder.mkdir(exist_ok=True)
-    marks = sorted(sha256(content).hexdigest() for content in contents)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    for start in range(0, len(marks), MAX_CONTENTS):
-        some: list[Json] = [*marks[start : start + MAX_CONTENTS]]
-        raw = seal({"format": FORMAT, "kind": "forgotten", "created": created, "contents": some})
-        disk.publish(folder / f"{new_segment_id()}.json", raw)
-
-
 def read_tombstones(cache: Path) -> tuple[Tombstones, int]:
-    """All tombstones, and the number of files that hold them."""
-    found: dict[bytes, str] = {}
-    names = sorted(path.name for path in (cache / FOLDER).glob("[!.]*"))
-    for name in names:
-        found.update((mark, name) for mark in read_tombstone(cache, name))
-    return found, len(names)
+    """The marks of contents that hold now, and the number of tombstones."""
+    tombstones = {name: read_tombstone(cache, name) for name in list_marks(cache, "forgotten")}
+    lifts = {name: read_lift(cache, name) for name in list_marks(cache, "remembered")}
+    marks = join(tombstones, lifts).contents
+    return {mark: names[-1] for mark, names in marks.items()}, len(tombstones)
 
 
-def read_tombstone(cache: Path, name: str) -> list[bytes]:
-    """The marks in one file of `forgotten`; Damaged where it is none."""
-    if not SEGMENT_ID.fullmatch(name.removesuffix(".json")):
-        raise Damaged(f"{cache / FOLDER / name} is no tombstone: move it out of the cache")
-    raw = disk.read_inside(cache, f"{FOLDER}/{name}", limit=MAX_BYTES)
-    return parse_tombstone(raw, name=name)
-
-
-def parse_tombstone(raw: bytes, *, name: str) -> list[bytes]:
-    """The marks in a tombstone's bytes (untrusted); Damaged says what is wrong with them."""
-    document, _ = unseal(raw, what=f"tombstone {name}", limit=MAX_BYTES)
-    contents = document.get("contents")
-    if not isinstance(contents, list) or not all(
-        type(text) is str and HEX_DIGEST.fullmatch(text) for text in contents
-    ):
-        raise Damaged(f"tombstone {name} is refused: its contents are no digests")
-    return [bytes.fromhex(text) for text in contents]
-
-
-def newer(tombstones: Tombstones, segment: str) -> Tombstones:
-    """Those written after a segment was begun: later ones embed a photo again on purpose."""
-    return {mark: name for mark, name in tombstones.items() if segment < name}
-
-
-def forgotten(digests: NDArray[np.uint8], tombstones: Tombstones) -> NDArray[np.bool_]:
-    """Which of (n, 32) content digests have a tombstone."""
-    if not tombstones:
-        return np.zeros(len(digests), dtype=np.bool_)
-    marks = (sha256(row.tobytes()).digest() in tombstones for row in digests)
-    return np.fromiter(marks, np.bool_, len(digests))
+def forgotten(digests: U8, tombstones: Tombstones) -> Bool:
+    """Which of (n, 32) content digests have a mark."""
+    return Dead({mark: (name,) for mark, name in tombstones.items()}).of(digests)

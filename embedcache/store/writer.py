@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
+from embedcache.errors import CacheError
 from embedcache.spec import Json
 from embedcache.store import journal
 from embedcache.store.columns import FAILED, OK, Columns, Kind, join_text
@@ -28,8 +29,9 @@ FAIL_ROWS = 4096  # failures to a frame of the journal
 class _Writer:
     """Rows of one segment; used as a context manager it commits unless an exception leaves it."""
 
-    def __init__(self, begin: Callable[[], Draft]) -> None:
+    def __init__(self, begin: Callable[[], Draft], settle: Callable[[str], None]) -> None:
         self._begin = begin
+        self._settle = settle
         self._draft: Draft | None = None
         self._digests: list[U8] = []
         self._failed: list[U8] = []
@@ -53,7 +55,11 @@ class _Writer:
             self.n_written += len(digests)
 
     def commit(self) -> str | None:
-        """Publish the segment and return its id; None, and no segment, when nothing was written."""
+        """Publish the segment and return its id; None, and no segment, when nothing was written.
+
+        Rows of photos that were forgotten meanwhile are taken out again before this returns, so
+        that the segment may have been replaced by another one.
+        """
         if self._ended:
             raise ValueError("this segment has been committed or abandoned")
         self._ended = True
@@ -71,17 +77,25 @@ class _Writer:
                 "reason_text": text,
                 **self._columns(),
             }
-            with disk.plain_errors("write to", draft.folder):
-                return draft.commit(columns, n_rows=len(good) + len(bad), n_ok=len(good))
+            with self._ours(draft):
+                segment = draft.commit(columns, n_rows=len(good) + len(bad), n_ok=len(good))
         except BaseException:
             draft.abandon()
             raise
+        self._settle(segment)
+        return segment
 
     def abandon(self) -> None:
         """Stop here; what is written waits for `salvage`."""
         self._ended = True
         if self._draft is not None:
             self._draft.abandon()
+
+    def discard(self) -> None:
+        """Stop here and leave nothing: the rows lie elsewhere."""
+        self._ended = True
+        if self._draft is not None:
+            self._draft.discard()
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +122,7 @@ class _Writer:
             self._draft = self._begin()
         draft = self._draft
         try:
-            with disk.plain_errors("write to", draft.folder):
+            with self._ours(draft):
                 yield draft
                 if time.monotonic() - self._synced > journal.SYNC_SECONDS:
                     draft.sync()
@@ -117,6 +131,20 @@ class _Writer:
             self.abandon()
             raise
 
+    @contextlib.contextmanager
+    def _ours(self, draft: Draft) -> Iterator[None]:
+        """Say so where another process has taken the draft for a dead writer's."""
+        with disk.plain_errors("write to", draft.folder):
+            try:
+                yield
+            except FileNotFoundError:
+                if draft.folder.exists():
+                    raise
+                raise CacheError(
+                    f"{draft.folder} is gone: another process took it for a dead writer's, and "
+                    "publishes its rows. Run the same command again"
+                ) from None
+
     def _columns(self) -> Columns:
         raise NotImplementedError
 
@@ -124,8 +152,10 @@ class _Writer:
 class SegmentWriter(_Writer):
     """Writes vectors of `dim` floats and failures. Not for two threads at once."""
 
-    def __init__(self, begin: Callable[[], Draft], *, dim: int) -> None:
-        super().__init__(begin)
+    def __init__(
+        self, begin: Callable[[], Draft], settle: Callable[[str], None], *, dim: int
+    ) -> None:
+        super().__init__(begin, settle)
         self.dim = dim
         self._crcs: list[NDArray[np.uint32]] = []
 
@@ -155,8 +185,8 @@ class SegmentWriter(_Writer):
 class FaceWriter(_Writer):
     """Writes the faces of photos and failures. Not for two threads at once."""
 
-    def __init__(self, begin: Callable[[], Draft]) -> None:
-        super().__init__(begin)
+    def __init__(self, begin: Callable[[], Draft], settle: Callable[[str], None]) -> None:
+        super().__init__(begin, settle)
         self._faces: list[Faces] = []
 
     def add(self, digests: U8, faces: Faces) -> None:
@@ -190,9 +220,13 @@ def vector_writer(
     n_rows: int,
     name: str,
     about: Mapping[str, Json],
+    settle: Callable[[str], None],
     segment_id: str = "",
 ) -> SegmentWriter:
-    """A writer of one segment of about `n_rows` vectors, failures included."""
+    """A writer of one segment of about `n_rows` vectors, failures included.
+
+    settle: called with the segment's id once it is published (`SegmentSet.settle`).
+    """
     if not 0 <= n_rows <= MAX_ROWS:
         raise ValueError(f"a segment has at most {MAX_ROWS:,} rows; {n_rows:,} are planned")
     geometry = Geometry.plan(dim=dim, n_rows=n_rows)
@@ -208,20 +242,25 @@ def vector_writer(
             segment_id=segment_id,
         )
 
-    return SegmentWriter(begin, dim=dim)
+    return SegmentWriter(begin, settle, dim=dim)
 
 
 def face_writer(
-    segments: Path, *, space: str, about: Mapping[str, Json], segment_id: str = ""
+    segments: Path,
+    *,
+    space: str,
+    about: Mapping[str, Json],
+    settle: Callable[[str], None],
+    segment_id: str = "",
 ) -> FaceWriter:
-    """A writer of one segment of faces."""
+    """A writer of one segment of faces; settle: as `vector_writer` has it."""
 
     def begin() -> Draft:
         return _begin(
             segments, kind="faces", space=space, name="", about=about, segment_id=segment_id
         )
 
-    return FaceWriter(begin)
+    return FaceWriter(begin, settle)
 
 
 def _begin(segments: Path, *, kind: Kind, **rest: Any) -> Draft:

@@ -4,7 +4,6 @@ New segments come first and the old ones go after, so that a crash in between le
 never missing; running it again finishes it.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,19 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
+from embedcache.errors import Damaged
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.layout import APART, PARTS
-from embedcache.store.refs import pinned_segments
+from embedcache.store.refs import pinned_ids
+from embedcache.store.removal import Victim, finish
 from embedcache.store.salvage import collect
 from embedcache.store.segment import Segment
-from embedcache.store.space import FaceSpace
-from embedcache.store.tombstones import Tombstones, forgotten, newer, read_tombstones
-from embedcache.upkeep.forgetting import replace_segment
-from embedcache.upkeep.rewrite import Store, joint_about, rewrite
+from embedcache.store.segment_set import LOOKS
+from embedcache.upkeep.rewrite import Store, joint_about
 
 COMPACT_ROWS = 262_144
-COMPACT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,64 +39,84 @@ class Compacted:
         return {name: getattr(self, name) for name in self.__slots__}
 
     def __str__(self) -> str:
-        told = f"{self.before} segments became {self.after} ({self.rows:,} rows rewritten"
-        told += f", {self.bytes_freed:,} bytes freed)"
-        return told + (f"; {self.pinned} stay, pinned by refs" if self.pinned else "")
+        line = f"{self.before} segments became {self.after} ({self.rows:,} rows rewritten"
+        line += f", {self.bytes_freed:,} bytes freed)"
+        return line + (f"; {self.pinned} stay, pinned by refs" if self.pinned else "")
 
 
 def compact(cache: Cache, *, target_rows: int = COMPACT_ROWS) -> Compacted:
     """Join small segments into bigger ones of up to `target_rows` rows, each photo once.
 
     Segments that a ref pins stay as they are. Readers that are at work meanwhile look again. What
-    crashes left behind, anywhere in the cache, goes once it is old enough.
+    crashes left behind, anywhere in the cache, is removed once nobody can be at work on it.
     """
-    pinned = pinned_segments(cache.path)
-    gone, _ = read_tombstones(cache.path)
-    stores: list[Store] = [*cache.spaces(), *cache.face_spaces()]
-    before = after = rows = freed = kept = 0
     with disk.plain_errors("write to", cache.path):
-        for part in ("", *PARTS, APART, "refs", "forgotten"):
-            for litter in (cache.path / part).glob(".*"):
-                collect(litter)
-        for store in stores:
-            store.salvage()
-            segments, table = store.row_table()
-            size = sum(segment.manifest.bytes_on_disk for segment in segments)
-            live = np.bincount(table.segment, minlength=len(segments))
-            small = [
-                (number, segment)
-                for number, segment in enumerate(segments)
-                if segment.id not in pinned
-                and (
-                    segment.manifest.n_rows <= target_rows // 2
-                    or live[number] < segment.manifest.n_rows
-                )
+        tidy(cache)
+        parts = [_compact_store(cache, store, target_rows) for store in cache.stores()]
+    names = ("before", "after", "rows", "bytes_freed", "pinned")
+    return Compacted(**{name: sum(getattr(part, name) for part in parts) for name in names})
+
+
+def _compact_store(cache: Cache, store: Store, target_rows: int) -> Compacted:
+    """Join the small segments of one space; begun again where others remove one of them."""
+    for last in [False] * LOOKS + [True]:
+        segments = store.segments()
+        try:
+            return _join(cache, store, target_rows)
+        except Damaged:
+            if last or all(segment.folder.exists() for segment in segments):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _join(cache: Cache, store: Store, target_rows: int) -> Compacted:
+    pinned = pinned_ids(cache.path, store.key, cache.history.log())
+    segments, table = store.row_table()
+    size = sum(segment.manifest.bytes_on_disk for segment in segments)
+    live = np.bincount(table.segment, minlength=len(segments))
+    small = _small(segments, live, pinned, target_rows)
+    rows = 0
+    if len(small) > 1 or any(live[number] < s.manifest.n_rows for number, s in small):
+        for batch in _batches(small, live.tolist(), target_rows, limit=store.joint_bytes):
+            chosen = [
+                (segment, np.sort(table.row[table.segment == number]).astype(np.int64))
+                for number, segment in batch
             ]
-            kept += sum(
-                segment.id in pinned and segment.manifest.n_rows <= target_rows // 2
-                for segment in segments
-            )
-            before += len(segments)
-            wasteful = any(live[number] < s.manifest.n_rows for number, s in small)
-            if len(small) > 1 or wasteful:
-                limit = COMPACT_BYTES if isinstance(store, FaceSpace) else None
-                for batch in _batches(small, live.tolist(), target_rows, limit=limit):
-                    chosen = [
-                        (segment, _remaining(segment, table.row[table.segment == number], gone))
-                        for number, segment in batch
-                    ]
-                    rows += rewrite(
-                        store,
-                        store,
-                        chosen,
-                        about=joint_about([s.manifest.about for _, s in batch]),
-                    )
-                _forget_newly(cache, store, gone)
-                kept += _retire(cache, [segment for _, segment in small])
-            segments = store.segments()
-            after += len(segments)
-            freed += size - sum(segment.manifest.bytes_on_disk for segment in segments)
-    return Compacted(before=before, after=after, rows=rows, bytes_freed=freed, pinned=kept)
+            if any(len(some) for _, some in chosen):
+                store.rewrite(chosen, about=joint_about([s.manifest.about for _, s in batch]))
+                rows += sum(len(some) for _, some in chosen)
+        store.remove([Victim(segment) for _, segment in small])
+    after = store.segments()
+    kept = pinned_ids(cache.path, store.key, cache.history.log())
+    return Compacted(
+        before=len(segments),
+        after=len(after),
+        rows=rows,
+        bytes_freed=size - sum(segment.manifest.bytes_on_disk for segment in after),
+        pinned=sum(s.id in kept and s.manifest.n_rows <= target_rows // 2 for s in after),
+    )
+
+
+def tidy(cache: Cache) -> None:
+    """Salvage what dead writers left, finish removals, and collect what nobody is at work on."""
+    for part in ("", *PARTS, APART, "refs", "forgotten", "remembered", "removed"):
+        for litter in sorted((cache.path / part).glob(".*")):
+            collect(litter)
+    for store in cache.sets():
+        store.salvage()
+        finish(store)
+
+
+def _small(
+    segments: Sequence[Segment], live: NDArray[np.int64], pinned: set[str], target_rows: int
+) -> list[tuple[int, Segment]]:
+    """The segments that are worth joining with others, with their numbers."""
+    return [
+        (number, segment)
+        for number, segment in enumerate(segments)
+        if segment.id not in pinned
+        and (segment.manifest.n_rows <= target_rows // 2 or live[number] < segment.manifest.n_rows)
+    ]
 
 
 def _batches(
@@ -125,46 +143,3 @@ def _batches(
         batch.append((number, segment))
         filled[name] = (n_rows + live[number], n_bytes + size, batch)
     return batches
-
-
-def _remaining(segment: Segment, rows: NDArray[np.uint32], gone: Tombstones) -> NDArray[np.int64]:
-    """The rows of a segment that a compaction takes along, ascending: none that was forgotten.
-
-    What `forget` has named it may not have reached yet, and a newer segment would look like a photo
-    that was embedded again on purpose.
-    """
-    rows = np.sort(rows)
-    dead = forgotten(segment.column("digest")[rows], newer(gone, segment.id))
-    return rows[~dead].astype(np.int64)
-
-
-def _forget_newly(cache: Cache, store: Store, before: Tombstones) -> None:
-    """Take out of compacted segments what was forgotten while they were written.
-
-    `forget` leaves its tombstone first and then looks for rows: either it saw these segments, or
-    its tombstone is seen here.
-    """
-    now, _ = read_tombstones(cache.path)
-    late = {mark: name for mark, name in now.items() if before.get(mark) != name}
-    for segment in store.segments() if late else ():
-        if "compacted_segments" in segment.manifest.about:
-            hit = forgotten(segment.column("digest"), late)
-            if hit.any():
-                replace_segment(cache, store, segment, keep=np.flatnonzero(~hit))
-
-
-def _retire(cache: Cache, segments: Sequence[Segment]) -> int:
-    """Remove segments that others replace, but for those that a ref has come to pin meanwhile.
-
-    They are hidden first and the refs read after: whoever pins looks, after writing the ref,
-    whether all that it pins is there (`_pin`), so that one of the two notices the other. Returns
-    how many stay.
-    """
-    hidden = [(s, place) for s in segments if (place := disk.hide_folder(s.folder))]
-    pinned = pinned_segments(cache.path)
-    for segment, place in hidden:
-        if segment.id in pinned:
-            place.rename(segment.folder)
-        else:
-            shutil.rmtree(place, ignore_errors=True)
-    return sum(segment.id in pinned for segment, _ in hidden)

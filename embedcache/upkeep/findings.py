@@ -6,15 +6,15 @@ from pathlib import Path
 from embedcache.spec import Json
 from embedcache.store.manifest import Manifest
 
-REWRITTEN = "written anew"
+REWRITTEN = "rewritten"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """Something that is not as it should be. path is relative to the cache.
 
-    segment: the whole segment is to be set aside. moved: where `repair` put it, or REWRITTEN.
-    lost: photos whose rows are gone with it, by id where that is known.
+    segment: the segment that is damaged. moved: where `repair` put it, or REWRITTEN.
+    lost: photos whose rows cannot be read any more, by id where that is known.
     """
 
     path: str
@@ -28,7 +28,11 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """What `verify` found."""
+    """What `verify` found.
+
+    leftovers: files and folders of work in progress, whoever they belong to. notes: what is being
+    written, by whom, and what else is no fault. unseen: what was not looked at.
+    """
 
     cache: Path
     files: int = 0
@@ -39,6 +43,8 @@ class Report:
     differing: int = 0
     largest_difference: float = 0.0
     leftovers: int = 0
+    notes: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
 
     def count(self, manifest: Manifest) -> None:
         """Add a segment that was read whole."""
@@ -63,6 +69,8 @@ class Report:
                 "largest_difference": self.largest_difference,
             },
             "leftovers": self.leftovers,
+            "notes": list(self.notes),
+            "unseen": list(self.unseen),
             "findings": [
                 {
                     "path": found.path,
@@ -79,7 +87,7 @@ class Report:
     def __str__(self) -> str:
         lines = [
             f"{self.cache}: {self.rows:,} rows in {self.files:,} files ({self.bytes_read:,} bytes) "
-            + ("as they were written" if self.clean else f"read, {len(self.findings)} problems")
+            + ("are as they were written" if self.clean else f"read, {len(self.findings)} problems")
         ]
         for found in self.findings:
             lines.append(f"  {found.path}: {found.problem}")
@@ -95,10 +103,11 @@ class Report:
         if self.duplicates:
             lines.append(
                 f"  {self.duplicates:,} rows are stored more than once; {self.differing:,} of them "
-                f"differ, by at most {self.largest_difference:.3g} (the lowest segment counts)"
+                f"differ, by at most {self.largest_difference:.3g}. Readers take the oldest"
             )
-        if self.leftovers:
-            lines.append(f"  {self.leftovers} unfinished or abandoned leftovers (no harm)")
+        lines += [f"  {note}" for note in self.notes]
+        if self.unseen:
+            lines.append(f"  not looked at: {', '.join(self.unseen)}")
         if not self.clean and not any(found.moved for found in self.findings):
             lines.append(
                 f"Run 'embedcache verify --repair {self.cache}' to set damaged segments aside"

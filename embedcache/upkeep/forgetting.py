@@ -1,8 +1,13 @@
-"""Forgetting photos: their ids, contents, vectors and faces go, and refs stop claiming them."""
+"""Forgetting photos: their ids, contents, vectors and faces go, and nothing brings them back.
+
+The tombstone comes first: from the moment that it is durable no reader shows the photo, whoever
+publishes its rows later. Then the bytes go.
+"""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,22 +16,28 @@ from embedcache import disk
 from embedcache.errors import CacheError
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
-from embedcache.store.manifest import replacement_id
-from embedcache.store.photo_ids import read_pairs, write_pairs
-from embedcache.store.refs import repin
+from embedcache.store.layout import APART, PARTS
+from embedcache.store.photo_ids import PhotoTable
+from embedcache.store.refs import read_ref, ref_names
+from embedcache.store.removal import finish
+from embedcache.store.salvage import leftovers
 from embedcache.store.segment import Segment
-from embedcache.store.tombstones import forgotten, read_tombstones, write_tombstone
-from embedcache.upkeep.rewrite import Store, rewrite
+from embedcache.store.segment_set import members
+from embedcache.store.tombstones import content_mark, pair_mark
+from embedcache.upkeep.local import delete_memory, delete_staged
 
 U8 = NDArray[np.uint8]
-Bool = NDArray[np.bool_]
 
 MIN_DIGITS = 12
+Pair = tuple[str, str, bytes]  # scope, id, content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forgotten:
-    """What `forget` removed. kept: contents that another id still stands for."""
+    """What `forget` removed. kept: contents that another id still stands for.
+
+    refs: those that read less now. notes: where bytes may still lie, and what removes them.
+    """
 
     ids: int
     contents: int
@@ -46,9 +57,9 @@ class Forgotten:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.ids} ids and {self.rows} rows of {self.contents} photos are gone"]
+        lines = [f"{self.ids} ids and {self.rows} rows of {self.contents} photos were removed"]
         if self.refs:
-            lines.append(f"changed refs: {', '.join(self.refs)}")
+            lines.append(f"refs that pinned some of them read less now: {', '.join(self.refs)}")
         if self.kept:
             lines.append(f"the same photo stays under other ids: {', '.join(self.kept)}")
         return "\n".join([*lines, *self.notes])
@@ -60,89 +71,127 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     ids: photo ids, or content digests as 64 hex digits, of which the first 12 do where only one
         content here begins so. A digest takes all ids of its content with it.
     Contents that another id still stands for are kept, and named. A tombstone stays behind, which
-    keeps later merges from bringing the rows back. Refs that named the rewritten segments are
-    changed and say so.
+    hides the rows from the moment it is written and keeps them from coming back. Refs that pinned
+    a removed segment read its remaining rows.
     scope: where the ids come from; needed when an id occurs in several places.
+    Run again after a crash, it finishes what was begun.
     Raises CacheError for an id that is not recorded, and for a digest that is not here.
     """
-    table = cache.photo_table()
+    # Also what was forgotten and is still stored: a run that was cut off is finished.
+    table = cache.photo_ids.table(dead=True)
     wanted = set(ids)
-    named = _named(cache, wanted - set(table.ids))
+    named = _named(cache, table, wanted - set(table.ids))
     wanted -= named.keys()
-    at = [
-        i
-        for i, (name, place) in enumerate(zip(table.ids, table.scopes, strict=True))
-        if name in wanted and scope in (None, place)
-    ]
-    _check_known(cache, wanted, {(table.ids[i], table.scopes[i]) for i in at})
-    chosen = set(at)
-    contents = {table.digests[i].tobytes() for i in at}
-    others = {
-        table.digests[i].tobytes(): table.ids[i] for i in range(len(table)) if i not in chosen
-    }
-    doomed = contents - others.keys() | set(named.values())
+    pairs = {pair for pair in _pairs(table) if pair[1] in wanted and scope in (None, pair[0])}
+    _check_known(cache, wanted, {(pair[1], pair[0]) for pair in pairs})
+    whole = set(named.values())
+    pairs |= {pair for pair in _pairs(table) if pair[2] in whole}
+    cache.history.forget(
+        contents=map(content_mark, whole),
+        pairs=(pair_mark(place, name, content) for place, name, content in pairs),
+    )
+    # Only now, with the pairs gone for everybody: of two that forget the two ids of one photo at
+    # once, the later look finds no id left.
+    living = {pair[2]: pair[1] for pair in _pairs(cache.photo_table())}
+    contents = {pair[2] for pair in pairs} | whole
+    doomed = contents - living.keys() - whole
     if doomed:
-        with disk.plain_errors("write to", cache.path):
-            write_tombstone(cache.path, doomed)
-    kept = sorted(others[content] for content in contents - doomed)
-    return _remove(cache, {(table.ids[i], table.scopes[i]) for i in at}, doomed, kept=kept)
+        cache.history.forget(contents=map(content_mark, doomed))
+    kept = sorted(living[content] for content in contents - doomed - whole)
+    return _remove(cache, pairs, doomed | whole, kept=kept)
 
 
 def forget_forgotten(cache: Cache) -> Forgotten:
     """Remove every photo here that a tombstone of this cache names: others forgot it, or it was
-    forgotten here and has come again."""
-    contents = _contents(cache)
-    gone = forgotten(contents, read_tombstones(cache.path)[0])
-    return _remove(cache, set(), {content.tobytes() for content in contents[gone]})
+    forgotten here and a run was cut off."""
+    table = cache.photo_ids.table(dead=True)
+    pairs = set()
+    for scope in set(table.scopes):
+        at = [i for i, place in enumerate(table.scopes) if place == scope]
+        ids, digests = [table.ids[i] for i in at], table.digests[at]
+        dead = cache.dead_pairs(scope, ids, digests)
+        pairs |= {(scope, ids[i], digests[i].tobytes()) for i in np.flatnonzero(dead).tolist()}
+    contents = _contents(cache, table)
+    gone = contents[cache.dead(contents)]
+    return _remove(cache, pairs, {row.tobytes() for row in gone})
 
 
 def _remove(
-    cache: Cache, pairs: set[tuple[str, str]], doomed: set[bytes], *, kept: Sequence[str] = ()
+    cache: Cache, pairs: set[Pair], doomed: set[bytes], *, kept: Sequence[str] = ()
 ) -> Forgotten:
-    """Remove (id, scope) pairs, and contents with all that is known of them."""
-    table = cache.photo_table()
-    names = zip(table.ids, table.scopes, table.digests, strict=True)
-    pairs = pairs | {(name, place) for name, place, row in names if row.tobytes() in doomed}
-    refs: set[str] = set()
+    """Remove the bytes of pairs and contents that tombstones name."""
     rows = 0
+    touched: set[str] = set()
     with disk.plain_errors("write to", cache.path):
-        stores: list[Store] = [*cache.spaces(), *cache.face_spaces()]
-        for store in stores:
+        for store in cache.stores():
             store.salvage()
-            for segment in store.segments():
-                hit = _members(segment.column("digest"), doomed)
-                if hit.any():
-                    refs.update(replace_segment(cache, store, segment, keep=np.flatnonzero(~hit)))
-                    rows += int(hit.sum())
-        for segment in cache.photo_segments():
-            refs.update(_replace_ids(cache, segment, pairs))
+
+            def holds(segment: Segment) -> bool:
+                return bool(members(segment.column("digest"), doomed).any())
+
+            before = {f"{store.key}/{segment.id}" for segment in store.segments() if holds(segment)}
+            rows += store.take_dead_rows_away(holds) if before else 0
+            touched |= before
+        scopes = {scope for scope, _, _ in pairs}
+        photos = cache.photo_ids
+        touched |= {f"{photos.key}/{segment.id}" for segment in photos.segments()}
+        photos.take_dead_rows_away(lambda segment: segment.manifest.name in scopes)
+        cache.history.note()
         notes = _forget_here(cache)
+    removed = touched & cache.history.log().gone.keys()
     return Forgotten(
-        ids=len(pairs),
+        ids=len({pair[:2] for pair in pairs}),
         contents=len(doomed),
         kept=tuple(kept),
         rows=rows,
-        refs=tuple(sorted(refs)),
+        refs=tuple(name for name in ref_names(cache.path) if _pins(cache, name) & removed),
         notes=notes,
     )
 
 
-def _contents(cache: Cache) -> U8:
-    """All contents that the cache knows, uint8 (n, 32): of vectors, faces, failures and ids."""
-    stores: list[Store] = [*cache.spaces(), *cache.face_spaces()]
+def _pins(cache: Cache, ref: str) -> set[str]:
+    """What a ref pins, or what stands for it, and all that stood for it before."""
+    gone = cache.history.log().gone
+    found: set[str] = set()
+    waiting = [
+        f"{key}/{segment}"
+        for key, pinned in read_ref(cache.path, ref).by_set().items()
+        for segment in pinned
+    ]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            key = name.partition("/")[0]
+            if name in gone:
+                waiting += [f"{key}/{other}" for other in gone[name].successors or ()]
+    return found
+
+
+def _pairs(table: PhotoTable) -> list[Pair]:
+    return [
+        (scope, name, row.tobytes())
+        for name, scope, row in zip(table.ids, table.scopes, table.digests, strict=True)
+    ]
+
+
+def _contents(cache: Cache, table: PhotoTable) -> U8:
+    """All contents that are stored, uint8 (n, 32): of vectors, faces, failures and ids."""
+    parts = [table.digests]
     with disk.plain_errors("write to", cache.path):
-        for store in stores:
+        for store in cache.stores():
             store.salvage()
-    parts = [cache.photo_table().digests, *(store.row_table()[1].digests for store in stores)]
+            parts += [segment.column("digest") for segment in store.segments()]
     return np.unique(np.concatenate(parts), axis=0)
 
 
-def _named(cache: Cache, texts: set[str]) -> dict[str, bytes]:
-    """Which of some texts are digests of contents here, and of which."""
+def _named(cache: Cache, table: PhotoTable, texts: set[str]) -> dict[str, bytes]:
+    """Which of some texts are digests of contents, and of which: stored here, or forgotten."""
     digits = {text for text in texts if re.fullmatch(rf"[0-9a-f]{{{MIN_DIGITS},64}}", text)}
     if not digits:
         return {}
-    known = [row.tobytes() for row in _contents(cache)]
+    known = [row.tobytes() for row in _contents(cache, table)]
+    marks = cache.history.dead().contents
     found = {}
     for text in sorted(digits):
         fitting = [content for content in known if content.hex().startswith(text)]
@@ -150,49 +199,15 @@ def _named(cache: Cache, texts: set[str]) -> dict[str, bytes]:
             raise CacheError(f"{len(fitting)} contents in {cache.path} begin with {text}: say more")
         if fitting:
             found[text] = fitting[0]
+        elif len(text) == 64 and content_mark(bytes.fromhex(text)) in marks:
+            found[text] = bytes.fromhex(text)  # forgotten before: what is left is removed
     return found
-
-
-def _members(digests: U8, contents: set[bytes]) -> Bool:
-    return np.fromiter((row.tobytes() in contents for row in digests), np.bool_, len(digests))
-
-
-def replace_segment(
-    cache: Cache, store: Store, segment: Segment, *, keep: NDArray[np.int64]
-) -> list[str]:
-    """Put a segment of the rows `keep` in a segment's place, in refs too; returns those refs."""
-    successor: dict[str, str] = {}
-    if len(keep):
-        new = replacement_id(segment.id)
-        about = dict(segment.manifest.about)
-        rewrite(store, store, [(segment, keep)], about=about, segment_id=new)
-        successor = {found.id: found.digest for found in store.segments() if found.id == new}
-    changed = repin(cache.path, segment.id, successor)
-    disk.remove_folder(segment.folder)
-    return changed
-
-
-def _replace_ids(cache: Cache, segment: Segment, pairs: set[tuple[str, str]]) -> list[str]:
-    """Take ids of a scope out of a photo segment; returns the refs that changed."""
-    ids, contents = read_pairs(segment)
-    scope = segment.manifest.name
-    keep = [i for i, name in enumerate(ids) if (name, scope) not in pairs]
-    if len(keep) == len(ids):
-        return []
-    successor: dict[str, str] = {}
-    if keep:
-        raw = np.frombuffer(b"".join(contents[i] for i in keep), np.uint8).reshape(-1, 32)
-        new = replacement_id(segment.id)
-        names = [ids[i] for i in keep]
-        write_pairs(segment.folder.parent, scope, names, raw, segment_id=new)
-        successor = {s.id: s.digest for s in cache.photo_segments() if s.id == new}
-    changed = repin(cache.path, segment.id, successor)
-    disk.remove_folder(segment.folder)
-    return changed
 
 
 def _check_known(cache: Cache, wanted: set[str], found: set[tuple[str, str]]) -> None:
     if unknown := sorted(wanted - {name for name, _ in found}):
+        for store in cache.sets():
+            finish(store)  # of a run that was cut off at its very end
         raise CacheError(
             f"{cache.path} knows no photo id or content {unknown[0]!r}"
             + (f" (nor {len(unknown) - 1} others of those given)" if len(unknown) > 1 else "")
@@ -210,13 +225,38 @@ def _check_known(cache: Cache, wanted: set[str], found: set[tuple[str, str]]) ->
 
 
 def _forget_here(cache: Cache) -> tuple[str, ...]:
-    """This machine's own memory of paths goes; what was set aside is pointed at."""
-    for pattern in ("digests*", "index/*"):
-        for path in (cache.path / "local").glob(pattern):
-            path.unlink()
+    """Delete this machine's own memory of photos, and say where else their bytes may lie."""
+    delete_memory(cache.path)
+    notes: list[str] = []
+    for store in cache.sets():
+        notes += [
+            f"{path} could not be deleted yet: a process holds it open. 'embedcache compact "
+            f"{cache.path}' deletes it later"
+            for path in finish(store)
+        ]
+    for segments in _segment_folders(cache.path):
+        notes += [
+            f"{left.path} is being written by {left.holder}: what it holds of forgotten photos "
+            "is taken away when it is published"
+            for left in leftovers(segments)
+            if left.holder
+        ]
+    notes += [
+        f"{left.path} is held by {left.holder}, perhaps with these rows: run this again later"
+        for left in delete_staged(cache.path)
+    ]
     if (cache.path / "damaged").exists():
-        return (
+        notes.append(
             f"{cache.path / 'damaged'} holds files that were set aside, perhaps with these rows: "
-            "delete it",
+            "delete it"
         )
-    return ()
+    return tuple(notes)
+
+
+def _segment_folders(cache: Path) -> list[Path]:
+    """Every folder of segments, as it lies there."""
+    found = [cache / "photos" / "segments"]
+    for part in PARTS:
+        if part != "photos":
+            found += sorted((cache / part).glob("*/segments"))
+    return [*found, *sorted((cache / APART).glob("*/segments"))]

@@ -10,7 +10,8 @@ from embedcache.photos.table import Photos
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, FAILED, OK
-from embedcache.store.space import UNKNOWN, Counts, Rows
+from embedcache.store.layout import check_root
+from embedcache.store.rows import UNKNOWN, Counts, Rows
 
 STATES = {ABSENT: "absent", OK: "ok", FAILED: "failed"}
 
@@ -35,6 +36,7 @@ class Summary:
     """
 
     path: str
+    format: int
     spaces: tuple[tuple[dict[str, Json], str, Counts], ...]
     faces: tuple[tuple[str, Counts], ...]
     n_ids: int
@@ -44,7 +46,7 @@ class Summary:
     def document(self) -> dict[str, Json]:
         return {
             "path": self.path,
-            "format": 1,
+            "format": self.format,
             "photo_ids": self.n_ids,
             "scopes": self.n_scopes,
             "spaces": [
@@ -95,6 +97,7 @@ def summarise(cache: Cache, *, photos: bool = False, failed: bool = False) -> Su
         )
     return Summary(
         path=str(cache.path),
+        format=check_root(cache.path),
         spaces=tuple((s.spec.document(), s.digest, s.counts()) for s in spaces),
         faces=tuple((f.digest, f.counts()) for f in cache.face_spaces()),
         n_ids=len(newest),

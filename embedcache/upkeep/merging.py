@@ -1,4 +1,4 @@
-"""What is done to whole caches: pinning and merging; compaction and forgetting are beside it."""
+"""Merging: bringing in what other caches hold and this one lacks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,24 +11,23 @@ from embedcache.errors import CacheError
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.check import check_segment
-from embedcache.store.columns import ABSENT, OK
+from embedcache.store.columns import OK
 from embedcache.store.manifest import replacement_id
-from embedcache.store.photo_ids import read_pairs, write_pairs
-from embedcache.store.reader import read_rows
+from embedcache.store.photo_ids import read_pairs
 from embedcache.store.segment import Segment
-from embedcache.store.space import Space
-from embedcache.store.tombstones import FOLDER as TOMBSTONES
-from embedcache.store.tombstones import Tombstones, forgotten, read_tombstones
-from embedcache.upkeep.rewrite import Store, copy_segment, rewrite
-from embedcache.upkeep.verify import BLOCK_ROWS
+from embedcache.store.tombstones import Dead, Tombstones
+from embedcache.store.union import lacking
+from embedcache.upkeep.rewrite import Store, take
 
-U8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merged:
-    """What a merge brought in. differing: rows that both sides hold and that are not equal."""
+    """What a merge brought in. differing: rows that both sides hold and that are not equal.
+
+    withheld: rows that would have come if they had not been forgotten.
+    """
 
     segments: int
     rows: int
@@ -46,17 +45,17 @@ class Merged:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.rows:,} rows and {self.failures:,} failures came in as {self.segments} "
+            f"{self.rows:,} rows and {self.failures:,} failures were added as {self.segments} "
             f"segments; {self.already_here:,} rows were here already"
         ]
         if self.ids:
-            lines.append(f"{self.ids:,} photo ids came along")
+            lines.append(f"{self.ids:,} photo ids were added")
         if self.withheld:
             lines.append(f"{self.withheld:,} rows of forgotten photos were left out")
         if self.still_here:
             lines.append(
-                f"{self.still_here:,} rows here are of photos that were forgotten: "
-                f"'embedcache forget {self.into} --forgotten' removes them"
+                f"{self.still_here:,} rows here belong to photos that were forgotten elsewhere, "
+                f"and are hidden. 'embedcache forget {self.into} --forgotten' removes them"
             )
         if self.differing:
             lines.append(
@@ -79,8 +78,10 @@ def merge(into: Cache, others: Sequence[Cache], *, with_ids: bool = False) -> Me
         for other in others:
             if other.path == into.path:
                 raise CacheError(f"{into.path} cannot be merged into itself")
-            _adopt_tombstones(into, other)
-            gone, _ = read_tombstones(into.path)
+            before = _stored(into)
+            lifts, tombstones = other.history.files()
+            into.history.adopt(lifts=lifts, tombstones=tombstones)
+            tally["still_here"] += before - _stored(into)
             pairs: list[tuple[Store, Store]] = [
                 (into.space(space.spec, create=True), space) for space in other.spaces()
             ]
@@ -89,83 +90,62 @@ def merge(into: Cache, others: Sequence[Cache], *, with_ids: bool = False) -> Me
                 for space in other.face_spaces()
             ]
             for mine, theirs in pairs:
-                tally["still_here"] += int(forgotten(mine.digests(), gone).sum())
-                largest = max(largest, _merge_space(mine, theirs, gone, tally))
+                largest = max(largest, _merge_space(mine, theirs, tally))
             if with_ids:
-                tally["ids"] += merge_ids(into, other.photo_segments(), gone)
-    told = {"largest_difference": largest, "into": str(into.path)}
-    return Merged(**(tally | told))  # type: ignore[arg-type]
+                tally["ids"] += merge_ids(into, other.photo_segments())
+    rest = {"largest_difference": largest, "into": str(into.path)}
+    return Merged(**(tally | rest))  # type: ignore[arg-type]
 
 
-def _merge_space(mine: Store, theirs: Store, gone: Tombstones, tally: dict[str, int]) -> float:
+def _stored(cache: Cache) -> int:
+    """Good rows that readers of a cache see."""
+    return sum(len(store.digests()) for store in cache.stores())
+
+
+def _merge_space(mine: Store, theirs: Store, tally: dict[str, int]) -> float:
     """Bring one space's rows in; returns the largest difference between rows of both sides."""
     here = {segment.id: segment.digest for segment in mine.segments()}
     largest = 0.0
+    segments = []
     for segment in theirs.segments():
-        n_ok = segment.manifest.n_ok
         if here.get(segment.id) == segment.digest:
-            tally["already_here"] += n_ok
-            continue
-        check_segment(segment)
-        digests = segment.column("digest")
-        status = mine.status(digests)
-        banned = forgotten(digests, gone)
-        good = np.arange(len(digests)) < n_ok
-        first = np.zeros(len(digests), dtype=np.bool_)
-        first[np.unique(digests, axis=0, return_index=True)[1]] = True
-        keep = np.where(good, status != OK, status == ABSENT) & ~banned & first
-        known = good & (status == OK) & ~banned
-        tally["already_here"] += int(known.sum())
-        tally["withheld"] += int(banned.sum())
-        if known.any() and isinstance(mine, Space):
-            n_differing, distance = _compare(mine, segment, np.flatnonzero(known))
-            tally["differing"] += n_differing
-            largest = max(largest, distance)
-        if not keep.any():
-            continue
-        tally["rows"] += int((keep & good).sum())
-        tally["failures"] += int((keep & ~good).sum())
-        tally["segments"] += 1
-        if keep.all() and segment.id not in here:
-            copy_segment(segment, mine.segments_folder)
+            tally["already_here"] += segment.manifest.n_ok
         else:
-            about = dict(segment.manifest.about)
-            rewrite(mine, theirs, [(segment, np.flatnonzero(keep))], about=about)
+            check_segment(segment)
+            segments.append(segment)
+    found = lacking(
+        [(segment.column("digest"), segment.manifest.n_ok) for segment in segments],
+        status=mine.status,
+        dead=mine.history.dead().of,
+    )
+    tally["already_here"] += found.already_there
+    tally["withheld"] += found.withheld
+    for segment, rows in zip(segments, found.rows, strict=True):
+        n_ok = segment.manifest.n_ok
+        both = np.flatnonzero(mine.status(segment.column("digest")[:n_ok]) == OK)
+        distance = mine.distance(segment, both)
+        tally["differing"] += int((distance > 0).sum())
+        largest = max(largest, float(distance.max(initial=0)))
+        if len(rows):
+            take(mine, segment, rows)
+            tally["rows"] += int((rows < n_ok).sum())
+            tally["failures"] += int((rows >= n_ok).sum())
+            tally["segments"] += 1
     return largest
 
 
-def _compare(mine: Space, segment: Segment, rows: NDArray[np.int64]) -> tuple[int, float]:
-    """How many of a segment's rows differ from those in `mine`, and by how much at most."""
-    digests = segment.column("digest")
-    columns = {"row_crc": segment.column("row_crc")}
-    n_differing, largest = 0, 0.0
-    for start in range(0, len(rows), BLOCK_ROWS):
-        block = rows[start : start + BLOCK_ROWS]
-        theirs = np.empty((len(block), mine.dim), dtype="<f4")
-        read_rows([(segment, columns, block, np.arange(len(block)))], theirs, n_rows=len(block))
-        distance = np.abs(mine.read(digests[block])[0] - theirs).max(axis=1)
-        n_differing += int((distance > 0).sum())
-        largest = max(largest, float(distance.max()))
-    return n_differing, largest
+def merge_ids(into: Cache, segments: Sequence[Segment], gone: Tombstones | None = None) -> int:
+    """Bring in the photo ids that `into` does not know and that were not forgotten there.
 
-
-def _adopt_tombstones(into: Cache, other: Cache) -> None:
-    read_tombstones(other.path)
-    for path in sorted((other.path / TOMBSTONES).glob("[!.]*.json")):
-        target = into.path / TOMBSTONES / path.name
-        if not target.exists():
-            target.parent.mkdir(exist_ok=True)
-            disk.publish(target, path.read_bytes())
-
-
-def merge_ids(into: Cache, segments: Sequence[Segment], gone: Tombstones) -> int:
-    """Bring in the photo ids that `into` does not know, of photos that were not forgotten."""
+    gone: marks of contents that are left out too.
+    """
     here = into.photo_table()
     known = {
         (name, scope, digest.tobytes())
         for name, scope, digest in zip(here.ids, here.scopes, here.digests, strict=True)
     }
     ids = {segment.id for segment in into.photo_segments()}
+    also = Dead({mark: (name,) for mark, name in (gone or {}).items()})
     merged = 0
     for segment in segments:
         if segment.id in ids:
@@ -173,17 +153,17 @@ def merge_ids(into: Cache, segments: Sequence[Segment], gone: Tombstones) -> int
         check_segment(segment)
         names, contents = read_pairs(segment)
         scope = segment.manifest.name
-        digests = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, 32)
-        banned = forgotten(digests, gone)
+        digests = segment.column("digest")
+        banned = into.dead_pairs(scope, names, digests) | also.of(digests)
         keep = [
             i
             for i in range(len(names))
             if not banned[i] and (names[i], scope, contents[i]) not in known
         ]
         if keep:
-            target = into.path / "photos" / "segments"
-            new = replacement_id(segment.id)
-            write_pairs(target, scope, [names[i] for i in keep], digests[keep], segment_id=new)
+            into.photo_ids.rewrite(
+                [(segment, np.array(keep))], segment_id=replacement_id(segment.id)
+            )
             known.update((names[i], scope, contents[i]) for i in keep)
             merged += len(keep)
     return merged

@@ -5,12 +5,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from embedcache import disk
 from embedcache.errors import CacheError
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
-from embedcache.store.refs import Pins
+from embedcache.store.layout import bring_over
+from embedcache.store.log import Entry, Log, append
+from embedcache.store.refs import (
+    Pins,
+    dangling,
+    read_ref,
+    ref_digest,
+    withdraw_ref,
+)
 from embedcache.store.refs import write_ref as _write_ref
 from embedcache.store.segment import Segment
+
+TRIES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +40,14 @@ class Ref:
 
 def write_ref(cache: Cache, name: str) -> Ref:
     """Pin all segments that `cache` holds now under `name`, once and for all."""
-    return Ref(name=name, segments=_pin(cache, _all_pins(cache, name)))
+    for _ in range(TRIES):
+        pins = _all_pins(cache, name)
+        if enter_ref(cache, pins):
+            return Ref(name=name, segments=sum(map(len, pins.parts)))
+    raise CacheError(
+        f"{cache.path} was compacted, or photos forgotten, all the while that ref {name!r} was "
+        "written: run the same command again"
+    )
 
 
 def pin(cache: Cache) -> str:
@@ -37,13 +55,64 @@ def pin(cache: Cache) -> str:
 
     The same segments get the same name, so that pinning twice makes one ref.
     """
-    pins = _all_pins(cache, "")
-    held = [dict(pins.spaces), dict(pins.faces), dict(pins.photos or {})]
-    text = json.dumps(held, default=dict, sort_keys=True)
-    name = f"as-of-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    if not (cache.path / "refs" / f"{name}.json").exists():
-        _pin(cache, replace(pins, name=name))
-    return name
+    for _ in range(TRIES):
+        pins = _all_pins(cache, "")
+        held = [dict(pins.spaces), dict(pins.faces), dict(pins.photos or {})]
+        text = json.dumps(held, default=dict, sort_keys=True)
+        name = f"as-of-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        if (cache.path / "refs" / f"{name}.json").exists() or enter_ref(
+            cache, replace(pins, name=name)
+        ):
+            return name
+    raise CacheError(f"{cache.path} was changed all the while: run the same command again")
+
+
+def enter_ref(cache: Cache, pins: Pins) -> bool:
+    """REF: write a ref and enter it in the log, from when on nobody removes what it pins.
+
+    Returns False, and leaves no ref, where a segment of `pins` was removed meanwhile.
+    Raises CacheError for a name that is taken.
+    """
+    finish_ref(cache, pins.name)
+    digest = _write_ref(cache.path, pins.name, pins=pins)
+    if not _enter(cache, pins, digest):
+        withdraw_ref(cache.path, pins.name, digest=digest)
+        return False
+    if ref_digest(cache.path, pins.name) != digest:
+        raise CacheError(
+            f"ref {pins.name!r} of {cache.path} was written by another process at the same time"
+        )
+    return True
+
+
+def finish_ref(cache: Cache, name: str) -> None:
+    """Take back a ref that a process that died left, where it pins what was removed since."""
+    digest = ref_digest(cache.path, name)
+    log = cache.history.log()
+    if digest is None or log.refs.get(name) == digest:
+        return
+    pins = read_ref(cache.path, name)
+    if dangling(pins, log):
+        withdraw_ref(cache.path, name, digest=digest)
+
+
+def _enter(cache: Cache, pins: Pins, digest: str) -> bool:
+    held = True
+
+    def decide(log: Log) -> Entry | None:
+        nonlocal held
+        removed = any(
+            f"{key}/{segment}" in log.gone
+            for key, pinned in pins.by_set().items()
+            for segment in pinned
+        )
+        held = not removed
+        return None if removed else replace(cache.history.entry(log), ref=(pins.name, digest))
+
+    with disk.plain_errors("write to", cache.path):
+        bring_over(cache.path)
+        append(cache.path, cache.history.log(), decide)
+    return held
 
 
 def _all_pins(cache: Cache, name: str) -> Pins:
@@ -57,22 +126,3 @@ def _all_pins(cache: Cache, name: str) -> Pins:
 
 def _pins(segments: Sequence[Segment]) -> dict[str, str]:
     return {segment.id: segment.digest for segment in segments}
-
-
-def _pin(cache: Cache, pins: Pins) -> int:
-    """Write a ref, and take it back unless all that it pins is still there; returns how many."""
-    _write_ref(cache.path, pins.name, pins=pins)
-    now = _all_pins(cache, pins.name)
-    for then, held in zip(
-        (pins.spaces, pins.faces, {"": pins.photos or {}}),
-        (now.spaces, now.faces, {"": now.photos or {}}),
-        strict=True,
-    ):
-        for key, pinned in then.items():
-            if pinned.items() - held.get(key, {}).items():
-                (cache.path / "refs" / f"{pins.name}.json").unlink()
-                raise CacheError(
-                    f"{cache.path} was compacted, or photos forgotten, while ref {pins.name!r} was "
-                    "written: run the same command again"
-                )
-    return sum(map(len, pins.parts))

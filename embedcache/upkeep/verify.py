@@ -2,24 +2,23 @@
 
 import contextlib
 import os
-import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, EmbedcacheError
-from embedcache.spec import Json
+from embedcache.spec import Json, Spec
+from embedcache.store import journal
 from embedcache.store.cache import Cache
 from embedcache.store.check import check_segment
 from embedcache.store.columns import Kind
-from embedcache.store.index import repeats
+from embedcache.store.history import History, missing_marks
 from embedcache.store.layout import (
     APART,
     FOLDERS,
     KINDS,
+    OLD_FORMAT,
     PARTS,
     check_group,
     face_digest,
@@ -27,28 +26,41 @@ from embedcache.store.layout import (
     refuse_links,
     root_document,
 )
-from embedcache.store.manifest import HEX_DIGEST, SEGMENT_ID
-from embedcache.store.photo_ids import read_pairs
-from embedcache.store.reader import read_rows
+from embedcache.store.log import FOLDER as LOG
+from embedcache.store.log import Entry, Log, read_entry
+from embedcache.store.manifest import HEX_DIGEST, MANIFEST, is_segment_id
+from embedcache.store.photo_ids import PhotoIds, read_pairs
 from embedcache.store.refs import read_ref
+from embedcache.store.salvage import Leftover, leftovers, own_litter
 from embedcache.store.segment import Segment, read_segment
+from embedcache.store.segment_set import SegmentSet
+from embedcache.store.space import FaceSpace, Space
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
-from embedcache.store.tombstones import Tombstones, forgotten, newer, read_tombstone
+from embedcache.store.tombstones import (
+    LIFTS,
+    Dead,
+    Lift,
+    Tombstone,
+    join,
+    read_lift,
+    read_tombstone,
+)
 from embedcache.store.zarr_json import encode_document, group_document
+from embedcache.upkeep.duplicates import compare_duplicates
 from embedcache.upkeep.findings import REWRITTEN, Finding, Report
+from embedcache.upkeep.local import staged
+from embedcache.upkeep.repair import Broken, move_aside, set_aside
 
-U8 = NDArray[np.uint8]
-
-BLOCK_ROWS = 1024
+SECOND_LOOK_SECONDS = 0.05  # at what may be gone in a moment
 
 
 def verify(cache: Cache | Path | str, *, repair: bool = False) -> Report:
     """Read every file, checksum and row of a cache, and say what is wrong.
 
-    repair: move what is damaged to <cache>/damaged and rewrite group metadata that can be known;
-        the report then says which photos to extract again.
-    Raises NotACache where there is no cache at all. Refs, ids and vectors are all checked; local/
-    and damaged/ are not part of a cache.
+    repair: move what is damaged to <cache>/damaged, keep its good rows in a new segment, and
+        rewrite group metadata that can be known; the report says which photos to extract again.
+    Raises NotACache where there is no cache at all. Refs, ids, vectors, the log of removals,
+    tombstones and leftovers are all checked; the report says what was not looked at.
     """
     root = cache.path if isinstance(cache, Cache) else Path(cache)
     if not any((root / name).exists() for name in ("zarr.json", *PARTS)):
@@ -65,38 +77,112 @@ class _Audit:
         self.root = root
         self.report = report
         self.repair = repair
+        self.history = History(root)
+        self.log = Log()
+        self.dead = Dead()
         self.manifests: dict[str, str] = {}
         self.names: dict[bytes, str] = {}
+        self.left: list[Leftover] = []
+        self.hidden: list[Path] = []
 
     def run(self) -> None:
         try:
             refuse_links(self.root)
         except Damaged as error:
-            self._find(self.root, str(error))
+            self._find(self.root, error.fact)
             return  # and nothing is moved, least of all to somewhere else
-        self._group(self.root, root_document())
-        for name in self._children(self.root):
-            if self._leftover(self.root / name):
-                continue
-            if name not in {"zarr.json", *FOLDERS}:
-                self._find(self.root / name, "is not embedcache's")
+        self._root()
+        self._log()
+        self.dead = self._marks()
         for part in PARTS:
             if not (self.root / part).is_dir():
                 self._find(self.root / part, "is missing, with all that it held")
                 if not self.repair:
                     continue
-                (self.root / part).mkdir()
+                disk.make_folder(self.root / part)
             self._group(self.root / part, group_document({}))
         self._strangers(self.root / "photos")
-        self._segments_of(self.root / "photos", "photos", None, "")
-        gone = self._tombstones()
+        self._segments_of(self.root / "photos", "photos", "", self._photo_ids())
         for part in ("spaces", APART, "faces"):
             for name in self._children(self.root / part):
-                if name != "zarr.json" and not self._leftover(self.root / part / name):
-                    self._space(self.root / part / name, part, gone)
+                if name != "zarr.json":
+                    self._space(self.root / part / name, part)
         self._refs()
+        self._leftovers()
+        self._unseen()
 
-    def _space(self, folder: Path, part: str, gone: Tombstones) -> None:
+    def _root(self) -> None:
+        """The cache's own folder."""
+        try:
+            check_group(self.root, root_document(OLD_FORMAT))
+        except CacheError:
+            self._group(self.root, root_document())
+        else:
+            self.report.files += 1
+            if (self.root / LOG).exists():  # a program that knows no log might remove here
+                self._group(self.root, root_document())
+        for name in self._children(self.root):
+            if name not in {"zarr.json", *FOLDERS}:
+                self._find(self.root / name, "is not embedcache's")
+
+    def _log(self) -> None:
+        """Every entry, and that none is missing between two."""
+        numbers = []
+        for name in self._children(self.root / LOG):
+            if name.isdigit() and len(name) == 8:
+                numbers.append(int(name))
+            else:
+                self._find(self.root / LOG / name, "is not embedcache's")
+        entries: list[Entry] = []
+        for number in numbers:
+            path = self.root / LOG / f"{number:08d}"
+            if number != len(entries) + 1:
+                problem = f"entry {len(entries) + 1} of the log of removals is missing"
+                self._find(path, f"{problem}: restore removed/ from a backup")
+                break
+            try:
+                raw = read_entry(self.root, number)
+                if raw is None:
+                    raise Damaged(f"entry {number} of the log of removals is missing")
+                entries.append(Entry.parse(raw, number=number)[0])
+            except EmbedcacheError as error:
+                self._find(path, f"{error.fact}: restore removed/ from a backup")
+                break
+            self.report.files += 1
+        self.log = Log().with_entries(entries)
+
+    def _marks(self) -> Dead:
+        """Tombstones and lifts: each as it was written, and none missing that the log names."""
+        tombstones: dict[str, Tombstone] = {}
+        lifts: dict[str, Lift] = {}
+        for folder in (TOMBSTONES, LIFTS):
+            for name in self._children(self.root / folder):
+                path = self.root / folder / name
+                try:
+                    if folder == TOMBSTONES:
+                        tombstones[name] = read_tombstone(self.root, name)
+                    else:
+                        lifts[name] = read_lift(self.root, name)
+                except EmbedcacheError as error:
+                    advice = "Forget its photos again, or a merge may bring them back"
+                    self._find(path, f"{error.fact}. {advice}", move=path)
+                else:
+                    self.report.files += 1
+        dead = join(tombstones, lifts)
+        for name in missing_marks(self.log, dead):
+            if not any(finding.path == name for finding in self.report.findings):
+                self._find(
+                    self.root / name,
+                    "is missing, and the log of removals names it. Restore it from a backup, or "
+                    "forget its photos again: a merge may bring them back",
+                )
+        return dead
+
+    def _photo_ids(self) -> PhotoIds:
+        return PhotoIds(self.root / "photos", history=self.history)
+
+    def _space(self, folder: Path, part: str) -> None:
+        of: Space | FaceSpace
         try:
             if not HEX_DIGEST.fullmatch(folder.name) or folder.is_symlink():
                 raise Damaged("is not embedcache's")
@@ -109,175 +195,233 @@ class _Audit:
             if inner.is_dir() and not inner.is_symlink():
                 self._group(inner, group_document({}), quiet=True)
             try:
-                read_attributes(folder)
-            except CacheError:
-                paths = [inner / name for name in self._children(inner) if SEGMENT_ID.match(name)]
-                self._lose(folder, paths, KINDS[part], folder.name, folder.name[:8], error)
+                document = read_attributes(folder)["detector" if part == "faces" else "spec"]
+            except (CacheError, KeyError):
+                self._lose(folder, KINDS[part], error)
                 return
             where = self._name(inner / "zarr.json")
-            self.report.findings.append(Finding(path=where, problem=str(error), moved=REWRITTEN))
+            self.report.findings.append(Finding(path=where, problem=error.fact, moved=REWRITTEN))
         self.report.files += 2
         self._strangers(folder)
-        segments = self._segments_of(folder, KINDS[part], folder.name, folder.name[:8])
+        if part == "faces":
+            of = FaceSpace(folder, document, folder.name, history=self.history)
+        else:
+            of = Space(folder, Spec.parse(document), history=self.history)
+        segments = self._segments_of(folder, KINDS[part], folder.name[:8], of)
         try:
-            self._across(segments, part, gone)
+            self._forgotten(segments, of)
+            compare_duplicates(segments, self.report, values=part != "faces")
         except EmbedcacheError:
             if all(segment.folder.exists() for segment in segments):
                 raise
 
     def _strangers(self, folder: Path) -> None:
         for name in self._children(folder):
-            if name not in ("zarr.json", "segments") and not self._leftover(folder / name):
+            if name not in ("zarr.json", "segments"):
                 self._find(folder / name, "is not embedcache's")
 
     def _segments_of(
-        self, folder: Path, kind: Kind, space: str | None, label: str
+        self, folder: Path, kind: Kind, label: str, of: Space | FaceSpace | PhotoIds
     ) -> list[Segment]:
         segments = folder / "segments"
         if not segments.is_dir() or segments.is_symlink():
             self._find(segments, "is missing, with all that it held")
             if not self.repair or segments.is_symlink():
                 return []
-            segments.mkdir()
+            disk.make_folder(segments)
         if kind == "photos":
             self._group(segments, group_document({}))
-        good = []
+        self.left += leftovers(segments)
+        space = None if kind == "photos" else folder.name
+        good, broken = [], []
         for name in self._children(segments):
             path = segments / name
-            if name == "zarr.json" or self._leftover(path):
+            if name == "zarr.json" or any(left.path == path for left in self.left):
                 continue
-            if not SEGMENT_ID.fullmatch(name) or path.is_symlink():
-                self._find(path, "is not a segment")
+            if f"{of.key}/{name}" in self.log.gone:
+                if not self._went(path):
+                    self._find(
+                        path,
+                        "was removed, and is not deleted yet. 'embedcache compact "
+                        f"{self.report.cache}' deletes it",
+                    )
+                continue
+            if not is_segment_id(name) or path.is_symlink():
+                self._find(path, "is not a segment", move=None if path.is_symlink() else path)
                 continue
             with disk.plain_errors("read", path):  # what may not be read is not damaged
-                segment = self._segment(path, kind, space, label)
-            if segment is not None:
-                good.append(segment)
-                self.manifests[name] = segment.digest
+                try:
+                    segment = read_segment(str(path), kind=kind, space=space)
+                    if segment is None:
+                        continue
+                    check_segment(segment)
+                    self.report.count(segment.manifest)
+                except (EmbedcacheError, FileNotFoundError) as error:
+                    if path.exists():  # else it was removed meanwhile
+                        broken.append(Broken(path, kind, space, label, error, of))
+                    continue
+            if kind == "photos":
+                self.names.update(
+                    (content, photo) for photo, content in zip(*read_pairs(segment), strict=True)
+                )
+                self._forgotten([segment], of)
+            good.append(segment)
+            self.manifests[name] = segment.digest
+        # Those whose manifest cannot be read first: they stand in the way of every look.
+        for one in sorted(broken, key=lambda one: one.segment() is not None):
+            self._broken(one)
         return good
 
-    def _segment(self, path: Path, kind: Kind, space: str | None, label: str) -> Segment | None:
-        """A segment that is as it was written; None for one that is not, or not yet there."""
-        try:
-            segment = read_segment(str(path), kind=kind, space=space)
-            if segment is None:
-                self.report.leftovers += 1
-                return None
-            check_segment(segment)
-            self.report.count(segment.manifest)
-        except (EmbedcacheError, FileNotFoundError) as error:
-            if path.exists():  # else it was compacted away, or forgotten, meanwhile
-                self._lose(path, [path], kind, space, label, error)
-            return None
-        if kind == "photos":
-            for photo, content in zip(*read_pairs(segment), strict=True):
-                self.names[content] = photo
-        return segment
+    @staticmethod
+    def _went(path: Path) -> bool:
+        """Whether a segment that was removed is being deleted just now."""
+        time.sleep(SECOND_LOOK_SECONDS)
+        return not path.exists()
 
-    def _lose(
-        self,
-        path: Path,
-        segments: Sequence[Path],
-        kind: Kind,
-        space: str | None,
-        label: str,
-        error: Exception,
-    ) -> None:
-        """What lies at `path` is damaged: say which photos are lost with its segments."""
-        n_rows, lost, name = 0, [], label
-        for folder in segments:
+    def _broken(self, broken: Broken) -> None:
+        """A segment that is not as it was written: say which photos are lost, and repair."""
+        repaired = None
+        if self.repair:
+            with disk.plain_errors("repair", self.root):
+                repaired = set_aside(self.root, broken)
+            if repaired is None:
+                return  # it is as it should be after all, or gone
+        segment = broken.segment()
+        n_rows, lost, name = 0, list[str](), broken.label
+        if repaired is not None:
+            n_rows, digests = repaired.n_lost, repaired.lost
+        else:
+            n_rows, digests = broken.lost()
+        if segment is not None:
             with contextlib.suppress(EmbedcacheError, OSError):
-                segment = Segment.read(str(folder), kind=kind, space=space)
-                n_rows += segment.manifest.n_rows
-                name = f"{segment.manifest.name}#{label}" if segment.manifest.name else name
-                if kind == "photos":
-                    lost += read_pairs(segment)[0]
-                else:
-                    raw = segment.column("digest").tobytes()
-                    contents = [raw[i : i + 32] for i in range(0, len(raw), 32)]
-                    lost += [self.names[content] for content in contents if content in self.names]
+                name = f"{segment.name}#{broken.label}" if segment.name else broken.label
+        if broken.kind == "photos":
+            with contextlib.suppress(EmbedcacheError, OSError):
+                lost = [] if segment is None else read_pairs(segment)[0]
+        else:
+            lost = [self.names[content] for content in digests if content in self.names]
+        fact = broken.error.fact if isinstance(broken.error, EmbedcacheError) else broken.error
         self._find(
-            path,
-            str(error),
+            broken.path,
+            str(fact),
             space=name,
-            segment=path.name,
+            segment=broken.path.name,
             lost_rows=n_rows,
             lost=lost,
-            move=path,
+            moved="" if repaired is None else self._name(repaired.target),
         )
 
-    def _across(self, segments: Sequence[Segment], part: str, gone: Tombstones) -> None:
-        """Rows stored twice (do they differ?), and rows that were forgotten and are still here."""
-        number, row, digests = [], [], []
-        for i, segment in enumerate(segments):
-            mine = segment.column("digest")
-            if back := int(forgotten(mine, newer(gone, segment.id)).sum()):
-                self._find(segment.folder, f"holds {back} forgotten photos: forget them again")
-            n_ok = segment.manifest.n_ok
-            digests.append(mine[:n_ok])
-            number.append(np.full(n_ok, i))
-            row.append(np.arange(n_ok))
-        if not digests:
-            return
-        places = np.stack([np.concatenate(number), np.concatenate(row)], axis=1)
-        again = [
-            ((int(a[0]), int(a[1])), (int(b[0]), int(b[1])))
-            for a, b in zip(*(places[at] for at in repeats(np.concatenate(digests))), strict=True)
-        ]
-        self.report.duplicates += len(again)
-        if part == "faces":
-            return
-        for start in range(0, len(again), BLOCK_ROWS):
-            block = again[start : start + BLOCK_ROWS]
-            ours = _rows_at(segments, [place for place, _ in block])
-            theirs = _rows_at(segments, [place for _, place in block])
-            distance = np.abs(ours - theirs).max(axis=1)
-            self.report.differing += int((distance > 0).sum())
-            self.report.largest_difference = max(
-                self.report.largest_difference, float(distance.max())
-            )
+    def _lose(self, folder: Path, kind: Kind, error: EmbedcacheError) -> None:
+        """A whole space that cannot be used: say which photos are lost with its segments."""
+        n_rows, lost, name = 0, list[str](), folder.name[:8]
+        inner = folder / "segments"
+        for path in (inner / one for one in self._children(inner) if is_segment_id(one)):
+            with contextlib.suppress(EmbedcacheError, OSError):
+                segment = Segment.read(str(path), kind=kind, space=folder.name)
+                n_rows += segment.manifest.n_rows
+                name = f"{segment.name}#{folder.name[:8]}" if segment.name else name
+                contents = [row.tobytes() for row in segment.column("digest")]
+                lost += [self.names[content] for content in contents if content in self.names]
+        self._find(
+            folder,
+            error.fact,
+            space=name,
+            segment=folder.name,
+            lost_rows=n_rows,
+            lost=lost,
+            move=folder,
+        )
 
-    def _tombstones(self) -> Tombstones:
-        gone: dict[bytes, str] = {}
-        for name in self._children(self.root / TOMBSTONES):
-            path = self.root / TOMBSTONES / name
-            if self._leftover(path):
-                continue
-            try:
-                gone |= dict.fromkeys(read_tombstone(self.root, name), name)
-            except EmbedcacheError as error:
-                told = f"{error}. Forget its photos again, or a merge may bring them back"
-                self._find(path, told, move=path)
-            else:
-                self.report.files += 1
-        return gone
+    def _forgotten(self, segments: Sequence[Segment], of: SegmentSet) -> None:
+        """Rows that were forgotten, are hidden, and are still stored."""
+        for segment in segments:
+            back = int(of.dead_rows(segment, self.dead).sum()) if self.dead else 0
+            if back:
+                what = "forgotten photo ids" if of.kind == "photos" else "rows of forgotten photos"
+                self._find(
+                    segment.folder,
+                    f"still stores {back} {what}, which are hidden. 'embedcache forget "
+                    f"{self.report.cache} --forgotten' removes them",
+                )
 
     def _refs(self) -> None:
-        folder = self.root / "refs"
-        if not folder.exists():
-            return
-        for name in self._children(folder):
-            path = folder / name
-            if self._leftover(path):
-                continue
+        for name in self._children(self.root / "refs"):
+            path = self.root / "refs" / name
             try:
                 pins = read_ref(self.root, path.stem)
                 if path.suffix != ".json":
                     raise Damaged("is not a ref")
             except EmbedcacheError as error:
-                self._find(path, str(error), move=path)
+                self._find(path, error.fact, move=path)
                 continue
             self.report.files += 1
-            wanted = [pinned.items() - self.manifests.items() for pinned in pins.parts]
-            if missing := sorted(name for part in wanted for name, _ in part):
-                told = f"pins segment {missing[0]}, which is gone or damaged"
+            missing = [
+                segment
+                for key, pinned in pins.by_set().items()
+                for segment, digest in pinned.items()
+                if not self._held(key, segment, digest)
+            ]
+            if missing:
+                problem = f"pins segment {min(missing)}, which is gone or damaged"
                 if len(missing) > 1:
-                    told += f", and {len(missing) - 1} others"
-                told += ". The ref holds again once they are back (merge or pull them)"
-                self._find(path, told, move=path)
+                    problem += f", and {len(missing) - 1} others"
+                problem += ". The ref holds again once they are back (merge or pull them)"
+                self._find(path, problem, move=path)
+        for name in sorted(
+            self.log.refs.keys() - {Path(n).stem for n in self._children(self.root / "refs")}
+        ):
+            self.report.notes.append(f"ref {name} was deleted: it pins nothing any more")
+
+    def _held(self, key: str, segment: str, digest: str) -> bool:
+        """Whether what a ref pins is here: the segment itself, or all that stands for it."""
+        gone = self.log.gone.get(f"{key}/{segment}")
+        if gone is None:
+            return self.manifests.get(segment) == digest
+        standing = self.log.stands_for(key, segment)
+        return (
+            gone.digest == digest and standing is not None and self.manifests.keys() >= {*standing}
+        )
+
+    def _leftovers(self) -> None:
+        """What is being written is named; what a process that died left is a finding."""
+        for part in ("", *PARTS, APART, "refs", TOMBSTONES, LIFTS, LOG):
+            self.left += leftovers(self.root / part)
+        self.left += staged(self.root)
+        if any(not left.holder for left in self.left):
+            time.sleep(SECOND_LOOK_SECONDS)  # a file that is being renamed is gone by then
+        for left in self.left:
+            if not left.path.exists() or self._tidied(left.path):
+                continue
+            self.report.leftovers += 1
+            where = self._name(left.path)
+            if left.holder:
+                self.report.notes.append(f"{where} is being written by {left.holder}")
+            elif left.path.parent.parent.name == "local" or left.path.parent.name == "local":
+                self._find(
+                    left.path,
+                    "was left by a transfer that was cut off. Run it again, or delete it",
+                )
+            else:
+                self._find(
+                    left.path,
+                    "was left by a process that is gone. 'embedcache compact "
+                    f"{self.report.cache}' keeps its rows and removes it",
+                )
+
+    @staticmethod
+    def _tidied(path: Path) -> bool:
+        """Whether a folder that was a draft is a segment now, with nothing left of its writing."""
+        return (path / MANIFEST).exists() and not (path / journal.FOLDER).exists()
+
+    def _unseen(self) -> None:
+        """What this did not look at."""
+        for name, what in (("local", "this machine's own memory"), ("damaged", "set aside")):
+            if any((self.root / name).glob("*")):
+                self.report.unseen.append(f"{name}/ ({what})")
+        self.report.unseen += [self._name(path) for path in self.hidden]
 
     def _group(self, folder: Path, document: dict[str, Json], *, quiet: bool = False) -> None:
-        """Check a group's zarr.json; where everything in it is known, `repair` writes it anew."""
+        """Check a group's zarr.json; where everything in it is known, `repair` rewrites it."""
         try:
             check_group(folder, document)
         except CacheError as error:
@@ -287,17 +431,10 @@ class _Audit:
                 moved = REWRITTEN
             if not quiet:
                 self.report.findings.append(
-                    Finding(path=self._name(folder / "zarr.json"), problem=str(error), moved=moved)
+                    Finding(path=self._name(folder / "zarr.json"), problem=error.fact, moved=moved)
                 )
         else:
             self.report.files += 1
-
-    def _leftover(self, path: Path) -> bool:
-        """Hidden names are work in progress, or what a crash left of it."""
-        if path.name.startswith(".") and not path.is_symlink():
-            self.report.leftovers += 1
-            return True
-        return False
 
     def _find(
         self,
@@ -309,20 +446,15 @@ class _Audit:
         lost_rows: int = 0,
         lost: Sequence[str] = (),
         move: Path | None = None,
+        moved: str = "",
     ) -> None:
-        moved = ""
         if self.repair and move is not None:
             with disk.plain_errors("repair", self.root):
-                target = self.root / "damaged" / "-".join(move.relative_to(self.root).parts)
-                target.parent.mkdir(exist_ok=True)
-                if target.exists():
-                    shutil.rmtree(target)
-                move.rename(target)
-            moved = self._name(target)
+                moved = self._name(move_aside(self.root, move))
         self.report.findings.append(
             Finding(
                 path=self._name(path),
-                problem=problem.replace(f"{self.root}{os.sep}", "").partition(". Run 'embed")[0],
+                problem=problem.replace(f"{self.root}{os.sep}", ""),
                 space=space,
                 segment=segment,
                 lost_rows=lost_rows,
@@ -332,21 +464,14 @@ class _Audit:
         )
 
     def _children(self, folder: Path) -> list[str]:
-        return sorted(os.listdir(folder)) if folder.is_dir() and not folder.is_symlink() else []
+        """The names in a folder; hidden ones that are not ours are noted as not looked at."""
+        if not folder.is_dir() or folder.is_symlink():
+            return []
+        names = sorted(os.listdir(folder))
+        hidden = [name for name in names if name.startswith(".")]
+        self.hidden += [folder / name for name in hidden if not own_litter(name)]
+        links = [name for name in hidden if (folder / name).is_symlink()]
+        return [*links, *(name for name in names if not name.startswith("."))]
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
-
-
-def _rows_at(segments: Sequence[Segment], places: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
-    geometry = segments[places[0][0]].manifest.geometry
-    assert geometry is not None
-    out = np.empty((len(places), geometry.dim), dtype="<f4")
-    owner = np.array([number for number, _ in places])
-    row = np.array([row for _, row in places])
-    for number in np.unique(owner).tolist():
-        slots = np.flatnonzero(owner == number)
-        segment = segments[number]
-        columns = {"row_crc": segment.column("row_crc")}
-        read_rows([(segment, columns, row[slots], slots)], out, n_rows=len(slots))
-    return out

@@ -1,4 +1,4 @@
-"""Labels joined to vectors by photo id: what a head is fitted on.
+"""Labels joined to vectors by photo id: the rows that heads are fitted on.
 
     dataset = load(Cache.open("faces.cache"), "inception_v3.tf_in1k", "labels.csv",
                    target="like_ratio", weight="swipes")

@@ -1,6 +1,6 @@
-"""Which side each row stands on: train, dev or test, whole groups at a time.
+"""The side of each row: train, dev or test, whole groups at a time.
 
-A group is the set of rows that must not be parted: equal photo contents, and equal values of the
+A group is the set of rows that must stay together: equal photo contents, and equal values of the
 column that names the person. Where the two overlap, their union. A group's side follows from a hash
 of its key and the seed, so that adding photos moves no photo that was there before, unless it joins
 two groups.
@@ -100,7 +100,7 @@ def given(
     *,
     column: str,
 ) -> NDArray[np.uint8]:
-    """Read each row's side from a column; refuse a group that stands on two.
+    """Read each row's side from a column; refuse a group that is on two sides.
 
     LabelsError for a value other than train, dev (val, valid, validation) or test.
     """
@@ -119,23 +119,23 @@ def given(
         np.maximum.at(high, groups, sides)
         if (torn := np.flatnonzero(low < high)).size:
             rows = np.flatnonzero(groups == torn[0])
-            told = ", ".join(f"{ids[r]} ({SUBSETS[sides[r]]})" for r in rows[:4])
+            rows_text = ", ".join(f"{ids[r]} ({SUBSETS[sides[r]]})" for r in rows[:4])
             raise LabelsError(
-                f"the split in column {column!r} parts {torn.size} group(s) of the same person or "
-                f"the same photo, which would leak test answers into training: {told}. Put each "
-                f"group on one side, or leave the split column out"
+                f"the split in column {column!r} splits {torn.size} group(s) of the same person or "
+                f"the same photo, which would leak test answers into training: {rows_text}. Put "
+                f"each group on one side, or leave the split column out"
             )
     return sides
 
 
 def digest(ids: Sequence[str], sides: NDArray[np.uint8]) -> str:
-    """sha256 (hex) of who stands where, whatever the order of the rows."""
-    told = hashlib.sha256()
+    """sha256 (hex) of which row is on which side; the order of the rows does not matter."""
+    digested = hashlib.sha256()
     for line in sorted(f"{SUBSETS[side]}\t{name}\n" for name, side in zip(ids, sides, strict=True)):
-        told.update(line.encode())
-    return told.hexdigest()
+        digested.update(line.encode())
+    return digested.hexdigest()
 
 
 def _uniform(seed: int, name: str) -> float:
-    told = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
-    return int.from_bytes(told[:8], "big") / 2.0**64
+    hashed = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
+    return int.from_bytes(hashed[:8], "big") / 2.0**64

@@ -1,11 +1,11 @@
 """FC heads as scikit-learn estimators, for `cross_val_score`, `Pipeline` and the like.
 
 They are fitted by the same code as `heads.fit`: a part of the rows given to `fit` (whole groups) is
-held back to choose the epoch and the rate. The test set is the caller's affair here.
+held back to choose the epoch and the rate. The caller keeps a test set.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,47 +16,40 @@ from embedcache.errors import InputError
 from heads.dataset import split
 from heads.dataset.join import from_arrays
 from heads.dataset.rows import Dataset
-from heads.fitting.fit import chosen_names, fit_parts
-from heads.fitting.protocol import RATES, Protocol
+from heads.fitting.candidates import chosen_names, fit_candidates
+from heads.fitting.protocol import OPTIONS, Protocol, protocol_of
+
+DEFAULT = Protocol()
 
 
 class _Heads(BaseEstimator):  # type: ignore[misc]
-    """Arguments are those of `heads.fit`; dev_share of the groups chooses epoch and rate."""
+    """head: its name. dev_share: the share of the groups that chooses epoch and rate.
+
+    The fields of `protocol` are parameters too, for `set_params` and grids: `protocol__hidden`.
+    """
 
     def __init__(
-        self,
-        *,
-        head: str = "1fc",
-        epochs: int = 20,
-        batch_size: int = 256,
-        learning_rates: Sequence[float] = RATES,
-        optimizer: str = "adam",
-        seed: int = 0,
-        members: int = 1,
-        hidden: int = 256,
-        loss: str = "auto",
-        start: str = "linear",
-        margin: float = 1.0,
-        weight_decay: float = 0.0,
-        dropout: float = 0.0,
-        patience: int | None = 4,
-        dev_share: float = 0.15,
+        self, *, head: str = "1fc", protocol: Protocol = DEFAULT, dev_share: float = 0.15
     ) -> None:
         self.head = head
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rates = learning_rates
-        self.optimizer = optimizer
-        self.seed = seed
-        self.members = members
-        self.hidden = hidden
-        self.loss = loss
-        self.start = start
-        self.margin = margin
-        self.weight_decay = weight_decay
-        self.dropout = dropout
-        self.patience = patience
+        self.protocol = protocol
         self.dev_share = dev_share
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments; with `deep`, the protocol's fields as `protocol__NAME`."""
+        found: dict[str, Any] = super().get_params(deep=deep)
+        if deep:
+            found |= {f"protocol__{name}": getattr(self.protocol, name) for name in OPTIONS}
+        return found
+
+    def set_params(self, **params: Any) -> Self:
+        """Set arguments by name, or single fields of the protocol (`protocol__hidden=64`)."""
+        fields = {name: value for name, value in params.items() if name.startswith("protocol__")}
+        super().set_params(**{name: v for name, v in params.items() if name not in fields})
+        if fields:
+            given = {name.removeprefix("protocol__"): value for name, value in fields.items()}
+            self.protocol = protocol_of(self.protocol.document() | given)
+        return self
 
     def _fit(
         self,
@@ -67,42 +60,27 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
         weights: ArrayLike | None,
         groups: Sequence[object] | None,
     ) -> Dataset:
-        protocol = Protocol(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rates=tuple(self.learning_rates),
-            optimizer=self.optimizer,  # type: ignore[arg-type]
-            seed=self.seed,
-            members=self.members,
-            hidden=self.hidden,
-            loss=self.loss,  # type: ignore[arg-type]
-            start=self.start,  # type: ignore[arg-type]
-            margin=self.margin,
-            weight_decay=self.weight_decay,
-            dropout=self.dropout,
-            patience=self.patience,
-        )
         if not 0 < self.dev_share < 1:
-            raise InputError(f"dev_share is between 0 and 1; got {self.dev_share}")
+            raise InputError(f"dev_share must be between 0 and 1; got {self.dev_share}")
         keys = [str(key) for key in (range(len(inputs)) if groups is None else groups)]
         if len(set(keys)) < 2:
-            raise InputError(f"{len(inputs)} rows in one group cannot be parted into train and dev")
+            raise InputError(f"{len(inputs)} rows in one group cannot be split into train and dev")
         dev = self._dev_rows(keys)
         subset = np.where(dev, split.DEV, split.TRAIN).astype(np.uint8)
         data = from_arrays(inputs, targets, weights=weights, groups=keys, subset=subset, task=task)
         names = chosen_names((self.head,), data.task)
-        fitted = fit_parts(
-            data.part("train"), data.part("dev"), names, dataset=data, protocol=protocol
+        found = fit_candidates(
+            data.part("train"), data.part("dev"), names, dataset=data, protocol=self.protocol
         )
-        self.head_ = fitted[self.head].head
-        self.epoch_, self.learning_rate_ = fitted[self.head].epoch, fitted[self.head].rate
+        chosen = found[self.head]
+        self.head_, self.epoch_, self.learning_rate_ = chosen.head, chosen.epoch, chosen.rate
         return data
 
     def _dev_rows(self, keys: Sequence[str]) -> NDArray[np.bool_]:
         """At least one group, and at most all but one, at random."""
         groups = sorted(set(keys))
         count = min(len(groups) - 1, max(1, round(self.dev_share * len(groups))))
-        picked = np.random.default_rng(self.seed).permutation(len(groups))[:count]
+        picked = np.random.default_rng(self.protocol.seed).permutation(len(groups))[:count]
         chosen = {groups[place] for place in picked}
         return np.array([key in chosen for key in keys])
 
@@ -157,5 +135,5 @@ class HeadClassifier(ClassifierMixin, _Heads):  # type: ignore[misc]
         return seen if seen.ndim == 2 else np.column_stack([1 - seen, seen])
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """The likeliest class per row."""
+        """The most likely class per row."""
         return np.asarray(self.classes_[self.predict_proba(X).argmax(1)])

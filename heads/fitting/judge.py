@@ -216,12 +216,12 @@ def _with_intervals(
     """NAME, NAME_low and NAME_high of each figure; fewer resamples, for each one is a sort."""
     few = replace(boot, resamples=min(boot.resamples, SECOND_RESAMPLES))
     base = np.ones(len(boot.groups)) if weight is None else weight
-    told: dict[str, float] = {}
+    found: dict[str, float] = {}
     for name, figure in second.items():
-        told[name] = figure(base, np.ones(len(base)))
+        found[name] = figure(base, np.ones(len(base)))
         drawn = few.each(partial(_drawn, figure, base))
-        told[f"{name}_low"], told[f"{name}_high"] = interval(drawn, groups=groups)
-    return told
+        found[f"{name}_low"], found[f"{name}_high"] = interval(drawn, groups=groups)
+    return found
 
 
 def _drawn(figure: Callable[[Floats, Floats], float], base: Floats, draws: Floats) -> float:
@@ -236,8 +236,8 @@ def _by_group(
     boot: Bootstrap,
 ) -> list[GroupFigure]:
     found: list[GroupFigure] = []
-    for column, told in dataset.by.items():
-        values = np.array([told[row] for row in rows])
+    for column, group_of in dataset.by.items():
+        values = np.array([group_of[row] for row in rows])
         for value in sorted(set(values.tolist())):
             inside = np.flatnonzero(values == value)
             some = Bootstrap(boot.groups[inside], boot.resamples, boot.seed)

@@ -1,18 +1,31 @@
-"""How heads are fitted: the choices of one fit, checked once. Imports no torch."""
+"""How heads are fitted: the choices of one fit, checked once. Imports no torch.
+
+    protocol_of({"epochs": 5})                  the warm protocol, the default of `fit-head`
+    protocol_of({"epochs": 5}, name="paper")    the paper's (section 4.1)
+
+Whatever takes such choices (the command, `heads.fit`, the estimators, a study's [fit] table) passes
+its options here and holds one `Protocol`.
+"""
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from embedcache.errors import InputError
+import msgspec
 
+from embedcache.errors import InputError
+from heads.documents import checked
+
+NAMES = ("const", "ridge", "logistic", "0fc", "1fc", "2fc")  # simplest first
+FC_NAMES = ("0fc", "1fc", "2fc")
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 LOSSES = ("auto", "mse", "log_loss", "binomial")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """The paper's protocol (section 4.1) unless told otherwise.
+    """The choices of one fit.
 
     epochs, batch_size: at most so many passes, of so many rows a step.
     learning_rates: the sweep; each decays 100-fold, exponentially by step, until the last epoch.
@@ -50,33 +63,43 @@ class Protocol:
         whole |= {"members": self.members}
         for name, value in whole.items():
             if value < 1:
-                raise InputError(f"{name} is 1 or more; got {value}")
+                raise InputError(f"{name} must be 1 or more; got {value}")
         if not self.learning_rates or not all(0 < r < float("inf") for r in self.learning_rates):
-            raise InputError(f"learning rates are above zero; got {self.learning_rates}")
+            raise InputError(f"learning rates must be above zero; got {self.learning_rates}")
         if len(set(self.learning_rates)) < len(self.learning_rates):
-            raise InputError(f"a learning rate is named twice: {self.learning_rates}")
+            raise InputError(f"a learning rate is given twice: {self.learning_rates}")
         if self.optimizer not in ("adam", "sgd"):
-            raise InputError(f"optimizer is adam or sgd; got {self.optimizer!r}")
+            raise InputError(f"optimizer must be adam or sgd; got {self.optimizer!r}")
         if self.loss not in LOSSES:
-            raise InputError(f"loss is one of {', '.join(LOSSES)}; got {self.loss!r}")
+            raise InputError(f"loss must be one of {', '.join(LOSSES)}; got {self.loss!r}")
         if self.start not in ("linear", "constant"):
-            raise InputError(f"start is linear or constant; got {self.start!r}")
+            raise InputError(f"start must be linear or constant; got {self.start!r}")
         if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is 0 or more and below 1; got {self.dropout}")
+            raise InputError(f"dropout must be 0 or more and below 1; got {self.dropout}")
         if not 0 <= self.weight_decay < float("inf"):
-            raise InputError(f"weight_decay is 0 or more; got {self.weight_decay}")
+            raise InputError(f"weight_decay must be 0 or more; got {self.weight_decay}")
         if not 0 <= self.margin < float("inf"):
-            raise InputError(f"margin is 0 or more; got {self.margin}")
+            raise InputError(f"margin must be 0 or more; got {self.margin}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise InputError(f"device is auto, cpu, cuda or cuda:N; got {self.device!r}")
+            raise InputError(f"device must be auto, cpu, cuda or cuda:N; got {self.device!r}")
         if self.memory_bytes is not None and self.memory_bytes < 1:
-            raise InputError(f"memory_bytes is 1 or more; got {self.memory_bytes}")
+            raise InputError(f"memory_bytes must be 1 or more; got {self.memory_bytes}")
         if self.patience is not None and self.patience < 1:
-            raise InputError(f"patience is 1 or more epochs; got {self.patience}")
+            raise InputError(f"patience must be 1 or more epochs; got {self.patience}")
 
     def document(self) -> dict[str, Any]:
         """The JSON object that a head's card keeps."""
         return asdict(self) | {"learning_rates": list(self.learning_rates)}
 
 
-NAMES = ("const", "ridge", "logistic", "0fc", "1fc", "2fc")
+OPTIONS = tuple(item.name for item in fields(Protocol))
+
+
+def protocol_of(options: Mapping[str, Any]) -> Protocol:
+    """A protocol with these options, the defaults elsewhere; InputError names a wrong one."""
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise InputError(f"a fit has no option {unknown[0]!r}; it has {', '.join(OPTIONS)}")
+    given = msgspec.to_builtins(dict(options))
+    if given.get("learning_rates", ()) is None:
+        del given["learning_rates"]
+    return checked(given, Protocol, where="options of the fit", error=InputError)

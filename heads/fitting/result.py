@@ -28,7 +28,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class HeadRow:
     """One line of the table. A figure that is not defined is NaN here and null in JSON."""
 
     head: str
@@ -46,7 +46,7 @@ class Row:
 
     def document(self) -> dict[str, Any]:
         """The row's JSON object."""
-        told = {
+        values = {
             "head": self.head,
             "target": self.target,
             "metric": self.metric,
@@ -60,7 +60,7 @@ class Row:
             **self.extra,
             "versus": self.versus,
         }
-        return {name: plain(value) for name, value in told.items()}
+        return {name: plain(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class Fit:
 
     dataset: Dataset
     protocol: Protocol
-    rows: tuple[Row, ...]
+    rows: tuple[HeadRow, ...]
     heads: Mapping[str, Head]
     best: str
     test: Judged
@@ -172,8 +172,8 @@ def table(fit: "Fit") -> str:
     sides = ", ".join(f"{count} {side}" for side, count in data.n.items())
     lines = [head, sides]
     if data.provenance.dropped:
-        told = ", ".join(f"{n} {why}" for why, n in sorted(data.provenance.dropped.items()))
-        lines[-1] += f"; left out: {told}"
+        reasons = ", ".join(f"{n} {why}" for why, n in sorted(data.provenance.dropped.items()))
+        lines[-1] += f"; left out: {reasons}"
     several = len(data.target_names) > 1
     extras = [name for name in _SECOND if any(name in row.extra for row in fit.rows)]
     titles = ["head", *(["target"] if several else []), "metric", "test", "95 % interval", "dev"]
@@ -198,13 +198,13 @@ def _by_group(fit: "Fit", *, several: bool) -> list[str]:
     lines: dict[str, list[str]] = {}
     for one in fit.test.by:
         figure = one.figure
-        told = f" of {figure.target}" if several else ""
-        title = f"{figure.metric}{told} for {one.column} {one.group} ({one.n} test rows)"
+        of = f" of {figure.target}" if several else ""
+        title = f"{figure.metric}{of} for {one.column} {one.group} ({one.n} test rows)"
         lines.setdefault(title, []).append(f"{figure.head} {_number(figure.value)}")
-    return [f"{title}: {', '.join(told)}" for title, told in lines.items()]
+    return [f"{title}: {', '.join(figures)}" for title, figures in lines.items()]
 
 
-def _cells(row: "Row", extras: list[str], *, several: bool) -> list[str]:
+def _cells(row: "HeadRow", extras: list[str], *, several: bool) -> list[str]:
     low, high = _number(row.low), _number(row.high)
     cells = [row.head, *([row.target] if several else []), row.metric, _number(row.value)]
     cells += [f"{low} to {high}" if low != "-" else "-", _number(row.dev)]

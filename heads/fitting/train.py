@@ -52,7 +52,7 @@ class Trained:
 
 
 @dataclass(slots=True)
-class _Candidate:
+class _Rate:
     """One (depth, rate): its members stand or fall together, by their averaged predictions."""
 
     name: str
@@ -93,7 +93,7 @@ def train(
     task = Objective(train_part, dev_part, standard, link, loss, start, protocol)
     found = {name: Trained(name) for name in names}
     candidates = [
-        _Candidate(name, DEPTHS[name], rate)
+        _Rate(name, DEPTHS[name], rate)
         for name in sorted(set(names), key=DEPTHS.__getitem__)
         for rate in protocol.learning_rates
     ]
@@ -151,7 +151,7 @@ def _device(asked: str) -> str:
     return asked
 
 
-def _members(candidates: Sequence[_Candidate], protocol: Protocol) -> list[Member]:
+def _members(candidates: Sequence[_Rate], protocol: Protocol) -> list[Member]:
     # 0FC has nothing random: it starts as the linear map, and all seeds see the same batches.
     return [
         Member(candidate.depth, candidate.rate, seed)
@@ -160,7 +160,7 @@ def _members(candidates: Sequence[_Candidate], protocol: Protocol) -> list[Membe
     ]
 
 
-def _places(bank: Bank, candidate: _Candidate) -> list[int]:
+def _places(bank: Bank, candidate: _Rate) -> list[int]:
     return [
         place
         for place, member in enumerate(bank.members)
@@ -171,7 +171,7 @@ def _places(bank: Bank, candidate: _Candidate) -> list[int]:
 def _judge(
     task: Objective,
     bank: Bank,
-    candidates: Sequence[_Candidate],
+    candidates: Sequence[_Rate],
     found: dict[str, Trained],
     *,
     epoch: int,
@@ -246,7 +246,7 @@ def _masks(bank: Bank, rows: int, protocol: Protocol, step: int) -> list[Tensor]
 def _keep(
     bank: Bank,
     optimizer: torch.optim.Optimizer,
-    candidates: Sequence[_Candidate],
+    candidates: Sequence[_Rate],
     protocol: Protocol,
 ) -> tuple[Bank, torch.optim.Optimizer]:
     """A smaller bank of the members that go on, with their optimizer's state."""

@@ -1,6 +1,6 @@
 """What each chart shows, computed; `heads.figures` draws it.
 
-A chart is panels, a panel is series. Colour tells backbones apart, dashes tell heads apart.
+A chart is panels, a panel is series. Colours distinguish backbones, dashes distinguish heads.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from heads.fitting import metrics
-from heads.study.results import Fitted, Results
+from heads.study.results import KeptFit, Results
 from heads.study.rows import CONST, name_of, title_of
 
 Dash = Literal["solid", "dash", "dot"]
@@ -57,7 +57,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Panels under one title. alt: what a reader who cannot see it is told."""
+    """Panels under one title. alt: the description for readers who cannot see it."""
 
     name: str
     title: str
@@ -198,7 +198,7 @@ def calibration(results: Results, target: str) -> Chart:
             guess = np.array(fit.predictions[head])
             truth = np.array(fit.truth)
             if min(truth.min(), guess.min()) < -0.2 or max(truth.max(), guess.max()) > 1.2:
-                continue  # not a share: bins of 0 to 1 say nothing of it
+                continue  # not a share: bins from 0 to 1 do not apply
             weight = None if fit.weight is None else np.array(fit.weight)
             found = metrics.reliability(truth, np.clip(guess, 0, 1), weight)
             series.append(
@@ -328,7 +328,7 @@ def by_group(results: Results, target: str) -> Chart:
 
 
 def _cloud(
-    fit: Fitted, truth: np.ndarray, *, title: str, y_label: str, tone: str, band: bool
+    fit: KeptFit, truth: np.ndarray, *, title: str, y_label: str, tone: str, band: bool
 ) -> Panel:
     guess = np.array(fit.predictions[fit.best_head()])
     known = np.flatnonzero(np.isfinite(truth))
@@ -359,7 +359,7 @@ def _cloud(
     )
 
 
-def _curve(fit: Fitted, head: str, tone: str) -> Series | None:
+def _curve(fit: KeptFit, head: str, tone: str) -> Series | None:
     """The curve of the rate that dev chose; of the best rate where none beat the head's start."""
     row = next(row for row in fit.rows if row["head"] == head)
     points = [(rate, epoch, dev) for rate, epoch, _, dev in fit.curves[head] if dev is not None]

@@ -1,30 +1,32 @@
 """What a study compares: study.toml, parsed and checked."""
 
 import hashlib
-import json
 import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
+from msgspec import Struct
+
 import heads
+from embedcache import disk
 from embedcache.errors import InputError, LabelsError
-from heads.fitting.protocol import NAMES, Protocol
+from heads.documents import checked, read_json
+from heads.fitting.protocol import NAMES, OPTIONS, Protocol, protocol_of
 from heads.labels.build import build as build_labels
 
 _NAME = re.compile(r"[\w .:+@-]{1,60}")
-_FIT_OPTIONS = frozenset(
-    ("epochs", "batch_size", "learning_rates", "optimizer", "members", "hidden", "loss")
-    + ("weight_decay", "dropout", "patience", "start", "margin")
-)
+_PATHS = ("labels", "users", "swipes")
+# The study names the seed for all its fits; the other two belong to the machine.
+_FIT_OPTIONS = tuple(sorted(set(OPTIONS) - {"seed", "memory_bytes", "device"}))
+_MAX_MEMO_BYTES = 16 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A column to predict. weight: a column of row weights, or None."""
 
     column: str
@@ -32,8 +34,7 @@ class Target:
     task: str = "auto"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subset:
+class Subset(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Some of the photos. faces: exactly so many; where: an SQL condition on the label table."""
 
     name: str
@@ -41,8 +42,7 @@ class Subset:
     where: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backbone:
+class Backbone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A set of vectors. face: of face crops, hence fitted on one-face subsets only.
 
     label: its name in tables. path-like names are shown by their last part.
@@ -63,13 +63,11 @@ class Backbone:
         return self.name.startswith("facenet:") or self.name.endswith("@face")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Study:
-    """What study.toml says, checked. Paths are resolved from where the file lies."""
+class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keys of study.toml. note: shown on the page, where it says how it was made."""
 
-    folder: Path
     title: str = "Predicting photo popularity"
-    note: str = ""  # shown on the page, where it says how it was made
+    note: str = ""
     labels: str | None = None
     users: str | None = None
     swipes: str | None = None
@@ -84,39 +82,57 @@ class Study:
     target: tuple[Target, ...] = ()
     subset: tuple[Subset, ...] = (Subset(name="ALL"),)
     backbone: tuple[Backbone, ...] = ()
-    fit: Mapping[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         if (self.labels is None) == (self.users is None and self.swipes is None):
             raise LabelsError("a study begins with labels, or with users and swipes: name one")
         if self.labels is None and (self.users is None or self.swipes is None):
             raise LabelsError("a study that begins with the swipe log names both users and swipes")
+        if unknown := sorted(set(self.heads) - {"all", *NAMES}):
+            raise LabelsError(f"no head {unknown[0]!r}; choose from all, {', '.join(NAMES)}")
+        self._check_names()
+        for subset in self.subset:
+            if not any(self.fits_on(backbone, subset) for backbone in self.backbone):
+                raise LabelsError(
+                    f"no backbone fits subset {subset.name!r}: face vectors need faces = 1"
+                )
+        if unknown := sorted(set(self.fit) - set(_FIT_OPTIONS)):
+            raise LabelsError(f"[fit] has no {unknown[0]!r}; it has {', '.join(_FIT_OPTIONS)}")
+        self.protocol()
+
+    def _check_names(self) -> None:
         for kind, names in (
             ("target", [target.column for target in self.target]),
             ("subset", [subset.name for subset in self.subset]),
             ("backbone", [backbone.shown for backbone in self.backbone]),
         ):
             if not names:
-                raise LabelsError(f"a study has at least one [[{kind}]]")
+                raise LabelsError(f"a study needs at least one [[{kind}]]")
             if len(set(names)) < len(names):
-                raise LabelsError(f"two of the study's [[{kind}]] go by one name: {names}")
+                raise LabelsError(f"two of the study's [[{kind}]] have the same name: {names}")
             if bad := [name for name in names if not _NAME.fullmatch(name)]:
                 raise LabelsError(
                     f"a {kind}'s name has 1 to 60 letters, digits, spaces or any of . : + @ - _; "
                     f"got {bad[0]!r}" + (". Give it a label" if kind == "backbone" else "")
                 )
-        if unknown := sorted(set(self.heads) - {"all", *NAMES}):
-            raise LabelsError(f"no head {unknown[0]!r}; there are all, {', '.join(NAMES)}")
-        if unknown := sorted(set(self.fit) - _FIT_OPTIONS):
-            raise LabelsError(
-                f"[fit] has no {unknown[0]!r}; it has {', '.join(sorted(_FIT_OPTIONS))}"
-            )
-        for subset in self.subset:
-            if not any(self.fits_on(backbone, subset) for backbone in self.backbone):
-                raise LabelsError(
-                    f"no backbone fits subset {subset.name!r}: face vectors need faces = 1"
-                )
-        self.protocol()
+
+    def protocol(self) -> Protocol:
+        """The fit's options, checked."""
+        try:
+            return protocol_of(self.fit | {"seed": self.seed})
+        except InputError as error:
+            raise LabelsError(f"[fit]: {error}") from None
+
+    def fits_on(self, backbone: Backbone, subset: Subset) -> bool:
+        """Face vectors exist for one-face photos only; the others are fitted on every subset."""
+        return not backbone.sees_face or subset.faces == 1
+
+
+class Study(StudyFile, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """study.toml, and the folder where it lies: its paths are resolved from there."""
+
+    folder: Path
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
@@ -136,43 +152,20 @@ class Study:
     @classmethod
     def parse(cls, document: Mapping[str, Any], *, folder: Path) -> Self:
         """A study from the keys of study.toml."""
-        values = dict(document)
-        for name, kind in (("target", Target), ("subset", Subset), ("backbone", Backbone)):
-            if name in values:
-                if not isinstance(values[name], list):
-                    raise LabelsError(f"write [[{name}]], once per {name}")
-                values[name] = tuple(_parse(kind, item, f"[[{name}]]") for item in values[name])
-        for name in ("heads", "report_by"):
-            if isinstance(values.get(name), list):
-                values[name] = tuple(values[name])
-        made: Self = _parse(cls, values | {"folder": folder}, "a study")
-        return made
+        keys = checked(dict(document), StudyFile, where="study", error=LabelsError)
+        return cls(folder=folder, **{name: getattr(keys, name) for name in keys.__struct_fields__})
 
     def document(self) -> dict[str, Any]:
         """The study as JSON, files and local weights by their last part only."""
-        told = asdict(self)
-        del told["folder"]
-        for name in ("labels", "users", "swipes"):
-            told[name] = told[name] and Path(told[name]).name
-        for backbone in told["backbone"]:
+        keys = {name: getattr(self, name) for name in StudyFile.__struct_fields__}
+        found: dict[str, Any] = msgspec.to_builtins(keys)
+        for name in _PATHS:
+            found[name] = found[name] and Path(found[name]).name
+        for backbone in found["backbone"]:
             kind, colon, rest = backbone["name"].partition(":")
             if colon and kind in ("local-dir", "facenet"):
                 backbone["name"] = f"{kind}:{rest.rstrip('/').rpartition('/')[2]}"
-        return {key: value for key, value in told.items() if value not in (None, {}, (), "")}
-
-    def protocol(self) -> Protocol:
-        """The fit's options, checked."""
-        options = dict(self.fit)
-        if isinstance(options.get("learning_rates"), list):
-            options["learning_rates"] = tuple(options["learning_rates"])
-        try:
-            return Protocol(seed=self.seed, **options)
-        except (TypeError, InputError) as error:
-            raise LabelsError(f"[fit]: {error}") from None
-
-    def fits_on(self, backbone: Backbone, subset: Subset) -> bool:
-        """Face vectors exist for one-face photos only; the others are fitted on every subset."""
-        return not backbone.sees_face or subset.faces == 1
+        return {key: value for key, value in found.items() if value not in (None, {}, (), [], "")}
 
     def label_table(self, out: str | os.PathLike[str]) -> Path:
         """The label table: the study's own, or made from the swipe log (once per its content)."""
@@ -181,20 +174,43 @@ class Study:
         users, swipes = self.folder / str(self.users), self.folder / str(self.swipes)
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        made, told = out / "labels.csv", out / "labels.json"
+        made, memo = out / "labels.csv", out / "labels.json"
         inputs = {"users": sha256(users), "swipes": sha256(swipes), "code": code()}
-        kept = read_json(told)
-        if kept is None or kept.get("inputs") != inputs or kept.get("table") != sha256(made):
+        kept = read_labels_memo(memo)
+        if kept is None or kept.inputs != inputs or kept.table != sha256(made):
             built = build_labels(users, swipes, made)
             document = built.document() | {"labels": made.name}
-            publish(told, {"inputs": inputs, "table": sha256(made), "document": document})
+            fresh = LabelsMemo(inputs=inputs, table=sha256(made), document=document)
+            disk.replace(memo, msgspec.json.encode(fresh))
         return made
 
 
-def code() -> str:
-    """sha256 of the source of this package: what other code made is made again, whatever changed.
+class LabelsMemo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """labels.json: what a study's labels.csv was made from.
 
-    Coarse on purpose: a number that someone raises by hand is forgotten, and a fit takes seconds.
+    inputs: sha256 of users, swipes and code. table: sha256 of labels.csv. document: the counts that
+    `embedcache labels` prints.
+    """
+
+    inputs: dict[str, str]
+    table: str
+    document: dict[str, Any]
+
+
+def read_labels_memo(path: Path) -> LabelsMemo | None:
+    """The memo, or None where there is none that can be used."""
+    try:
+        found = read_json(path, limit=_MAX_MEMO_BYTES, error=LabelsError)
+        return checked(found, LabelsMemo, where=path, error=LabelsError)
+    except (OSError, LabelsError):
+        return None
+
+
+def code() -> str:
+    """sha256 of the source of this package, its rooms included: a fit by other code is refitted.
+
+    Coarse on purpose: a version number that someone raises by hand is easily forgotten, and a fit
+    takes seconds.
     """
     root = Path(heads.__file__).parent
     digest = hashlib.sha256()
@@ -221,50 +237,10 @@ def init(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _parse(kind: type, values: Any, where: str) -> Any:
-    """A dataclass from TOML values of the right types."""
-    if not isinstance(values, dict):
-        raise LabelsError(f"{where} is a table of keys; got {values!r}")
-    known = {item.name: item.type for item in kind.__dataclass_fields__.values()}  # type: ignore[attr-defined]
-    for name, value in values.items():
-        if name not in known:
-            raise LabelsError(f"{where} has no {name!r}; it has {', '.join(n for n in known)}")
-        wanted = str(known[name])
-        text = "str" in wanted and "tuple" not in wanted and "Mapping" not in wanted
-        if (
-            (text and not isinstance(value, str))
-            or ("int" in wanted and type(value) is not int)
-            or ("bool" in wanted and type(value) is not bool)
-            or (
-                name in ("heads", "report_by")
-                and not (isinstance(value, tuple) and all(isinstance(v, str) for v in value))
-            )
-            or (name == "fit" and not isinstance(value, dict))
-        ):
-            raise LabelsError(f"{where}: {name} cannot be {value!r}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise LabelsError(f"{where}: {str(error).rpartition(') ')[2]}") from None
-
-
 def sha256(path: Path) -> str:
+    """The sha256 of a file in hex, "" where there is none."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return ""
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def publish(path: Path, document: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    temporary.replace(path)

@@ -121,9 +121,9 @@ def gallery_png(gallery: Gallery, thumbnails: Mapping[Path, bytes], path: Path) 
                     axes.fill_between(place[:2], place[2], place[3], color=COLOURS["line"])
                 else:
                     axes.imshow(np.asarray(Image.open(io.BytesIO(small))), extent=place)
-                told = f"{picture.prediction}\nis {picture.truth}" if two else picture.truth
+                caption = f"{picture.prediction}\nis {picture.truth}" if two else picture.truth
                 axes.text(
-                    column + 0.5, top - 1.02, told, ha="center", va="top", fontsize=7,
+                    column + 0.5, top - 1.02, caption, ha="center", va="top", fontsize=7,
                     color=COLOURS["ink"],
                 )  # fmt: skip
         axes.set_xlim(-left, columns)

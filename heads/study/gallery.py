@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from heads.fitting import metrics
-from heads.study.results import Fitted, Results
+from heads.study.results import KeptFit, Results
 from heads.study.rows import name_of, title_of
 
 ROWS, COLUMNS, WORST = 8, 8, 8
@@ -50,7 +50,7 @@ class Gallery:
     strips: tuple[Strip, ...]
 
 
-def ranked(results: Results, fit: Fitted, *, rows: int = ROWS, columns: int = COLUMNS) -> Gallery:
+def ranked(results: Results, fit: KeptFit, *, rows: int = ROWS, columns: int = COLUMNS) -> Gallery:
     """Test photos by predicted value, highest first; `rows` quantiles of `columns` photos each."""
     head = fit.best_head()
     guess = np.array(fit.predictions[head])
@@ -64,14 +64,14 @@ def ranked(results: Results, fit: Fitted, *, rows: int = ROWS, columns: int = CO
         first = int(np.clip(round(middle - columns / 2), 0, len(order) - columns))
         chosen = order[first : first + columns]
         quantile = 1 - (row + 0.5) / rows
-        told = f"about {np.median(guess[chosen]):.2f}"
+        title = f"about {np.median(guess[chosen]):.2f}"
         strips.append(
             Strip(
-                told,
+                title,
                 tuple(
                     Picture(
                         results.photos.get(fit.ids[i]),
-                        f"{fit.truth[i]:.2f} {results.told.get(fit.ids[i], '')}".strip(),
+                        f"{fit.truth[i]:.2f} {results.captions.get(fit.ids[i], '')}".strip(),
                         f"{guess[i]:.2f}",
                         f"near the {100 * quantile:.0f} % quantile of the predictions",
                     )
@@ -86,13 +86,13 @@ def ranked(results: Results, fit: Fitted, *, rows: int = ROWS, columns: int = CO
         caption=(
             f"Predictions of {name_of(fit.backbone, head)}, highest at the top. Rows are quantiles "
             "of the prediction, columns are photos of nearly the same prediction; under each photo "
-            f"its true {words}" + (" and gender." if results.told else ".")
+            f"its true {words}" + (" and gender." if results.captions else ".")
         ),
         strips=tuple(strips),
     )
 
 
-def worst(results: Results, fit: Fitted, *, number: int = 2, n: int = WORST) -> Gallery:
+def worst(results: Results, fit: KeptFit, *, number: int = 2, n: int = WORST) -> Gallery:
     """The test photos that a classifier was most wrong about, worst first."""
     head = fit.best_head()
     guess = np.array(fit.predictions[head])
@@ -117,7 +117,7 @@ def worst(results: Results, fit: Fitted, *, number: int = 2, n: int = WORST) -> 
         caption=(
             f"The {len(pictures)} test photos that {name} was most wrong about, worst first: what "
             "it said and how sure it was, the label, and the log-loss. Mislabelled photos and "
-            "photos of several people gather here."
+            "photos of several people often end up here."
         ),
         strips=(Strip("", tuple(pictures)),),
     )
@@ -140,13 +140,13 @@ def all_galleries(results: Results) -> list[Gallery]:
     return found
 
 
-def _largest(fits: list[Fitted]) -> list[Fitted]:
+def _largest(fits: list[KeptFit]) -> list[KeptFit]:
     """One fit per backbone: the first subset it was fitted on, as in the paper."""
     return list({fit.backbone: fit for fit in reversed(fits)}.values())[::-1]
 
 
 def thumbnail(path: Path | None, *, side: int = 144) -> bytes | None:
-    """A square JPEG of a photo's middle, upright; None for what is no photo of sane size."""
+    """A square JPEG of a photo's middle, upright; None for an unreadable or oversized photo."""
     if path is None:
         return None
     try:

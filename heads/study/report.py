@@ -24,12 +24,12 @@ from markupsafe import Markup
 
 from heads.fitting import metrics
 from heads.study import charts, figures, gallery, tables
-from heads.study.results import Fitted, Results
+from heads.study.results import KeptFit, Results
 from heads.study.rows import CONST, Comparison, name_of, title_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Headline:
     """One thing a reader should take away. figure: the number in large type, or ""."""
 
     figure: str
@@ -38,7 +38,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class WrittenReport:
     """Where everything was written."""
 
     page: Path
@@ -57,7 +57,7 @@ def write(
     *,
     photos: bool = True,
     link: bool = False,
-) -> Report:
+) -> WrittenReport:
     """Write report.html, results.json, tables (.md, .csv, .tex) and figures (.png) into `out`.
 
     photos: show photos of the test set, as thumbnails of about 6 kB.
@@ -93,10 +93,10 @@ def write(
     )
     sources = _sources(small, out, link=link)
     page = _write(out / "report.html", _page(results, shown, drawn, galleries, sources))
-    return Report(page=page, files=tuple(files))
+    return WrittenReport(page=page, files=tuple(files))
 
 
-def findings(results: Results) -> list[Finding]:
+def findings(results: Results) -> list[Headline]:
     """The few sentences that sum a study up, each with the number it rests on."""
     found = []
     for target in results.targets():
@@ -136,7 +136,7 @@ def recovery(results: Results) -> list[tuple[str, str, float, float, float, floa
     return lines
 
 
-def _headline(results: Results, target: str, subset: str) -> Finding:
+def _headline(results: Results, target: str, subset: str) -> Headline:
     fit = results.best(target, subset)
     head = fit.best_head()
     row = next(r for r in results.rows() if (r.target, r.subset, r.best) == (target, subset, True))
@@ -145,31 +145,34 @@ def _headline(results: Results, target: str, subset: str) -> Finding:
     )
     name = name_of(fit.backbone, head)
     if fit.task == "binary":
-        return Finding(
+        return Headline(
             figure=f"{100 * row.value:.1f} %",
-            label=f"{title_of(target)} told right on {subset}",
+            label=f"{title_of(target)} predicted correctly on {subset}",
             text=f"{name} on {row.n_test:,} test photos, 95 % interval "
             f"{_percent(row.low)} to {_percent(row.high)}; the constant gets "
             f"{_percent(constant.value)}.",
         )
     share = _explained(fit)
-    told = (
+    explained = (
         f" It explains {100 * share:.0f} % of the variance that finite swipes leave to explain."
         if share is not None
         else ""
     )
-    return Finding(
+    return Headline(
         figure=f"{constant.value / row.value:.1f}×",
         label=f"lower error than the constant on {subset}",
         text=f"{name} predicts the {target.replace('_', ' ')} with a mean squared error of "
         f"{row.value:.4f} on {row.n_test:,} test photos; always saying the mean "
-        f"gives {constant.value:.4f}.{told}",
+        f"gives {constant.value:.4f}.{explained}",
     )
 
 
-def _versus(c: Comparison, *, simulated: bool) -> Finding:
-    told = {1: "face vectors beat whole-photo vectors", -1: "whole-photo vectors beat face vectors"}
-    verdict = told.get(c.verdict, "face vectors and whole-photo vectors cannot be told apart")
+def _versus(c: Comparison, *, simulated: bool) -> Headline:
+    verdicts = {
+        1: "face vectors beat whole-photo vectors",
+        -1: "whole-photo vectors beat face vectors",
+    }
+    verdict = verdicts.get(c.verdict, "face and whole-photo vectors cannot be distinguished")
     # A simulation agrees with the paper because it was made so; that is no finding.
     if not simulated:
         verdict = f"{'as' if c.verdict == 1 else 'unlike'} in the paper, {verdict}"
@@ -179,8 +182,8 @@ def _versus(c: Comparison, *, simulated: bool) -> Finding:
         f"{scale * x:.{digits}f}"
         for x in (c.loss - c.difference, c.loss, c.difference, c.low, c.high)
     )
-    clear = c.verdict in told  # a large figure over an interval that holds zero would mislead
-    return Finding(
+    clear = c.verdict in verdicts  # a large figure over an interval that holds zero would mislead
+    return Headline(
         figure=f"{abs(100 * less):.0f} %" if clear else "≈",
         label=f"{'less' if less >= 0 else 'more'} error with face vectors on {c.subset}"
         if clear
@@ -191,7 +194,7 @@ def _versus(c: Comparison, *, simulated: bool) -> Finding:
     )
 
 
-def _explained(fit: Fitted) -> float | None:
+def _explained(fit: KeptFit) -> float | None:
     head = fit.best_head()
     row = next((r for r in fit.rows if r["head"] == head and r["metric"] == "mse"), None)
     value = row.get("explainable_share") if row else None
@@ -200,7 +203,7 @@ def _explained(fit: Fitted) -> float | None:
 
 def _page(
     results: Results,
-    shown: Sequence[tables.Table],
+    shown: Sequence[tables.PrintedTable],
     drawn: Sequence[charts.Chart],
     galleries: Sequence[gallery.Gallery],
     sources: dict[Path, str],
@@ -274,13 +277,13 @@ def _toml(document: Mapping[str, Any]) -> str:
     tables_of = {
         key: item for key, item in document.items() if key in ("target", "subset", "backbone")
     }
-    told = lines({k: v for k, v in document.items() if k not in tables_of and k != "fit"})
+    found = lines({k: v for k, v in document.items() if k not in tables_of and k != "fit"})
     for key, items in tables_of.items():
         for item in items:
-            told += ["", f"[[{key}]]", *lines(item)]
+            found += ["", f"[[{key}]]", *lines(item)]
     if document.get("fit"):
-        told += ["", "[fit]", *lines(document["fit"])]
-    return "\n".join(told)
+        found += ["", "[fit]", *lines(document["fit"])]
+    return "\n".join(found)
 
 
 def _thumbnails(galleries: Sequence[gallery.Gallery]) -> dict[Path, bytes]:

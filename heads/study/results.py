@@ -1,56 +1,56 @@
 """What a study found: fits kept as JSON, their rows, and which row stands out.
 
-A `Fitted` is one target x subset x backbone with all its heads; it is stored under the digest of
+A `KeptFit` is one target x subset x backbone with all its heads. It is stored under the digest of
 everything that decides it, so that a study finds it again and never mistakes another for it.
 """
 
-import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache import disk
 from heads.fitting import metrics
 from heads.fitting.intervals import Bootstrap, difference
-from heads.study.rows import CONST, Comparison, Row, name_of
+from heads.study.rows import CONST, Comparison, StudyRow, name_of
 from heads.study.tables import table_of
 
 Floats = NDArray[np.float64]
+_MAX_BYTES = 1 << 30
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fitted:
+class KeptFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One target, subset and backbone with all its heads.
 
-    ids, truth, weight, groups: the n test photos (a group is one person, or one photo);
+    ids, truth, weight, groups: the n test photos (a group is one person, or one photo).
     predictions: per head (n,), a probability of the second of `classes` when binary.
     rows, by: as `Fit.document` has them. curves: per head, (rate, epoch, train, dev) in order.
     inputs: everything that decides this fit, `key` its digest.
     """
 
     key: str
-    inputs: Mapping[str, Any]
+    inputs: dict[str, Any]
     target: str
     subset: str
     backbone: str
     face: bool
     task: str
-    n: Mapping[str, int]
+    n: dict[str, int]
     noise_floor: float | None
     classes: tuple[str, ...]
-    rows: tuple[Mapping[str, Any], ...]
-    by: tuple[Mapping[str, Any], ...]
+    rows: tuple[dict[str, Any], ...]
+    by: tuple[dict[str, Any], ...]
     ids: tuple[str, ...]
     truth: tuple[float, ...]
     weight: tuple[float, ...] | None
     groups: tuple[int, ...]
-    predictions: Mapping[str, tuple[float, ...]]
-    curves: Mapping[str, tuple[tuple[float, int, float | None, float | None], ...]]
-    dropped: Mapping[str, int]
+    predictions: dict[str, tuple[float, ...]]
+    curves: dict[str, tuple[tuple[float, int, float | None, float | None], ...]]
+    dropped: dict[str, int]
     spec: str
     labels: str
     split: str
@@ -59,25 +59,18 @@ class Fitted:
 
     def write(self, path: Path) -> None:
         """Publish at once, so that an interrupted study leaves whole fits or none."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        temporary.replace(path)
+        disk.replace(path, msgspec.json.encode(self))
 
     @classmethod
     def read(cls, path: Path, *, key: str) -> Self | None:
-        """The fit kept at `path`, or None when there is none with this key."""
+        """The fit kept at `path`; None when there is none with this key, or it is damaged."""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["key"] != key or set(found) != {field.name for field in fields(cls)}:
+            if path.stat().st_size > _MAX_BYTES:
                 return None
-            for name in ("ids", "truth", "classes", "rows", "by", "groups"):
-                found[name] = tuple(found[name])
-            found["weight"] = None if found["weight"] is None else tuple(found["weight"])
-            found["predictions"] = {k: tuple(v) for k, v in found["predictions"].items()}
-            found["curves"] = {k: tuple(map(tuple, v)) for k, v in found["curves"].items()}
-            return cls(**found)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            found = msgspec.json.decode(path.read_bytes(), type=cls)
+        except (OSError, msgspec.MsgspecError, RecursionError):
             return None
+        return found if found.key == key else None
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -107,25 +100,25 @@ class Fitted:
 class Results:
     """All fits of a study, with what the page needs to know about the photos.
 
-    photos, truth, told: per photo id its path, (simulated data only) its true like ratio, and what
-        a caption says of it (its gender, as in the paper).
+    photos, truth, captions: per photo id its path, (simulated data only) its true like ratio, and
+        what its caption says (its gender, as in the paper).
     label_counts: the document of `embedcache labels` where the study began from the swipe log.
     reused: fits found from an earlier run.
     """
 
     title: str
     study: Mapping[str, Any]
-    fits: tuple[Fitted, ...]
+    fits: tuple[KeptFit, ...]
     photos: Mapping[str, Path]
     truth: Mapping[str, float]
-    told: Mapping[str, str]
+    captions: Mapping[str, str]
     label_counts: Mapping[str, Any] | None
     simulated: bool
     seconds: float
     reused: int
     versions: Mapping[str, str]
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[StudyRow]:
         """Every head of every fit, in the order of the study, the best of each column marked.
 
         Where several heads tie on dev, the first of them, which is the simplest, is the best.
@@ -140,7 +133,7 @@ class Results:
             _row(fit, head, best=(fit.key, head) in best) for fit in self.fits for head in fit.heads
         ]
 
-    def fits_of(self, target: str, subset: str | None = None) -> list[Fitted]:
+    def fits_of(self, target: str, subset: str | None = None) -> list[KeptFit]:
         return [f for f in self.fits if f.target == target and subset in (None, f.subset)]
 
     def targets(self) -> list[str]:
@@ -149,7 +142,7 @@ class Results:
     def subsets(self, target: str) -> list[str]:
         return list(dict.fromkeys(fit.subset for fit in self.fits_of(target)))
 
-    def best(self, target: str, subset: str) -> Fitted:
+    def best(self, target: str, subset: str) -> KeptFit:
         """The fit whose best head has the lowest dev figure."""
         return min(self.fits_of(target, subset), key=lambda fit: round(fit.dev(fit.best_head()), 6))
 
@@ -196,7 +189,7 @@ class Results:
         return "\n".join(lines)
 
 
-def compare(first: Fitted, second: Fitted) -> Comparison:
+def compare(first: KeptFit, second: KeptFit) -> Comparison:
     """Pair two fits of one target by test photo; the interval resamples persons (seeded)."""
     at = {name: i for i, name in enumerate(second.ids)}
     mine = np.array([i for i, name in enumerate(first.ids) if name in at], np.int64)
@@ -223,12 +216,12 @@ def compare(first: Fitted, second: Fitted) -> Comparison:
     )
 
 
-def _row(fit: Fitted, head: str, *, best: bool) -> Row:
+def _row(fit: KeptFit, head: str, *, best: bool) -> StudyRow:
     figures: Sequence[Mapping[str, Any]] = [row for row in fit.rows if row["head"] == head]
     metric = "mse" if fit.task == "regression" else "accuracy"
     main = next(row for row in figures if row["metric"] == metric)
     other = next((row for row in figures if row["metric"] == "log_loss"), None)
-    return Row(
+    return StudyRow(
         target=fit.target,
         task=fit.task,
         subset=fit.subset,

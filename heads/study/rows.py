@@ -7,7 +7,7 @@ HEAD_NAMES = {"ridge": "ridge", "logistic": "logistic"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class StudyRow:
     """One head on the test photos of one subset.
 
     metric: "mse" or "accuracy" (log-loss beside it). dev: MSE or log-loss on dev, which chose the
@@ -66,7 +66,7 @@ class Comparison:
 
     @property
     def verdict(self) -> int:
-        """1: the first is better beyond its interval, -1: the second, 0: cannot be told apart."""
+        """1: the first is better beyond its interval, -1: the second, 0: undecided."""
         return int(self.low > 0) - int(self.high < 0)
 
 

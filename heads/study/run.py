@@ -12,12 +12,12 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 
@@ -29,10 +29,17 @@ from heads import dataset
 from heads.fitting.fit import fit
 from heads.fitting.result import Fit
 from heads.labels.simulate import TRUTH
-from heads.study.design import Backbone, Study, Subset, Target, code, read_json, sha256
-from heads.study.results import Fitted, Results
-
-_PACKAGES = ("embedcache", "numpy", "polars", "scikit-learn", "torch", "timm", "facenet-pytorch")
+from heads.study.design import (
+    Backbone,
+    Study,
+    Subset,
+    Target,
+    code,
+    read_labels_memo,
+    sha256,
+)
+from heads.study.results import KeptFit, Results
+from heads.versions import versions
 
 
 def run(
@@ -46,12 +53,11 @@ def run(
     """Embed what is missing, fit what is not fitted yet, and gather the results.
 
     cache: open for writing, if `embed` writes to it.
-    embed: called once per backbone; afterwards the cache holds the vectors of all photos that can
-        be had. It is not called for imported vectors, which cannot be computed here.
+    embed: called once per backbone; afterwards the cache holds every vector of these photos that
+        can be computed. It is not called for imported vectors, which cannot be computed here.
     progress: called with one line per fit.
     """
     began = time.perf_counter()
-    say = progress or (lambda _line: None)
     out = Path(out)
     (out / "fits").mkdir(parents=True, exist_ok=True)
     (out / "subsets").mkdir(exist_ok=True)
@@ -62,6 +68,37 @@ def run(
             embed(backbone.name)
     labels_digest = sha256(labels_path)
     fits, reused = [], 0
+    for task, rows, left_out in _tasks(study, table, cache):
+        found, fresh = task.fit(rows, cache, out)
+        dropped = left_out | found.dropped
+        fits.append(msgspec.structs.replace(found, labels=labels_digest, dropped=dropped))
+        reused += not fresh
+        if progress is not None:
+            done = f"fitted in {found.seconds:.1f} s" if fresh else "fitted before"
+            progress(f"{task.name}: {done}")
+    memo = read_labels_memo(out / "labels.json") if study.labels is None else None
+    folder = labels_path.parent
+    caption = next((name for name in ("gender", *study.report_by) if name in table.columns), "")
+    photos = _values(table, study.id_column, study.photo_column)
+    return Results(
+        title=study.title,
+        study=study.document(),
+        fits=tuple(fits),
+        photos={name: folder / str(photo) for name, photo in photos.items()},
+        truth=_values(table, study.id_column, TRUTH),
+        captions={name: str(v) for name, v in _values(table, study.id_column, caption).items()},
+        label_counts=memo.document if memo else None,
+        simulated=study.simulated or TRUTH in table.columns,
+        seconds=time.perf_counter() - began,
+        reused=reused,
+        versions=versions(),
+    )
+
+
+def _tasks(
+    study: Study, table: pl.DataFrame, cache: Cache
+) -> Iterator[tuple["_Task", pl.DataFrame, dict[str, int]]]:
+    """Each fit of the study with its rows, and why other rows are left out."""
     for number, subset in enumerate(study.subset):
         backbones = [b for b in study.backbone if study.fits_on(b, subset)]
         chosen, left_out = _common(_where(table, subset), cache, backbones, study)
@@ -70,34 +107,7 @@ def run(
             if known.height < chosen.height:
                 here |= {f"no {target.column}": chosen.height - known.height}
             for backbone in backbones:
-                one = _Task(study, target, subset, backbone, study.seed + number)
-                found, fresh = one.fit(known, cache, out)
-                found = replace(found, labels=labels_digest, dropped=here | {**found.dropped})
-                fits.append(found)
-                reused += not fresh
-                say(
-                    f"{target.column} on {subset.name} from {backbone.shown}: "
-                    + (f"fitted in {found.seconds:.1f} s" if fresh else "fitted before")
-                )
-    told = read_json(out / "labels.json") if study.labels is None else None
-    folder = labels_path.parent
-    caption = next((name for name in ("gender", *study.report_by) if name in table.columns), "")
-    return Results(
-        title=study.title,
-        study=study.document(),
-        fits=tuple(fits),
-        photos={
-            name: folder / str(photo)
-            for name, photo in _values(table, study.id_column, study.photo_column).items()
-        },
-        truth=_values(table, study.id_column, TRUTH),
-        told={name: str(v) for name, v in _values(table, study.id_column, caption).items()},
-        label_counts=told["document"] if told else None,
-        simulated=study.simulated or TRUTH in table.columns,
-        seconds=time.perf_counter() - began,
-        reused=reused,
-        versions=_versions(),
-    )
+                yield _Task(study, target, subset, backbone, study.seed + number), known, here
 
 
 def _values(table: pl.DataFrame, id_column: str, name: str) -> dict[str, Any]:
@@ -110,7 +120,7 @@ def _values(table: pl.DataFrame, id_column: str, name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One fit to be had, from an earlier run or anew."""
+    """One fit of the study, kept by an earlier run or made now."""
 
     study: Study
     target: Target
@@ -118,7 +128,11 @@ class _Task:
     backbone: Backbone
     seed: int
 
-    def fit(self, table: pl.DataFrame, cache: Cache, out: Path) -> tuple[Fitted, bool]:
+    @property
+    def name(self) -> str:
+        return f"{self.target.column} on {self.subset.name} from {self.backbone.shown}"
+
+    def fit(self, table: pl.DataFrame, cache: Cache, out: Path) -> tuple[KeptFit, bool]:
         """The fit, and whether it is fresh."""
         study = self.study
         ids = table[study.id_column].to_list()
@@ -127,7 +141,7 @@ class _Task:
         used = table.select(study.id_column, *dict.fromkeys(filter(None, columns)))
         inputs: dict[str, Any] = {
             "code": code(),
-            "target": asdict(self.target),
+            "target": msgspec.structs.asdict(self.target),
             "faces": self.subset.faces,
             "spec": cache.find(self.backbone.name).digest,
             "rows": hashlib.sha256(used.write_csv().encode()).hexdigest(),
@@ -140,7 +154,7 @@ class _Task:
         }
         key = hashlib.sha256(canonical_json(inputs)).hexdigest()
         path = out / "fits" / f"{key}.json"
-        if (kept := Fitted.read(path, key=key)) is not None:
+        if (kept := KeptFit.read(path, key=key)) is not None:
             return kept, False
         subset_path = out / "subsets" / f"{key[:16]}.parquet"
         used.write_parquet(subset_path)
@@ -149,7 +163,7 @@ class _Task:
         subset_path.unlink()
         return made, True
 
-    def _fit(self, path: Path, cache: Cache, key: str, inputs: Mapping[str, Any]) -> Fitted:
+    def _fit(self, path: Path, cache: Cache, key: str, inputs: dict[str, Any]) -> KeptFit:
         study, target = self.study, self.target
         data = dataset.load(
             cache,
@@ -175,13 +189,13 @@ class _Task:
         # A study names heads for all its targets; each target takes those that fit its task.
         other = "logistic" if data.task == "regression" else "ridge"
         heads = [name for name in study.heads if name != other] or ["const"]
-        made = fit(data, heads=heads, seed=study.seed, **study.fit)
+        made = fit(data, heads=heads, protocol=study.protocol())
         return _keep(made, key=key, inputs=inputs, task=self)
 
 
-def _keep(made: Fit, *, key: str, inputs: Mapping[str, Any], task: _Task) -> Fitted:
+def _keep(made: Fit, *, key: str, inputs: dict[str, Any], task: _Task) -> KeptFit:
     document, test, source = made.document(), made.test, made.dataset.provenance
-    return Fitted(
+    return KeptFit(
         key=key,
         inputs=inputs,
         target=task.target.column,
@@ -225,7 +239,7 @@ def _labelled(study: Study, path: Path) -> pl.DataFrame:
 
 
 def _where(table: pl.DataFrame, subset: Subset) -> pl.DataFrame:
-    """The rows that fulfil a condition. Polars' SQL knows columns and functions, no files."""
+    """The rows that match a condition. Polars' SQL knows columns and functions, no files."""
     if subset.where is None:
         return table
     try:
@@ -236,7 +250,7 @@ def _where(table: pl.DataFrame, subset: Subset) -> pl.DataFrame:
             f"{str(error).splitlines()[0]}. Write, say, \"gender = 'F'\""
         ) from None
     if chosen.is_empty():
-        raise LabelsError(f"subset {subset.name!r}: no row fulfils {subset.where!r}")
+        raise LabelsError(f"subset {subset.name!r}: no row matches {subset.where!r}")
     return chosen
 
 
@@ -276,13 +290,3 @@ def _is_foreign(cache: Cache, name: str) -> bool:
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # an optional part, or a source tree
-            continue
-    return found

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from heads.study.rows import CONST, Row, title_of
+from heads.study.rows import CONST, StudyRow, title_of
 
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -35,7 +35,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
+class PrintedTable:
     """A titled grid. name: of its files. head: one title per column, the row titles' first."""
 
     name: str
@@ -114,13 +114,13 @@ class Table:
         return "\n".join(lines) + "\n"
 
 
-def all_tables(rows: Sequence[Row], counts: Mapping[str, Any] | None) -> list[Table]:
+def all_tables(rows: Sequence[StudyRow], counts: Mapping[str, Any] | None) -> list[PrintedTable]:
     """Every table of the study, in the order of the paper."""
     first = [breakdown(counts), table1(counts)] if counts else []
     return first + [table_of(rows, target) for target in dict.fromkeys(row.target for row in rows)]
 
 
-def table_of(rows: Sequence[Row], target: str) -> Table:
+def table_of(rows: Sequence[StudyRow], target: str) -> PrintedTable:
     """Table 2 (or 3): the constant, then each backbone's heads; a column per subset."""
     rows = [row for row in rows if row.target == target]
     subsets = list(dict.fromkeys(row.subset for row in rows))
@@ -139,7 +139,7 @@ def table_of(rows: Sequence[Row], target: str) -> Table:
         f"{subset} {next(row.n_test for row in rows if row.subset == subset):,}"
         for subset in subsets
     )
-    return Table(
+    return PrintedTable(
         name=f"table{number}_{_slug(target)}",
         title=f"Table {number}. {title_of(target)}: "
         + ("classification accuracy on test, %." if accuracy else "MSE losses on test."),
@@ -156,11 +156,11 @@ def table_of(rows: Sequence[Row], target: str) -> Table:
     )
 
 
-def table1(counts: Mapping[str, Any]) -> Table:
+def table1(counts: Mapping[str, Any]) -> PrintedTable:
     """Table 1: senders down, recipients across."""
     rates: Mapping[str, Mapping[str, float | None]] = counts["table1"]
     recipients = list(next(iter(rates.values()), {}))
-    return Table(
+    return PrintedTable(
         name="table1",
         title="Table 1. Like ratios by sender's and recipient's gender.",
         caption="Likes / swipes, pooled over all kept swipes of senders of known gender.",
@@ -176,7 +176,7 @@ def table1(counts: Mapping[str, Any]) -> Table:
     )  # fmt: skip
 
 
-def breakdown(counts: Mapping[str, Any]) -> Table:
+def breakdown(counts: Mapping[str, Any]) -> PrintedTable:
     """Section 3.4: users and swipes by gender, before and after the filters."""
     groups: Mapping[str, Mapping[str, int]] = counts["by_gender"]
     lines = (
@@ -191,7 +191,7 @@ def breakdown(counts: Mapping[str, Any]) -> Table:
     removed = ", ".join(
         f"{n:,} {name.replace('_', ' ')}" for name, n in counts["swipes_removed"].items() if n
     )
-    return Table(
+    return PrintedTable(
         name="breakdown",
         title="Dataset breakdown by gender.",
         caption=f"Swipes removed: {removed or 'none'}.",
@@ -207,7 +207,7 @@ def breakdown(counts: Mapping[str, Any]) -> Table:
     )
 
 
-def _cell(row: Row | None) -> Cell:
+def _cell(row: StudyRow | None) -> Cell:
     if row is None:
         return Cell()
 

@@ -28,13 +28,15 @@ def filled(tmp_path: Path) -> Path:
 
 def test_push_info_pull_verify(run: Run, filled: Path, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/shared"
-    told = json.loads(run("push", filled, url, "--dry-run", "--json")[1])
-    assert (told["rows"], told["dry_run"]) == (50, True)
+    would = json.loads(run("push", filled, url, "--dry-run", "--json")[1])
+    assert (would["rows"], would["dry_run"]) == (50, True)
     assert not (tmp_path / "shared").exists()
     made = json.loads(run("push", filled, url, "--json")[1])
-    assert (made["bytes"], made["new_copy"]) == (told["bytes"], True)
+    assert (made["bytes"], made["new_copy"]) == (would["bytes"], True)
     assert json.loads(run("push", filled, url, "--json")[1])["new_copy"] is False
-    assert f"a new shared copy began at {tmp_path}/c2" in run("push", filled, tmp_path / "c2")[1]
+    assert (
+        f"a new shared copy was created at {tmp_path}/c2" in run("push", filled, tmp_path / "c2")[1]
+    )
     [space] = json.loads(run("info", url, "--json")[1])["spaces"]
     assert (space["names"], space["rows"], space["dim"]) == (["net"], 50, 8)
     status, out, _ = run("pull", url, tmp_path / "b", "--backbone", "net")
@@ -49,9 +51,9 @@ def test_push_info_pull_verify(run: Run, filled: Path, tmp_path: Path) -> None:
     assert status == 1
     assert f"'embedcache verify file://{tmp_path}/shared'" in out
     status, out, _ = run("pull", "shared", tmp_path / "c")  # a relative path, of a folder
-    [told] = [line for line in out.splitlines() if line.startswith("problem: ")]
-    assert f"'embedcache verify file://{tmp_path}/shared'" in told
-    assert told.count(shard.parents[3].name) == 1
+    [problem] = [line for line in out.splitlines() if line.startswith("problem: ")]
+    assert f"'embedcache verify file://{tmp_path}/shared'" in problem
+    assert problem.count(shard.parents[3].name) == 1
     manifest = shard.parents[3] / "manifest.json"
     manifest.write_bytes(manifest.read_bytes()[:-1])
     status, out, _ = run("verify", url)
@@ -66,17 +68,17 @@ def test_push_info_pull_verify(run: Run, filled: Path, tmp_path: Path) -> None:
 def test_the_project_file_names_the_remote(run: Run, filled: Path, tmp_path: Path) -> None:
     status, _, err = run("push", filled)
     assert status == 1
-    assert "say where the shared copy is" in err
+    assert "name the shared copy" in err
     (tmp_path / "embedcache.toml").write_text('remote = "shared"\n')
     assert run("push", filled)[0] == 0
     assert "50 rows" in run("pull", tmp_path / "b")[1]
 
 
-def test_what_cannot_be_is_one_message(run: Run, filled: Path, tmp_path: Path) -> None:
+def test_an_impossible_request_is_one_message(run: Run, filled: Path, tmp_path: Path) -> None:
     for words, message in (
         (("pull", tmp_path / "nowhere", tmp_path / "b"), "there is no shared copy at"),
         (("push", filled, "s3://key:secret@bucket"), "perhaps a credential"),
-        (("push", filled, "gopher://x"), "no remote can be a gopher:// URL"),
+        (("push", filled, "gopher://x"), "cannot have a gopher:// URL"),
         (("push", filled, "s3:/bucket"), "did you mean s3://bucket?"),
         (("push", filled, "none"), "extract --remote none"),
         (("push", filled, filled), "is the cache itself"),
@@ -85,11 +87,11 @@ def test_what_cannot_be_is_one_message(run: Run, filled: Path, tmp_path: Path) -
         (("push", filled, tmp_path / "taem" / "faces"), f"there is no folder {tmp_path}/taem"),
         (
             ("extract", "absent", "--cache", tmp_path / "b", "--remote", "s4://x"),
-            "no remote can be a s4:// URL",
+            "cannot have a s4:// URL",
         ),
         (("push", tmp_path / "absent", tmp_path / "s"), "there is no cache at"),
-        (("info", "file:///x", "--ref", "r"), "are for a cache's folder, not for a URL"),
-        (("info", "file:///x", "--photos"), "are for a cache's folder, not for a URL"),
+        (("info", "file:///x", "--ref", "r"), "need a cache's folder, not a URL"),
+        (("info", "file:///x", "--photos"), "need a cache's folder, not a URL"),
         (("extract", tmp_path, "--cache", tmp_path / "b", "--offer"), "no photos in"),
     ):
         status, out, err = run(*words)
@@ -99,7 +101,7 @@ def test_what_cannot_be_is_one_message(run: Run, filled: Path, tmp_path: Path) -
         assert err.count("\n") == 1
 
 
-def test_extract_reads_through(
+def test_extract_reads_through_a_shared_copy(
     run: Run, tmp_path: Path, make_photos: Callable[..., Path], tiny_weights: Path
 ) -> None:
     folder = make_photos(12)
@@ -110,10 +112,10 @@ def test_extract_reads_through(
     [space] = json.loads(out)["spaces"]
     assert (space["from_remote"], space["missing"]) == (12, 0)
     status, out, _ = run("extract", folder, "--cache", tmp_path / "b", *words)
-    told = json.loads(out)
-    [space] = told["spaces"]
+    report = json.loads(out)
+    [space] = report["spaces"]
     assert (space["hit"], space["embedded"]) == (12, 0)
-    assert (told["remote"]["taken"], told["remote"]["offered"]) == (12, 0)
+    assert (report["remote"]["taken"], report["remote"]["offered"]) == (12, 0)
 
 
 def test_a_pull_or_push_that_fails_leaves_no_folder(
@@ -168,7 +170,7 @@ def test_ctrl_c_is_one_line(
     monkeypatch.setattr(f"embedcache.{called}", cut)
     status, out, err = run(*words)
     assert (status, out) == (130, "")
-    assert err == "Interrupted: what was done is kept. Run the same command again.\n"
+    assert err == "Interrupted: everything done so far is kept. Rerun the command to resume.\n"
 
 
 def test_a_world_writable_project_file_is_ignored_with_a_warning(
@@ -181,7 +183,7 @@ def test_a_world_writable_project_file_is_ignored_with_a_warning(
         status, _, err = run("push", filled)
         assert status == 1
         assert err.count(f"warning: {file} is ignored: {place} is world-writable") == 1
-        assert "say where the shared copy is" in err
+        assert "name the shared copy" in err
         file.chmod(0o644)
         tmp_path.chmod(0o777 if place == file else 0o755)
     assert run("push", filled)[0] == 0

@@ -41,24 +41,28 @@ def test_every_lane_works_and_no_more_than_a_few_batches_wait() -> None:
         lanes.drain()
         assert used == {0, 1}
         for i in range(12):
+            lanes.make_room()
             lanes.submit(lambda _: started.append(1), taken.append)
             assert i + 1 - len(taken) <= lanes.n + AHEAD
         lanes.drain()
     assert len(started) == len(taken) == 12
 
 
-def test_an_answer_may_ask_for_more() -> None:
-    total: list[int] = []
+def test_submitting_runs_no_answer_and_an_answer_cannot_use_the_lanes() -> None:
+    taken: list[int] = []
     with Lanes(1) as lanes:
-
-        def more(left: int) -> None:
-            total.append(left)
-            if left:
-                lanes.submit(lambda _: left - 1, more)
-
-        lanes.submit(lambda _: 9, more)
+        for i in range(20):  # far more than fits
+            lanes.submit(lambda _, i=i: i, taken.append)  # type: ignore[misc]
+        assert taken == []
         lanes.drain()
-    assert total == list(range(9, -1, -1))
+        assert taken == list(range(20))
+        for action in (lambda: lanes.submit(lambda _: 0, taken.append), lanes.drain):
+            lanes.submit(lambda _: 0, lambda _, action=action: action())  # type: ignore[misc]
+            lanes.submit(lambda _: 0, taken.append)
+            with pytest.raises(AssertionError, match="an answer"):
+                lanes.drain()
+            lanes.drain()
+    assert taken == [*range(20), 0, 0]
 
 
 def test_an_error_on_a_lane_is_raised_where_it_was_asked_and_the_threads_end() -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from embedcache.backbones.forward import Network
 from embedcache.backbones.loading import Backbone
 from embedcache.extraction import pace
 from embedcache.extraction.clock import Clock
+from embedcache.extraction.engine import Compiled
 from embedcache.extraction.run import extract
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
@@ -63,7 +65,7 @@ def test_a_long_run_tries_batch_sizes_on_real_photos_and_wastes_none(
     assert found.model_photos_per_second == pytest.approx(200, rel=0.6)
 
 
-class Compiled:
+class CompiledStandIn:
     """A stand-in whose compiled form is what a test says; `used` counts photos by form."""
 
     def __init__(self, change: Callable[[np.ndarray], np.ndarray], *, pause: float) -> None:
@@ -91,12 +93,12 @@ def fail_to_compile(_: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("change", "pause", "told"),
+    ("change", "pause", "logged"),
     [
         (lambda v: v * np.float32(1 + 1e-6), 0.0, "instead of"),
         (lambda v: v * np.float32(1.01), 0.0, "not used, vectors differ"),
         (lambda v: v, 0.06, "not used, no faster"),
-        (fail_to_compile, 0.0, "cannot be compiled here (no compiler); going on without"),
+        (fail_to_compile, 0.0, "cannot be compiled here (no compiler); continuing without"),
     ],
 )
 def test_a_network_is_compiled_only_if_that_is_faster_and_the_same(
@@ -105,20 +107,20 @@ def test_a_network_is_compiled_only_if_that_is_faster_and_the_same(
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[np.ndarray], np.ndarray],
     pause: float,
-    told: str,
+    logged: str,
 ) -> None:
     monkeypatch.setattr(pace, "CPU_SIZES", (4,))
     photos = Photos.read(make_photos(99))
     cache, lines = Cache.open(tmp_path / "c", create=True), list[str]()
-    model = Compiled(change, pause=pause)
+    model = CompiledStandIn(change, pause=pause)
     found = extract(
-        photos, cache, backbone=model.backbone, compiling="on", tell=lines.append
+        photos, cache, backbone=model.backbone, compiling="on", log=lines.append
     ).spaces[0]
     assert found.embedded == 99
-    assert found.compiled == (told == "instead of")
-    assert told in lines[-1]
-    # the last, short batch is never compiled for
-    used = 99 - 8 - 3 if found.compiled else 0
+    assert found.compiled == (logged == "instead of")
+    assert logged in lines[-1]
+    # the last, short batch is padded with one photo
+    used = 99 - 8 + 1 if found.compiled else 0
     checked = 4 if change is fail_to_compile else 12
     assert model.used["compiled"] == used + checked
     alone = Cache.open(tmp_path / "alone", create=True)
@@ -127,7 +129,7 @@ def test_a_network_is_compiled_only_if_that_is_faster_and_the_same(
 
 
 def test_a_short_run_is_never_compiled(make_photos: MakePhotos, tmp_path: Path) -> None:
-    model = Compiled(fail_to_compile, pause=0)
+    model = CompiledStandIn(fail_to_compile, pause=0)
     cache = Cache.open(tmp_path / "c", create=True)
     found = extract(Photos.read(make_photos(9)), cache, backbone=model.backbone)
     assert (found.spaces[0].compiled, model.used["compiled"]) == (False, 0)
@@ -239,7 +241,7 @@ def test_the_number_of_workers_that_was_asked_for_stays(
     assert extract(photos, found, backbone=model).spaces[0].workers <= 4
 
 
-def test_a_compiled_form_that_breaks_on_every_lane_is_told_once(
+def test_a_compiled_form_that_breaks_on_every_lane_is_reported_once(
     make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pace, "CPU_SIZES", (4,))
@@ -259,8 +261,100 @@ def test_a_compiled_form_that_breaks_on_every_lane_is_told_once(
         Cache.open(tmp_path / "c", create=True),
         backbone=replace(model, open=lambda: network),
         compiling="on",
-        tell=lines.append,
+        log=lines.append,
     ).spaces[0]
     assert (found.embedded, found.compiled) == (250, False)
     assert len(calls) == 4
     assert [line for line in lines if "illegal instruction" in line] == lines[1:]
+
+
+@pytest.mark.parametrize("compiling", ["on", "auto", "off"])
+def test_faces_found_during_a_trial_start_no_second_trial(
+    make_photos: MakePhotos,
+    tmp_path: Path,
+    detector: stand_in.Detector,
+    monkeypatch: pytest.MonkeyPatch,
+    compiling: Literal["on", "auto", "off"],
+) -> None:
+    monkeypatch.setattr(pace, "CPU_SIZES", (4, 8))
+    monkeypatch.setattr(pace, "PATIENCE", 1)
+    monkeypatch.setattr(pace, "pays_to_compile", lambda *_: True)
+    monkeypatch.setattr(detector, "count", lambda picture: 1)
+    plain = detector.detect
+
+    def slowly(pictures: Sequence[Image.Image]) -> Faces:
+        time.sleep(0.05)  # so that several detections wait when a trial drains the lanes
+        return plain(pictures)
+
+    monkeypatch.setattr(detector, "detect", slowly)
+    sizes: list[int] = []
+
+    def work(n: int) -> None:
+        sizes.append(n)
+        time.sleep(0.004)  # the larger batch is the better one
+
+    n = 200
+    photos, cache = Photos.read(make_photos(n)), Cache.open(tmp_path / "c", create=True)
+    model = stand_in.backbone("faces", face=True, n_lanes=2, compiler="inductor", before=work)
+    found = extract(photos, cache, backbone=model, compiling=compiling).spaces[0]
+    assert (found.embedded, found.batch_size) == (n, 8)
+    assert found.compiled == (compiling != "off")
+    # Each trial is one batch on each of two lanes; both sizes, then both again.
+    assert sizes[:8] == [4, 4, 8, 8, 4, 4, 8, 8]
+    alone = Cache.open(tmp_path / "alone", create=True)
+    extract(photos, alone, backbone=stand_in.backbone("faces", face=True))
+    assert (vectors(cache, photos, "faces") == vectors(alone, photos, "faces")).all()
+
+
+def test_a_compiled_network_takes_batches_of_any_size() -> None:
+    model = stand_in.backbone(compiler="inductor", n_lanes=2)
+    network = model.open()
+    pixels = np.random.default_rng(0).integers(0, 256, (21, 16, 16, 3), np.uint8)
+    form = Compiled(network.compiled(8), 8)
+    for n in (1, 7, 8, 9, 16, 21):
+        for lane in range(3):
+            found = form.forward(lane, pixels[:n])
+            np.testing.assert_array_equal(found, network.lanes[0](pixels[:n]))
+
+
+def test_compiling_is_done_in_a_short_run_if_that_was_asked_for(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    photos = Photos.read(make_photos(40))
+    model = stand_in.backbone(compiler="inductor", before=lambda n: time.sleep(0.01))
+    modes: dict[Literal["on", "auto", "off"], bool] = {"on": True, "auto": False, "off": False}
+    for compiling, compiled in modes.items():
+        cache = Cache.open(tmp_path / compiling, create=True)
+        found = extract(photos, cache, backbone=model, compiling=compiling).spaces[0]
+        assert (found.embedded, found.compiled) == (40, compiled)
+    lines: list[str] = []
+    few = Photos(photos.ids[:9], photos.paths[:9], photos.scope)
+    cache = Cache.open(tmp_path / "few", create=True)
+    found = extract(few, cache, backbone=model, compiling="on", log=lines.append).spaces[0]
+    assert (found.embedded, found.compiled) == (9, False)
+    assert lines == ["stand-in is not compiled: 9 photos are too few, a trial takes 16"]
+
+
+def test_a_compiled_form_that_runs_out_of_memory_gives_way_to_the_plain_one(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    import torch
+
+    calls: list[int] = []
+
+    def short_of_memory(n: int) -> None:
+        calls.append(n)
+        if len(calls) > 4:  # after the passes that compile, time and compare
+            raise torch.OutOfMemoryError("out of memory")
+
+    model = stand_in.backbone(
+        compiler="inductor",
+        before=lambda n: time.sleep(0.01),
+        before_compiled=short_of_memory,
+    )
+    photos, cache = Photos.read(make_photos(50)), Cache.open(tmp_path / "c", create=True)
+    found = extract(photos, cache, backbone=model, compiling="on", batch_size=8).spaces[0]
+    assert (found.embedded, found.compiled, found.batch_size) == (50, False, 4)
+    alone = Cache.open(tmp_path / "alone", create=True)
+    extract(photos, alone, backbone=stand_in.backbone())
+    np.testing.assert_array_equal(vectors(cache, photos), vectors(alone, photos))

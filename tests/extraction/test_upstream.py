@@ -87,7 +87,7 @@ def test_a_remote_that_is_down_costs_one_warning(tmp_path: Path) -> None:
     [space] = extract(photos, cache, backbone=backbone(), remote=up).spaces
     assert space.embedded == 100
     assert len(told) == 1
-    assert "Going on without the remote" in told[0]
+    assert "Continuing without the remote" in told[0]
 
 
 @pytest.mark.parametrize("address", ["s3://team/x", "taem/faces"])

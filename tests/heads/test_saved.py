@@ -93,27 +93,30 @@ def signed(folder: Path, **changes: object) -> None:
 
 def test_a_changed_figure_on_a_card_is_refused(fitted: tuple[Path, Any]) -> None:
     edit_card(fitted[0] / "ridge", figures=[])
-    with pytest.raises(HeadError, match="not as it was written"):
+    with pytest.raises(HeadError, match="changed after it was written"):
         heads.load(fitted[0] / "ridge")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 2**40}, "dim is 1 to 65536"),
-        ({"dim": True}, "dim is 1 to 65536"),
+        ({"dim": 2**40}, "dim must be a whole number from 1 to 65536; got"),
+        ({"dim": True}, "dim must be a whole number from 1 to 65536; got"),
         ({"dim": 13, "spec": None, "spec_digest": ""}, "other tensors"),
         ({"dim": 13}, "spec and its digest"),
-        ({"members": 10**9}, "members is 1 to"),
+        ({"members": 10**9}, "members must be a whole number from 1 to 1024; got 1000000000"),
         ({"hidden": 60_000}, "bytes; the card says"),
-        ({"hidden": 0}, "hidden is 0 for a 1fc"),
-        ({"head": "../../etc"}, "unknown head"),
-        ({"link": "eval"}, "unknown head or link"),
+        ({"hidden": 0}, "hidden is 0, which a 1fc head cannot have"),
+        ({"head": "../../etc"}, "head must be one of 0fc, 1fc"),
+        ({"link": "eval"}, "link must be one of identity, sigmoid"),
         ({"format": 9}, "format 9"),
-        ({"classes": "FM"}, "classes are a list"),
-        ({"spec": None}, "digest and no spec"),
+        ({"classes": "FM"}, "classes must be a list, each text; got 'FM'"),
+        ({"spec": None}, "digest but no spec"),
         ({"spec": {"dim": 12}}, "not a spec document"),
-        ({"weights_bytes": 2**40}, "weights_bytes is 8 to"),
+        ({"weights_bytes": 2**40}, "weights_bytes must be a whole number from 8 to"),
+        ({"colour": "red"}, "has no 'colour'; it has"),
+        ({"split": {"rule": "hash"}}, "split lacks 'sha256'"),
+        ({"n": {"train": "many"}}, r"n\[\.\.\.\]: Expected int, got str"),
         ({"weights_sha256": "0" * 64}, "sha256 differs"),
     ],
 )
@@ -171,14 +174,14 @@ def test_another_head_put_in_the_best_ones_place_is_refused(fitted: tuple[Path, 
         heads.load(folder)
 
 
-def test_folders_that_are_no_heads_are_refused(tmp_path: Path) -> None:
+def test_folders_that_are_not_heads_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HeadError, match=r"neither fit\.json nor card\.json"):
         heads.load(tmp_path)
     (tmp_path / "fit.json").write_text("[" * 10_000)
     with pytest.raises(HeadError, match="not JSON"):
         heads.load(tmp_path)
     (tmp_path / "fit.json").write_text('{"best": "../x", "heads": {"../x": ""}}')
-    with pytest.raises(HeadError, match="names no best head"):
+    with pytest.raises(HeadError, match="has format None; this version reads 1"):
         heads.load(tmp_path)
 
 

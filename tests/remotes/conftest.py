@@ -44,7 +44,7 @@ def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture
 def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The way to that server, which can be broken."""
+    """A proxy to that server, which can break connections."""
     proxy = Proxy(s3_port)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDSECRETID")

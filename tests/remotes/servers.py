@@ -1,4 +1,4 @@
-"""Servers on loopback, ways to them that break, and a cache to send over these."""
+"""Servers on loopback, proxies that break connections, and a cache to send."""
 
 import contextlib
 import os

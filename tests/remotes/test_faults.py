@@ -1,4 +1,4 @@
-"""Wires that break and servers that fail, fall silent or never answer."""
+"""Connections that break, and servers that fail, fall silent or never answer."""
 
 import contextlib
 import os
@@ -35,7 +35,7 @@ def first_four(first: int, size: int) -> Callable[[int], int | None]:
     return lambda number: size if number - first < 4 else None
 
 
-def test_a_wire_that_breaks_is_tried_again(
+def test_a_broken_connection_is_retried(
     s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = two_segments(tmp_path / "a")
@@ -50,14 +50,14 @@ def test_a_wire_that_breaks_is_tried_again(
         assert complete(b)
 
 
-def test_a_wire_that_stays_broken_says_so(
+def test_a_connection_that_stays_broken_is_reported(
     s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.cuts = lambda n: 10
-    with pytest.raises(Unreachable, match="run the same command again") as told:
+    with pytest.raises(Unreachable, match="run the same command again") as caught:
         push(two_segments(tmp_path / "a"), unhurried("s3://team/x", monkeypatch))
     for secret in ("AKIDSECRETID", "secretsecret"):
-        assert secret not in str(told.value)
+        assert secret not in str(caught.value)
 
 
 @contextlib.contextmanager
@@ -67,34 +67,34 @@ def mute() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_a_server_that_never_answers_is_told_of_and_given_up(
+def test_a_server_that_never_answers_is_reported_and_given_up(
     s3: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(patience, "QUIET_SECONDS", 0.1)
-    told: list[str] = []
+    lines: list[str] = []
     with mute() as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        silent = Patient(opening.choose("s3://team/x", "test"), tell=told.append)
+        silent = Patient(opening.choose("s3://team/x", "test"), tell=lines.append)
         began = time.monotonic()
         with pytest.raises(Unreachable):
             silent._patiently(lambda: read_small(silent._remote, "zarr.json", limit=9), 0.5)
     assert time.monotonic() - began < 2.5
-    [line] = told
-    assert line.startswith("s3://team/x does not answer; trying again for up to")
+    [line] = lines
+    assert line.startswith("s3://team/x does not answer; retrying for up to")
 
 
-def test_a_dead_port_is_told_of_once_and_a_quick_failure_is_not() -> None:
-    for quiet, n_told in ((True, 0), (False, 1)):
-        told: list[str] = []
+def test_a_dead_port_is_reported_once_and_a_quick_failure_is_not() -> None:
+    for quiet, n_lines in ((True, 0), (False, 1)):
+        lines: list[str] = []
         dead = fakes.Flaky(fakes.folder(Path("absent")), lambda n: "before")
-        silent = Patient(dead, sleep=lambda s: None, tell=told.append, tries=2 if quiet else TRIES)
+        silent = Patient(dead, sleep=lambda s: None, tell=lines.append, tries=2 if quiet else TRIES)
         with pytest.raises(Unreachable):
             silent.create("a", b"")
-        assert len(told) == n_told
+        assert len(lines) == n_lines
 
 
-def test_a_long_write_has_no_overall_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_write_has_no_overall_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 100))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     flaky = fakes.Flaky(fakes.folder(Path("absent")), fakes.since(1, "before"))
@@ -108,7 +108,7 @@ def test_a_long_write_has_no_overall_patience(monkeypatch: pytest.MonkeyPatch) -
 
 
 def reached(faulty: Faulty, k: int, fault: int | str, work: Callable[[], Moved]) -> bool:
-    """Whether there was a k-th request; it fails once, and the work is done all the same."""
+    """Whether there was a k-th request; it fails once, and the work is still done."""
     first = faulty.n_requests
     faulty.fault = lambda number: fault if number - first == k else ""
     assert work().problems == ()
@@ -116,7 +116,7 @@ def reached(faulty: Faulty, k: int, fault: int | str, work: Callable[[], Moved])
 
 
 def broken_off(faulty: Faulty, k: int, fault: int | str, work: Callable[[], Moved]) -> bool:
-    """Whether there was a k-th request; it fails, and all after it, and that is told."""
+    """Whether there was a k-th request; it and all later ones fail, and that is reported."""
     first, done = faulty.n_requests, False
     faulty.fault = lambda number: fault if number - first >= k else ""
     with contextlib.suppress(Unreachable):
@@ -128,7 +128,7 @@ def broken_off(faulty: Faulty, k: int, fault: int | str, work: Callable[[], Move
 def check_faults(
     s3_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, numbers: Iterable[int]
 ) -> None:
-    """The k-th HTTP request fails, for each k, in each way in turn: for good, and then once."""
+    """The k-th HTTP request fails, for each k, in each way in turn: permanently, then once."""
     monkeypatch.setattr(opening, "SILENCE_SECONDS", 0.3)
     monkeypatch.setattr(opening, "ANSWER_SECONDS", 0.3)
     faulty, a = Faulty(s3_port), two_segments(tmp_path / "a")
@@ -155,7 +155,7 @@ def check_faults(
     faulty.close()
 
 
-def test_a_server_that_throttles_fails_or_falls_silent_is_tried_again(
+def test_a_server_that_throttles_fails_or_falls_silent_is_retried(
     s3_port: int, s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = [len(FAULTS) * k + way for way, k in enumerate((0, 30, 0, 1, 7, 16)) if k]
@@ -164,7 +164,7 @@ def test_a_server_that_throttles_fails_or_falls_silent_is_tried_again(
 
 @pytest.mark.torture
 @pytest.mark.parametrize("shift", range(len(FAULTS)))
-def test_a_server_that_fails_at_any_request_in_any_way_is_tried_again(
+def test_a_server_that_fails_at_any_request_in_any_way_is_retried(
     shift: int, s3_port: int, s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ways = len(FAULTS)

@@ -22,7 +22,7 @@ from tests.remotes.servers import (
 )
 
 
-def test_every_remote_does_what_the_interface_says(remote: Remote) -> None:
+def test_every_remote_keeps_the_protocol(remote: Remote) -> None:
     assert list(remote.list("spaces/")) == []
     assert remote.create("refs/a.json", b"first")
     assert not remote.create("refs/a.json", b"second")
@@ -66,7 +66,7 @@ def test_push_and_pull_over_every_remote(remote: Remote, tmp_path: Path) -> None
     assert verify(b).clean
 
 
-def test_a_push_among_something_else_is_refused_everywhere(remote: Remote, tmp_path: Path) -> None:
+def test_a_push_beside_foreign_files_is_refused_everywhere(remote: Remote, tmp_path: Path) -> None:
     a = two_segments(tmp_path / "a")
     remote.write("holiday/photo.jpg", lambda: iter([b"x"]), size=1)
     for dry_run in (True, False):
@@ -75,23 +75,23 @@ def test_a_push_among_something_else_is_refused_everywhere(remote: Remote, tmp_p
     assert list(remote.list("spaces/")) == []
 
 
-def test_a_bucket_that_is_not_there_is_told_of(s3: Proxy, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_one_message(s3: Proxy, tmp_path: Path) -> None:
     a = two_segments(tmp_path / "a")
     for work in (push, lambda cache, url: pull(url, cache)):
-        with pytest.raises(RemoteError, match="there is no bucket absent") as told:
+        with pytest.raises(RemoteError, match="there is no bucket absent") as caught:
             work(a, "s3://absent/x")
-        assert "<" not in str(told.value)
+        assert "<" not in str(caught.value)
 
 
-def test_a_push_to_where_no_folder_can_be_is_refused(ssh: str, tmp_path: Path) -> None:
+def test_a_push_to_a_place_where_no_folder_can_be_is_refused(ssh: str, tmp_path: Path) -> None:
     a = two_segments(tmp_path / "a")
     (tmp_path / "a.txt").write_text("x")
     for place in ("a.txt", "a.txt/b", "taem/faces"):
         for prefix in (f"{ssh}{tmp_path}", str(tmp_path)):
             for dry_run in (True, False):
-                with pytest.raises(RemoteError, match=r"no shared copy can|is no folder") as told:
+                with pytest.raises(RemoteError, match=r"no shared copy can|is no folder") as caught:
                     push(a, f"{prefix}/{place}", dry_run=dry_run)
-                assert "/" not in place or str(tmp_path / place.split("/")[0]) in str(told.value)
+                assert "/" not in place or str(tmp_path / place.split("/")[0]) in str(caught.value)
     for prefix in (ssh, "file://"):
         with pytest.raises(RemoteError, match="/proc/xx"):
             push(a, f"{prefix}/proc/xx")
@@ -109,7 +109,7 @@ def test_a_host_that_shows_another_key_is_refused(
         list(open_remote(f"{ssh}/x").list("spaces/"))
 
 
-def test_a_key_that_is_missing_is_told_of(ssh: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_one_message(ssh: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMBEDCACHE_SSH_KEY", "/absent/key")
     with pytest.raises(RemoteError, match="EMBEDCACHE_SSH_KEY names /absent/key"):
         list(open_remote(f"{ssh}/x").list("spaces/"))
@@ -120,7 +120,7 @@ def test_a_key_that_is_missing_is_told_of(ssh: str, monkeypatch: pytest.MonkeyPa
         list(open_remote(f"{ssh}/x").list("spaces/"))
 
 
-def test_a_host_that_is_not_known_is_refused(
+def test_an_unknown_host_is_refused(
     ssh: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "none").write_text("")
@@ -129,22 +129,22 @@ def test_a_host_that_is_not_known_is_refused(
         list(open_remote(f"{ssh}/x").list("spaces/"))
 
 
-def test_a_key_that_is_not_known_is_refused(
+def test_an_unknown_key_is_refused(
     ssh: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = tmp_path / "other"
     command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
     subprocess.run(command, check=True)
     monkeypatch.setenv("EMBEDCACHE_SSH_KEY", str(key))
-    with pytest.raises(RemoteError, match="does not know you"):
+    with pytest.raises(RemoteError, match="does not accept your key"):
         list(open_remote(f"{ssh}/x").list("spaces/"))
 
 
-def test_a_folder_push_that_was_cut_leaves_no_half_segment(tmp_path: Path) -> None:
+def test_an_interrupted_push_to_a_folder_leaves_no_half_segment(tmp_path: Path) -> None:
     a = two_segments(tmp_path / "a")
-    dying = fakes.Flaky(fakes.folder(tmp_path / "shared"), fakes.since(20, "amid"))
+    broken = fakes.Flaky(fakes.folder(tmp_path / "shared"), fakes.since(20, "amid"))
     with pytest.raises(Unreachable):
-        push(a, dying)
+        push(a, broken)
     assert verify(Cache.open(tmp_path / "shared")).clean
     push(a, str(tmp_path / "shared"))
     assert verify(Cache.open(tmp_path / "shared")).clean

@@ -1,6 +1,6 @@
-"""A hostile remote and its victim: python -m tests.sharing.hostile_worker SCENARIO CACHE
+"""A pull from a hostile remote: python -m tests.sharing.hostile_worker SCENARIO CACHE
 
-Prints what the pull says, and by how many MiB the process grew at most.
+Prints what the pull reports, and by how many MiB the process grew at most.
 """
 
 import os

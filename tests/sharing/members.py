@@ -1,4 +1,4 @@
-"""Members of a team: caches of a small network, and what they hold."""
+"""Members of a team: caches with vectors of a small network."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ Make = Callable[..., Cache]
 
 
 def held(cache: Cache, n: int = 40) -> set[int]:
-    """Which of photos 0 to n the cache has vectors of; each checked against the model."""
+    """The photos below n that have a vector in the cache; each is checked against the model."""
     everything = photos(*range(n))
     rows, found = Cache.open(cache.path).space(SPEC).read(everything)
     assert (rows[found] == model(everything, 8)[found]).all()

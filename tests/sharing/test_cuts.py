@@ -1,4 +1,4 @@
-"""Sharing when it is cut, refused or killed at any moment: finished or gone on with, never half."""
+"""Push and pull interrupted, refused or killed at any moment: resumable, never half visible."""
 
 import random
 import shutil
@@ -19,7 +19,7 @@ from embedcache.remotes.patience import Patient
 from embedcache.remotes.remote import Remote, Unreachable
 from embedcache.sharing.arrival import _all
 from embedcache.sharing.share import pull, push
-from embedcache.sharing.shared_copy import Catalogue
+from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from embedcache.store.layout import APART
@@ -33,7 +33,7 @@ from tests.stores import fill, model, photos
 
 @pytest.mark.parametrize("how", ["before", "amid", "after"])
 @pytest.mark.parametrize("kind", ["folder", pytest.param("memory", marks=pytest.mark.torture)])
-def test_a_failure_at_any_request_is_tried_again(
+def test_a_failure_at_any_request_is_retried(
     kind: str, how: str, tmp_path: Path, make: Make
 ) -> None:
     a = make("a", [0, 1, 2], [3, 4])
@@ -57,7 +57,7 @@ def test_a_failure_at_any_request_is_tried_again(
 
 
 @pytest.mark.parametrize("kind", ["folder", pytest.param("memory", marks=pytest.mark.torture)])
-def test_a_run_that_is_cut_at_any_request_is_never_half_visible_and_can_be_gone_on_with(
+def test_a_run_interrupted_at_any_request_is_never_half_visible_and_resumes(
     kind: str, tmp_path: Path, make: Make
 ) -> None:
     a = make("a", [0, 1, 2], [3, 4])
@@ -72,7 +72,7 @@ def test_a_run_that_is_cut_at_any_request_is_never_half_visible_and_can_be_gone_
             push(a, cut)
         except Unreachable:
             cut_off += 1
-            if Catalogue(remote).exists():
+            if SharedCopy(remote).exists():
                 pull(remote, c)
                 assert (held(c) if c.spaces() else set()) in whole
         push(a, remote)
@@ -94,7 +94,7 @@ def test_a_run_that_is_cut_at_any_request_is_never_half_visible_and_can_be_gone_
         raise AssertionError("more requests than were tried")
 
 
-def test_a_pull_goes_on_at_the_byte_where_it_was_cut(make: Make) -> None:
+def test_a_pull_resumes_at_the_byte_where_it_stopped(make: Make) -> None:
     wide = foreign("wide", 4096)
     a, b = make("a", list(range(600)), spec=wide), make("b")  # 10 MB in one file
     remote = fakes.memory()
@@ -118,7 +118,7 @@ def test_a_pull_goes_on_at_the_byte_where_it_was_cut(make: Make) -> None:
 
 
 class Severed(fakes.Flaky):
-    """The wire breaks once so many bytes have gone through it, either way."""
+    """The connection breaks after so many bytes, in either direction."""
 
     def __init__(self, remote: Remote, n_bytes: int) -> None:
         super().__init__(remote, lambda n: "")
@@ -163,7 +163,7 @@ def test_a_run_that_is_cut_at_any_byte_goes_on(kind: str, tmp_path: Path, make: 
         counted = fakes.counted(remote)
         pull(counted, b)
         assert (b.space(wide).read(everything)[0] == model(everything, 256)).all()
-        # Goes on at the byte: a thousand may be lost with each of eight objects.
+        # Resumes at the byte: a thousand may be lost with each of eight objects.
         assert counted.n_bytes < n_bytes + 2 * overhead - cut + 8 * 1000
 
 
@@ -215,7 +215,7 @@ def test_patience_ends(make: Make) -> None:
 
 
 def kills(what: str, cache: Path, shared: Path, k: int) -> bool:
-    """Let a member die at the k-th request; False where the work ended before."""
+    """Kill a member at the k-th request; False where the work ended before."""
     words = [sys.executable, "-m", "tests.sharing.worker", what, str(cache), str(shared), str(k)]
     done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
@@ -229,7 +229,7 @@ def check_kills(make: Make, tmp_path: Path, numbers: Iterable[int]) -> None:
         killed = kills("push", a.path, shared, k)
         if (shared / "zarr.json").exists():
             assert verify(Cache.open(shared)).clean
-        killed |= kills("push", a.path, shared, k)  # goes on, and may die again
+        killed |= kills("push", a.path, shared, k)  # resumes, and may die again
         push(a, fakes.folder(shared))
         assert verify(Cache.open(shared)).clean
         assert held(Cache.open(shared)) == {0, 1, 2, 3, 4}
@@ -282,12 +282,10 @@ def test_a_second_interruption_does_not_hang_the_first() -> None:
     assert not waiting.is_alive()
 
 
-def test_members_who_are_killed_leave_nothing_half(make: Make, tmp_path: Path) -> None:
+def test_killed_members_leave_no_half_segment(make: Make, tmp_path: Path) -> None:
     check_kills(make, tmp_path, (12, 17, 29))
 
 
 @pytest.mark.torture
-def test_members_who_are_killed_at_any_request_leave_nothing_half(
-    make: Make, tmp_path: Path
-) -> None:
+def test_members_killed_at_any_request_leave_no_half_segment(make: Make, tmp_path: Path) -> None:
     check_kills(make, tmp_path, range(1, 100))

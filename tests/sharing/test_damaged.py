@@ -1,4 +1,4 @@
-"""A shared copy that is damaged, lacks files or cannot be seen: told, left out, mended."""
+"""A shared copy that is damaged or incomplete: reported, left out, repaired."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ def test_a_damaged_segment_is_not_counted_and_its_rows_come_from_another(
     assert (again.rows, again.segments, again.bytes) == (0, 0, 0)
 
 
-def test_a_damaged_ref_is_said_to_be_damaged(tmp_path: Path, make: Make) -> None:
+def test_a_damaged_ref_is_reported_as_damaged(tmp_path: Path, make: Make) -> None:
     a, b, folder = make("a", [0, 1]), make("b"), tmp_path / "shared"
     write_ref(a, "paper")
     push(a, str(folder))
@@ -56,7 +56,7 @@ def test_a_damaged_ref_is_said_to_be_damaged(tmp_path: Path, make: Make) -> None
 
 
 @pytest.mark.parametrize("what", ["folder", "manifest", "link"])
-def test_what_cannot_be_looked_at_there_is_named_and_the_rest_comes(
+def test_unreadable_segments_are_named_and_the_rest_comes(
     what: str, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b, folder = make("a", [0, 1], [2]), make("b"), tmp_path / "shared"
@@ -89,7 +89,7 @@ def test_what_cannot_be_looked_at_there_is_named_and_the_rest_comes(
     assert [closed.id in problem for problem in came.problems] == [True]
 
 
-def test_a_missing_file_there_is_mended_by_the_next_push(remote: Remote, make: Make) -> None:
+def test_the_next_push_adds_a_missing_file(remote: Remote, make: Make) -> None:
     a, b = make("a", [0, 1, 2]), make("b")
     push(a, remote)
     [shard] = [e.key for e in remote.list("spaces/") if "/embedding/c/" in e.key]
@@ -99,8 +99,8 @@ def test_a_missing_file_there_is_mended_by_the_next_push(remote: Remote, make: M
         _remove(remote, shard)
     assert pull(remote, b).problems
     assert "lacked 1 files" in str(push(a, remote))
-    mended = pull(remote, b)
-    assert (mended.rows, mended.problems) == (3, ())
+    came = pull(remote, b)
+    assert (came.rows, came.problems) == (3, ())
 
 
 def test_a_segment_there_that_lost_its_manifest_is_pushed_again(remote: Remote, make: Make) -> None:

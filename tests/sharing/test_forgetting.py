@@ -1,4 +1,4 @@
-"""What was forgotten is obeyed by pulls, pushes and merges, and goes from the shared copy."""
+"""Pulls, pushes and merges obey what was forgotten, and a purge removes it from a shared copy."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.sharing.members import Make, held
 from tests.stores import photos
 
 
-def test_what_was_forgotten_does_not_come_back(remote: Remote, make: Make) -> None:
+def test_forgotten_photos_do_not_come_back(remote: Remote, make: Make) -> None:
     a, b, c = make("a", [0, 1, 2]), make("b"), make("c")
     a.record_photos("f", ["0", "1", "2"], photos(0, 1, 2))
     push(a, remote)
@@ -29,9 +29,11 @@ def test_what_was_forgotten_does_not_come_back(remote: Remote, make: Make) -> No
     assert (came.rows, came.withheld, came.tombstones) == (2, 1, 1)
     assert held(c) == {0, 2}
     assert pull(remote, c).rows == 0
-    told = pull(remote, b)
-    assert told.still_here == 1
-    assert f"that were forgotten: 'embedcache forget {b.path} --forgotten' removes" in str(told)
+    came = pull(remote, b)
+    assert came.still_here == 1
+    assert f"belong to forgotten photos: 'embedcache forget {b.path} --forgotten' removes" in str(
+        came
+    )
     assert push(make("d", [1, 7]), remote).rows == 1
 
 
@@ -67,7 +69,7 @@ def test_a_purge_removes_forgotten_rows_from_the_shared_copy(remote: Remote, mak
     assert held(b) == {0, 1, 2, 3}
 
 
-def test_a_purge_leaves_what_a_ref_there_pins(remote: Remote, make: Make) -> None:
+def test_a_purge_keeps_segments_that_a_ref_there_pins(remote: Remote, make: Make) -> None:
     a, b = make("a", [0, 1, 2]), make("b")
     write_ref(a, "paper")
     push(a, remote)
@@ -87,7 +89,7 @@ def test_a_purge_leaves_what_a_ref_there_pins(remote: Remote, make: Make) -> Non
     assert held(d) == {0, 2}
 
 
-def test_nothing_comes_where_tombstones_cannot_be_seen(tmp_path: Path, make: Make) -> None:
+def test_nothing_comes_where_tombstones_cannot_be_read(tmp_path: Path, make: Make) -> None:
     a, b, folder = make("a", [0, 1]), make("b"), tmp_path / "shared"
     a.record_photos("f", ["1"], photos(1))
     push(a, str(folder))
@@ -96,11 +98,11 @@ def test_nothing_comes_where_tombstones_cannot_be_seen(tmp_path: Path, make: Mak
     [tombstone] = [p for p in (folder / "forgotten").iterdir() if p.name != "zarr.json"]
     tombstone.rename(tmp_path / "moved")
     tombstone.symlink_to(tmp_path / "moved")
-    with pytest.raises(RemoteError, match="says which photos were forgotten, and cannot be seen"):
+    with pytest.raises(RemoteError, match="lists forgotten photos and cannot be read"):
         pull(str(folder), b)
 
 
-def test_a_merge_obeys_what_was_forgotten(tmp_path: Path, make: Make) -> None:
+def test_a_merge_obeys_tombstones(tmp_path: Path, make: Make) -> None:
     a, b, shared = make("a", [0, 1, 2]), make("b"), tmp_path / "shared"
     push(a, str(shared))
     a.record_photos("f", ["1"], photos(1))

@@ -1,4 +1,4 @@
-"""Damage and malice at a remote: found, named, kept out; the cache stays whole and its own."""
+"""Damage and malice at a remote: found, named and kept out of the cache."""
 
 import json
 import subprocess
@@ -50,7 +50,7 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def held(cache: Cache) -> set[int]:
-    """The photos that came, none of which may have a wrong vector."""
+    """The photos that came; each vector must be right."""
     spaces = Cache.open(cache.path).spaces()
     if not spaces:
         return set()
@@ -64,7 +64,7 @@ def segments(shared: Path) -> list[Path]:
 
 
 def reseal(path: Path, edit: Edit) -> None:
-    """Change a sealed document as its author could, with a digest that fits."""
+    """Change a sealed document as its author could, with a matching digest."""
     document, _ = unseal(path.read_bytes(), what="", limit=1 << 30)
     edit(document)
     path.write_bytes(seal(document))
@@ -76,7 +76,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(raw)
 
 
-def test_bytes_changed_on_the_way_are_found(shared: Path, tmp_path: Path) -> None:
+def test_bytes_that_changed_on_the_way_are_refused(shared: Path, tmp_path: Path) -> None:
     class Lying(fakes.Flaky):
         def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
             for block in super().blocks(key, start=start, length=length):
@@ -93,7 +93,7 @@ def test_bytes_changed_on_the_way_are_found(shared: Path, tmp_path: Path) -> Non
         assert "'embedcache verify" in came.problems[0]
 
 
-def test_a_byte_that_rots_in_the_cache_is_not_pushed(shared: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_is_not_pushed(shared: Path, tmp_path: Path) -> None:
     a = Cache.open(tmp_path / "a")
     segment = fill(a.space(SPEC), photos(5, 6))
     flip(a.space(SPEC).segments()[-1].folder / "embedding" / "c" / "0" / "0", 3)
@@ -134,7 +134,9 @@ def _other_dim(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("edit", [_huge_rows, _huge_files, _other_dim])
-def test_sizes_are_refused_before_memory_is_taken(edit: Edit, shared: Path, tmp_path: Path) -> None:
+def test_sizes_are_refused_before_memory_is_allocated(
+    edit: Edit, shared: Path, tmp_path: Path
+) -> None:
     reseal(segments(shared)[0] / "manifest.json", edit)
     b = Cache.open(tmp_path / "b", create=True)
     counted = fakes.counted(fakes.folder(shared))
@@ -165,21 +167,21 @@ def test_an_endless_listing_ends(
         ("names", "lists over 1,000,000 objects: refused", 700),
         ("page", "a listing that does not end: refused", 900),
         ("refs", "too much under refs/: refused", 400),
-        ("forgotten", "says which photos were forgotten, and is damaged", 400),
+        ("forgotten", "lists forgotten photos and is damaged", 400),
     ],
 )
 def test_a_hostile_remote_does_not_exhaust_memory(
     scenario: str, message: str, most_mib: int, tmp_path: Path
 ) -> None:
-    """Measured in a process of its own: how much it grows at most."""
+    """Measured in a separate process: its peak growth."""
     if scenario == "page":
         pytest.importorskip("obstore")
     words = [sys.executable, "-m", "tests.sharing.hostile_worker", scenario, str(tmp_path / "b")]
     folder = Path(__file__).parents[2]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    told, grown = done.stdout.splitlines()
-    assert message in told
+    report, grown = done.stdout.splitlines()
+    assert message in report
     assert int(grown) < most_mib
 
 
@@ -187,21 +189,20 @@ def test_a_hostile_remote_does_not_exhaust_memory(
     ("bound", "message"),
     [
         ("MAX_MANIFESTS_BYTES", "too many manifests"),
-        ("MAX_ROWS", "rows to look at: name fewer with --backbone"),
+        ("MAX_ROWS", "rows to look at. Name fewer with --backbone"),
     ],
 )
-def test_more_than_is_taken_in_at_once_is_one_message(
+def test_a_shared_copy_above_a_bound_is_one_message(
     bound: str, message: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"embedcache.sharing.shared_copy.{bound}", 4)
+    monkeypatch.setattr(f"embedcache.sharing.segments.{bound}", 4)
     b = Cache.open(tmp_path / "b", create=True)
     [problem] = pull(str(shared), b).problems
     assert message in problem
     assert held(b) == set()
 
 
-def test_what_was_wrong_on_the_way_is_right_the_next_time(shared: Path, tmp_path: Path) -> None:
-    """Nothing that was damaged in transit is remembered."""
+def test_damage_on_the_way_is_not_remembered(shared: Path, tmp_path: Path) -> None:
     for number, name in enumerate(("manifest.json", "paper.json", "digest/c/0/0", "/zarr.json")):
 
         class Once(fakes.Flaky):
@@ -228,7 +229,7 @@ def test_endless_objects_end(shared: Path, tmp_path: Path) -> None:
     class Endless(fakes.Flaky):
         def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
             if self.n_bytes > 100 << 20:
-                raise AssertionError("it went on reading")
+                raise AssertionError("the pull did not stop reading")
             yield from super().blocks(key, start=start, length=length)
             while key.count("/") > 3:  # files of segments
                 self.n_bytes += 1 << 20
@@ -240,7 +241,7 @@ def test_endless_objects_end(shared: Path, tmp_path: Path) -> None:
     assert held(b) == set()
 
 
-def test_names_that_are_none_of_ours_are_passed_over(shared: Path, tmp_path: Path) -> None:
+def test_foreign_keys_are_ignored(shared: Path, tmp_path: Path) -> None:
     class Odd(fakes.Flaky):
         def list(self, prefix: str) -> Iterator[Entry]:
             yield from super().list(prefix)
@@ -261,7 +262,7 @@ def test_names_that_are_none_of_ours_are_passed_over(shared: Path, tmp_path: Pat
     assert held(b) == {0, 1, 2, 3}
 
 
-def test_a_replaced_manifest_changes_nothing_here_and_breaks_its_ref(
+def test_a_replaced_manifest_there_changes_nothing_here_and_its_ref_is_refused(
     shared: Path, tmp_path: Path
 ) -> None:
     b, c = (Cache.open(tmp_path / name, create=True) for name in "bc")
@@ -270,11 +271,11 @@ def test_a_replaced_manifest_changes_nothing_here_and_breaks_its_ref(
     assert pull(str(shared), b).rows == 0
     assert held(b) == {0, 1, 2, 3}
     came = pull(str(shared), c, ref="paper")
-    assert "the ref pins it, and it is another one" in came.problems[0]
+    assert "the ref pins it, and another segment has its name" in came.problems[0]
     assert came.refs == ()
 
 
-def test_a_replaced_ref_changes_nothing_here(shared: Path, tmp_path: Path) -> None:
+def test_a_replaced_ref_there_changes_nothing_here(shared: Path, tmp_path: Path) -> None:
     b, c = (Cache.open(tmp_path / name, create=True) for name in "bc")
     pull(str(shared), b)
     before = (b.path / "refs" / "paper.json").read_bytes()
@@ -286,7 +287,7 @@ def test_a_replaced_ref_changes_nothing_here(shared: Path, tmp_path: Path) -> No
     assert not (c.path / "refs").exists()
 
 
-def test_a_space_under_anothers_name_is_refused(shared: Path, tmp_path: Path) -> None:
+def test_a_space_that_is_not_named_after_its_spec_is_refused(shared: Path, tmp_path: Path) -> None:
     path = shared / APART / SPEC.digest / "zarr.json"
     document = json.loads(path.read_text())
     document["attributes"]["embedcache"]["spec"]["architecture"] = "better"
@@ -297,10 +298,10 @@ def test_a_space_under_anothers_name_is_refused(shared: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_rows_that_do_not_fit_together_are_refused(
+def test_a_segment_whose_parts_contradict_each_other_is_refused(
     depth: int, shared: Path, tmp_path: Path
 ) -> None:
-    """A writer made every digest right (1), the chunk's CRC too (2), the row's too (3: a NaN)."""
+    """The writer corrected every digest (1), the chunk's CRC too (2), the row's too (3: a NaN)."""
     segment = segments(shared)[0]
     shard, column = (segment / path for path in ("embedding/c/0/0", "row_crc/c/0"))
     raw = bytearray(shard.read_bytes())
@@ -328,7 +329,7 @@ def test_rows_that_do_not_fit_together_are_refused(
     assert verify(b).clean
 
 
-def test_a_link_in_a_folder_remote_leads_no_push_elsewhere(shared: Path, tmp_path: Path) -> None:
+def test_a_push_follows_no_link_in_a_folder_remote(shared: Path, tmp_path: Path) -> None:
     a, outside = Cache.open(tmp_path / "a"), tmp_path / "outside"
     (shared / APART / SPEC.digest / "segments").rename(outside)
     (shared / APART / SPEC.digest / "segments").symlink_to(outside)
@@ -339,7 +340,7 @@ def test_a_link_in_a_folder_remote_leads_no_push_elsewhere(shared: Path, tmp_pat
     assert sorted(outside.rglob("*")) == before
 
 
-def test_provenance_that_a_terminal_would_obey_is_refused(shared: Path, tmp_path: Path) -> None:
+def test_provenance_with_terminal_escapes_is_refused(shared: Path, tmp_path: Path) -> None:
     path = segments(shared)[0] / "manifest.json"
     b = Cache.open(tmp_path / "b", create=True)
     changes: tuple[dict[str, Any], ...] = (
@@ -348,19 +349,19 @@ def test_provenance_that_a_terminal_would_obey_is_refused(shared: Path, tmp_path
     )
     for change in changes:
         reseal(path, lambda document, change=change: document.update(change))  # type: ignore[misc]
-        told = f"{pull(str(shared), b)}\n{survey(str(shared))}"
-        assert "cannot be printed" in told
-        assert "\x1b" not in told
+        report = f"{pull(str(shared), b)}\n{survey(str(shared))}"
+        assert "cannot be printed" in report
+        assert "\x1b" not in report
 
 
-def test_a_ref_that_lacks_a_part_is_left_out(shared: Path, tmp_path: Path) -> None:
+def test_a_ref_without_its_changes_is_left_out(shared: Path, tmp_path: Path) -> None:
     reseal(shared / "refs" / "paper.json", lambda d: d.pop("changes"))
     b = Cache.open(tmp_path / "b", create=True)
-    assert "ref paper does not say" in pull(str(shared), b).problems[0]
+    assert "ref paper has no list of its changes" in pull(str(shared), b).problems[0]
     assert held(b) == {0, 1, 2, 3}
 
 
-def test_links_in_a_folder_remote_are_not_followed(shared: Path, tmp_path: Path) -> None:
+def test_a_pull_follows_no_link_in_a_folder_remote(shared: Path, tmp_path: Path) -> None:
     (tmp_path / "private").write_bytes(b"private")
     shard = segments(shared)[0] / "embedding" / "c" / "0" / "0"
     shard.unlink()
@@ -370,11 +371,11 @@ def test_links_in_a_folder_remote_are_not_followed(shared: Path, tmp_path: Path)
     assert held(b) == {2, 3}
 
 
-def test_what_is_no_shared_copy_is_not_pulled_from(tmp_path: Path) -> None:
+def test_a_place_that_is_not_a_shared_copy_is_refused(tmp_path: Path) -> None:
     b = Cache.open(tmp_path / "b", create=True)
     with pytest.raises(RemoteError, match="there is no shared copy"):
         pull(str(tmp_path / "nowhere"), b)
     (tmp_path / "zarr").mkdir()
     (tmp_path / "zarr" / "zarr.json").write_text("{}")
-    with pytest.raises(RemoteError, match="no shared copy of format 1"):
+    with pytest.raises(RemoteError, match="not a shared copy of format 1"):
         pull(str(tmp_path / "zarr"), b)

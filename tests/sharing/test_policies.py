@@ -1,4 +1,4 @@
-"""The bucket policies of docs/sharing.md, as far as moto enforces them: actions and resources."""
+"""The bucket policies of docs/sharing.md, as far as moto enforces them."""
 
 import json
 import re
@@ -20,7 +20,7 @@ POLICIES = re.findall(
 
 
 def enforced(policy: str) -> str:
-    """Less what moto cannot judge: conditions of an Allow, and a Deny with one as a whole."""
+    """Without what moto does not enforce: conditions of an Allow, and any Deny with one."""
     kept = []
     for statement in json.loads(policy)["Statement"]:
         if "Condition" in statement and statement["Effect"] == "Deny":
@@ -31,7 +31,7 @@ def enforced(policy: str) -> str:
 
 @pytest.fixture
 def members(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[str, str]]]:
-    """Access keys of a reading and of a writing member, at a server that asks for rights."""
+    """Access keys of a reading and a writing member, at a server that enforces policies."""
     pytest.importorskip("moto.server")
     boto3: Any = pytest.importorskip("boto3")
     from moto import settings

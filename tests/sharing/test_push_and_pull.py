@@ -1,4 +1,4 @@
-"""Push and pull over every kind of remote: the same rows, whole or not at all, nothing twice."""
+"""Push and pull over every kind of remote: the same rows, whole segments, nothing twice."""
 
 import shutil
 import time
@@ -60,17 +60,17 @@ def test_after_compaction_nothing_moves_again(remote: Remote, make: Make) -> Non
     assert pull(remote, b).rows == 0
 
 
-def test_a_dry_run_tells_and_moves_nothing(remote: Remote, make: Make) -> None:
+def test_a_dry_run_reports_and_moves_nothing(remote: Remote, make: Make) -> None:
     a, b = make("a", [0, 1, 2]), make("b")
-    told = push(a, remote, dry_run=True)
-    assert told.rows == 3
+    would = push(a, remote, dry_run=True)
+    assert would.rows == 3
     assert not list(remote.list("spaces/"))
     done = push(a, remote)
-    assert told.bytes == done.bytes
-    told = pull(remote, b, dry_run=True)
-    assert told.rows == 3
+    assert would.bytes == done.bytes
+    would = pull(remote, b, dry_run=True)
+    assert would.rows == 3
     assert not b.spaces()
-    assert told.bytes == pull(remote, b).bytes
+    assert would.bytes == pull(remote, b).bytes
 
 
 def test_few_rows_come_by_their_byte_ranges(remote: Remote, make: Make) -> None:
@@ -129,13 +129,15 @@ def test_a_ref_brings_exactly_its_segments(remote: Remote, make: Make) -> None:
     b.record_photos("mine", ["mine-0"], photos(0))
     then = Cache.open(b.path, ref="paper")
     assert set(np.flatnonzero(then.space(SPEC).read(photos(*range(10)))[1])) == {0, 1, 2}
-    assert then.vectors("net", ["mine-0"])[1].all()  # ids stayed home: those here are meant
+    assert then.vectors("net", ["mine-0"])[1].all()  # no ids came: the ref uses those here
     with pytest.raises(RemoteError, match="has no ref 'absent'; it has paper"):
         pull(remote, b, ref="absent")
     assert verify(b).clean
 
 
-def test_a_ref_that_is_left_is_told_with_the_whole_command(remote: Remote, make: Make) -> None:
+def test_a_ref_that_was_not_written_is_reported_with_the_command_that_brings_it(
+    remote: Remote, make: Make
+) -> None:
     a, b = make("a", [0, 1]), make("b", [0, 1])
     write_ref(a, "paper")
     push(a, remote)
@@ -166,7 +168,7 @@ def test_ids_stay_home_unless_asked_for(remote: Remote, make: Make) -> None:
     assert e.photo_table().ids == Cache.open(e.path, ref="paper").photo_table().ids == ["anna.jpg"]
 
 
-def test_what_cannot_be_asked_together_is_refused(remote: Remote, make: Make) -> None:
+def test_options_that_exclude_each_other_are_refused(remote: Remote, make: Make) -> None:
     a, b = make("a", [0]), make("b")
     push(a, remote)
     for asked in (
@@ -174,12 +176,12 @@ def test_what_cannot_be_asked_together_is_refused(remote: Remote, make: Make) ->
         {"ref": "r", "backbones": ["net"]},
         {"with_ids": True, "photos": photos(0)},
     ):
-        with pytest.raises(InputError, match="leave"):
+        with pytest.raises(InputError, match="Leave"):
             pull(remote, b, **asked)
     assert not b.spaces()
 
 
-def test_face_crops_lie_under_a_prefix_of_their_own(remote: Remote, make: Make) -> None:
+def test_face_crops_have_their_own_prefix(remote: Remote, make: Make) -> None:
     crop = FaceCrop(detector="1" * 64, select="only", margin=0.0)
     faces = replace(SPEC, face=crop)
     a, b = make("a", [0]), make("b")
@@ -223,7 +225,7 @@ def test_progress_counts_the_bytes(remote: Remote, make: Make) -> None:
 
 
 class Watched(fakes.Flaky):
-    """Notes what is written in which order, and how many objects move at once."""
+    """Records the order of writes, and how many objects move at once."""
 
     def __init__(self, remote: Remote) -> None:
         super().__init__(remote, lambda n: "")
@@ -266,7 +268,9 @@ def test_several_objects_move_at_once_and_a_manifest_comes_last(remote: Remote, 
     assert watched.most > 3
 
 
-def test_a_pull_that_has_no_room_says_so_first(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pull_without_room_stops_before_it_moves_anything(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b, remote = make("a", [0, 1]), make("b"), fakes.memory()
     push(a, remote)
     usage = shutil.disk_usage(b.path)._replace(free=10)
@@ -296,14 +300,14 @@ def test_a_member_without_rights_to_faces_gets_the_rest(make: Make) -> None:
     assert push(b, locked).rows == 1
 
 
-def test_a_survey_tells_what_is_there_without_fetching_a_vector(remote: Remote, make: Make) -> None:
+def test_a_survey_fetches_no_vector(remote: Remote, make: Make) -> None:
     a = make("a", list(range(200)))
     write_ref(a, "paper")
     push(a, remote)
     counted = fakes.counted(remote)
-    told = survey(counted)
+    found = survey(counted)
     assert counted.n_bytes < 10_000
-    [space] = told.spaces
+    [space] = found.spaces
     assert (space.names, space.rows, space.dim, space.segments) == (("net",), 200, 8, 1)
-    assert told.refs == ("paper",)
+    assert found.refs == ("paper",)
     assert verify_remote(remote).clean

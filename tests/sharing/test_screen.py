@@ -1,4 +1,4 @@
-"""A shard's bytes as they pass: the same findings however they are cut into blocks."""
+"""A shard's bytes as they arrive: the same findings, whatever the block size."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,7 @@ DIM, N_ROWS = 8, 11
 
 @pytest.fixture(scope="module")
 def segment(tmp_path_factory: pytest.TempPathFactory) -> Segment:
-    """Eleven rows in two shards of two chunks of three rows: the last chunk is filled up."""
+    """Eleven rows in two shards of two chunks of three rows: the last chunk is padded."""
     cache = Cache.open(tmp_path_factory.mktemp("screen") / "c", create=True)
     space = cache.space(foreign("net", DIM), create=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -49,7 +49,7 @@ def screened(manifest: Manifest, number: int, raw: bytes, cuts: list[int]) -> Sh
 
 @given(cuts=st.lists(st.integers(0, 1000), max_size=30))
 @settings(max_examples=200, deadline=None)
-def test_it_sees_the_same_in_blocks_of_any_size(segment: Segment, cuts: list[int]) -> None:
+def test_it_finds_the_same_in_blocks_of_any_size(segment: Segment, cuts: list[int]) -> None:
     rows = model(photos(*range(N_ROWS)), DIM)
     found = []
     for number, raw in enumerate(shards(segment)):
@@ -61,7 +61,7 @@ def test_it_sees_the_same_in_blocks_of_any_size(segment: Segment, cuts: list[int
     assert found == [crc32c(row) for row in rows]
 
 
-def test_it_sees_every_byte_that_is_wrong(segment: Segment) -> None:
+def test_it_finds_every_wrong_byte(segment: Segment) -> None:
     manifest = segment.manifest
     known = segment.column("row_crc").tolist()
     for number, raw in enumerate(shards(segment)):
@@ -74,8 +74,8 @@ def test_it_sees_every_byte_that_is_wrong(segment: Segment) -> None:
     assert len(known) == N_ROWS
 
 
-def test_it_sees_numbers_that_are_not_finite(tmp_path: Path) -> None:
-    """Every CRC and digest is right, as a hostile writer would have it."""
+def test_it_finds_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    """Every CRC and digest is right, as a hostile writer would make it."""
     from embedcache.store import shard
     from embedcache.store.shard import Geometry, RowStream
 

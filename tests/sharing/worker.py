@@ -1,6 +1,6 @@
-"""A member who is killed: python -m tests.sharing.worker push|pull CACHE FOLDER K
+"""A member to be killed: python -m tests.sharing.worker push|pull CACHE FOLDER K
 
-Pushes to, or pulls from, a folder remote, and dies by SIGKILL amid its K-th request.
+Pushes to, or pulls from, a folder remote, and dies by SIGKILL during its K-th request.
 """
 
 import os

@@ -14,10 +14,11 @@ from sklearn.preprocessing import StandardScaler
 
 from embedcache.errors import InputError
 from heads.fitting.estimator import HeadClassifier, HeadRegressor
+from heads.fitting.protocol import Protocol
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(240, 6))
-QUICK: dict[str, Any] = {"epochs": 5, "hidden": 8, "learning_rates": (1e-2,)}
+QUICK: dict[str, Any] = {"protocol": Protocol(epochs=5, hidden=8, learning_rates=(1e-2,))}
 
 
 def test_a_classifier_keeps_its_labels_and_scores_in_cross_validation() -> None:
@@ -47,14 +48,25 @@ def test_a_regressor_takes_weights_groups_and_several_targets() -> None:
 
 
 def test_parameters_are_stored_as_given_and_cloned() -> None:
-    model = HeadRegressor(hidden=7, learning_rates=(0.5,))
-    assert model.get_params()["hidden"] == 7
+    chosen = Protocol(hidden=7, learning_rates=(0.5,))
+    model = HeadRegressor(protocol=chosen)
+    assert model.get_params(deep=False)["protocol"] is chosen
     assert clone(model).get_params() == model.get_params()
     with pytest.raises(NotFittedError):
         model.predict(ROWS)
 
 
-def test_rows_that_cannot_be_parted_are_told() -> None:
+def test_single_fields_of_the_protocol_can_be_set_and_searched() -> None:
+    model = HeadRegressor(**QUICK).set_params(protocol__hidden=5, head="2fc")
+    assert model.get_params()["protocol__hidden"] == 5
+    assert (model.protocol.epochs, model.head) == (5, "2fc")
+    grid = GridSearchCV(model, {"protocol__hidden": [4, 8]}, cv=2).fit(ROWS, ROWS[:, 0])
+    assert grid.best_params_["protocol__hidden"] in (4, 8)
+    with pytest.raises(InputError, match="hidden must be a whole number; got 'wide'"):
+        model.set_params(protocol__hidden="wide")
+
+
+def test_rows_that_cannot_be_split_are_refused() -> None:
     with pytest.raises(InputError, match="one group"):
         HeadRegressor(**QUICK).fit(ROWS[:5], np.arange(5.0), groups=[1] * 5)
     with pytest.raises(InputError, match="no head 'tree'"):

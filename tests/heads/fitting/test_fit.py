@@ -28,17 +28,17 @@ QUICK: dict[str, Any] = {"epochs": 3, "hidden": 8, "resamples": 200, "learning_r
 
 def test_the_document_has_the_contracts_keys_and_is_json(sample: Sample) -> None:
     fit = heads.fit(sample(), **QUICK)
-    told = json.loads(json.dumps(fit.document(), allow_nan=False))
-    assert {"task", "target", "n", "noise_floor", "seconds", "rows"} <= told.keys()
-    assert told["n"].keys() == {"train", "dev", "test"}
-    assert [row["head"] for row in told["rows"]] == ["const", "ridge", "0fc", "1fc", "2fc"]
+    found = json.loads(json.dumps(fit.document(), allow_nan=False))
+    assert {"task", "target", "n", "noise_floor", "seconds", "rows"} <= found.keys()
+    assert found["n"].keys() == {"train", "dev", "test"}
+    assert [row["head"] for row in found["rows"]] == ["const", "ridge", "0fc", "1fc", "2fc"]
     keys = {"head", "metric", "value", "low", "high", "dev", "learning_rate", "epoch", "seconds"}
-    assert all(keys <= row.keys() and row["metric"] == "mse" for row in told["rows"])
-    assert all(row["low"] <= row["value"] <= row["high"] for row in told["rows"])
-    ridge = told["rows"][1]
+    assert all(keys <= row.keys() and row["metric"] == "mse" for row in found["rows"])
+    assert all(row["low"] <= row["value"] <= row["high"] for row in found["rows"])
+    ridge = found["rows"][1]
     for name in ("explainable_share", "r2", "rank_correlation"):
         assert 0.3 < ridge[f"{name}_low"] < ridge[name] < ridge[f"{name}_high"] <= 1.3
-    assert ridge["value"] > told["noise_floor"] > 0
+    assert ridge["value"] > found["noise_floor"] > 0
     assert "noise floor" in str(fit)
 
 
@@ -136,12 +136,12 @@ def test_two_whole_fits_with_one_seed_agree_bit_for_bit_on_all_cores(sample: Sam
         for task in ("ratio", "binary"):
             data = sample(n=900, dim=64, task=task)
             first, second = (heads.fit(data, dropout=0.1, **QUICK) for _ in range(2))
-            told = [fit.document() for fit in (first, second)]
-            for document in told:
+            documents = [fit.document() for fit in (first, second)]
+            for document in documents:
                 del document["seconds"]
                 for row in document["rows"]:
                     del row["seconds"]
-            assert told[0] == told[1]
+            assert documents[0] == documents[1]
             for name, head in first.heads.items():
                 for one, two in zip(head.layers, second.heads[name].layers, strict=True):
                     assert (one.weight == two.weight).all()
@@ -161,15 +161,15 @@ def test_standardisation_knows_the_train_rows_only(sample: Sample) -> None:
         assert head.standard.scale == pytest.approx(train.std(0), rel=1e-6)
 
 
-def test_errors_are_told_by_group(sample: Sample) -> None:
+def test_errors_are_reported_by_group(sample: Sample) -> None:
     data = sample()
     gender = tuple("F" if k % 3 else "M" for k in range(300))
     fit = heads.fit(replace(data, by={"gender": gender}), heads=["ridge"], **QUICK)
-    told = fit.document()["by"]
-    assert {(one["group"], one["head"]) for one in told} == {
+    found = fit.document()["by"]
+    assert {(one["group"], one["head"]) for one in found} == {
         (group, head) for group in "FM" for head in ("const", "ridge")
     }
-    assert sum(one["n"] for one in told if one["head"] == "ridge") == fit.dataset.n["test"]
+    assert sum(one["n"] for one in found if one["head"] == "ridge") == fit.dataset.n["test"]
 
 
 def test_constant_labels_give_zero_error_and_no_nan_in_the_table() -> None:
@@ -183,7 +183,7 @@ def test_constant_labels_give_zero_error_and_no_nan_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_handful_of_photos_is_told_to_be_too_few(n: int) -> None:
+def test_a_handful_of_photos_is_refused_as_too_few(n: int) -> None:
     data = from_arrays(np.eye(n), np.arange(n))
     with pytest.raises(LabelsError, match=f"{n} labelled photos make .* too few"):
         heads.fit(data, **QUICK)
@@ -197,7 +197,7 @@ def test_few_photos_with_a_given_split_are_fitted_without_intervals() -> None:
     json.dumps(fit.document(), allow_nan=False)
 
 
-def test_one_class_in_train_is_told() -> None:
+def test_one_class_in_train_is_refused() -> None:
     labels = ["F"] * 8 + ["M"] * 2
     subset = [0] * 8 + [1, 2]
     data = from_arrays(np.eye(10), labels, subset=subset)
@@ -206,7 +206,9 @@ def test_one_class_in_train_is_told() -> None:
 
 
 @pytest.mark.parametrize(("side", "name"), [(0, "train"), (1, "dev"), (2, "test")])
-def test_weights_that_are_zero_on_one_side_are_told(sample: Sample, side: int, name: str) -> None:
+def test_weights_that_are_zero_on_one_side_are_refused(
+    sample: Sample, side: int, name: str
+) -> None:
     data = sample()
     weights = np.where(data.subset == side, 0.0, 1.0)
     with pytest.raises(LabelsError, match=f"all weights of the {name} rows are zero"):
@@ -218,21 +220,21 @@ def test_weights_that_are_zero_on_one_side_are_told(sample: Sample, side: int, n
     [
         ({"heads": ["svm"]}, "no head 'svm'"),
         ({"heads": ["logistic"]}, "logistic does not fit a regression"),
-        ({"epochs": 0}, "epochs is 1 or more"),
-        ({"learning_rates": [-1.0]}, "learning rates are above zero"),
-        ({"learning_rates": []}, "learning rates are above zero"),
-        ({"learning_rates": [0.1, 0.1]}, "named twice"),
-        ({"optimizer": "lion"}, "adam or sgd"),
-        ({"dropout": 1.0}, "dropout is 0 or more"),
-        ({"weight_decay": -1.0}, "weight_decay is 0"),
-        ({"patience": 0}, "patience is 1"),
-        ({"loss": "hinge"}, "loss is one of"),
-        ({"start": "middle"}, "linear or constant"),
+        ({"epochs": 0}, "epochs must be 1 or more"),
+        ({"learning_rates": [-1.0]}, "learning rates must be above zero"),
+        ({"learning_rates": []}, "learning rates must be above zero"),
+        ({"learning_rates": [0.1, 0.1]}, "given twice"),
+        ({"optimizer": "lion"}, "one of adam, sgd"),
+        ({"dropout": 1.0}, "dropout must be 0 or more"),
+        ({"weight_decay": -1.0}, "weight_decay must be 0"),
+        ({"patience": 0}, "patience must be 1"),
+        ({"loss": "hinge"}, "loss must be one of"),
+        ({"epoch": 3}, "no option 'epoch'; it has epochs"),
+        ({"hidden": "wide"}, "hidden must be a whole number; got 'wide'"),
+        ({"start": "middle"}, "one of constant, linear"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(
-    sample: Sample, options: dict[str, Any], message: str
-) -> None:
+def test_a_wrong_option_is_refused(sample: Sample, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         heads.fit(sample(), **options)
 
@@ -250,11 +252,11 @@ def test_a_diverging_rate_is_noted(sample: Sample) -> None:
     assert all(math.isfinite(row.value) for row in fit.rows)
 
 
-def test_the_protocol_is_checked_once_and_says_what_it_is() -> None:
-    told = Protocol().document()
-    assert told["batch_size"] == 256
-    assert told["epochs"] == 20
-    json.dumps(told)
+def test_a_protocol_prints_as_json() -> None:
+    found = Protocol().document()
+    assert found["batch_size"] == 256
+    assert found["epochs"] == 20
+    json.dumps(found)
 
 
 def test_importing_heads_loads_no_torch_and_no_backbone_library() -> None:

@@ -1,4 +1,4 @@
-"""On real votes the FC heads are at or about ridge's error, and gender is told apart."""
+"""On real votes the FC heads are at or about ridge's error, and gender is predicted."""
 
 import csv
 from collections import defaultdict
@@ -36,6 +36,6 @@ def test_heads_on_facenet_vectors_reach_the_published_figures(real_data: Path) -
     assert error["ridge"] < 0.6 * error["const"]
     assert 0.008 < like.test.noise_floor < 0.0095
     labels = [gender[name] for name in names]
-    told = heads.fit(from_arrays(vectors, labels, ids=names, groups=names))
-    right = {row.head: row.value for row in told.rows if row.metric == "accuracy"}
+    gender_fit = heads.fit(from_arrays(vectors, labels, ids=names, groups=names))
+    right = {row.head: row.value for row in gender_fit.rows if row.metric == "accuracy"}
     assert right["2fc"] > 0.94 > right["logistic"]

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from heads.dataset.rows import Dataset
 from heads.fitting import linear
+from heads.fitting.candidates import fit_candidates
 from heads.fitting.fc import Bank, Member
-from heads.fitting.fit import fit_parts
 from heads.fitting.protocol import Protocol
-from heads.fitting.train import Trained, _Candidate, train
+from heads.fitting.train import Trained, _Rate, train
 from heads.head import Layer
 
 Sample = Callable[..., Dataset]
@@ -183,7 +183,7 @@ def test_patience_stops_rates_and_leaves_the_best_epoch_as_it_was(sample: Sample
 def test_every_loss_learns(sample: Sample, task: str, loss: Any) -> None:
     data = sample(n=900, task=task)
     base = "ridge" if task == "ratio" else "logistic"
-    fitted = fit_parts(
+    fitted = fit_candidates(
         data.part("train"),
         data.part("dev"),
         ("const", base, "0fc", "1fc", "2fc"),
@@ -224,11 +224,11 @@ def test_weights_decay_as_torchs_adamw_has_it_and_biases_do_not(sample: Sample) 
 
 
 def test_a_rate_goes_on_while_it_may_still_win() -> None:
-    rate = _Candidate("1fc", 1, 1e-3, [1.0, 0.99, 0.98, 0.97, 0.96])
+    rate = _Rate("1fc", 1, 1e-3, [1.0, 0.99, 0.98, 0.97, 0.96])
     assert rate.may_win(0.90, left=10, patience=4)  # 0.01 an epoch would take it to 0.86
     assert not rate.may_win(0.80, left=10, patience=4)
     assert rate.may_win(0.80, left=10, patience=5)  # too early to say
-    still = _Candidate("1fc", 1, 1e-3, [1.0, 0.9, 0.9, 0.9, 0.9, 0.9])
+    still = _Rate("1fc", 1, 1e-3, [1.0, 0.9, 0.9, 0.9, 0.9, 0.9])
     assert not still.may_win(0.9, left=10, patience=4)
     assert still.may_win(0.9, left=10, patience=5)
-    assert not _Candidate("1fc", 1, 1e-3, [1.0, math.inf]).may_win(0.9, left=10, patience=4)
+    assert not _Rate("1fc", 1, 1e-3, [1.0, math.inf]).may_win(0.9, left=10, patience=4)

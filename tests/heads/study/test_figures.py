@@ -96,7 +96,7 @@ def test_figure_1_ranks_by_prediction_in_rows_of_nearly_the_same_value(results: 
     one = found.strips[0].pictures[0]
     assert one.path is not None
     i = fit.ids.index(one.path.stem)
-    assert one.truth == f"{fit.truth[i]:.2f} {results.told[fit.ids[i]]}"
+    assert one.truth == f"{fit.truth[i]:.2f} {results.captions[fit.ids[i]]}"
 
 
 def test_figure_1_of_few_photos_shows_each_once(results: Results) -> None:

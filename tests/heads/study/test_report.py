@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from heads.study import figures, report
@@ -44,7 +45,7 @@ def results() -> Results:
 
 
 @pytest.fixture(scope="module")
-def written(results: Results, tmp_path_factory: pytest.TempPathFactory) -> report.Report:
+def written(results: Results, tmp_path_factory: pytest.TempPathFactory) -> report.WrittenReport:
     return report.write(results, tmp_path_factory.mktemp("page"))
 
 
@@ -81,7 +82,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_all_files_of_the_study_are_written(written: report.Report) -> None:
+def test_all_files_of_the_study_are_written(written: report.WrittenReport) -> None:
     out = written.page.parent
     assert json.loads((out / "results.json").read_text())["simulated"] is True
     stems = {"breakdown", "table1", "table2_like_ratio", "table3_gender"}
@@ -94,15 +95,17 @@ def test_all_files_of_the_study_are_written(written: report.Report) -> None:
     assert str(written.page) in str(written)
 
 
-def test_results_json_holds_every_row(results: Results, written: report.Report) -> None:
-    told = json.loads((written.page.parent / "results.json").read_text())
-    assert len(told["rows"]) == len(results.rows())
+def test_results_json_holds_every_row(results: Results, written: report.WrittenReport) -> None:
+    document = json.loads((written.page.parent / "results.json").read_text())
+    assert len(document["rows"]) == len(results.rows())
     keys = {"target", "subset", "backbone", "head", "metric", "value", "low", "high", "dev"}
     keys |= {"learning_rate", "epoch", "seconds", "spec", "labels", "split", "best", "name"}
-    assert keys <= set(told["rows"][0])
+    assert keys <= set(document["rows"][0])
 
 
-def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(written: report.Report) -> None:
+def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(
+    written: report.WrittenReport,
+) -> None:
     text = written.page.read_text()
     page = Page(text)
     assert page.open == []
@@ -114,13 +117,13 @@ def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(written: repo
     assert len(text) < 3_000_000
 
 
-def test_every_image_has_a_text_and_every_heading_its_place(written: report.Report) -> None:
+def test_every_image_has_a_text_and_every_heading_its_place(written: report.WrittenReport) -> None:
     page = Page(written.page.read_text())
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) > 50
     for attributes in images:
-        told = attributes["alt"] or ""
-        assert re.match(r"Test photo: predicted .+, true .+; .+", told)
+        text = attributes["alt"] or ""
+        assert re.match(r"Test photo: predicted .+, true .+; .+", text)
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert all(a.get("aria-label") or a.get("aria-hidden") for a in drawings)
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
@@ -131,14 +134,16 @@ def test_every_image_has_a_text_and_every_heading_its_place(written: report.Repo
     assert len(ids) == len(set(ids))
 
 
-def test_a_simulated_study_says_so_at_the_top(results: Results, written: report.Report) -> None:
+def test_a_simulated_study_says_so_at_the_top(
+    results: Results, written: report.WrittenReport
+) -> None:
     text = written.page.read_text()
     assert results.simulated
     assert "Simulated data: no person stands behind" in text
     assert "How much of the truth was recovered" in text
 
 
-def test_nothing_on_the_page_identifies_a_photo(written: report.Report) -> None:
+def test_nothing_on_the_page_identifies_a_photo(written: report.WrittenReport) -> None:
     for path in (written.page, written.page.parent / "results.json"):
         text = re.sub(r"base64,[^\"]*", "", path.read_text())
         assert not re.search(r"\bu\d{4}\b", text)
@@ -171,9 +176,12 @@ def test_thumbnails_can_lie_beside_the_page(results: Results, tmp_path: Path) ->
 @pytest.mark.usefixtures("undrawn")
 def test_names_from_outside_are_shown_as_text(results: Results, tmp_path: Path) -> None:
     evil = '<script>alert("x")</script>'
-    fits = tuple(replace(fit, classes=(evil, "M") if fit.classes else ()) for fit in results.fits)
-    told = dict.fromkeys(results.told, evil)
-    made = report.write(replace(results, title=evil, fits=fits, told=told), tmp_path)
+    fits = tuple(
+        msgspec.structs.replace(fit, classes=(evil, "M") if fit.classes else ())
+        for fit in results.fits
+    )
+    captions = dict.fromkeys(results.captions, evil)
+    made = report.write(replace(results, title=evil, fits=fits, captions=captions), tmp_path)
     assert evil not in made.page.read_text()
     assert "&lt;script&gt;" in made.page.read_text()
 
@@ -214,7 +222,7 @@ def tab() -> Iterator[Tab]:
 @pytest.mark.parametrize("width", [1280, 375])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_reads_well_in_a_browser(
-    tab: Tab, written: report.Report, width: int, scheme: str
+    tab: Tab, written: report.WrittenReport, width: int, scheme: str
 ) -> None:
     tab.errors.clear()
     tab.requests.clear()
@@ -232,7 +240,7 @@ def test_the_page_reads_well_in_a_browser(
 
 
 def test_every_tab_and_every_column_works_by_mouse_and_keyboard(
-    tab: Tab, written: report.Report
+    tab: Tab, written: report.WrittenReport
 ) -> None:
     tab.errors.clear()
     tab.resize(1280)
@@ -283,4 +291,4 @@ def test_a_difference_that_may_be_none_gets_no_large_figure(results: Results) ->
     assert report._versus(one, simulated=True).figure.endswith("%")
     unclear = report._versus(replace(one, low=-1.0, high=1.0), simulated=True)
     assert unclear.figure == "≈"
-    assert "cannot be told apart" in unclear.text
+    assert "cannot be distinguished" in unclear.text

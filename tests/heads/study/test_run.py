@@ -1,6 +1,8 @@
 """A study on planted vectors: what is fitted, what is kept, what is refused."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,14 @@ import numpy as np
 import polars as pl
 import pytest
 
+import heads
 from embedcache.errors import LabelsError
 from embedcache.store.cache import Cache
 from heads.fitting.fit import fit
+from heads.study import design, tables
 from heads.study import run as study
-from heads.study import tables
 from heads.study.design import Study, init
-from heads.study.results import Fitted, Results, compare
+from heads.study.results import KeptFit, Results, compare
 from tests.heads.study import studies
 
 
@@ -162,8 +165,8 @@ def test_a_changed_label_is_fitted_anew_and_a_damaged_file_too(
 def test_a_kept_fit_is_read_back_as_it_was_written(results: Results, tmp_path: Path) -> None:
     for one in results.fits:
         one.write(tmp_path / "fit.json")
-        assert Fitted.read(tmp_path / "fit.json", key=one.key) == one
-        assert Fitted.read(tmp_path / "fit.json", key="0" * 64) is None
+        assert KeptFit.read(tmp_path / "fit.json", key=one.key) == one
+        assert KeptFit.read(tmp_path / "fit.json", key="0" * 64) is None
 
 
 def test_a_condition_chooses_the_rows_of_a_subset(
@@ -179,7 +182,7 @@ def test_a_condition_chooses_the_rows_of_a_subset(
     "where",
     ["gender = ", "no_such_column > 1", "like_ratio", "SELECT * FROM x", "read_csv('/etc/passwd')"],
 )
-def test_a_condition_that_is_none_is_refused(
+def test_an_invalid_condition_is_refused(
     folder: Path, cache: Cache, tmp_path: Path, where: str
 ) -> None:
     with pytest.raises(LabelsError, match="subset 's'"):
@@ -214,16 +217,16 @@ def test_what_is_left_out_is_counted_by_reason(results: Results) -> None:
         assert one.dropped == ({} if one.subset == "ALL" else several)
 
 
-def test_heads_of_another_task_are_passed_over(folder: Path, cache: Cache, tmp_path: Path) -> None:
+def test_heads_of_another_task_are_ignored(folder: Path, cache: Cache, tmp_path: Path) -> None:
     targets = [{"column": "like_ratio"}, {"column": "gender"}]
     made = run(small(folder, target=targets, heads=["ridge", "logistic"]), cache, tmp_path)
     assert [fit.heads for fit in made.fits] == [("const", "ridge"), ("const", "logistic")]
 
 
 def test_the_document_names_no_photo_and_no_folder(results: Results) -> None:
-    told = json.dumps(results.document(), default=str)
-    assert "u0001" not in told
-    assert ".jpg" not in told
+    text = json.dumps(results.document(), default=str)
+    assert "u0001" not in text
+    assert ".jpg" not in text
     assert "/" not in json.dumps(results.document()["study"], default=str)
     chosen = Study.parse(
         {
@@ -258,14 +261,14 @@ BASE = 'labels = "l.csv"\n[[target]]\ncolumn = "x"\n[[backbone]]\nname = "b"\n'
         ),
         ('swipes = "s.csv"\n[[target]]\ncolumn = "x"\n', "both users and swipes"),
         ('labels = "l.csv"\n[[backbone]]\nname = "b"\n', r"at least one \[\[target\]\]"),
-        (BASE + "[[target]]\ncolumn = 3\n", "column cannot be 3"),
-        (BASE + '[[target]]\ncolumn = "x"\n', "go by one name"),
-        (BASE + '[[target]]\nweight = "x"\n', "column"),
+        (BASE + "[[target]]\ncolumn = 3\n", r"target\[1\].column must be text; got 3"),
+        (BASE + '[[target]]\ncolumn = "x"\n', "have the same name"),
+        (BASE + '[[target]]\nweight = "x"\n', r"target\[1\] lacks 'column'"),
         ('colour = "red"\n' + BASE, "has no 'colour'"),
         ('heads = ["3fc"]\n' + BASE, "no head '3fc'"),
-        ("heads = 3\n" + BASE, "heads cannot be 3"),
+        ("heads = 3\n" + BASE, "heads must be a list, each text; got 3"),
         (BASE + "[fit]\nepoch = 3\n", "no 'epoch'"),
-        (BASE + "[fit]\nepochs = 0\n", "epochs is 1 or more"),
+        (BASE + "[fit]\nepochs = 0\n", "epochs must be 1 or more"),
         (BASE + '[fit]\nepochs = "many"\n', r"\[fit\]"),
         (BASE + '[[subset]]\nname = "a/b"\n', "letters, digits"),
         (BASE.replace('"b"', '"b@face"'), "face vectors need faces = 1"),
@@ -318,7 +321,38 @@ def test_table_1_of_the_study_equals_a_plain_mean(folder: Path, results: Results
     assert results.label_counts["table1"]["F"]["M"] == pytest.approx(float(np.mean(cell)))
 
 
-def test_a_fit_by_other_code_is_not_taken_for_one_by_this(
+def test_the_digest_of_the_code_covers_every_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(Path(heads.__file__).parent, tmp_path / "heads"))
+    monkeypatch.setattr(heads, "__file__", str(root / "__init__.py"))
+    before = design.code()
+    for changed in ("saved.py", "fitting/train.py", "study/run.py"):
+        with (root / changed).open("a") as file:
+            file.write("# changed\n")
+        assert design.code() != before
+        before = design.code()
+    (root / "fitting" / "train.py").rename(root / "train.py")
+    assert design.code() != before
+
+
+def test_a_study_fitted_before_its_code_moved_is_refitted(
+    cache: Cache, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(heads.__file__).parent
+    flat = hashlib.sha256()
+    for path in sorted(root.glob("*.py")):  # as the digest was taken before there were rooms
+        flat.update(path.name.encode() + b"\n" + path.read_bytes())
+    monkeypatch.setattr(study, "code", flat.hexdigest)
+    assert run(small(folder), cache, tmp_path).reused == 0
+    assert run(small(folder), cache, tmp_path).reused == 1
+    monkeypatch.undo()
+    again = run(small(folder), cache, tmp_path)
+    assert again.reused == 0
+    assert again.fits[0].inputs["code"] == design.code()
+
+
+def test_a_fit_by_other_code_is_refitted(
     cache: Cache, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fresh() -> list[str]:

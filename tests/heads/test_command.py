@@ -62,10 +62,10 @@ def test_the_options_of_the_training_reach_it(fit_head: Run, tmp_path: Path) -> 
             *("--batch-size", 32, "--memory-mb", 1, "--device", "cpu", "--json"),
         )
     )
-    told = protocol(tmp_path / "head")
-    assert told["learning_rates"] == [1e-3, 1e-2]
-    del told["learning_rates"]
-    assert told == {
+    found = protocol(tmp_path / "head")
+    assert found["learning_rates"] == [1e-3, 1e-2]
+    del found["learning_rates"]
+    assert found == {
         "epochs": 3,
         "batch_size": 32,
         "optimizer": "sgd",
@@ -87,8 +87,8 @@ def test_the_options_of_the_training_reach_it(fit_head: Run, tmp_path: Path) -> 
 
 def test_errors_by_group_are_in_the_table_and_in_the_document(fit_head: Run) -> None:
     words = ("--target", "like_ratio", "--weight", "swipes", "--by", "gender", "--head", "ridge")
-    told = fitted(fit_head(*words, "--json"))["by"]
-    assert {(one["column"], one["group"], one["head"]) for one in told} == {
+    found = fitted(fit_head(*words, "--json"))["by"]
+    assert {(one["column"], one["group"], one["head"]) for one in found} == {
         ("gender", group, head) for group in "FM" for head in ("const", "ridge")
     }
     _, out, _ = fit_head(*words)
@@ -101,9 +101,9 @@ def test_several_targets_are_fitted_jointly_and_predicted_by_name(
     one = world.vectors[:, 0].tolist()
     other = (3 * world.vectors[:, 1] + 20).tolist()
     table = world.table(user_id=world.ids, calm=one, age=other)
-    told = fitted(fit_head("--target", "calm", "--target", "age", "--json", labels=table))
-    assert told["task"] == "regression"
-    error = {(row["head"], row["target"]): row["value"] for row in told["rows"]}
+    found = fitted(fit_head("--target", "calm", "--target", "age", "--json", labels=table))
+    assert found["task"] == "regression"
+    error = {(row["head"], row["target"]): row["value"] for row in found["rows"]}
     assert error["ridge", "age"] < 0.1 * error["const", "age"]
     assert error["ridge", "calm"] < 0.1 * error["const", "calm"]
     from heads.predict import predict
@@ -114,12 +114,12 @@ def test_several_targets_are_fitted_jointly_and_predicted_by_name(
     assert seen["prediction_age"].to_list() == pytest.approx(other[:3], abs=1)
 
 
-def test_several_classes_are_told_apart(fit_head: Run, world: World) -> None:
+def test_several_classes_are_fitted(fit_head: Run, world: World) -> None:
     kind = np.array(["cat", "dog", "owl"])[np.digitize(world.vectors[:, 0], [-0.4, 0.4])]
     table = world.table(user_id=world.ids, kind=kind.tolist())
-    told = fitted(fit_head("--target", "kind", "--json", labels=table))
-    assert (told["task"], told["classes"]) == ("multiclass", ["cat", "dog", "owl"])
-    right = {r["head"]: r["value"] for r in told["rows"] if r["metric"] == "accuracy"}
+    found = fitted(fit_head("--target", "kind", "--json", labels=table))
+    assert (found["task"], found["classes"]) == ("multiclass", ["cat", "dog", "owl"])
+    right = {r["head"]: r["value"] for r in found["rows"] if r["metric"] == "accuracy"}
     assert right["logistic"] > right["const"] + 0.2
 
 
@@ -128,16 +128,16 @@ def test_numbers_can_be_called_classes(fit_head: Run, world: World) -> None:
     table = world.table(user_id=world.ids, stars=stars)
     words = ("--target", "stars", "--head", "const", "--json")
     assert fitted(fit_head(*words, labels=table))["task"] == "regression"
-    told = fitted(fit_head(*words, "--task", "multiclass", labels=table))
-    assert told["classes"] == ["0", "1", "2"]
+    found = fitted(fit_head(*words, "--task", "multiclass", labels=table))
+    assert found["classes"] == ["0", "1", "2"]
 
 
 def test_a_stratified_split_gives_a_rare_class_its_share(fit_head: Run, world: World) -> None:
     rare = ["yes" if k % 6 == 0 else "no" for k in range(120)]
     table = world.table(user_id=world.ids, rare=rare)
     words = ("--target", "rare", "--head", "const", "--stratify", "--by", "rare", "--json")
-    told = fitted(fit_head(*words, labels=table))
-    assert {one["n"] for one in told["by"] if one["group"] == "yes"} == {3}
+    found = fitted(fit_head(*words, labels=table))
+    assert {one["n"] for one in found["by"] if one["group"] == "yes"} == {3}
 
 
 def test_a_given_split_is_used_and_refused_where_a_person_straddles(
@@ -152,16 +152,16 @@ def test_a_given_split_is_used_and_refused_where_a_person_straddles(
     fitted(fit_head(*words, "--split-by", "person", labels=table))
     side[0] = "test"
     torn = world.table(user_id=world.ids, score=score, side=side, person=person)
-    told = refused(fit_head(*words, "--split-by", "person", labels=torn))
-    assert "parts 1 group(s) of the same person or the same photo" in told
-    assert "u000 (test), u001 (train)" in told
+    found = refused(fit_head(*words, "--split-by", "person", labels=torn))
+    assert "splits 1 group(s) of the same person or the same photo" in found
+    assert "u000 (test), u001 (train)" in found
 
 
 def test_constant_labels_give_a_table_of_zero_errors(fit_head: Run, world: World) -> None:
     table = world.table(user_id=world.ids, score=[0.5] * 120)
-    told = fitted(fit_head("--target", "score", "--json", labels=table))
-    assert all(row["value"] == pytest.approx(0, abs=1e-6) for row in told["rows"])
-    assert all(row["r2"] is None for row in told["rows"])
+    found = fitted(fit_head("--target", "score", "--json", labels=table))
+    assert all(row["value"] == pytest.approx(0, abs=1e-6) for row in found["rows"])
+    assert all(row["r2"] is None for row in found["rows"])
     status, out, _ = fit_head("--target", "score", labels=table)
     assert (status, "nan" in out.lower()) == (0, False)
 
@@ -169,10 +169,10 @@ def test_constant_labels_give_a_table_of_zero_errors(fit_head: Run, world: World
 def test_a_rate_that_diverges_is_named_and_never_chosen(fit_head: Run, world: World) -> None:
     table = world.table(user_id=world.ids, score=(1e3 * world.vectors[:, 0]).tolist())
     words = ("--target", "score", "--optimizer", "sgd", "--learning-rate", 1e12, "--json")
-    told = fitted(fit_head(*words, labels=table))
-    assert "1fc: learning rate 1e+12 diverged" in told["notes"]
-    assert all(row["value"] is not None for row in told["rows"])
-    assert all(row["learning_rate"] != 1e12 for row in told["rows"])
+    found = fitted(fit_head(*words, labels=table))
+    assert "1fc: learning rate 1e+12 diverged" in found["notes"]
+    assert all(row["value"] is not None for row in found["rows"])
+    assert all(row["learning_rate"] != 1e12 for row in found["rows"])
 
 
 @pytest.mark.parametrize(
@@ -188,13 +188,13 @@ def test_a_rate_that_diverges_is_named_and_never_chosen(fit_head: Run, world: Wo
         ({"y": range(120)}, ("--target", "z"), "no column 'z'"),
         ({"y": range(120), "b": ["x"] * 120}, ("--target", "b"), "several targets at once are"),
         ({"y": range(120)}, ("--loss", "binomial"), "the counts they come from"),
-        ({"y": range(120)}, ("--dropout", "1"), "dropout is 0 or more and below 1"),
+        ({"y": range(120)}, ("--dropout", "1"), "dropout must be 0 or more and below 1"),
         ({"y": range(120)}, ("--device", "cuda:99"), "CUDA devices here"),
-        ({"y": range(120)}, ("--device", "gpu"), "device is auto, cpu, cuda or cuda:N"),
+        ({"y": range(120)}, ("--device", "gpu"), "device must be auto, cpu, cuda or cuda:N"),
         ({"y": range(120)}, ("--by", "hat"), "no column 'hat'"),
     ],
 )
-def test_what_cannot_be_fitted_is_told_in_one_message(
+def test_what_cannot_be_fitted_gets_one_message(
     fit_head: Run, world: World, columns: dict[str, Any], words: tuple[str, ...], message: str
 ) -> None:
     table = world.table(user_id=world.ids, **columns)
@@ -207,7 +207,7 @@ def test_a_handful_of_photos_is_too_few(fit_head: Run, world: World, n: int) -> 
     assert "too few to fit" in refused(fit_head("--target", "y", labels=table))
 
 
-def test_one_class_in_train_is_told(fit_head: Run, world: World) -> None:
+def test_one_class_in_train_is_refused(fit_head: Run, world: World) -> None:
     side = ["train"] * 100 + ["dev"] * 10 + ["test"] * 10
     table = world.table(user_id=world.ids, y=["a"] * 100 + ["b"] * 20, side=side)
     words = ("--target", "y", "--split-column", "side")

@@ -1,0 +1,43 @@
+"""Pixels on their way from decoding to the networks: one queue per backbone."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.extraction.prefetch import Job
+
+U8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """b photos for one forward pass: their jobs, and their pixels, uint8 (b, h, w, 3)."""
+
+    jobs: tuple[Job, ...]
+    pixels: U8
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+
+class Batches:
+    """Photos that wait for a forward pass, by position of their backbone. `put` starts nothing."""
+
+    def __init__(self, n_backbones: int) -> None:
+        self._queues: list[deque[tuple[Job, U8]]] = [deque() for _ in range(n_backbones)]
+
+    def put(self, job: Job, b: int, pixels: U8) -> None:
+        """Add one photo's pixels, uint8 (h, w, 3), for backbone number b."""
+        self._queues[b].append((job, pixels))
+
+    def waiting(self, b: int) -> int:
+        """Photos that wait for backbone number b."""
+        return len(self._queues[b])
+
+    def take(self, b: int, size: int) -> Batch:
+        """The next `size` photos, or as many as there are."""
+        queue = self._queues[b]
+        taken = [queue.popleft() for _ in range(min(size, len(queue)))]
+        return Batch(tuple(job for job, _ in taken), np.stack([pixels for _, pixels in taken]))

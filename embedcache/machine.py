@@ -1,0 +1,77 @@
+"""What this process may use of the machine: processors, and versions of the packages installed."""
+
+import math
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def processors() -> int:
+    """Processors that this process may use: its affinity, and the CPU quota of its container.
+
+    A quota of 1.5 processors counts as 2.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
+    n = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = cpu_quota()
+    return max(1, n if quota is None else min(n, math.ceil(quota)))
+
+
+def cpu_quota(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Processors' worth of time that the control group and those above it allow; None: no limit.
+
+    root: where the control groups are mounted.  own: names the group of this process.
+    """
+    try:
+        entries = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return None
+    quotas = []
+    for entry in entries:
+        if len(entry) != 3:
+            continue
+        _, controllers, path = entry
+        if not controllers:  # version 2
+            mounts = [root]
+        elif "cpu" in controllers.split(","):
+            mounts = [root / "cpu", root / "cpu,cpuacct"]
+        else:
+            continue
+        # In a container the path may be the host's; its own group is then the mount itself.
+        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+        for mount in mounts:
+            for depth in range(len(parts) + 1):
+                found = _quota_in(mount.joinpath(*parts[:depth]))
+                if found is not None:
+                    quotas.append(found)
+    return min(quotas, default=None)
+
+
+def _quota_in(folder: Path) -> float | None:
+    """The CPU quota of one control group: version 2 in one file, version 1 in two."""
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+        if quota in ("max", "-1"):
+            return None
+        return int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """The version of Python and of each package that is installed, by name."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

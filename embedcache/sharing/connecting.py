@@ -1,0 +1,80 @@
+"""The two ends of a push or pull: the remote that an address names, and the cache."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+from embedcache import disk
+from embedcache.errors import CacheError
+from embedcache.remotes.address import parse_address
+from embedcache.remotes.opening import open_remote
+from embedcache.remotes.remote import Remote
+from embedcache.store.cache import Cache
+from embedcache.store.tombstones import FOLDER as TOMBSTONES
+
+
+def connect(remote: Remote | str, cache: Cache) -> Remote:
+    """Open a remote by URL, for this cache."""
+    if not isinstance(remote, str):
+        return remote
+    place = parse_address(remote)
+    if isinstance(place, Path):
+        place = place.resolve()
+        what = "is the cache itself" if place == cache.path else "lies in the cache"
+        if cache.path in (place, *place.parents):
+            raise CacheError(f"{remote} {what}", advice="Name another place to share it")
+    return open_remote(remote, staging=_staging(cache))
+
+
+def memo_of(cache: Cache, remote: Remote) -> Path | None:
+    """Where this cache remembers what it fetched from a remote; None in a read-only cache."""
+    if not os.access(cache.path, os.W_OK):
+        return None
+    return cache.local / "remotes" / sha256(remote.name.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def destination(path: Path, *, keep: bool = True) -> Iterator[Cache]:
+    """The cache to pull into, created where there is none.
+
+    A cache that was created here is removed again after a failure, and always without `keep`,
+    unless something has come.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    cache = Cache.open(path, create=True)
+    try:
+        yield cache
+        done = keep
+    except BaseException:
+        done = False
+        raise
+    finally:
+        if new and not done and _holds_nothing(cache):
+            disk.remove_folder(path)
+            for folder in missing[1:]:
+                folder.rmdir()
+            if not missing:
+                path.mkdir()
+
+
+def _holds_nothing(cache: Cache) -> bool:
+    """Whether a new cache holds nothing, and nothing that a later pull would resume."""
+    arrived = ("spaces/*/", "faces/*/", "photos/segments/*/", "refs/*", f"{TOMBSTONES}/*")
+    return not any(
+        next(cache.path.glob(pattern), None) for pattern in (*arrived, "local/incoming/*")
+    )
+
+
+def _staging(cache: Cache) -> str:
+    """Eight random digits that mark this cache's unfinished pushes on a file system."""
+    try:
+        path = cache.local / "staging"
+        if not path.exists():
+            disk.replace(path, os.urandom(4).hex().encode())
+        text = path.read_text("ascii")
+    except (OSError, ValueError, CacheError):
+        text = ""
+    return text if len(text) == 8 and text.isalnum() else os.urandom(4).hex()

@@ -1,0 +1,171 @@
+"""The segments of a shared copy, believed only as far as their manifests can be checked."""
+
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.errors import EmbedcacheError, RemoteError
+from embedcache.remotes.patience import read_small
+from embedcache.remotes.remote import Denied, Entry, Remote, Unreachable
+from embedcache.sharing.belief import check_manifest
+from embedcache.sharing.listing import ListedSpace
+from embedcache.sharing.memo import Memo
+from embedcache.sharing.refusals import Refusals, advice
+from embedcache.sharing.small_objects import SmallObjects, TooMuch
+from embedcache.store.checksums import CRC_BYTES
+from embedcache.store.columns import COLUMNS, column_path, split_text
+from embedcache.store.layout import MAX_DOCUMENT_BYTES
+from embedcache.store.manifest import MANIFEST, Manifest
+from embedcache.store.sealed import MAX_MANIFEST_BYTES
+
+# Bounds of what one run reads of a remote, whatever that lists; all are far from a team's needs.
+MAX_MANIFESTS_BYTES = 256 << 20
+MAX_ROWS = 1 << 25
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteSegment:
+    """A segment of a shared copy: its key, its manifest as it was fetched, and parsed."""
+
+    key: str
+    raw: bytes = field(repr=False)
+    manifest: Manifest
+
+    @property
+    def id(self) -> str:
+        return self.manifest.segment
+
+    @property
+    def n_bytes(self) -> int:
+        """What a whole copy moves."""
+        return len(self.raw) + self.manifest.bytes_on_disk
+
+
+class RemoteSegments:
+    """Manifests and small arrays, each fetched once and checked; what is wrong is refused."""
+
+    def __init__(
+        self, remote: Remote, refusals: Refusals, objects: SmallObjects, memo: Memo
+    ) -> None:
+        self._remote = remote
+        self._refusals = refusals
+        self._objects = objects
+        self._memo = memo
+        self._read_bytes = 0
+        self._rows_of: dict[str, int] = {}
+        self._known: dict[str, RemoteSegment | None] = {}
+
+    def all(
+        self, space: ListedSpace, names: Iterable[str], *, pool: Executor, dim: int = 0
+    ) -> list[RemoteSegment]:
+        """Some listed segments, fetched several at once; those refused are left out.
+
+        Raises Denied where nothing of the space may be read: this member has no right to it.
+        """
+
+        def one(name: str) -> RemoteSegment | Denied | None:
+            try:
+                return self.one(space, name, dim=dim)
+            except Denied as error:
+                return error
+
+        names = sorted(names)
+        found = list(pool.map(one, names))
+        denied = [(n, e) for n, e in zip(names, found, strict=True) if isinstance(e, Denied)]
+        if denied and len(denied) == len(names):
+            # Raises Denied too where this member may read nothing of the space.
+            read_small(self._remote, f"{space.key}/zarr.json", limit=MAX_DOCUMENT_BYTES)
+        for name, error in denied:
+            self._refusals.segment(name, error)
+        return [segment for segment in found if isinstance(segment, RemoteSegment)]
+
+    def one(self, space: ListedSpace, name: str, *, dim: int = 0) -> RemoteSegment | None:
+        """A listed segment; None where it is unfinished, gone or refused."""
+        entry = space.segments[name].get(MANIFEST)
+        if entry is None:
+            return None
+        if entry.key not in self._known:
+            try:
+                self._known[entry.key] = self._read(space, entry, name, dim)
+            except FileNotFoundError:
+                self._known[entry.key] = None  # removed since it was listed
+            except (Unreachable, Denied, TooMuch):
+                raise
+            except EmbedcacheError as error:
+                self._known[entry.key] = None
+                self._refusals.segment(name, error)
+        return self._known[entry.key]
+
+    def _read(self, space: ListedSpace, entry: Entry, name: str, dim: int) -> RemoteSegment:
+        raw = self._objects.read(entry, limit=MAX_MANIFEST_BYTES)
+        self._read_bytes += len(raw)
+        if self._read_bytes > MAX_MANIFESTS_BYTES:
+            raise TooMuch(f"{self._remote.name} has too many manifests: refused")
+        digest = space.digest or None
+        manifest = Manifest.parse(raw, segment=name, kind=space.kind, space=digest)
+        check_manifest(manifest, dim=dim)
+        return RemoteSegment(f"{space.key}/segments/{name}", raw, manifest)
+
+    def refuse(self, segment: RemoteSegment, error: Exception) -> None:
+        """From now on a segment counts as absent: what was fetched of it was wrong."""
+        self._refusals.segment(segment.id, error)
+        self._known[f"{segment.key}/{MANIFEST}"] = None
+
+    def column(self, segment: RemoteSegment, name: str) -> NDArray[Any]:
+        """A small array of a segment, checked against its manifest.
+
+        Raises RemoteError for a wrong one, and where all digests together are too many to hold.
+        """
+        manifest = segment.manifest
+        shape = manifest.column_shape(name)
+        little = np.dtype(COLUMNS[manifest.kind][name].dtype).newbyteorder("<")
+        path = column_path(name, len(shape))
+        if path not in manifest.files:
+            return np.empty(shape, dtype=little)
+        size, digest = manifest.files[path]
+        if name == "digest":
+            self._rows_of[segment.key] = manifest.n_rows
+            if sum(self._rows_of.values()) > MAX_ROWS:
+                raise TooMuch(
+                    f"{self._remote.name} has over {MAX_ROWS:,} rows to look at",
+                    advice="Name fewer with --backbone",
+                )
+
+        def fetch() -> bytes:
+            raw = read_small(self._remote, f"{segment.key}/{path}", limit=size)
+            if len(raw) != size or sha256(raw).hexdigest() != digest:
+                raise wrong_bytes(self._remote, segment, path)
+            return raw
+
+        raw = self._memo.get(f"{size}-{digest}", fetch)
+        return np.frombuffer(raw[:-CRC_BYTES], dtype=little).reshape(shape)
+
+    def digests(self, segment: RemoteSegment) -> NDArray[np.uint8] | None:
+        """The contents of a segment's rows, (n, 32); None, and it is refused, for wrong ones."""
+        try:
+            return self.column(segment, "digest")
+        except (Unreachable, TooMuch):
+            raise
+        except (RemoteError, FileNotFoundError) as error:
+            self._refusals.segment(segment.id, error)
+            return None
+
+    def reasons(self, segment: RemoteSegment) -> list[str]:
+        """Why each failed row failed."""
+        offsets, text = (self.column(segment, name) for name in ("reason_offset", "reason_text"))
+        return split_text(offsets, text, Path(segment.key))
+
+
+def wrong_bytes(remote: Remote, segment: RemoteSegment, path: str) -> RemoteError:
+    """The error for bytes that do not match the manifest."""
+    return RemoteError(
+        f"{path} is not what was written, so the segment is refused",
+        asked=f"segment {segment.id} at {remote.name}",
+        advice=advice(remote),
+    )

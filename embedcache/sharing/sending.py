@@ -1,0 +1,134 @@
+"""The parcels of a push on their way: each segment's data first, and its manifest last."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
+
+from embedcache import disk
+from embedcache.errors import CacheError, Damaged, RemoteError
+from embedcache.remotes.patience import read_small
+from embedcache.remotes.remote import BLOCK_BYTES
+from embedcache.sharing.listing import ROOTS
+from embedcache.sharing.moved import SEGMENTS_AT_ONCE, CountBytes, OnBytes, counter
+from embedcache.sharing.push_plan import Parcel, PushPlan
+from embedcache.sharing.shared_copy import SharedCopy
+from embedcache.store.cache import Cache
+from embedcache.store.manifest import MANIFEST
+from embedcache.store.sealed import MAX_MANIFEST_BYTES
+from embedcache.store.segment import Segment
+from embedcache.store.space import FaceSpace, Space
+from embedcache.upkeep.rewrite import Store, rewrite
+
+
+def send(
+    copy: SharedCopy,
+    cache: Cache,
+    plan: PushPlan,
+    pool: ThreadPoolExecutor,
+    on_bytes: OnBytes | None,
+) -> None:
+    """Send everything that is planned.
+
+    Raises RemoteError where the remote refuses, Damaged for a file that is not as it was written,
+    and CacheError for a segment that was removed meanwhile.
+    """
+    count = counter(on_bytes, plan.n_bytes)
+    known = {key for root in ROOTS for key in copy.listing.keys(root)}
+    for key, raw in plan.documents.items():
+        if key not in known:
+            copy.remote.create(key, raw)
+    whole = [parcel for parcel in plan.parcels if parcel.rows is None]
+    with ThreadPoolExecutor(SEGMENTS_AT_ONCE) as segments:
+        _finish([segments.submit(_send, copy, parcel, pool, count) for parcel in whole])
+    for parcel in plan.parcels:
+        if parcel.rows is not None:
+            with _chosen_rows(cache, parcel) as new:
+                _send(copy, new, pool, count)
+
+
+def _send(copy: SharedCopy, parcel: Parcel, pool: ThreadPoolExecutor, count: CountBytes) -> None:
+    remote, segment, manifest = copy.remote, parcel.segment, parcel.segment.manifest
+    key = f"{parcel.key}/segments/{segment.id}"
+    raw = disk.read_inside(segment.folder, MANIFEST, limit=MAX_MANIFEST_BYTES)
+    there = {}
+    if not parcel.mends:
+        there = {entry.key: entry.size for entry in remote.unfinished(key)}
+
+    def send_file(path: str) -> None:
+        size, digest = manifest.files[path]
+        if there.get(f"{key}/{path}") != size:
+            blocks = _checked(segment, path, size, digest)
+            remote.write(f"{key}/{path}", blocks, size=size)
+        count(size)
+
+    try:
+        _finish([pool.submit(send_file, path) for path in parcel.files])
+    except FileNotFoundError:
+        raise CacheError(
+            f"segment {segment.id} was compacted or forgotten during the push",
+            advice="Run the same command again",
+        ) from None
+    if parcel.mends or remote.create(f"{key}/{MANIFEST}", raw):
+        return
+    if read_small(remote, f"{key}/{MANIFEST}", limit=MAX_MANIFEST_BYTES) != raw:
+        raise RemoteError(
+            f"{remote.name} holds another segment with the id {segment.id}",
+            advice="Ids are random, so somebody copied or changed it by hand: find out who writes "
+            "there",
+        )
+
+
+def _checked(segment: Segment, path: str, size: int, digest: str) -> Callable[[], Iterator[bytes]]:
+    """A file's blocks. Damaged after the last one, so that nothing is stored, for a wrong file."""
+
+    def blocks() -> Iterator[bytes]:
+        running, at = sha256(), 0
+        fd = disk.open_inside(segment.folder, path)
+        try:
+            while block := os.pread(fd, BLOCK_BYTES, at):
+                running.update(block)
+                at += len(block)
+                yield block
+        finally:
+            os.close(fd)
+        if at != size or running.hexdigest() != digest:
+            raise Damaged(
+                f"{path} is not what was written, so it was not pushed",
+                asked=f"segment {segment.id}",
+                advice=f"Run 'embedcache verify --repair {segment.cache}'",
+            )
+
+    return blocks
+
+
+@contextlib.contextmanager
+def _chosen_rows(cache: Cache, parcel: Parcel) -> Iterator[Parcel]:
+    """A segment of only the chosen rows, made for the push and removed after it."""
+    assert parcel.store is not None
+    assert parcel.rows is not None
+    folder = cache.local / f"outgoing-{os.urandom(4).hex()}"
+    (folder / "segments").mkdir(parents=True)
+    try:
+        target: Store
+        if isinstance(parcel.store, Space):
+            target = Space(folder, parcel.store.spec)
+        else:
+            target = FaceSpace(folder, dict(parcel.store.document), parcel.store.digest)
+        about = dict(parcel.segment.manifest.about)
+        rewrite(target, parcel.store, [(parcel.segment, parcel.rows)], about=about)
+        [new] = target.segments()
+        yield Parcel(parcel.key, new, None, tuple(new.manifest.files))
+    finally:
+        disk.remove_folder(folder)
+
+
+def _finish(jobs: list["Future[None]"]) -> None:
+    """Wait for all jobs; the first error cancels those that have not begun, and is raised."""
+    try:
+        for job in jobs:
+            job.result()
+    finally:
+        for job in jobs:
+            job.cancel()

@@ -1,0 +1,155 @@
+"""What was removed and forgotten in a cache, read afresh, and the ways to add to it.
+
+A `History` keeps what it has read: the log is append-only and tombstones and lifts never change, so
+that a look costs one name that is absent and two listings.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from embedcache import disk
+from embedcache.store.layout import bring_over
+from embedcache.store.log import Entry, Log, append, read_log
+from embedcache.store.tombstones import (
+    FOLDER,
+    LIFTS,
+    Dead,
+    Lift,
+    Tombstone,
+    encode_lift,
+    encode_tombstones,
+    join,
+    list_marks,
+    parse_lift,
+    parse_tombstone,
+    read_lift,
+    read_tombstone,
+    write_marks,
+)
+
+
+class History:
+    """The log, the tombstones and the lifts of the cache in folder `cache`."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self._log = Log()
+        self._tombstones: dict[str, Tombstone] = {}
+        self._lifts: dict[str, Lift] = {}
+        self._dead = Dead()
+
+    def log(self) -> Log:
+        """The log as it is now; the same object while nothing was added."""
+        self._log = read_log(self.cache, self._log)
+        return self._log
+
+    def dead(self) -> Dead:
+        """The marks that hold now; the same object while nothing was added.
+
+        Tombstones are listed before lifts, so that a lift is never taken for older than it is.
+        """
+        names = list_marks(self.cache, FOLDER), list_marks(self.cache, LIFTS)
+        if names != ([*self._tombstones], [*self._lifts]):
+            self._tombstones = {
+                name: self._tombstones.get(name) or read_tombstone(self.cache, name)
+                for name in names[0]
+            }
+            self._lifts = {
+                name: self._lifts.get(name) or read_lift(self.cache, name) for name in names[1]
+            }
+            self._dead = join(self._tombstones, self._lifts)
+        return self._dead
+
+    def forget(self, *, contents: Iterable[bytes] = (), pairs: Iterable[bytes] = ()) -> None:
+        """Make marks of contents and of pairs durable: from now on no reader shows their rows."""
+        with disk.plain_errors("write to", self.cache):
+            bring_over(self.cache)
+            for raw in encode_tombstones(contents, pairs):
+                write_marks(self.cache, FOLDER, raw)
+
+    def lift(self, marks: Iterable[bytes]) -> int:
+        """Lift what tombstones say of these marks (of contents or pairs); returns how many held.
+
+        A lift is an entry of the log as well: whoever is about to remove a segment, because its
+        row was dead, looks again.
+        """
+        dead = self.dead()
+        lifts: dict[str, list[bytes]] = {}
+        held = {mark for mark in marks if mark in dead.contents or mark in dead.pairs}
+        for mark in held:
+            for name in {*dead.contents.get(mark, ()), *dead.pairs.get(mark, ())}:
+                lifts.setdefault(name, []).append(mark)
+        if held:
+            with disk.plain_errors("write to", self.cache):
+                bring_over(self.cache)
+                write_marks(self.cache, LIFTS, encode_lift(lifts))
+            self.note()
+        return len(held)
+
+    def adopt(self, *, lifts: Mapping[str, bytes], tombstones: Mapping[str, bytes]) -> int:
+        """Take over another copy's lifts and tombstones, {file name: bytes}; returns how many.
+
+        Lifts first: a tombstone that was lifted there never holds here. Raises Damaged for bytes
+        that are not as they were written, before anything is taken over.
+        """
+        for name, raw in lifts.items():
+            parse_lift(raw, name=name)
+        for name, raw in tombstones.items():
+            parse_tombstone(raw, name=name)
+        dead = self.dead()
+        fresh = [(LIFTS, name, raw) for name, raw in lifts.items() if name not in dead.lifts]
+        fresh += [
+            (FOLDER, name, raw) for name, raw in tombstones.items() if name not in dead.tombstones
+        ]
+        if fresh:
+            with disk.plain_errors("write to", self.cache):
+                bring_over(self.cache)
+                for which, name, raw in fresh:
+                    write_marks(self.cache, FOLDER if which == FOLDER else LIFTS, raw, name=name)
+            self.note()
+        return len(fresh)
+
+    def files(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """All lifts and all tombstones as {file name: bytes}, checked, for another copy."""
+        dead = self.dead()
+        return (
+            {name: (self.cache / LIFTS / name).read_bytes() for name in dead.lifts},
+            {name: (self.cache / FOLDER / name).read_bytes() for name in dead.tombstones},
+        )
+
+    def note(self) -> None:
+        """Enter in the log which tombstones and lifts there are, so that a lost one is missed."""
+
+        def decide(log: Log) -> Entry | None:
+            entry = self.entry(log)
+            return entry if entry.forgotten or entry.remembered else None
+
+        with disk.plain_errors("write to", self.cache):
+            self._log = append(self.cache, self._log, decide)
+
+    def entry(self, log: Log) -> Entry:
+        """An entry that removes nothing, and names the tombstones and lifts that `log` does not."""
+        dead = self.dead()
+        return Entry(
+            forgotten=_fresh(dead.tombstones, log.forgotten),
+            remembered=_fresh(dead.lifts, log.remembered),
+        )
+
+
+def _fresh(now: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:
+    return {name: digest for name, digest in now.items() if name not in known}
+
+
+def missing_marks(log: Log, dead: Dead) -> list[str]:
+    """The tombstones and lifts that the log names and that are gone, as paths in the cache."""
+    found = [f"{FOLDER}/{name}" for name in log.forgotten.keys() - dead.tombstones.keys()]
+    found += [f"{LIFTS}/{name}" for name in log.remembered.keys() - dead.lifts.keys()]
+    return sorted(found)
+
+
+def parse_marks(lifts: Mapping[str, bytes], tombstones: Mapping[str, bytes]) -> Dead:
+    """The marks that hold by another copy's lifts and tombstones, {file name: bytes}, checked."""
+    return join(
+        {name: parse_tombstone(raw, name=name) for name, raw in tombstones.items()},
+        {name: parse_lift(raw, name=name) for name, raw in lifts.items()},
+    )

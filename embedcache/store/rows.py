@@ -1,0 +1,292 @@
+"""The rows of one space, by content digest: what spaces of vectors and of faces share.
+
+A space is the union of its segments. A table in memory says where each content lies; contents that
+are dead (`tombstones`) are not in it, so that no caller can meet them.
+"""
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.errors import CacheError, Damaged
+from embedcache.spec import Json
+from embedcache.store.columns import ABSENT, Columns
+from embedcache.store.history import History
+from embedcache.store.index import Table
+from embedcache.store.reader import Part
+from embedcache.store.salvage import salvage
+from embedcache.store.segment import Segment
+from embedcache.store.segment_set import LOOKS, SegmentSet
+from embedcache.store.tombstones import Dead
+from embedcache.store.writer import FaceWriter, SegmentWriter
+
+U8 = NDArray[np.uint8]
+I64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+T = TypeVar("T")
+UNKNOWN = "unknown"
+INDEX_SEGMENTS = 64
+INDEX_ROWS = 65_536
+COLUMN_CACHE_BYTES = 24 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What a space holds: distinct photos, and where they came from."""
+
+    ok: int
+    failed: dict[str, int]
+    segments: int
+    bytes_on_disk: int
+    names: tuple[str, ...]
+    writers: dict[str, int]
+    devices: dict[str, int]
+    first: str
+    last: str
+
+
+class Rows(SegmentSet):
+    """The rows of one space. `pins`, from a ref, are the only segments that exist."""
+
+    def __init__(
+        self,
+        folder: Path,
+        digest: str,
+        *,
+        history: History | None = None,
+        pins: Mapping[str, str] | None = None,
+    ) -> None:
+        cache = folder.parent.parent
+        super().__init__(folder, key=digest, history=history or History(cache), pins=pins)
+        self.digest = digest
+        # The whole table of a space may be kept beside the cache, never that of a ref.
+        local = cache / "local" / "index"
+        self._index_path = None if pins is not None else local / f"{digest}.table"
+        self._columns: dict[str, Columns] = {}
+        self._indexed: list[str] = []
+        self._unsaved = 0
+        self._table = Table.empty()
+        self._dead = Dead()  # whose contents the table is without
+
+    def status(self, digests: U8) -> U8:
+        """ABSENT, OK or FAILED for each of (n, 32) digests; good anywhere beats failed."""
+        _, table = self.row_table()
+        at = table.find(digests)
+        status = np.where(table.ok[at], np.uint8(1), np.uint8(2)) if len(table.ok) else at
+        return np.where(at < 0, np.uint8(ABSENT), status).astype(np.uint8)
+
+    def reasons(self, digests: U8) -> list[str | None]:
+        """Why each failed photo failed; None for one that is good or absent."""
+
+        def look(segments: list[Segment], table: Table) -> list[str | None]:
+            at = table.find(digests)
+            found: list[str | None] = [None] * len(at)
+            failed = np.flatnonzero(at >= 0)
+            failed = failed[~table.ok[at[failed]]]
+            reasons: dict[int, list[str]] = {}
+            for i in failed.tolist():
+                number, row = int(table.segment[at[i]]), int(table.row[at[i]])
+                if number not in reasons:
+                    reasons[number] = segments[number].reasons()
+                found[i] = reasons[number][row - segments[number].manifest.n_ok]
+            return found
+
+        return self._steadily(look)
+
+    def digests(self) -> U8:
+        """Digests of all good rows, (n, 32), ascending."""
+        _, table = self.row_table()
+        return table.digests[table.ok]
+
+    def counts(self) -> Counts:
+        """Rows, failures by reason, segments, bytes, and who wrote them."""
+        segments, table = self.row_table()
+        reasons = self.reasons(table.digests[~table.ok])
+        manifests = [segment.manifest for segment in segments]
+        created = sorted(manifest.created for manifest in manifests)
+        return Counts(
+            ok=int(table.ok.sum()),
+            failed=dict(Counter(str(reason) for reason in reasons).most_common()),
+            segments=len(segments),
+            bytes_on_disk=sum(manifest.bytes_on_disk for manifest in manifests),
+            names=self.names,
+            writers=dict(Counter(_first_of(m.about, "host", "writer") for m in manifests)),
+            devices=dict(Counter(_first_of(m.about, "device") for m in manifests)),
+            first=created[0] if created else "",
+            last=created[-1] if created else "",
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What writers called this space, the earliest first."""
+        return tuple(dict.fromkeys(s.name for s in self.segments() if s.name))
+
+    def row_table(self) -> tuple[list[Segment], Table]:
+        """The segments, and where each digest that is not dead lies in them."""
+
+        return self._retried(lambda segments: (segments, self._table_of(segments)))
+
+    def columns_of(self, segment: Segment) -> Columns:
+        """A segment's small arrays; those read last are kept, up to a few megabytes."""
+        columns = self._columns.get(segment.id)
+        if columns is None:
+            columns = self._columns[segment.id] = segment.columns()
+            sizes = [sum(c.nbytes for c in kept.values()) for kept in self._columns.values()]
+            while len(self._columns) > 1 and sum(sizes) > COLUMN_CACHE_BYTES:
+                del self._columns[next(iter(self._columns))], sizes[0]
+        return columns
+
+    def salvage(self) -> int:
+        """Turn what dead writers left into segments, and collect litter; returns rows saved."""
+        if self._pins is not None or not os.access(self.segments_folder, os.W_OK):
+            return 0
+        return salvage(
+            self.segments_folder,
+            reopen=self._reopen,
+            known=self._known,
+            gone=lambda name: f"{self.key}/{name}" in self.history.log().gone,
+        )
+
+    def dead_rows(self, segment: Segment, dead: Dead) -> Bool:
+        """Which rows of a segment are dead, (n,)."""
+        if not dead.contents:
+            return np.zeros(segment.manifest.n_rows, dtype=np.bool_)
+        return dead.of(segment.column("digest"))
+
+    def held_in(self, holder: Segment, segment: Segment, rows: I64) -> Bool:
+        """Which of some rows of `segment` were read, under their CRCs, in `holder`, (k,).
+
+        A good row needs a good one of the same content; a failure needs either.
+        """
+        held = np.zeros(len(rows), dtype=np.bool_)
+        try:
+            digests = segment.column("digest")[rows]
+            theirs = holder.column("digest")
+            table = Table.empty().extended(
+                [(0, theirs, holder.manifest.n_ok)], renumbered=np.empty(0, np.int64)
+            )
+            at = table.find(digests)
+            good = rows < segment.manifest.n_ok
+            held[(at >= 0) & ~good] = True
+            able = (at >= 0) & good
+            able[able] = table.ok[at[able]]
+            places = np.flatnonzero(able)
+            held[places] = self._readable(holder, table.row[at[places]].astype(np.int64))
+        except Damaged:
+            pass  # what cannot be read holds nothing
+        return held
+
+    def readable(self, segment: Segment) -> Bool:
+        """Which rows of a damaged segment can still be read, (n,)."""
+        n_rows, n_ok = segment.manifest.n_rows, segment.manifest.n_ok
+        columns = segment.columns()
+        if len(segment.reasons()) != n_rows - n_ok or len(columns["digest"]) != n_rows:
+            raise Damaged(f"the columns of segment {segment.folder} do not fit")
+        found = np.ones(n_rows, dtype=np.bool_)
+        found[:n_ok] = self._readable(segment, np.arange(n_ok))
+        return found
+
+    def _readable(self, segment: Segment, rows: I64) -> Bool:
+        """Which of some good rows of a segment can be read, (k,)."""
+        raise NotImplementedError
+
+    def _known(self, digests: U8) -> Bool:
+        """Which digests in a draft need no salvaging: good ones, and dead ones."""
+        known: Bool = (self.status(digests) == 1) | self.history.dead().of(digests)
+        return known
+
+    def _reopen(self, lease: Mapping[str, Any], n_rows: int) -> SegmentWriter | FaceWriter:
+        raise NotImplementedError
+
+    def _table_of(self, segments: list[Segment]) -> Table:
+        names = [segment.digest for segment in segments]
+        dead = self.history.dead()
+        if names != self._indexed or dead is not self._dead:
+            self._extend(names, segments, dead)
+        return self._table
+
+    def _extend(self, names: list[str], segments: list[Segment], dead: Dead) -> None:
+        """Bring the table up to date, from memory, from the file, or from nothing.
+
+        names: the digests of the segments' manifests, so that a saved table fits those or none.
+        """
+        base, known = self._table, self._indexed
+        more = dead.since(self._dead.tombstones, self._dead.lifts)
+        if not known and self._index_path is not None and (saved := Table.load(self._index_path)):
+            base, known = saved.table, saved.segments
+            more = dead.since(set(saved.tombstones), saved.lifts)
+            if not set(saved.tombstones) <= dead.tombstones.keys():
+                more = None
+        if more is None or not set(known) <= set(names):
+            base, known, more = Table.empty(), [], None
+        elif more.contents:
+            base = base.without(more.of(base.digests))
+        number = {name: i for i, name in enumerate(names)}
+        renumbered = np.array([number[name] for name in known], dtype=np.int64)
+        old = set(known)
+        fresh = [(i, segment) for i, segment in enumerate(segments) if segment.digest not in old]
+        if fresh or known != names:
+            parts = [(i, s.column("digest"), s.manifest.n_ok) for i, s in fresh]
+            leave_out = dead.of if dead.contents else None
+            base = base.extended(parts, renumbered=renumbered, dead=leave_out)
+        self._indexed, self._table, self._dead = names, base, dead
+        self._unsaved += len(fresh)
+        n_fresh = sum(segment.manifest.n_rows for _, segment in fresh)
+        if self._index_path and (self._unsaved >= INDEX_SEGMENTS or n_fresh >= INDEX_ROWS):
+            self._unsaved = 0
+            self._save(self._index_path)
+
+    def _save(self, path: Path) -> None:
+        """Keep the table in a file, unless something was forgotten while it was written."""
+        with contextlib.suppress(OSError, CacheError):  # best effort; may fail on a full disk
+            path.parent.mkdir(parents=True, exist_ok=True)
+            marks = [*self._dead.tombstones], [*self._dead.lifts]
+            self._table.save(path, self._indexed, tombstones=marks[0], lifts=marks[1])
+            if self.history.dead() is not self._dead:
+                path.unlink()
+
+    def _steadily(self, look: Callable[[list[Segment], Table], T]) -> T:
+        return self._retried(lambda segments: look(segments, self._table_of(segments)))
+
+    def _retried(self, look: Callable[[list[Segment]], T]) -> T:
+        """Look again when a segment was removed during a read."""
+        for last in [False] * LOOKS + [True]:
+            segments = self.segments()
+            try:
+                return look(segments)
+            except Damaged:
+                if last or all(segment.folder.exists() for segment in segments):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _found(
+        self, segments: list[Segment], table: Table, digests: U8
+    ) -> tuple[Bool, Iterator[Part]]:
+        """Which digests are good, and by segment: (segment, columns, its rows, their slots)."""
+        at = table.find(digests)
+        found = at >= 0
+        found[found] = table.ok[at[found]]
+        slots = np.flatnonzero(found)
+        owner = table.segment[at[slots]]
+
+        def by_segment() -> Iterator[Part]:
+            for number in np.unique(owner).tolist():
+                mine = slots[owner == number]
+                rows = table.row[at[mine]].astype(np.int64)
+                columns = self.columns_of(segments[number])
+                if not np.array_equal(columns["digest"][rows], digests[mine]):
+                    raise Damaged(f"the index of {self.folder} does not fit its segments")
+                yield segments[number], columns, rows, mine
+
+        return found, by_segment()
+
+
+def _first_of(about: Mapping[str, Json], *names: str) -> str:
+    return next((str(about[name]) for name in names if name in about), UNKNOWN)

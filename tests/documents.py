@@ -1,0 +1,114 @@
+"""Documents as tests: their code blocks, run in one folder as a reader would.
+
+    session = Session(run, replaced={"--out demo": "--out demo --photos 60"})
+    for block in blocks(page):
+        session.play(block)
+
+A `sh` block is run line by line, a `python` block in one namespace for the whole document. In a
+`console` block each line after `$ ` is run, and the lines below it must be in its output, in that
+order, with any numbers.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A fenced code block. line: where it begins, from 1."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line} ({self.language or 'plain'})"
+
+
+def blocks(page: Path) -> list[Block]:
+    """Every fenced code block of a Markdown page, in order."""
+    text = page.read_text("utf-8")
+    return [
+        Block(page, text[: match.start()].count("\n") + 1, match[1], match[2])
+        for match in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    ]
+
+
+def shape(line: str) -> str:
+    """A line of output without its numbers, dashes for numbers, and widths of columns."""
+    line = re.sub(r"\([^)]*%[^)]*\)|\b[0-9a-f]{8}\b", "#", line)
+    line = re.sub(r"(?<![\w.])[-+]?\d[\d,.]*(e[-+]?\d+)?|(?<=\s)-(?=\s|$)", "#", line)
+    return " ".join(line.split())
+
+
+@dataclass(slots=True)
+class Session:
+    """Runs the blocks of one document in the current folder.
+
+    run: a command line in this process (the fixture `run`).
+    replaced: texts of shell lines, and what stands for them here, such as a smaller example.
+    """
+
+    run: Run
+    replaced: Mapping[str, str] = field(default_factory=dict)
+    names: dict[str, Any] = field(default_factory=dict)
+
+    def play(self, block: Block) -> None:
+        """Run one block; AssertionError names the block and the line that fails."""
+        if block.language == "python":
+            code = "\n" * block.line + block.text
+            exec(compile(code, str(block.page), "exec"), self.names)
+        elif block.language == "sh":
+            for line in block.text.replace("\\\n", " ").splitlines():
+                self._shell(line, block)
+        elif block.language == "console":
+            for line, shown in _session(block.text):
+                self._compare(shown, self._shell(line, block), f"{block}: {line}")
+        else:
+            raise AssertionError(f"{block}: nothing runs this language")
+
+    def _shell(self, line: str, block: Block) -> str:
+        """Run one line, with its redirections and variables; what it printed."""
+        for text, here in self.replaced.items():
+            line = line.replace(text, here)
+        words = [os.path.expandvars(word) for word in shlex.split(line, comments=True)]
+        if not words:
+            return ""
+        command, *rest = words
+        if command == "export":
+            os.environ.update({name: value for name, _, value in (w.partition("=") for w in rest)})
+            return ""
+        if command == "cat":
+            return "".join(Path(name).read_text("utf-8") for name in rest)
+        if command == "head":
+            return "\n".join(Path(rest[-1]).read_text("utf-8").splitlines()[: -int(rest[0])])
+        if command in ("pip", "make", "git", "cd"):
+            return ""  # what these need is checked by tests of their own
+        assert command == "embedcache", f"{block}: nothing runs {command!r}"
+        status, out, err = self.run(*rest)
+        assert status == 0, f"{block}: {line}\n{err}"
+        return err + out
+
+    @staticmethod
+    def _compare(shown: list[str], printed: str, where: str) -> None:
+        lines = iter([shape(line) for line in printed.splitlines()])
+        for line in shown:
+            if line.strip() == "...":
+                continue
+            assert any(shape(line) == one for one in lines), f"{where}\n{line!r}\n{printed}"
+
+
+def _session(text: str) -> Iterator[tuple[str, list[str]]]:
+    """(command, lines shown below it) of a console block."""
+    joined = text.replace("\\\n", " ")
+    for part in re.split(r"^\$ ", joined, flags=re.MULTILINE)[1:]:
+        command, *shown = part.splitlines()
+        yield command, [line for line in shown if line.strip()]

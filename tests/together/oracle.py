@@ -1,0 +1,102 @@
+"""What a cache holds by the rules of docs/format.md alone: plain zarr, the log, the tombstones.
+
+Nothing here runs the product's code, so that a fault in it cannot hide itself.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tests.together.world import FOREIGN, NET, Album, Row, ids_of
+from tests.together.zarr_rows import ZarrRows
+
+
+@dataclass(slots=True)
+class Held:
+    """What is readable in one place, and what is wrong with it."""
+
+    rows: set[Row] = field(default_factory=set)
+    wrong: list[str] = field(default_factory=list)
+
+
+def held(place: Path, album: Album, zarr: ZarrRows) -> Held:
+    """The rows that any reader of a cache, or of a folder remote, must find in it now."""
+    found = Held()
+    gone = removed(place)
+    dead = dead_contents(place)
+    for part in ("spaces", "face-spaces"):
+        for manifest in sorted((place / part).glob("*/segments/2*/manifest.json")):
+            folder = manifest.parent
+            space = folder.parent.parent.name
+            if f"{space}/{folder.name}" in gone:
+                continue
+            name = album.names.get(space, space)
+            try:
+                rows = zarr.read(folder)
+            except (ValueError, OSError, KeyError) as error:
+                found.wrong.append(f"zarr cannot read a segment of {name}: {error}"[:200])
+                continue
+            for content, raw in rows.items():
+                row = (name, album.number[content])
+                if raw != album.bytes_of(row):
+                    found.wrong.append(f"{name} {row[1]} has other bytes")
+                elif sha256(content).digest() not in dead:
+                    found.rows.add(row)
+    return found
+
+
+def removed(place: Path) -> set[str]:
+    """The segments that the log of removals names, as space/id."""
+    found: set[str] = set()
+    for entry in sorted((place / "removed").glob("[0-9]*/entry.json")):
+        found |= set(json.loads(entry.read_bytes()).get("segments", {}))
+    return found
+
+
+def dead_contents(place: Path) -> set[bytes]:
+    """Marks (sha256 of contents) that a tombstone names and no lift answers."""
+    lifted = set()
+    for path in (place / "remembered").glob("[!.]*.json"):
+        document = json.loads(path.read_bytes())
+        lifted |= {(str(tombstone), mark) for tombstone, mark in _lifts(document)}
+    return {
+        bytes.fromhex(mark)
+        for path in (place / "forgotten").glob("[!.]*.json")
+        for mark in json.loads(path.read_bytes()).get("contents", [])
+        if (path.stem, mark) not in lifted
+    }
+
+
+def _lifts(document: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(lift[0], lift[1]) for lift in document.get("lifts", [])]
+
+
+def traces(place: Path, album: Album, numbers: set[int]) -> list[str]:
+    """Files below `place` that hold bytes of the rows, or ids, of these photos."""
+    patterns = {
+        n: [album.bytes_of((space, n)) for space in (NET, FOREIGN)] for n in sorted(numbers)
+    }
+    names = {n: [name.encode() for name in ids_of(n)] for n in sorted(numbers)}
+    found = []
+    for path in place.rglob("*"):
+        if path.is_symlink() or not path.is_file():
+            continue
+        raw = path.read_bytes()
+        where = path.relative_to(place)
+        for n, rows in patterns.items():
+            if any(row in raw or row[: len(row) // 2] in raw for row in rows):
+                found.append(f"row {n} in {shape(where)}")
+            if where.parts[0] == "photos" and any(name in raw for name in names[n]):
+                found.append(f"id {n} in {shape(where)}")
+    return sorted(set(found))
+
+
+def shape(text: object) -> str:
+    """A path, or a text with paths, without what differs between two runs."""
+    plain = re.sub(r"[0-9a-f]{64}", "<space>", str(text))
+    plain = re.sub(r"\d{8}T\d{12}-[0-9a-f]{8}", "<segment>", plain)
+    plain = re.sub(r"(/|^)(\.[a-z]+)[-.][^/:\s]*", r"\1\2", plain)
+    return re.sub(r"/\S*together-\S*?/(cache|other|remote)", r"\1", plain)

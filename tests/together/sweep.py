@@ -1,0 +1,146 @@
+"""A worker without threads that runs schedules: a JSON request a line in, an answer a line out.
+
+python -m tests.together.sweep
+{"x": "compact", "y": "forget", "n": 8, "seed": 1}
+"""
+
+import json
+import random
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from embedcache import disk
+from embedcache.sharing import moved, pulling, pushing
+from tests.together import operations, process, schedule, world
+from tests.together.places import Flaw, FolderPlace, Place, S3Place, S3Server
+from tests.together.process import Event
+from tests.together.schedule import SOUND
+from tests.together.zarr_rows import ZarrRows
+
+
+def main() -> None:
+    # Nothing here survives the machine, so nothing waits for a disk.
+    disk.sync = lambda fd: None
+    disk.sync_folder = lambda path: None
+    # One thread, so that the k-th event is the same one in every run.
+    for module, name in (
+        (moved, "OBJECTS_AT_ONCE"),
+        (pushing, "SEGMENTS_AT_ONCE"),
+        (pulling, "SEGMENTS_AT_ONCE"),
+    ):
+        setattr(module, name, 1)
+    template, album = world.build()
+    process.install()
+    sweeper = Sweeper(template, album)
+    try:
+        for line in sys.stdin:
+            print(json.dumps(sweeper.sweep(**json.loads(line))), flush=True)
+    finally:
+        sweeper.close()
+        shutil.rmtree(template.folder.parent, ignore_errors=True)
+
+
+class Sweeper:
+    """Runs sweeps over one template."""
+
+    def __init__(self, template: world.World, album: world.Album) -> None:
+        self.template = template
+        self.album = album
+        self.zarr = ZarrRows()
+        self._events: dict[tuple[str, str], list[Event]] = {}
+        self._server: S3Server | None = None
+
+    def sweep(
+        self, *, x: str, y: str, n: int, seed: int, where: str = "folder", flawed: bool = False
+    ) -> dict[str, Any]:
+        """Pause, and kill, `x` at some of its events, and run `y` there.
+
+        n: at how many to pause; half as many kills. 0 for both at every one.
+        where: the remote is a "folder", or on an "s3" server.
+        flawed: answers are lost and listings are stale, of either operation.
+        """
+        first = operations.named(x)
+        second = operations.beside(first, operations.named(y))
+        events = self.events(first, where)
+        rng = random.Random(f"{seed} {x} {y}")
+        wrong: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        n_run = n_waited = 0
+        hosts = schedule.hosts(rng.randrange(12))
+        for k, kills in _choose(events, n, rng):
+            x_host, y_host = next(hosts)
+            x_flaw, y_flaw = (_flaw(rng), _flaw(rng)) if flawed else (SOUND, SOUND)
+            plan = schedule.Plan(first, second, k, kills, x_host, y_host, x_flaw, y_flaw)
+            outcome = self.play(plan, where)
+            n_run += 1
+            n_waited += outcome.waited
+            for text in outcome.wrong:
+                wrong[text] += 1
+                story = f"{outcome.plan} before {outcome.before}; {'; '.join(outcome.ends)}"
+                examples.setdefault(text, story)
+        return {
+            "x": x,
+            "y": y,
+            "events": len(events),
+            "schedules": n_run,
+            "waited": n_waited,
+            "wrong": [[text, count, examples[text]] for text, count in wrong.most_common()],
+        }
+
+    def events(self, op: operations.Operation, where: str) -> list[Event]:
+        """The events of an operation that runs alone, found once for each operation."""
+        if (op.name, where) not in self._events:
+            with self._stage(where) as stage:
+                self._events[op.name, where] = schedule.list_events(stage, op)
+        return self._events[op.name, where]
+
+    def play(self, plan: schedule.Plan, where: str) -> schedule.Outcome:
+        """One schedule in a copy of the template."""
+        with self._stage(where) as stage:
+            return schedule.run(plan, stage)
+
+    @contextmanager
+    def _stage(self, where: str) -> Iterator[schedule.Stage]:
+        copy = self.template.copy()
+        place: Place = FolderPlace(copy.remote)
+        if where == "s3":
+            self._server = self._server or S3Server()
+            place = S3Place(self._server, copy.remote)
+        try:
+            yield schedule.Stage(copy, self.album, self.zarr, place)
+        finally:
+            place.remove()
+            copy.remove()
+
+    def close(self) -> None:
+        self.zarr.close()
+        if self._server is not None:
+            self._server.close()
+
+
+def _flaw(rng: random.Random) -> Flaw:
+    """A lost answer, stale listings, or neither."""
+    return rng.choice((SOUND, Flaw(stale=True), Flaw(late=rng.randrange(1, 60))))
+
+
+def _choose(events: list[Event], n: int, rng: random.Random) -> list[tuple[int, bool]]:
+    """Where to pause, and where to kill: before changes half of the time, else before any call."""
+    everywhere = range(len(events) + 1)
+    if n == 0:
+        return [(k, kills) for k in everywhere for kills in (False, True)]
+    changes = [k for k, event in enumerate(events) if event.changes]
+    found = []
+    for kills, wanted in ((False, n), (True, n // 2)):
+        some = rng.sample(changes, min(len(changes), wanted // 2))
+        rest = [k for k in everywhere if k not in some]
+        some += rng.sample(rest, min(len(rest), wanted - len(some)))
+        found += [(k, kills) for k in sorted(some)]
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Pairs that meet on a remote: a flawed network over a folder, and an S3 protocol server."""
+
+from typing import Any
+
+import pytest
+
+from tests.together.workers import Workers, describe
+
+SEED = 21
+MEMBERS = ("push", "pull", "purge", "colleague purges", "extract through")
+PAIRS = [
+    *((x, y) for x in MEMBERS for y in MEMBERS if x != y),
+    *((x, "forget") for x in MEMBERS),
+    *((x, "compact") for x in MEMBERS),
+]
+S3_PAIRS = [(x, y) for x, y in PAIRS if "colleague purges" in (x, y) or y == "forget"]
+
+
+def _sweeps(where: str, pairs: list[tuple[str, str]], n: int) -> list[Any]:
+    return [
+        pytest.param(
+            {"x": x, "y": y, "n": n, "seed": SEED, "where": where, "flawed": True},
+            id=f"{where}: {x} / {y}",
+        )
+        for x, y in pairs
+    ]
+
+
+@pytest.mark.parametrize("sweep", [*_sweeps("folder", PAIRS, 6), *_sweeps("s3", S3_PAIRS, 2)])
+def test_nothing_is_lost_or_back_over_a_flawed_network(
+    sweep: dict[str, Any], workers: Workers
+) -> None:
+    _require(sweep["where"])
+    found = workers.answer(sweep)
+    assert not found["wrong"], describe(found)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(6 * 3600)
+@pytest.mark.parametrize("sweep", [*_sweeps("folder", PAIRS, 0), *_sweeps("s3", PAIRS, 40)])
+def test_nothing_is_lost_or_back_at_any_request(sweep: dict[str, Any], workers: Workers) -> None:
+    _require(sweep["where"])
+    found = workers.answer(sweep)
+    assert not found["wrong"], describe(found)
+
+
+def _require(where: str) -> None:
+    if where == "s3":
+        pytest.importorskip("moto.server")
+        pytest.importorskip("obstore")
