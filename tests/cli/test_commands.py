@@ -125,8 +125,10 @@ def test_extracts_mistakes_are_one_message_each(
     empty.mkdir()
     assert "no photos in" in mistake(run, "extract", empty, "--cache", cache, "--backbone", net)
     assert "no such folder" in mistake(run, "extract", tmp_path / "x", "--cache", cache)
-    told = mistake(run, "extract", labelled, "--cache", cache, "--backbone", net)
-    assert "no column 'photo_id'; it has user_id, photo" in told
+    words = ("--cache", cache, "--backbone", net, "--id-column", "photo_id")
+    assert "no column 'photo_id'; it has user_id, photo" in mistake(
+        run, "extract", labelled, *words
+    )
     told = mistake(
         run, "extract", tmp_path / "photos", "--cache", cache, "--backbone", "inception_v9"
     )
