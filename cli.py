@@ -1,24 +1,29 @@
 """The command line: each command parses, calls one library function and prints what it returns.
 
-Here stand the commands that fit heads or in which the two stages meet; those of stage one alone
-are in `embedcache/commands.py`. Nothing imports this module. Heavy imports stand inside the
-commands, so that `--help` and `info` answer at once. Data goes to stdout, progress and warnings to
-stderr. Exit status: 0 done, 1 a user's error, 2 wrong usage, 130 interrupted (what was done until
-then is kept).
+Here are the commands that fit heads or in which the two stages meet; those of stage one alone are
+in `embedcache/commands.py`. Nothing imports this module but `embedcache/__main__.py`, which runs
+it. Heavy imports stand inside the commands, so that `--help` and `info` answer at once. Data goes
+to stdout, progress and warnings to stderr. Exit status: 0 done, 1 a user's error, 2 wrong usage,
+130 interrupted (everything done until then is kept).
 """
 
 import errno
 import json
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from embedcache import __version__
 from embedcache.commands import (
     DEFAULT_BACKBONE,
+    INTERRUPTED,
     BackboneOption,
     CacheOption,
     DeviceOption,
@@ -37,25 +42,38 @@ from embedcache.commands import (
 from embedcache.errors import EmbedcacheError, InputError
 
 SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+ANYWHERE = {
+    "-q": logging.WARNING,
+    "--quiet": logging.WARNING,
+    "-v": logging.DEBUG,
+    "--verbose": logging.DEBUG,
+}
+log = logging.getLogger("embedcache")
 
 
 class Commands(TyperGroup):
-    """The commands; Ctrl-C, which typer would end without a word, ends each with one line."""
+    """The commands. -q and -v may stand anywhere; Ctrl-C ends each command with one line."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = args[: args.index("--")] if "--" in args else args
+        for level in [ANYWHERE[word] for word in own if word in ANYWHERE]:
+            log.setLevel(level)
+        kept = [word for i, word in enumerate(args) if i >= len(own) or word not in ANYWHERE]
+        return super().parse_args(ctx, kept)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            told = "Interrupted: what was done is kept. Run the same command again."
-            print(told, file=sys.stderr)
-            raise typer.Exit(130) from None
+            line = "Interrupted: everything done so far is kept. Rerun the command to resume."
+            print(line, file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
 
 
 app = typer.Typer(
     name="embedcache",
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Run frozen vision backbones once over a photo collection, share the vectors, and fit "
@@ -69,7 +87,31 @@ ProtocolName = Literal["paper", "warm"]
 Format = Literal["csv", "parquet"]
 
 
-app.command()(extract)  # of stage one alone, but the first in the list
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"embedcache {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only errors and warnings on stderr.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also tracebacks of errors.")
+    ] = False,
+) -> None:
+    """-q and -v may also stand after a command; see `Commands.parse_args`."""
+
+
+app.command()(extract)  # of stage one alone, but first in the list
 
 
 @app.command()
@@ -80,11 +122,11 @@ def labels(
     ],
     out: Annotated[Path, typer.Option(help="The label table to write, .csv or .parquet.")],
     keep_unswiped: Annotated[
-        bool, typer.Option(help="Also write users with a photo and no kept swipe.")
+        bool, typer.Option(help="Also write users who have a photo but no kept swipe.")
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Turn a swipe log into one like ratio and weight per photo."""
+    """Turn a swipe log into a like ratio per photo."""
     from heads.labels.build import build
 
     print_result(build(users, swipes, out, keep_unswiped=keep_unswiped), json_)
@@ -100,9 +142,9 @@ def fit_head(
         typer.Option(metavar="COLUMN", help="Column to predict; several are fitted jointly."),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the fitted heads.")],
-    id_column: IdColumn = "user_id",
+    id_column: IdColumn = None,
     weight: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Weight of each row, such as swipes.")
+        str | None, typer.Option(metavar="COLUMN", help="Weight of each row, such as its swipes.")
     ] = None,
     task: Annotated[str, typer.Option(help="auto, regression, binary or multiclass.")] = "auto",
     head: Annotated[
@@ -110,13 +152,13 @@ def fit_head(
         typer.Option(help="all, const, ridge, logistic, 0fc, 1fc or 2fc; may be repeated."),
     ] = None,
     faces: Annotated[
-        int | None, typer.Option(min=0, help="Keep only photos with exactly so many faces.")
+        int | None, typer.Option(min=0, help="Keep only photos with exactly N faces.", metavar="N")
     ] = None,
     split_by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Keep equal values on one side.")
+        str | None, typer.Option(metavar="COLUMN", help="Keep rows with equal values on one side.")
     ] = None,
     split_column: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Use this train/dev/test as given.")
+        str | None, typer.Option(metavar="COLUMN", help="A column that says train, dev or test.")
     ] = None,
     stratify: Annotated[
         bool, typer.Option("--stratify", help="Stratify the split by class.")
@@ -142,7 +184,7 @@ def fit_head(
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs. [default: 20]")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="[default: 256]")] = None,
     learning_rate: Annotated[
-        list[float] | None, typer.Option(help="May be repeated: the sweep; dev picks.")
+        list[float] | None, typer.Option(help="Repeat it for a sweep; dev chooses.")
     ] = None,
     optimizer: Annotated[Optimizer | None, typer.Option(help="[default: adam]")] = None,
     loss: Annotated[
@@ -175,15 +217,18 @@ def fit_head(
             help="Minimum dev gain, in standard errors, to leave a linear start. [default: 1]"
         ),
     ] = None,
+    drop_missing: Annotated[
+        bool, typer.Option("--drop-missing", help="Leave out rows without a label.")
+    ] = False,
     memory_mb: Annotated[
-        int | None, typer.Option(min=1, help="Megabytes of vectors held at a time. [default: all]")
+        int | None, typer.Option(min=1, help="Megabytes of vectors in memory. [default: all]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "cpu",
     ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Fit heads on cached vectors and print the table; the test set is used once."""
+    """Fit heads on cached vectors. The test set is used once."""
     import heads
     from heads.dataset.join import load
     from heads.fitting.protocol import protocol_of
@@ -222,7 +267,12 @@ def fit_head(
         seed=seed,
         ref=ref,
         memory_bytes=memory_bytes,
+        drop_missing=drop_missing,
     )
+    for note in dataset.notes:
+        log.info("%s", note)
+    if dataset.classes:
+        log.info("classes: %s", ", ".join(f"{k} ({n:,})" for k, n in dataset.class_counts.items()))
     chosen = protocol_of(given | {"seed": seed, "device": device}, name=protocol)
     fitted = heads.fit(
         dataset,
@@ -233,16 +283,19 @@ def fit_head(
     )
     fitted.save(out)
     print_result(fitted, json_)
+    log.info("wrote %s", out)
 
 
 @app.command()
 def predict(
-    head_dir: Annotated[Path, typer.Argument(metavar="HEAD_DIR", help="What fit-head wrote.")],
+    head_dir: Annotated[Path, typer.Argument(metavar="HEAD_DIR", help="A folder of fit-head's.")],
     photos: PhotosPath,
     cache: CacheOption,
-    out: Annotated[Path, typer.Option(help="The predictions, .csv: photo_id, prediction.")],
-    photo_column: PhotoColumn = "photo",
-    id_column: IdColumn = "photo_id",
+    out: Annotated[
+        str, typer.Option(metavar="FILE", help="The predictions: .csv, .parquet, or - for stdout.")
+    ],
+    photo_column: PhotoColumn = None,
+    id_column: IdColumn = None,
     backbone: Annotated[
         str | None,
         typer.Option(metavar="NAME[@face]", help="The backbone, with the place of its weights."),
@@ -251,23 +304,36 @@ def predict(
     workers: Workers = None,
     json_: JsonOption = False,
 ) -> None:
-    """Apply a fitted head to photos, embedding those that the cache lacks."""
+    """Apply a fitted head to photos. Photos that the cache lacks are embedded."""
     import heads
     from embedcache.extraction.provenance import place_of
+    from heads.predict import check_out
     from heads.predict import predict as apply
 
+    check_out(out)
+    card = heads.load(head_dir).card
     opened = open_cache(cache, create=True)
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
-    card = heads.load(head_dir).card
 
     def embed(_: object) -> None:
         place = backbone or place_of(opened, card["spec_digest"]) or card["backbone"]
         if embed_photos(table, opened, [place], device=device, workers=workers).interrupted:
-            raise typer.Exit(130)
+            raise typer.Exit(INTERRUPTED)
 
-    predictions = apply(head_dir, table.ids, opened, scope=table.scope, embed=embed)
+    imported = (card.get("spec") or {}).get("kind") == "foreign"
+    if imported:  # no network gives these vectors: what the cache lacks stays without a prediction
+        digests = table.digests(opened.local / "digests.npz")
+        kept = [name for name, ok in zip(table.ids, digests.readable, strict=True) if ok]
+        opened.record_photos(table.scope, kept, digests.value[digests.readable])
+    predictions = apply(
+        head_dir, table.ids, opened, scope=table.scope, embed=None if imported else embed
+    )
     predictions.write(out)
+    if out == "-":
+        log.info("%s", predictions)
+        return
     print_result(predictions, json_)
+    log.info("wrote %s", out)
 
 
 @app.command()
@@ -283,7 +349,7 @@ def study(
     ] = None,
     init: Annotated[bool, typer.Option("--init", help="Write a commented STUDY.toml.")] = False,
     photos: Annotated[
-        bool, typer.Option(help="Show photos on the page; without, it can be shared freely.")
+        bool, typer.Option(help="Show photos on the page; --no-photos to share it freely.")
     ] = True,
     link: Annotated[
         bool, typer.Option("--link", help="Keep thumbnails as files beside the page.")
@@ -291,28 +357,28 @@ def study(
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Run targets x subsets x backbones x heads and write the page, tables and figures."""
+    """Fit many heads and write a page. Targets x subsets x backbones x heads."""
     from heads.study import design
 
     if init:
         print(f"wrote {design.init(study_toml)}")
         return
     if out is None:
-        raise InputError("say where the page goes: --out DIR")
+        raise InputError("name the folder for the page: --out DIR")
     show = {"photos": photos, "link": link}
     _study(study_toml, out, cache=cache, show=show, device=device, json_=json_)
 
 
 @app.command()
 def simulate(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where users and swipes go.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for users and swipes.")],
     users: Annotated[int, typer.Option(min=1, help="Users before any filter.")] = 85_000,
     swipes: Annotated[int, typer.Option(min=1, help="Swipes before any filter.")] = 40_000_000,
-    seed: Annotated[int, typer.Option()] = 0,
-    format_: Annotated[Format, typer.Option("--format")] = "csv",
+    seed: Annotated[int, typer.Option(help="For the random numbers.")] = 0,
+    format_: Annotated[Format, typer.Option("--format", help="Of both tables.")] = "csv",
     json_: JsonOption = False,
 ) -> None:
-    """Write a simulated population with known truth, statistically like the paper's."""
+    """Write simulated users and swipes. Their truth is known."""
     from heads.labels import simulate as simulation
 
     suffix = f".{format_}"
@@ -321,12 +387,12 @@ def simulate(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for everything.")],
     photos: Annotated[int, typer.Option(min=60, help="Photos to derive.")] = 600,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="For the random numbers.")] = 0,
     json_: JsonOption = False,
 ) -> None:
-    """The whole path on an embedded example, offline: photos, vectors, heads and a page."""
+    """Run everything on an example. Photos, vectors, heads and a page; offline."""
     import polars as pl
 
     from embedcache import example
@@ -346,18 +412,45 @@ app.add_typer(commands)
 
 
 def main() -> None:
-    """Run a command: a user's error is one message and status 1, a bug keeps its traceback."""
+    """Run a command: a user's error is one message and exit status 1, a bug keeps its traceback."""
+    with _streams():
+        try:
+            app(prog_name="embedcache")
+        except EmbedcacheError as error:
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("", exc_info=error)
+            _fail(str(error))
+        except BrokenPipeError:  # `embedcache info ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except OSError as error:
+            if error.errno not in SYSTEM_ERRORS:
+                raise
+            _fail(f"{error.strerror}: {error.filename or 'while writing'}")
+
+
+@contextmanager
+def _streams() -> Iterator[None]:
+    """Notes go to stderr; any name can be printed, and a stream that is closed is no error."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened would be written to as stdout or stderr
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(os.dup(1), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.dup(2), "w")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler(sys.stderr)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
     try:
-        app()
-    except EmbedcacheError as error:
-        _fail(str(error))
-    except BrokenPipeError:  # `embedcache info ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        if error.errno not in SYSTEM_ERRORS:
-            raise
-        _fail(f"{error.strerror}: {error.filename or 'while writing'}")
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = True
 
 
 def _study(
@@ -379,7 +472,7 @@ def _study(
     wanted = [resolved(b.name, asked.folder) for b in asked.backbone if b.name not in imported]
     studies.labelled(asked, asked.label_table(out))  # a wrong column name, before hours of work
     if wanted and embed_photos(table, opened, wanted, device=device).interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
     results = studies.run(
         asked,
         open_cache(opened.path, ref=pin(opened)),  # every row can name what it was fitted on
@@ -396,10 +489,11 @@ def _study(
 
 def _demo_study() -> str:
     """The demo's study.toml: with rows for the paper's networks, or a note on how to get them."""
+    from embedcache import example
     from embedcache.backbones import loading
     from heads.study import design
 
-    rows, notes = "", []
+    rows, notes = "", [example.CONCLUSIONS]
     for name, label in ((DEFAULT_BACKBONE, "Inception"), ("facenet:casia-webface", "FaceNet")):
         try:
             loading.load(name)
@@ -407,15 +501,22 @@ def _demo_study() -> str:
         except EmbedcacheError:
             notes.append(
                 f"{label} has no row because its weights are not on this machine. This gets them "
-                f"where there is internet: {loading.command_for(name)}"
+                f"where there is internet: {loading.command_for(name)}."
             )
-    note = f'note = "{". ".join(notes)}"\n' if notes else ""
+    note = f'note = "{" ".join(notes)}"\n'
     return note + design.template("demo.toml") + rows
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {_escaped(message)}", file=sys.stderr)
     sys.exit(1)
+
+
+def _escaped(text: str) -> str:
+    """A message without control characters: names and servers' answers may hold any."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 if __name__ == "__main__":

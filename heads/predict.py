@@ -2,6 +2,7 @@
 
 import csv
 import io
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,30 +46,83 @@ class Predictions:
         }
 
     def write(self, path: str | Path) -> None:
-        """Write a CSV at once or not at all: photo_id, prediction; empty where there is none.
+        """Write a table whole or not at all: photo_id, prediction; empty where there is none.
 
-        A head of several outputs gets a column each: prediction_CLASS or prediction_TARGET.
+        path: .csv, .parquet, or "-" for CSV on stdout.
+        A head of several outputs gets a column each: prediction_CLASS or prediction_TARGET. A
+        classifier also gets the likeliest class, in the column class.
         """
-        path = Path(path)
-        columns = ["prediction"]
-        if self.values.ndim == 2:
-            names = self.head.classes or self.head.card["target"].split(",")
-            columns = [f"prediction_{name}" for name in names]
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["photo_id", *columns])
-        for name, values in zip(self.ids, np.atleast_2d(self.values.T).T, strict=True):
-            shown = ("" if np.isnan(value) else f"{value:.6g}" for value in values)
-            writer.writerow([name, *shown])
+        check_out(path)
         try:
-            disk.replace(path, text.getvalue().encode())
+            if str(path) == "-":
+                sys.stdout.write(self._csv())
+            elif Path(path).suffix.lower() == ".parquet":
+                disk.replace(Path(path), self._parquet())
+            else:
+                disk.replace(Path(path), self._csv().encode())
         except OSError as error:
             raise HeadError(f"cannot write {path}: {error.strerror}") from None
+
+    @property
+    def likeliest(self) -> tuple[str | None, ...]:
+        """The class of each photo, None without a prediction; empty for a regression."""
+        classes = self.head.classes
+        if not classes:
+            return ()
+        filled = np.where(self.found[:, None], np.atleast_2d(self.values.T).T, 0)
+        chosen = filled.argmax(1) if self.values.ndim == 2 else (filled[:, 0] >= 0.5).astype(int)
+        return tuple(
+            classes[k] if ok else None for k, ok in zip(chosen.tolist(), self.found, strict=True)
+        )
+
+    def _columns(self) -> list[str]:
+        if self.values.ndim == 1:
+            return ["prediction"]
+        names = self.head.classes or self.head.card["target"].split(",")
+        return [f"prediction_{name}" for name in names]
+
+    def _csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        kinds = self.likeliest
+        writer.writerow(["photo_id", *self._columns(), *["class"] * bool(kinds)])
+        for i, (name, values) in enumerate(
+            zip(self.ids, np.atleast_2d(self.values.T).T, strict=True)
+        ):
+            shown = ("" if np.isnan(value) else f"{value:.6g}" for value in values)
+            writer.writerow([name, *shown, *([kinds[i]] if kinds else [])])
+        return text.getvalue()
+
+    def _parquet(self) -> bytes:
+        import polars as pl
+
+        values = np.atleast_2d(self.values.T).T
+        columns = {"photo_id": pl.Series(self.ids, dtype=pl.String)}
+        for k, name in enumerate(self._columns()):
+            columns[name] = pl.Series(values[:, k], dtype=pl.Float64).fill_nan(None)
+        if self.likeliest:
+            columns["class"] = pl.Series(self.likeliest, dtype=pl.String)
+        packed = io.BytesIO()
+        pl.DataFrame(columns).write_parquet(packed)
+        return packed.getvalue()
 
     def __str__(self) -> str:
         lost = int((~self.found).sum())
         line = f"{int(self.found.sum())} photos predicted with the {self.head.name} head"
         return line + (f", {lost} without a vector" if lost else "")
+
+
+def check_out(path: str | Path) -> None:
+    """Refuse, before any work, a path that predictions cannot be written to."""
+    if str(path) == "-":
+        return
+    path = Path(path)
+    if path.suffix.lower() not in (".csv", ".parquet"):
+        raise HeadError(
+            f"predictions are a .csv or .parquet file, or - for stdout; got {path.name!r}"
+        )
+    if not path.parent.is_dir():
+        raise HeadError(f"cannot write {path}: there is no folder {path.parent}")
 
 
 def predict(

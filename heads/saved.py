@@ -29,13 +29,13 @@ from msgspec import Meta, Struct
 
 from embedcache import disk
 from embedcache.errors import CacheError, HeadError
+from embedcache.machine import versions
 from embedcache.spec import MAX_DIM, Spec, canonical_json
 from heads.dataset.rows import Dataset
-from heads.documents import checked, read_json
+from heads.documents import PACKAGES, checked, read_json
 from heads.fitting.judge import Judged
 from heads.fitting.result import Fit
 from heads.head import Head, Layer, Link, Standard
-from heads.versions import versions
 
 FORMAT = 1
 _LAYERS = {"const": 1, "ridge": 1, "logistic": 1, "0fc": 1, "1fc": 2, "2fc": 3}
@@ -270,7 +270,7 @@ def _origin(fit: Fit) -> dict[str, Any]:
         "labels": {"file": from_.labels_name, "sha256": from_.labels},
         "split": {"sha256": from_.split, "rule": from_.split_rule},
         "protocol": fit.protocol.document(),
-        "versions": versions(),
+        "versions": versions(PACKAGES),
     }
 
 

@@ -12,14 +12,20 @@ from pathlib import Path
 # Bottom up. A file may import what stands on a lower floor, and its own room; rooms of one floor
 # know nothing of each other, but for the ground floor of each stage, whose files are loose.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("embedcache.errors", "embedcache.spec", "embedcache.disk", "embedcache.machine"),
+    (
+        "embedcache.errors",
+        "embedcache.spec",
+        "embedcache.disk",
+        "embedcache.machine",
+        "embedcache.tables",
+    ),
     ("embedcache.photos", "embedcache.store", "embedcache.remotes"),
     ("embedcache.faces", "embedcache.upkeep", "embedcache.settings"),
     ("embedcache.backbones", "embedcache.sharing"),
     ("embedcache.extraction",),
     ("embedcache.display", "embedcache.doctor", "embedcache.example"),
     ("embedcache.commands",),
-    ("heads.documents", "heads.head", "heads.labels", "heads.versions"),
+    ("heads.documents", "heads.head", "heads.labels"),
     ("heads.dataset",),
     ("heads.fitting", "heads.saved"),
     ("heads.predict",),
@@ -32,6 +38,7 @@ GROUND_OF_HEADS = (
     "embedcache.errors",
     "embedcache.spec",
     "embedcache.disk",
+    "embedcache.tables",
     "embedcache.machine",
     "embedcache.photos",
     "embedcache.store",

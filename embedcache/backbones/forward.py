@@ -10,7 +10,6 @@ the weights. What is done to the network here changes its vectors by rounding on
 tolerance in docs/format.md, and is therefore no part of a spec.
 """
 
-import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import WeightsError
+from embedcache.machine import processors
 from embedcache.spec import Preprocessing
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def build(
         for i, where in enumerate(devices)
     ]
     first = devices[0]
-    cores = os.cpu_count() or 1
+    cores = processors()
     per_device = LANES_PER_GPU if first.type == "cuda" else min(cores, MAX_CPU_LANES)
     threads = cores // per_device if first.type == "cpu" else None
     # Neighbouring lanes stand on different devices: the first batches reach all of them.

@@ -97,8 +97,7 @@ def plan(
     tallies = []
     for k, space in enumerate(spaces):
         tally = SpaceTally(wanted=len(photos))
-        for position, reason in digests.reasons.items():
-            tally.fail(reason, 1, path=photos.paths[position])
+        tally.failed.update(digests.reasons.values())
         status = np.full(len(rows), ABSENT, np.uint8) if space is None else space.status(rows)
         tally.hit = int(copies[status == OK].sum())
         wanted[:, k] = status == ABSENT
@@ -106,9 +105,8 @@ def plan(
         if retry_failed:
             wanted[failed, k] = True
         elif space is not None:
-            for i, known in zip(failed.tolist(), space.reasons(rows[failed]), strict=True):
-                path = photos.paths[positions[first[i]]]
-                tally.fail(known or "unknown", int(copies[i]), path=path)
+            for i, reason in zip(failed.tolist(), space.reasons(rows[failed]), strict=True):
+                tally.failed[reason or "unknown"] += int(copies[i])
         tallies.append(tally)
     chosen = np.argsort(first, kind="stable")
     chosen = chosen[wanted[chosen].any(axis=1)]

@@ -221,7 +221,7 @@ class _Digesting:
         try:
             for start in range(0, len(self.paths), _STAT_FILES):
                 some = self.paths[start : start + _STAT_FILES]
-                names = [path if path[:1] == os.sep else os.path.join(here, path) for path in some]
+                names = [_absolute(path, here) for path in some]
                 for i, size, mtime_ns in self._changed(start, names):
                     while len(self.waiting) >= _AHEAD * workers and not self.halt.is_set():
                         self._collect()
@@ -251,6 +251,9 @@ class _Digesting:
         for i, name in enumerate(names):
             if not i % _LOOK_FILES and self._halted():
                 break
+            if isinstance(name, InlinePhoto):
+                self._keep(start + i, hashlib.sha256(name.data).digest())
+                continue
             try:
                 found = os.stat(name)
             except OSError as error:
@@ -287,11 +290,14 @@ class _Digesting:
         except OSError as error:
             self._fail(reading.position, reason_of(error))
             return
-        self.value[reading.position] = np.frombuffer(digest, np.uint8)
-        self.seen[reading.position] = True
+        self._keep(reading.position, digest)
+        self.memo.put(reading.name, reading.size, reading.mtime_ns, digest, read_ns)
+
+    def _keep(self, position: int, digest: bytes) -> None:
+        self.value[position] = np.frombuffer(digest, np.uint8)
+        self.seen[position] = True
         self.n_seen += 1
         self.n_read += 1
-        self.memo.put(reading.name, reading.size, reading.mtime_ns, digest, read_ns)
 
     def _fail(self, position: int, reason: str) -> None:
         self.reasons[position] = reason
@@ -313,12 +319,27 @@ class _Digesting:
         return self.halt.is_set()
 
 
+class InlinePhoto(str):
+    """The path of a photo that no file holds: it carries the bytes, from a table's own column."""
+
+    data: bytes
+
+    @classmethod
+    def of(cls, name: str, data: bytes) -> Self:
+        """`name` as a path that gives `data`."""
+        photo = cls(name)
+        photo.data = data
+        return photo
+
+
 def read_file(path: str) -> bytes:
     """The file's bytes.
 
     Raises OSError as the system reports it, and for a file that is no regular file, that gives no
     bytes at once (as some of /proc) or that is larger than MAX_FILE_BYTES.
     """
+    if isinstance(path, InlinePhoto):
+        return path.data
     return b"".join(_blocks(path, n_bytes=MAX_FILE_BYTES))
 
 
@@ -327,6 +348,13 @@ def reason_of(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return "vanished"
     return "too_large_file" if error.errno == errno.EFBIG else "unreadable"
+
+
+def _absolute(path: str, here: str) -> str:
+    """The path's name in the memo."""
+    if path[:1] == os.sep or isinstance(path, InlinePhoto):
+        return path
+    return os.path.join(here, path)
 
 
 class _Halted(Exception):

@@ -11,6 +11,10 @@ from enum import StrEnum
 
 from embedcache.photos.digests import MAX_FILE_BYTES
 
+SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
+    + [".heic", ".heif", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"]
+)
 KINDS = ("avif", "bmp", "gif", "heic", "jpeg", "png", "ppm", "tiff", "webp")
 MAX_SCANS = 200  # of a JPEG; encoders write one, or about ten
 

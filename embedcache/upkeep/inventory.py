@@ -1,10 +1,12 @@
 """What a cache holds, for `embedcache info`. No torch, no zarr."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from embedcache.photos.table import Photos
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, FAILED, OK
@@ -70,13 +72,17 @@ class Summary:
         return "\n".join(lines)
 
 
-def summarise(cache: Cache, *, photos: bool = False) -> Summary:
-    """Count what `cache` holds; `photos` also lists every id with its state per backbone."""
+def summarise(cache: Cache, *, photos: bool = False, failed: bool = False) -> Summary:
+    """Count what `cache` holds.
+
+    photos: also list every id with its state per backbone.
+    failed: list only ids that failed for a backbone or that no backbone has embedded.
+    """
     spaces = sorted(cache.spaces(), key=lambda space: (space.names, space.digest))
     table = cache.photo_table()
     newest = [i for i in range(len(table)) if table.newest[i]]
     lines = None
-    if photos:
+    if photos or failed:
         digests = table.digests[newest]
         columns = [_states(space, digests) for space in spaces]
         lines = tuple(
@@ -87,6 +93,7 @@ def summarise(cache: Cache, *, photos: bool = False) -> Summary:
                 states=tuple(column[row] for column in columns),
             )
             for row, i in enumerate(newest)
+            if photos or _lacks_a_vector([column[row] for column in columns])
         )
     return Summary(
         path=str(cache.path),
@@ -97,6 +104,28 @@ def summarise(cache: Cache, *, photos: bool = False) -> Summary:
         n_scopes=len(set(table.scopes)),
         photos=lines,
     )
+
+
+def failures_of(photos: Photos, cache: Cache, specs: Sequence[str]) -> list[tuple[str, str]]:
+    """(id, reason) of the photos that have no vector of a spec, in the photos' order."""
+    digests = photos.digests(cache.local / "digests.npz")
+    reasons = dict(digests.reasons)
+    readable = np.flatnonzero(digests.readable)
+    for space in cache.spaces():
+        if space.digest not in specs:
+            continue
+        states = _states(space, digests.value[readable])
+        reasons |= {
+            int(i): "not read" if state == STATES[ABSENT] else state
+            for i, state in zip(readable, states, strict=True)
+            if state != STATES[OK]
+        }
+    return [(photos.ids[i], reasons[i]) for i in sorted(reasons)]
+
+
+def _lacks_a_vector(states: Sequence[str]) -> bool:
+    """Whether a photo failed somewhere, or was embedded nowhere."""
+    return STATES[OK] not in states or bool({*states} - {STATES[OK], STATES[ABSENT]})
 
 
 def plain(text: str) -> str:

@@ -305,14 +305,16 @@ class _Audit:
 
     def _broken(self, broken: Broken) -> None:
         """A segment that is not as it was written: say which photos are lost, and repair."""
-        repaired = None
+        repaired, segment = None, broken.segment()
+        n_rows, lost, name = 0, list[str](), broken.label
+        if broken.kind == "photos":
+            with contextlib.suppress(EmbedcacheError, OSError):
+                lost = [] if segment is None else read_pairs(segment)[0]
         if self.repair:
             with disk.plain_errors("repair", self.root):
                 repaired = set_aside(self.root, broken)
             if repaired is None:
                 return  # it is as it should be after all, or gone
-        segment = broken.segment()
-        n_rows, lost, name = 0, list[str](), broken.label
         if repaired is not None:
             n_rows, digests = repaired.n_lost, repaired.lost
         else:
@@ -320,10 +322,7 @@ class _Audit:
         if segment is not None:
             with contextlib.suppress(EmbedcacheError, OSError):
                 name = f"{segment.name}#{broken.label}" if segment.name else broken.label
-        if broken.kind == "photos":
-            with contextlib.suppress(EmbedcacheError, OSError):
-                lost = [] if segment is None else read_pairs(segment)[0]
-        else:
+        if broken.kind != "photos":
             lost = [self.names[content] for content in digests if content in self.names]
         fact = broken.error.fact if isinstance(broken.error, EmbedcacheError) else broken.error
         self._find(

@@ -3,6 +3,8 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,12 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from embedcache.errors import LabelsError
+from embedcache.photos.matching import match_ids
 from embedcache.spec import Spec
 from embedcache.store.cache import Cache, without_ids
 from embedcache.store.columns import OK
 from embedcache.store.space import Space
+from embedcache.tables import ID_COLUMNS, Sheet, is_missing, open_sheet, parse
 from heads.dataset import split
 from heads.dataset.rows import CacheRows, Dataset, Provenance, Vectors
 from heads.dataset.targets import (
@@ -24,32 +28,31 @@ from heads.dataset.targets import (
     strata_of,
 )
 
+MATCH_BELOW = 0.5
+"""Where fewer of a table's ids are in the cache, names and stems are compared too."""
+
+Floats = NDArray[np.float64]
+U8 = NDArray[np.uint8]
+
 
 def read_table(path: str | Path, *, text: Sequence[str] = ()) -> pl.DataFrame:
     """Read a CSV or Parquet table; columns named in `text` stay text ("007" is not 7).
 
+    Numbers are numbers, missing values null and blanks stripped (see `embedcache.tables`).
     LabelsError when the file is missing, of another kind, or cannot be parsed.
     """
-    path = Path(path)
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise LabelsError(f"a label table is a .csv or .parquet file; got {path.name!r}")
-    if not path.is_file():
-        raise LabelsError(f"no label table at {path}")
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = pl.read_parquet(path)
-            return table.with_columns(
-                pl.col(name).cast(pl.String) for name in text if name in table.columns
-            )
-        header = pl.read_csv(path, n_rows=0, infer_schema=False).columns
-        return pl.read_csv(
-            path,
-            infer_schema_length=None,
-            schema_overrides={name: pl.String for name in text if name in header},
-        )
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LabelsError(f"{path} cannot be read as a table: {reason}") from None
+    sheet = open_sheet(path, error=LabelsError, kind="label table")
+    columns = []
+    for name in sheet.names:
+        if name in text:
+            column = pl.Series(name, sheet.texts(name), pl.String)
+        else:
+            column = sheet.column(name)
+            # Lists, and cells that may mean two numbers, are refused where they are used.
+            with suppress(ValueError):
+                column = parse(column).values
+        columns.append(column.rename(name))
+    return pl.DataFrame(columns)
 
 
 def load(
@@ -58,7 +61,7 @@ def load(
     labels_path: str | Path,
     *,
     target: str | Sequence[str],
-    id_column: str = "user_id",
+    id_column: str | None = None,
     weight: str | None = None,
     task: str = "auto",
     faces: int | None = None,
@@ -71,69 +74,61 @@ def load(
     subset_name: str = "ALL",
     ref: str | None = None,
     memory_bytes: int | None = None,
+    drop_missing: bool = False,
 ) -> Dataset:
     """Join a label table to the cache's vectors by photo id, and split it.
 
     cache: an open `embedcache.store.Cache`. target: a column, or several for a joint regression.
-    weight: a column of non-negative weights (swipes per photo, say).
+    id_column: None for photo_id, user_id or id, whichever meets the cache's ids. Ids that do not
+        meet them as they stand are compared by path, file name and file name without suffix.
+    weight: a column of non-negative weights (such as swipes per photo).
     faces: keep only photos in which the stored detection has exactly so many boxes.
-    split_by: a column whose equal values stay on one side; equal photo contents always do.
+    split_by: a column whose equal values stay on one side; a row without a value stands alone.
+        Photos with equal contents always stay together.
     split_column: take the split from a column that says train, dev or test.
     by: columns to report errors by. ref: the name that the cache was opened at, for the cards.
     memory_bytes: when the vectors are larger, read them from the
         cache as they are needed instead of holding them.
-    LabelsError for what cannot be used, see the module's first lines.
+    drop_missing: leave out rows without a label, counted; otherwise they are an error.
+    What was decided on the way, such as how ids were joined, is in the dataset's `notes`.
+    LabelsError for what cannot be used, see the first lines of `heads.dataset.rows`.
     """
     names = (target,) if isinstance(target, str) else tuple(target)
-    table = read_table(labels_path, text=(id_column,))
-    asked = [id_column, *names, *filter(None, (weight, split_by, split_column)), *by]
-    if absent := [name for name in asked if name not in table.columns]:
-        raise LabelsError(
-            f"{Path(labels_path).name} has no column {absent[0]!r}; "
-            f"it has {', '.join(table.columns)}"
-        )
-    if len(names) > 1 and (odd := [name for name in names if "," in name]):
-        raise LabelsError(f"{odd[0]!r} has a comma in its name: fit it alone, or rename it")
-    if len(set(names)) < len(names):
-        raise LabelsError(f"a target is named twice: {', '.join(names)}")
-    if table.is_empty():
-        raise LabelsError(f"{Path(labels_path).name} has no rows")
+    sheet = open_sheet(labels_path, error=LabelsError, kind="label table")
+    _check_columns(sheet, names, [weight, split_by, split_column, *by])
     space = cache.find(backbone)
-    dropped: Counter[str] = Counter()
-    table, digests = _present(table, cache, space, id_column, scope, dropped)
+    rows = _present(sheet, cache, space, id_column, scope)
     if faces is not None:
-        table, digests = _with_faces(table, digests, cache, space, faces, dropped)
-    ids = table[id_column].to_list()
-    values, found_task, classes = parse_targets([table[name] for name in names], ids, task)
-    weights = None if weight is None else parse_weights(table[weight], ids)
-    content = [row.tobytes().hex() for row in digests]
-    people = split.keys_of(table[split_by].to_list()) if split_by else None
-    groups, group_names = split.join_groups([people, content] if people else [content], ids)
-    if split_column:
-        told = table[split_column].cast(pl.String).to_list()
-        subset = split.given(told, groups, ids, column=split_column)
-    else:
-        strata = strata_of(values, found_task) if stratify else None
-        subset = split.by_hash(groups, group_names, seed=seed, strata=strata)
+        rows = _with_faces(rows, cache, space, faces)
+    if drop_missing:
+        rows = _with_labels(rows, sheet, names)
+    labels = parse_targets([sheet.column(name)[rows.at] for name in names], rows.ids, task)
+    weights = None if weight is None else parse_weights(sheet.column(weight)[rows.at], rows.ids)
+    people, alone = _people(rows, sheet, split_by)
+    sides = _split(
+        rows,
+        people,
+        given=rows.texts(sheet, split_column) if split_column else None,
+        column=split_column or "",
+        strata=strata_of(labels.values, labels.task) if stratify else None,
+        seed=seed,
+    )
     rule = f"column {split_column}" if split_column else f"hash, seed {seed}"
-    if len(ids) * space.dim * 4 <= (memory_bytes or 1 << 62):
-        vectors: Vectors = space.read(digests)[0]
-    else:
-        vectors = CacheRows.of(space, digests)
     return Dataset(
-        ids=tuple(ids),
-        vectors=vectors,
-        targets=values,
+        ids=tuple(rows.ids),
+        vectors=_vectors(space, rows.digests, memory_bytes),
+        targets=labels.values,
         weights=weights,
-        groups=groups,
-        subset=subset,
-        task=found_task,
+        groups=sides.groups,
+        subset=sides.subset,
+        task=labels.task,
         target=",".join(names),
         weight=weight,
-        classes=classes,
-        counts=are_counts(values, weights, found_task),
-        shares=are_shares(values, found_task),
-        by={name: tuple(map(str, table[name].to_list())) for name in by},
+        classes=labels.classes,
+        counts=are_counts(labels.values, weights, labels.task),
+        shares=are_shares(labels.values, labels.task),
+        by={name: tuple(map(str, rows.texts(sheet, name))) for name in by},
+        notes=(*rows.notes, *labels.notes, *alone, *_unseen(labels.values, labels.classes, sides)),
         provenance=Provenance(
             backbone=backbone,
             spec=space.spec.document(),
@@ -144,9 +139,9 @@ def load(
             subset_name=subset_name,
             labels_name=Path(labels_path).name,
             labels=hashlib.sha256(Path(labels_path).read_bytes()).hexdigest(),
-            split=split.digest(ids, subset),
+            split=split.digest(rows.ids, sides.subset),
             split_rule=rule + (f", grouped by {split_by}" if split_by else ""),
-            dropped=dict(dropped),
+            dropped=dict(rows.dropped),
         ),
     )
 
@@ -170,19 +165,11 @@ def from_arrays(
     groups: rows with equal values stay on one side; without it, rows with equal vectors do.
     subset: 0 train, 1 dev, 2 test per row; by hash when left out.
     """
-    held = np.ascontiguousarray(vectors, np.float32)
-    if held.ndim != 2 or not held.size:
-        raise LabelsError(f"vectors are a table of (photos, floats); got shape {held.shape}")
-    if not np.isfinite(held).all():
-        raise LabelsError(f"{(~np.isfinite(held).all(1)).sum()} vectors hold NaN or infinity")
-    raw = np.asarray(targets)
-    if raw.ndim not in (1, 2) or len(raw) != len(held):
-        raise LabelsError(f"{len(held)} vectors need as many targets; got shape {raw.shape}")
+    held, raw = _checked(vectors, np.asarray(targets))
     named = [str(i) for i in range(len(held))] if ids is None else [str(i) for i in ids]
     columns = [pl.Series(raw[:, k] if raw.ndim == 2 else raw) for k in range(raw[:1].size)]
-    values, found_task, classes = parse_targets(columns, named, task)
-    if raw.ndim == 2 and values.ndim == 1:
-        values = values[:, None]
+    labels = parse_targets(columns, named, task)
+    values = labels.values[:, None] if raw.ndim == 2 > labels.values.ndim else labels.values
     checked = None if weights is None else parse_weights(pl.Series(np.asarray(weights)), named)
     if checked is not None and len(checked) != len(held):
         raise LabelsError(f"{len(held)} vectors need as many weights; got {len(checked)}")
@@ -191,7 +178,7 @@ def from_arrays(
     if subset is not None:
         sides = np.asarray(subset, np.uint8)
     else:
-        strata = strata_of(values, found_task) if stratify else None
+        strata = strata_of(values, labels.task) if stratify else None
         sides = split.by_hash(numbers, names, seed=seed, strata=strata)
     joint = [f"target{k}" for k in range(len(columns))] if raw.ndim == 2 else ["target"]
     return Dataset(
@@ -201,12 +188,13 @@ def from_arrays(
         weights=checked,
         groups=numbers,
         subset=sides,
-        task=found_task,
+        task=labels.task,
         target=target or ",".join(joint),
         weight=None if weights is None else "weight",
-        classes=classes,
-        counts=are_counts(values, checked, found_task),
-        shares=are_shares(values, found_task),
+        classes=labels.classes,
+        counts=are_counts(values, checked, labels.task),
+        shares=are_shares(values, labels.task),
+        notes=labels.notes,
         provenance=Provenance(
             spec=spec.document() if spec else None,
             spec_digest=spec.digest if spec else "",
@@ -216,61 +204,163 @@ def from_arrays(
     )
 
 
-def _present(
-    table: pl.DataFrame,
-    cache: Cache,
-    space: Space,
-    id_column: str,
-    scope: str | None,
-    dropped: Counter[str],
-) -> tuple[pl.DataFrame, NDArray[np.uint8]]:
-    """The rows whose photo has a vector, and their photos' digests (n, 32)."""
-    ids = table[id_column].to_list()
-    if missing := sum(value is None for value in ids):
-        raise LabelsError(f"{missing} rows of the label table have no {id_column}")
-    if len(set(ids)) < len(ids):
-        twice = [name for name, times in Counter(ids).items() if times > 1]
-        raise LabelsError(
-            f"{len(twice)} ids have more than one row in the label table, {twice[0]!r} for one; "
-            f"a photo has one label: join the rows first"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """The rows of a label table that are used.
+
+    ids: as the table has them.  at: int64 (n,), their rows in the table.  digests: (n, 32).
+    dropped: rows left out, by reason.  notes: how rows were joined.
+    """
+
+    ids: list[str]
+    at: NDArray[np.int64]
+    digests: U8
+    dropped: Counter[str]
+    notes: tuple[str, ...] = ()
+
+    def keep(self, kept: NDArray[np.bool_], dropped: Counter[str]) -> "_Rows":
+        """Only some of the rows; `dropped` counts the others."""
+        return replace(
+            self,
+            ids=[name for name, ok in zip(self.ids, kept, strict=True) if ok],
+            at=self.at[kept],
+            digests=self.digests[kept],
+            dropped=self.dropped + dropped,
         )
-    digests, known = cache.digests_of(ids, scope=scope)
+
+    def texts(self, sheet: Sheet, name: str) -> list[str | None]:
+        """A column of these rows as text."""
+        cells = sheet.texts(name)
+        return [cells[i] for i in self.at.tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """Group number (n,) and side (n,) per row."""
+
+    groups: NDArray[np.int64]
+    subset: U8
+
+
+def _check_columns(sheet: Sheet, targets: tuple[str, ...], others: Sequence[str | None]) -> None:
+    """Refuse columns that are not there, targets that cannot stand side by side, no rows."""
+    for name in (*targets, *filter(None, others)):
+        if name not in sheet.names:
+            raise LabelsError(
+                f"{sheet.path.name} has no column {name!r}; it has {', '.join(sheet.names)}"
+            )
+    if len(targets) > 1 and (odd := [name for name in targets if "," in name]):
+        raise LabelsError(f"{odd[0]!r} has a comma in its name: fit it alone, or rename it")
+    if len(set(targets)) < len(targets):
+        raise LabelsError(f"a target is named twice: {', '.join(targets)}")
+    if not sheet.n_rows:
+        raise LabelsError(f"{sheet.path.name} has no rows")
+
+
+def _checked(
+    vectors: ArrayLike, targets: NDArray[np.generic]
+) -> tuple[NDArray[np.float32], NDArray[np.generic]]:
+    """Vectors (n, d) of finite floats, and n targets."""
+    held = np.ascontiguousarray(vectors, np.float32)
+    if held.ndim != 2 or not held.size:
+        raise LabelsError(f"vectors are a table of (photos, floats); got shape {held.shape}")
+    if not np.isfinite(held).all():
+        raise LabelsError(f"{(~np.isfinite(held).all(1)).sum()} vectors hold NaN or infinity")
+    if targets.ndim not in (1, 2) or len(targets) != len(held):
+        raise LabelsError(f"{len(held)} vectors need as many targets; got shape {targets.shape}")
+    return held, targets
+
+
+def _present(
+    sheet: Sheet, cache: Cache, space: Space, id_column: str | None, scope: str | None
+) -> _Rows:
+    """The rows whose photo has a vector."""
+    column, ids, digests, known, notes, dropped = _joined(sheet, cache, id_column, scope)
     found = known & (space.status(digests) == OK)
-    if unknown := int((~known).sum()):
+    if unknown := int((~known).sum()) - dropped.total():
         dropped["id not in the cache"] = unknown
     lost = np.flatnonzero(known & ~found)
     if lost.size:
         for reason in space.reasons(digests[lost]):
             dropped[reason or "not embedded yet"] += 1
     if not found.any():
-        raise LabelsError(_no_match(ids, cache, known, space, dropped))
-    return table.filter(pl.Series(found)), digests[found]
+        raise LabelsError(_no_match(ids, cache, known, space, dropped, column))
+    rows = _Rows(ids=ids, at=np.arange(len(ids)), digests=digests, dropped=dropped, notes=notes)
+    return rows.keep(found, Counter())
+
+
+def _joined(
+    sheet: Sheet, cache: Cache, id_column: str | None, scope: str | None
+) -> tuple[str, list[str], U8, NDArray[np.bool_], tuple[str, ...], Counter[str]]:
+    """(id column, ids, digests (n, 32), which are known, notes, rows left out by reason)."""
+    columns = [sheet.id_column(id_column)]
+    if id_column is None:
+        columns = [name for name in ID_COLUMNS if name in sheet.names]
+    tried = []
+    for name in columns:
+        ids = _ids(sheet, name)
+        tried.append((name, ids, *cache.digests_of(ids, scope=scope)))
+    name, ids, digests, known = max(tried, key=lambda one: int(one[3].sum()))
+    notes = [] if len(columns) == 1 else [f"{sheet.path.name}: the ids are in column {name!r}"]
+    if known.mean() >= MATCH_BELOW:
+        return name, ids, digests, known, tuple(notes), Counter()
+    table = cache.photo_table()
+    at = [i for i in np.flatnonzero(table.newest).tolist() if scope in (None, table.scopes[i])]
+    held, scopes = [table.ids[i] for i in at], [table.scopes[i] for i in at]
+    contents = [table.digests[i].tobytes() for i in at]
+    matches = match_ids(ids, held, contents, scopes)
+    if matches is None or MATCH_BELOW * matches.n < known.sum():
+        return name, ids, digests, known, tuple(notes), Counter()
+    known = matches.at >= 0
+    digests[known] = table.digests[[at[i] for i in matches.at[known].tolist()]]
+    notes.append(
+        f"ids are joined by {matches.rule}: {matches.example(ids, held)} "
+        f"({matches.n:,} of {len(ids):,} rows)"
+    )
+    reason = f"several photos of one {matches.rule}"
+    dropped = Counter({reason: matches.n_ambiguous}) if matches.n_ambiguous else Counter[str]()
+    return name, ids, digests, known, tuple(notes), dropped
+
+
+def _ids(sheet: Sheet, column: str) -> list[str]:
+    """The ids of all rows: each there, and each once."""
+    ids = [name for name in sheet.texts(column) if name is not None]
+    if missing := sheet.n_rows - len(ids):
+        raise LabelsError(f"{missing} rows of {sheet.path.name} have no {column}")
+    if len(set(ids)) < len(ids):
+        twice = [name for name, times in Counter(ids).items() if times > 1]
+        raise LabelsError(
+            f"{len(twice)} ids have more than one row in {sheet.path.name}, for example "
+            f"{twice[0]!r}; a photo has one label: aggregate to one row per photo"
+        )
+    return ids
 
 
 def _no_match(
-    ids: list[str], cache: Cache, known: NDArray[np.bool_], space: Space, dropped: Counter[str]
+    ids: list[str],
+    cache: Cache,
+    known: NDArray[np.bool_],
+    space: Space,
+    dropped: Counter[str],
+    column: str,
 ) -> str:
-    label_ids = ", ".join(map(repr, ids[:3]))
     if known.any():
-        told = "; ".join(f"{n} {reason}" for reason, n in dropped.most_common(4))
-        return f"no labelled photo has a vector: {told}. Run 'embedcache extract' for this backbone"
+        reasons = "; ".join(f"{n} {reason}" for reason, n in dropped.most_common(4))
+        return (
+            f"no labelled photo has a vector: {reasons}. Run 'embedcache extract' for this backbone"
+        )
     held = ", ".join(map(repr, cache.some_ids(3)))
     if not held:
         return without_ids(cache, space)
     return (
-        f"none of the {len(ids)} ids of the label table is in the cache. The table has ids like "
-        f"{label_ids}; the cache has {held}. Name the matching column with --id-column"
+        f"none of the {len(ids)} ids of the label table is in the cache, and none is the path or "
+        f"file name of one photo. Column {column!r} has ids like {', '.join(map(repr, ids[:3]))}; "
+        f"the cache has {held}. Name the matching column with --id-column"
     )
 
 
-def _with_faces(
-    table: pl.DataFrame,
-    digests: NDArray[np.uint8],
-    cache: Cache,
-    space: Space,
-    faces: int,
-    dropped: Counter[str],
-) -> tuple[pl.DataFrame, NDArray[np.uint8]]:
+def _with_faces(rows: _Rows, cache: Cache, space: Space, faces: int) -> _Rows:
+    """The rows whose photo has exactly so many detected faces."""
     detectors = list(cache.face_spaces())
     if space.spec.face is not None:
         detectors = [d for d in detectors if d.digest == space.spec.face.detector]
@@ -281,14 +371,78 @@ def _with_faces(
             f"this backbone. Run 'embedcache extract' with a backbone ending in @face"
             + (", or use a @face backbone here" if detectors else "")
         )
-    counts = detectors[0].counts_of(digests)
+    dropped: Counter[str] = Counter()
+    counts = detectors[0].counts_of(rows.digests)
     for count in counts[counts != faces]:
-        reason = "faces not looked for" if count < 0 else f"{count} faces"
+        reason = "faces not detected yet" if count < 0 else f"{count} faces"
         dropped["1 face" if count == 1 else reason] += 1
-    kept = counts == faces
-    if not kept.any():
+    if not (counts == faces).any():
         raise LabelsError(f"no labelled photo has exactly {faces} face(s): {dict(dropped)}")
-    return table.filter(pl.Series(kept)), digests[kept]
+    return rows.keep(counts == faces, dropped)
+
+
+def _with_labels(rows: _Rows, sheet: Sheet, names: Sequence[str]) -> _Rows:
+    """The rows that have a value of every target."""
+    kept = np.ones(len(rows.ids), np.bool_)
+    dropped: Counter[str] = Counter()
+    for name in names:
+        try:
+            missing = parse(sheet.column(name)).missing[rows.at]
+        except ValueError:
+            continue  # `parse_targets` raises it with the advice
+        dropped[f"no {name}"] += int((kept & missing).sum())
+        kept &= ~missing
+    if not kept.any():
+        raise LabelsError(f"no row of {sheet.path.name} has a value of {', '.join(names)}")
+    return rows.keep(kept, +dropped)
+
+
+def _people(
+    rows: _Rows, sheet: Sheet, column: str | None
+) -> tuple[list[str | None] | None, tuple[str, ...]]:
+    """Whom each photo shows, None for nobody known; and a note where some are."""
+    if column is None:
+        return None, ()
+    people = [None if is_missing(cell) else cell for cell in rows.texts(sheet, column)]
+    n_alone = people.count(None)
+    if not n_alone:
+        return people, ()
+    return people, (f"{n_alone:,} rows have no {column!r}: each of these photos stands alone",)
+
+
+def _split(
+    rows: _Rows,
+    people: list[str | None] | None,
+    *,
+    given: list[str | None] | None,
+    column: str,
+    strata: NDArray[np.int64] | None,
+    seed: int,
+) -> _Sides:
+    content = [row.tobytes().hex() for row in rows.digests]
+    groups, names = split.join_groups([people, content] if people else [content])
+    if given is not None:
+        return _Sides(groups, split.given(given, groups, rows.ids, column=column))
+    return _Sides(groups, split.by_hash(groups, names, seed=seed, strata=strata))
+
+
+def _unseen(values: Floats, classes: tuple[str, ...], sides: _Sides) -> tuple[str, ...]:
+    """A note for each class that no head can learn, because no photo of the train part has it."""
+    train = {*values[sides.subset == split.TRAIN].tolist()} if classes else set()
+    return tuple(
+        f"class {name!r} is not in the train part ({int((values == code).sum())} photos elsewhere),"
+        " so no head can predict it: split with --stratify, or leave the class out"
+        for code, name in enumerate(classes)
+        if code not in train
+    )
+
+
+def _vectors(space: Space, digests: U8, memory_bytes: int | None) -> Vectors:
+    """The vectors of (n, 32) digests, held in memory where they are within the limit."""
+    if len(digests) * space.dim * 4 <= (memory_bytes or 1 << 62):
+        vectors: NDArray[np.float32] = space.read(digests)[0]
+        return vectors
+    return CacheRows.of(space, digests)
 
 
 def _content(row: NDArray[np.float32]) -> str:

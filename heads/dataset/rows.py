@@ -3,9 +3,8 @@
     dataset = load(Cache.open("faces.cache"), "inception_v3.tf_in1k", "labels.csv",
                    target="like_ratio", weight="swipes")
 
-A row is one labelled photo with a vector. Rows that cannot be used are dropped and counted by
-reason; what would make a figure wrong (a missing label, a torn group, two labels for one id) is an
-error instead.
+A row is one labelled photo with a vector. Photos without one are left out and counted by reason;
+what would make a figure wrong (a missing label, a torn group, two labels for one id) is an error.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,7 +35,7 @@ class Provenance:
     """Where a dataset came from, for the cards of the heads fitted on it.
 
     spec: the spec document of the vectors, None for vectors handed in as an array.
-    labels, split: sha256 of the label file and of who stands where. cache: the folder's name only.
+    labels, split: sha256 of the label file and of each row's side. cache: the folder's name only.
     dropped: rows left out, by reason.
     """
 
@@ -58,7 +57,7 @@ class Provenance:
 class Part:
     """The rows of one side. vectors (n, d) read on demand; targets (n, k); weights (n,) or None.
 
-    order: the n places, neighbours in the cache side by side: reading in this order is quick.
+    order: the n places in the order of the cache's files, in which reading is fastest.
     """
 
     vectors: Vectors
@@ -76,7 +75,7 @@ class Part:
         return self.vectors[self.rows[places]]
 
     def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """All rows, few at a time: their places in this part, and their vectors."""
+        """All rows, BLOCK_ROWS at a time: their places in this part, and their vectors."""
         for start in range(0, len(self), BLOCK_ROWS):
             places = self.order[start : start + BLOCK_ROWS]
             yield places, self.read(places)
@@ -96,11 +95,12 @@ class Dataset:
     vectors: float32 (n, d). targets: float64 (n,), or (n, k) for several regression targets at
         once; 0 and 1 for a binary task, class numbers for a multiclass one.
     weights: float64 (n,), non-negative, or None. classes: what the numbers stand for, in order.
-    groups: int64 (n,), rows that must not be parted share one. subset: uint8 (n,), see `split`.
+    groups: int64 (n,), equal for rows that stay on one side. subset: uint8 (n,), see `split`.
     counts: whether targets are ratios and the weights the counts they come from.
     shares: whether targets lie between 0 and 1 by what they are: two classes, or ratios. Found from
         the whole label table, so that it does not depend on which rows stand where.
     by: per named column, the value of each row (for errors by group).
+    notes: what was decided while the table was read, in sentences, such as how ids were joined.
     """
 
     ids: tuple[str, ...]
@@ -116,6 +116,7 @@ class Dataset:
     counts: bool = False
     shares: bool = False
     by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
 
     @property
@@ -143,6 +144,11 @@ class Dataset:
         subset[folds == (number + 1) % count] = split.DEV
         return replace(self, subset=subset)
 
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Rows per class, in the order of `classes`; empty for a regression."""
+        return {name: int((self.targets == i).sum()) for i, name in enumerate(self.classes)}
+
     def part(self, name: str) -> Part:
         """The rows of "train", "dev" or "test"."""
         rows = np.flatnonzero(self.subset == split.SUBSETS.index(name))
@@ -164,7 +170,7 @@ class Dataset:
 class CacheRows:
     """Vectors left in the cache, read when rows are asked for.
 
-    location: ascending (n,) in the order in which the rows lie on disk.
+    location: int64 (n,), sorts the rows as they lie on disk.
     """
 
     space: Space

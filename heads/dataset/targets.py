@@ -1,6 +1,7 @@
 """Columns of a label table as numbers: targets, the task that they make, weights."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -8,67 +9,128 @@ import polars as pl
 from numpy.typing import NDArray
 
 from embedcache.errors import LabelsError
+from embedcache.tables import Parsed, parse
 
 Task = Literal["regression", "binary", "multiclass"]
 TASKS = ("auto", "regression", "binary", "multiclass")
 MAX_CLASSES = 1000
+MAX_GRADES = 12
+"""So few whole numbers may be classes: a note says that they are fitted as numbers."""
 Floats = NDArray[np.float64]
 
 
-def parse_targets(
-    columns: Sequence[pl.Series], ids: Sequence[str], task: str
-) -> tuple[Floats, Task, tuple[str, ...]]:
-    """Numbers for the target columns, the task they make, and the classes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """Targets as numbers.
+
+    values: float64 (n,), or (n, k) for several regression targets; class numbers for a classifier.
+    classes: what the numbers stand for, in order.  notes: how cells were read, in sentences.
+    """
+
+    values: Floats
+    task: Task
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def parse_targets(columns: Sequence[pl.Series], ids: Sequence[str], task: str) -> Labels:
+    """Read the target columns, and find the task they make.
+
+    task: "auto" for two classes where there are two values, a regression for other numbers, and
+        else classes.
+    LabelsError where a cell is missing or is no number where numbers are needed, naming it.
+    """
     if task not in TASKS:
         raise LabelsError(f"task is one of {', '.join(TASKS)}; got {task!r}")
-    for column in columns:
-        bad = column.is_null()
-        if column.dtype.is_float():
-            bad = bad | column.is_nan() | column.is_infinite()
-        if column.dtype == pl.String:
-            bad = bad | (column.str.strip_chars() == "")
-        if (n := int(bad.sum() or 0)) > 0:
-            first = ", ".join(ids[i] for i in np.flatnonzero(bad.fill_null(True).to_numpy())[:3])
-            raise LabelsError(
-                f"{n} of {len(column)} labelled photos have no usable {column.name or 'target'!r} "
-                f"(first: {first}). Leave those rows out of the label table, or fill them in"
-            )
+    read = [_read(column, ids) for column in columns]
+    notes = tuple(f"{c.name}: {p.note}" for c, p in zip(columns, read, strict=True) if p.note)
     if len(columns) > 1:
-        if not all(column.dtype.is_numeric() for column in columns) or task not in (
-            "auto",
-            "regression",
-        ):
+        if task not in ("auto", "regression") or not all(p.values.dtype.is_numeric() for p in read):
             raise LabelsError("several targets at once are numbers (regression); fit others alone")
-        return np.stack([c.cast(pl.Float64).to_numpy() for c in columns], 1), "regression", ()
-    column = columns[0]
-    distinct = column.unique().sort()
+        values = np.stack([p.values.cast(pl.Float64).to_numpy() for p in read], 1)
+        return Labels(values=values, task="regression", notes=notes)
+    column, values_of = columns[0], read[0].values
+    distinct = values_of.unique().sort()
+    numeric = values_of.dtype.is_numeric()
     chosen = task
     if task == "auto":
-        numeric = column.dtype.is_numeric()
-        two = len(distinct) == 2 or column.dtype == pl.Boolean
+        two = len(distinct) == 2 or values_of.dtype == pl.Boolean
         chosen = "binary" if two else "regression" if numeric else "multiclass"
-    if chosen == "regression":
-        if not column.dtype.is_numeric() and column.dtype != pl.Boolean:
-            raise LabelsError(
-                f"a regression needs numbers; {column.name!r} holds {distinct[0]!r}. "
-                f"Leave the task on auto, or say binary"
+    if chosen == "regression" or (task == "auto" and read[0].odd):
+        if not numeric and values_of.dtype != pl.Boolean:
+            raise LabelsError(_no_number(column, read[0], ids, task))
+        if task == "auto" and _are_grades(distinct):
+            shown = ", ".join(map(_class_name, distinct.to_list()))
+            notes += (
+                f"{column.name!r} holds {len(distinct)} whole numbers ({shown}) and is fitted as a "
+                "number; if they are classes, add --task multiclass",
             )
-        return column.cast(pl.Float64).to_numpy().astype(np.float64), "regression", ()
+        return Labels(
+            values=values_of.cast(pl.Float64).to_numpy().astype(np.float64),
+            task="regression",
+            notes=notes,
+        )
+    _check_classes(column, distinct, chosen)
+    classes = tuple(_class_name(value) for value in distinct.to_list())
+    codes = distinct.search_sorted(values_of).to_numpy().astype(np.float64)
+    found: Task = "binary" if len(classes) == 2 else "multiclass"
+    return Labels(values=codes, task=found, classes=classes, notes=notes)
+
+
+def _read(column: pl.Series, ids: Sequence[str]) -> Parsed:
+    """A column's cells; LabelsError where some are missing, naming them."""
+    name = column.name or "target"
+    try:
+        found = parse(column)
+    except ValueError as error:
+        raise LabelsError(f"{name!r} {error}") from None
+    bad = np.flatnonzero(found.missing)
+    if len(bad):
+        cells = column.cast(pl.String)
+        first = ", ".join(
+            f"{ids[i]} is empty" if cells[i] in (None, "") else f"{ids[i]} has {cells[i]!r}"
+            for i in bad[:3].tolist()
+        )
+        raise LabelsError(
+            f"{len(bad)} of {len(column)} labelled photos have no usable {name!r} (first: {first})."
+            " Leave those rows out with --drop-missing, or fill them in"
+        )
+    return found
+
+
+def _no_number(column: pl.Series, found: Parsed, ids: Sequence[str], task: str) -> str:
+    """What to say of a regression whose target holds texts."""
+    if not found.odd:
+        return f"a regression needs numbers; {column.name!r} holds {found.values.sort()[0]!r}"
+    first = found.odd[0]
+    return (
+        f"{len(found.odd)} of {len(column)} cells of {column.name!r} are no numbers (first: "
+        f"{ids[first]} has {found.values[first]!r}): mend or remove them"
+        + ("" if task == "regression" else ", or say --task multiclass if all are class names")
+    )
+
+
+def _are_grades(distinct: pl.Series) -> bool:
+    """Whether a few whole numbers may be classes rather than amounts."""
+    if not 3 <= len(distinct) <= MAX_GRADES:
+        return False
+    return all(float(value).is_integer() for value in distinct.to_list())
+
+
+def _check_classes(column: pl.Series, distinct: pl.Series, task: str) -> None:
+    name = column.name or "target"
     if len(distinct) < 2:
         raise LabelsError(
-            f"all labelled photos have the same {column.name or 'target'}, {distinct[0]!r}; "
-            f"a classifier needs two classes"
+            f"all labelled photos have the same {name}, {distinct[0]!r}; a classifier needs two "
+            "classes"
         )
-    if chosen == "binary" and len(distinct) > 2:
-        raise LabelsError(f"a binary task has two classes; {column.name!r} has {len(distinct)}")
+    if task == "binary" and len(distinct) > 2:
+        raise LabelsError(f"a binary task has two classes; {name!r} has {len(distinct)}")
     if len(distinct) > min(MAX_CLASSES, max(2, len(column) // 2)):
         raise LabelsError(
-            f"{column.name!r} has {len(distinct)} different values in {len(column)} rows: too many "
+            f"{name!r} has {len(distinct)} different values in {len(column)} rows: too many "
             f"for classes. Name another target, or say --task regression if they are numbers"
         )
-    classes = tuple(_class_name(value) for value in distinct.to_list())
-    codes = distinct.search_sorted(column).to_numpy().astype(np.float64)
-    return codes, "binary" if len(classes) == 2 else "multiclass", classes
 
 
 def _class_name(value: object) -> str:
@@ -76,15 +138,25 @@ def _class_name(value: object) -> str:
 
 
 def parse_weights(column: pl.Series, ids: Sequence[str]) -> Floats:
-    if not column.dtype.is_numeric():
-        raise LabelsError(f"weights are numbers; column {column.name!r} is not")
-    values = column.cast(pl.Float64).fill_null(float("nan")).to_numpy().astype(np.float64)
+    """Weights as float64 (n,): finite, none below zero, not all zero; else LabelsError."""
+    try:
+        found = parse(column)
+    except ValueError as error:
+        raise LabelsError(f"weights are numbers; column {column.name!r} {error}") from None
+    if found.values.dtype == pl.Null or found.missing.all():
+        values = np.full(len(column), np.nan)
+    elif not found.values.dtype.is_numeric():
+        cell = next((f": {ids[i]} has {found.values[i]!r}" for i in found.odd[:1]), "")
+        raise LabelsError(f"weights are numbers; column {column.name!r} is not{cell}")
+    else:
+        filled = found.values.cast(pl.Float64).fill_null(float("nan"))
+        values = filled.to_numpy().astype(np.float64)
     bad = ~np.isfinite(values) | (values < 0)
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise LabelsError(
             f"{int(bad.sum())} weights in {column.name!r} are negative or missing "
-            f"(first: {ids[first]} has {values[first]}); a weight is zero or more"
+            f"(first: {ids[first]} has {column[first]}); a weight is zero or more"
         )
     if not values.any():
         raise LabelsError(f"all weights in {column.name!r} are zero: nothing would be learnt")

@@ -208,7 +208,8 @@ def correlation_interval(sample: Sample, first: Floats, second: Floats) -> tuple
     sums = sample.sums(parts)
     total = sums.sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        whole, *without = np.arctanh(_correlation(np.vstack([total, total - sums])))
+        found = np.clip(_correlation(np.vstack([total, total - sums])), -1, 1)
+        whole, *without = np.arctanh(found)
     return _around(float(whole), _jackknife(whole, np.array(without)), sample.reach, np.tanh)
 
 
@@ -312,6 +313,8 @@ def _reach(n: float) -> float:
 def _jackknife(whole: float, without: Floats) -> float:
     """The standard error of a figure from its values without each group."""
     n = len(without)
+    if not (np.isfinite(whole) and np.isfinite(without).all()):
+        return float("nan")
     return float(np.sqrt((n - 1) / n * np.sum((without - whole) ** 2)))
 
 

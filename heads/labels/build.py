@@ -6,7 +6,7 @@ The log may be far larger than memory. It is read once, as a stream, into a few 
 a temporary folder beside the output; everything else is computed from those, one part of the
 recipients at a time.
 
-A swipe counts unless a rule below removes it; the first rule that fits names the reason.
+A swipe counts unless a rule below removes it; the first rule that matches names the reason.
 
     unknown_recipient   recipient_id is not in the user table
     no_photo            the recipient has no photo
@@ -15,8 +15,8 @@ A swipe counts unless a rule below removes it; the first rule that fits names th
     before_photo        made before the recipient's last photo change (section 3.3)
     duplicate           equal to another swipe in sender, recipient, time, decision and gender
 
-Values that cannot be right (a decision other than 0 and 1, a time that is no time) are errors, not
-rows to drop: they say that the wrong column or file was given.
+Values that cannot be right (a decision other than 0 and 1, a time that does not parse) are errors,
+not rows to drop: they mean that the wrong column or file was given.
 """
 
 import os
@@ -44,7 +44,7 @@ COLUMNS = ("user_id", "photo", "gender", "like_ratio", "swipes", "good")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class GenderCounts:
     """Section 3.4 for one gender; swipes are counted as made (by senders) and received."""
 
     users: int = 0
@@ -61,9 +61,10 @@ class Labels:
     """What `build` wrote and what it counted.
 
     users_labelled: rows of the label table.
-    removed: swipes per reason, in the order of `REASONS`; they and `swipes_kept` add to `swipes`.
-    by_gender: per gender as it stands in the tables, and "unknown".
-    table1: sender -> recipient -> likes / kept swipes, pooled; None where nobody swiped.
+    removed: swipes per reason, in the order of `REASONS`; with `swipes_kept` they add up to
+        `swipes`.
+    by_gender: per gender as the tables spell it, and "unknown".
+    table1: sender -> recipient -> likes / kept swipes, pooled; None without swipes.
     notes: what the inputs did not allow, in sentences.
     """
 
@@ -74,7 +75,7 @@ class Labels:
     swipes: int
     swipes_kept: int
     removed: Mapping[str, int]
-    by_gender: Mapping[str, Group]
+    by_gender: Mapping[str, GenderCounts]
     table1: Mapping[str, Mapping[str, float | None]]
     notes: tuple[str, ...] = ()
 
@@ -134,13 +135,13 @@ def build(
 
     users_path: .csv or .parquet with user_id, gender, photo (relative to the table) and, if photos
         changed, photo_updated_at. Several rows of one user are that user's photo history: the row
-        with the last photo_updated_at counts. Other columns pass through as they are.
+        with the last photo_updated_at counts. Other columns are copied.
     swipes_path: .csv or .parquet with recipient_id, liked (0/1) and, as known, sender_id,
         sender_gender, swiped_at. Without sender_gender the sender is looked up among the users; an
         empty one is unknown: its swipes count in like_ratio and are left out of Table 1. Times are
         ISO 8601 (UTC unless they say otherwise) or Unix seconds.
-    out_path: written at once or not at all, .csv or .parquet: user_id, photo (resolves from where
-        this file lies), gender, like_ratio (likes / swipes), swipes (the weight), good (1 where
+    out_path: written whole or not at all, .csv or .parquet: user_id, photo (relative to this
+        file), gender, like_ratio (likes / swipes), swipes (the weight), good (1 where
         like_ratio is above the median of the same gender), then the other user columns.
     keep_unswiped: also write users with a photo and no kept swipe, with an empty like_ratio.
     Raises LabelsError for missing columns, values that cannot be right and empty files.
@@ -173,8 +174,8 @@ def _users(path: Path) -> pl.DataFrame:
     try:
         users = frame.with_columns(
             swipes.text("user_id").alias("user_id"),
-            swipes.text("gender").alias("gender"),
-            swipes.text("photo").alias("photo"),
+            swipes.known("gender").alias("gender"),
+            swipes.known("photo").alias("photo"),
             changed.cast(pl.Datetime("us")).alias("_changed"),
         ).collect()
     except PolarsError as error:
@@ -186,13 +187,13 @@ def _users(path: Path) -> pl.DataFrame:
     if has_times:
         swipes.refuse_bad_times(users.lazy(), "photo_updated_at", path)
         users = users.with_row_index("_row").sort("_changed", nulls_last=False, maintain_order=True)
-        # Rows of one user at one time would leave the photo to chance: they stay and are refused.
+        # Two rows of one user at one time would leave the photo to chance: both are refused below.
         last = pl.col("_changed").eq_missing(pl.col("_changed").last().over("user_id"))
         users = users.filter(last).sort("_row").drop("_row")
     if (twice := users.filter(pl.col("user_id").is_duplicated())).height:
         raise LabelsError(
-            f"{path} has more than one row for user {twice['user_id'][0]!r}: keep one, or tell "
-            "them apart by photo_updated_at (the last photo counts)"
+            f"{path} has more than one row for user {twice['user_id'][0]!r}: keep one, or "
+            "add photo_updated_at (the last photo counts)"
         )
     if users["gender"].n_unique() > swipes.MAX_GENDERS:
         raise LabelsError(
@@ -228,7 +229,7 @@ def _table(
             (pl.col("_likes") / pl.col("_n")).alias("like_ratio"),
         )
     )
-    # By gender: over all users the median would mostly tell women's photos from men's (Table 1).
+    # By gender: the median over all users would mostly separate women from men (Table 1).
     median = pl.col("like_ratio").median().over("gender")
     table = table.with_columns((pl.col("like_ratio") > median).cast(pl.UInt8).alias("good"))
     if not keep_unswiped:
@@ -269,7 +270,7 @@ def _summary(
     groups = {}
     for gender in [*genders, *sorted(others, key=lambda name: (name == swipes.UNKNOWN, name))]:
         members = users.filter(of_user == gender)
-        groups[gender] = Group(
+        groups[gender] = GenderCounts(
             users=members.height,
             users_with_photo=members.height - members["photo"].null_count(),
             users_labelled=int((of_label == gender).sum()),

@@ -1,4 +1,4 @@
-"""A swipe log of any size becomes counts: streamed once, then aggregated a part at a time.
+"""A swipe log of any size becomes counts: it is streamed once, then aggregated part by part.
 
     scan(path, needed, "swipe")     a CSV or Parquet table as a stream
     compact(path, users, out, ...)  the log as a few bytes per swipe, with the reason to drop it
@@ -13,6 +13,7 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from embedcache.errors import LabelsError
+from embedcache.tables import MISSING
 
 UNKNOWN = "unknown"
 MAX_GENDERS = 20
@@ -50,9 +51,15 @@ def unreadable(path: Path, error: Exception) -> LabelsError:
 
 
 def text(name: str) -> pl.Expr:
-    """A column as trimmed text; empty is missing."""
+    """A column of ids as trimmed text; empty is missing."""
     trimmed = pl.col(name).cast(pl.String).str.strip_chars()
     return pl.when(trimmed != "").then(trimmed)
+
+
+def known(name: str) -> pl.Expr:
+    """A column as trimmed text; whatever spells a missing value is missing."""
+    trimmed = text(name)
+    return pl.when(~trimmed.str.to_lowercase().is_in(list(MISSING))).then(trimmed)
 
 
 def time(frame: pl.LazyFrame, name: str, path: Path) -> pl.Expr:
@@ -66,7 +73,7 @@ def time(frame: pl.LazyFrame, name: str, path: Path) -> pl.Expr:
         return pl.col(name).cast(pl.Datetime("us"))
     if kind.is_numeric():
         return _unix(pl.col(name).cast(pl.Float64))
-    words = text(name).str.replace("T", " ", literal=True).str.strip_suffix("Z")
+    words = known(name).str.replace("T", " ", literal=True).str.strip_suffix("Z")
     try:
         sample = frame.select(words).drop_nulls().head(1000).collect().to_series()
     except PolarsError as error:
@@ -88,7 +95,7 @@ def _unix(seconds: pl.Expr) -> pl.Expr:
 
 
 def refuse_bad_times(frame: pl.LazyFrame, name: str, path: Path) -> None:
-    bad = frame.filter(text(name).is_not_null() & pl.col("_changed").is_null())
+    bad = frame.filter(known(name).is_not_null() & pl.col("_changed").is_null())
     found = bad.select(text(name)).head(1).collect().to_series()
     if len(found):
         raise _bad_time(path, name, found[0])
@@ -96,8 +103,8 @@ def refuse_bad_times(frame: pl.LazyFrame, name: str, path: Path) -> None:
 
 def _bad_time(path: Path, name: str, value: str) -> LabelsError:
     return LabelsError(
-        f"{path}: {name} {value!r} is not read as a time; write ISO 8601 "
-        "(2024-05-31T18:00:00) or Unix seconds, the same way in every row"
+        f"{path}: {name} {value!r} is not a time; write ISO 8601 (2024-05-31T18:00:00) or Unix "
+        "seconds, the same way in every row"
     )
 
 
@@ -105,57 +112,9 @@ def compact(path: Path, users: pl.DataFrame, out: Path, notes: list[str]) -> Non
     """Stream the log into (recipient u4, sender u8, time i8, liked u1, genders, reason) rows."""
     swipes = scan(path, ("recipient_id", "liked"), "swipe")
     names = swipes.collect_schema().names()
-    has_photo_times = users["_changed"].null_count() < users.height
     has_times = "swiped_at" in names
-    if has_photo_times and not has_times:
-        raise LabelsError(
-            f"the users have photo_updated_at, but {path} has no column 'swiped_at' to tell which "
-            "swipes saw the photo: add it, or take photo_updated_at out of the user table"
-        )
-    if not has_photo_times:
-        notes.append("no photo times (photo_updated_at): every swipe is taken to be on the photo")
-    if "sender_id" not in names:
-        notes.append("no sender_id: self-swipes and duplicates cannot be told")
-    who = users.lazy().select(
-        "user_id",
-        pl.col("gender").alias("to"),
-        pl.int_range(pl.len(), dtype=pl.UInt32).alias("recipient"),
-        pl.col("photo").is_not_null().alias("_photo"),
-        "_changed",
-    )
-    log = swipes.select(
-        text("recipient_id").alias("recipient_id"),
-        _column(names, "sender_id").alias("_sender_id"),
-        _liked().alias("liked"),
-        (time(swipes, "swiped_at", path) if has_times else pl.lit(None))
-        .cast(pl.Datetime("us"))
-        .alias("time"),
-        _column(names, "swiped_at").is_not_null().alias("_said"),
-        _column(names, "sender_gender").alias("from"),
-    ).join(who, left_on="recipient_id", right_on="user_id", how="left", maintain_order="none")
-    if "sender_gender" not in names and "sender_id" in names:
-        senders = users.lazy().select("user_id", pl.col("gender").alias("_from"))
-        log = log.join(
-            senders, left_on="_sender_id", right_on="user_id", how="left", maintain_order="none"
-        ).with_columns(pl.col("_from").alias("from"))
-    elif "sender_gender" not in names:
-        notes.append("no sender_gender and no sender_id: Table 1 is empty")
-    reason = (
-        pl.when(pl.col("liked").is_null())
-        .then(pl.lit("bad_liked"))
-        .when(pl.col("_said") & pl.col("time").is_null())
-        .then(pl.lit("bad_time"))
-        .when(pl.col("recipient").is_null())
-        .then(pl.lit("unknown_recipient"))
-        .when(~pl.col("_photo"))
-        .then(pl.lit("no_photo"))
-        .when(pl.col("_sender_id") == pl.col("recipient_id"))
-        .then(pl.lit("self_swipe"))
-        .when(pl.col("_changed").is_not_null() & pl.col("time").is_null())
-        .then(pl.lit("undated"))
-        .when(pl.col("time") < pl.col("_changed"))
-        .then(pl.lit("before_photo"))
-    )
+    notes += _lacking(path, names, dated=users["_changed"].null_count() < users.height)
+    log = _with_senders(_with_users(swipes, users, path, has_times=has_times), users, names)
     # Senders are only told apart, so 64 bits of their id do: among the swipes on one photo at one
     # time, two senders meet by chance less than once in 1e13 swipes.
     who_swiped = pl.col("_sender_id")
@@ -166,13 +125,85 @@ def compact(path: Path, users: pl.DataFrame, out: Path, notes: list[str]) -> Non
         "liked",
         pl.col("from").fill_null(UNKNOWN),
         pl.col("to").fill_null(UNKNOWN),
-        reason.alias("reason"),
+        _reason().alias("reason"),
     )
     try:
         rows.sink_parquet(out, compression="lz4", maintain_order=False, engine="streaming")
     except PolarsError as error:
         raise unreadable(path, error) from None
     _check(path, swipes, out)
+
+
+def _lacking(path: Path, names: list[str], *, dated: bool) -> list[str]:
+    """Notes on the columns that a log lacks.
+
+    dated: whether the users have photo times; then the swipes need theirs.
+    """
+    notes = []
+    if dated and "swiped_at" not in names:
+        raise LabelsError(
+            f"the users have photo_updated_at, but {path} has no column 'swiped_at' to say which "
+            "swipes saw the photo: add it, or take photo_updated_at out of the user table"
+        )
+    if not dated:
+        notes.append("no photo times (photo_updated_at): every swipe counts for the photo")
+    if "sender_id" not in names:
+        notes.append("no sender_id: self-swipes and duplicates cannot be recognised")
+        if "sender_gender" not in names:
+            notes.append("no sender_gender and no sender_id: Table 1 is empty")
+    return notes
+
+
+def _with_users(
+    swipes: pl.LazyFrame, users: pl.DataFrame, path: Path, *, has_times: bool
+) -> pl.LazyFrame:
+    """Each swipe with its recipient's number, gender and photo."""
+    names = swipes.collect_schema().names()
+    who = users.lazy().select(
+        "user_id",
+        pl.col("gender").alias("to"),
+        pl.int_range(pl.len(), dtype=pl.UInt32).alias("recipient"),
+        pl.col("photo").is_not_null().alias("_photo"),
+        "_changed",
+    )
+    return swipes.select(
+        text("recipient_id").alias("recipient_id"),
+        _column(names, "sender_id").alias("_sender_id"),
+        _liked().alias("liked"),
+        (time(swipes, "swiped_at", path) if has_times else pl.lit(None))
+        .cast(pl.Datetime("us"))
+        .alias("time"),
+        _column(names, "swiped_at").is_not_null().alias("_said"),
+        _column(names, "sender_gender").alias("from"),
+    ).join(who, left_on="recipient_id", right_on="user_id", how="left", maintain_order="none")
+
+
+def _with_senders(log: pl.LazyFrame, users: pl.DataFrame, names: list[str]) -> pl.LazyFrame:
+    """The sender's gender looked up among the users, where the log does not say it."""
+    if "sender_gender" in names or "sender_id" not in names:
+        return log
+    senders = users.lazy().select("user_id", pl.col("gender").alias("_from"))
+    joined = log.join(
+        senders, left_on="_sender_id", right_on="user_id", how="left", maintain_order="none"
+    )
+    return joined.with_columns(pl.col("_from").alias("from"))
+
+
+def _reason() -> pl.Expr:
+    """Why a swipe does not count, null where it does; the first rule that matches decides."""
+    rules = {
+        "bad_liked": pl.col("liked").is_null(),
+        "bad_time": pl.col("_said") & pl.col("time").is_null(),
+        "unknown_recipient": pl.col("recipient").is_null(),
+        "no_photo": ~pl.col("_photo"),
+        "self_swipe": pl.col("_sender_id") == pl.col("recipient_id"),
+        "undated": pl.col("_changed").is_not_null() & pl.col("time").is_null(),
+        "before_photo": pl.col("time") < pl.col("_changed"),
+    }
+    found = pl.lit(None, pl.String)
+    for name, rule in reversed(rules.items()):
+        found = pl.when(rule).then(pl.lit(name)).otherwise(found)
+    return found
 
 
 def _liked() -> pl.Expr:
@@ -184,7 +215,7 @@ def _liked() -> pl.Expr:
 
 
 def _column(names: list[str], name: str) -> pl.Expr:
-    return text(name) if name in names else pl.lit(None, pl.String)
+    return known(name) if name in names else pl.lit(None, pl.String)
 
 
 def _check(path: Path, swipes: pl.LazyFrame, compact: Path) -> None:
@@ -201,10 +232,10 @@ def _check(path: Path, swipes: pl.LazyFrame, compact: Path) -> None:
         )
         raise LabelsError(
             f"{path}: {n:,} swipes have a 'liked' that is neither 0 nor 1, such as "
-            f"{repr(value) if value else 'an empty one'}: mend or remove those rows"
+            f"{repr(value) if value else 'an empty one'}: correct or remove those rows"
         )
     if bad.get("bad_time"):
-        wrong = text("swiped_at").is_not_null() & time(swipes, "swiped_at", path).is_null()
+        wrong = known("swiped_at").is_not_null() & time(swipes, "swiped_at", path).is_null()
         raise _bad_time(
             path,
             "swiped_at",

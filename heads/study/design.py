@@ -68,7 +68,7 @@ class Backbone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The keys of study.toml. note: shown on the page, where it says how it was made.
+    """The keys of study.toml. note: shown on the page, under its title.
 
     protocols: how FC heads are fitted, a block of the tables each: "paper", from scratch, and
     "warm", from the linear head. folds: K, 0 for one split; by default 5 below 5,000 rows.

@@ -22,10 +22,12 @@ import numpy as np
 import polars as pl
 
 from embedcache.errors import CacheError, LabelsError
+from embedcache.machine import versions
 from embedcache.spec import canonical_json
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from heads import dataset
+from heads.documents import PACKAGES
 from heads.fitting.fit import fit
 from heads.fitting.result import Fit
 from heads.labels.simulate import TRUTH
@@ -39,7 +41,6 @@ from heads.study.design import (
     sha256,
 )
 from heads.study.results import KeptFit, Results
-from heads.versions import versions
 
 
 def run(
@@ -99,7 +100,7 @@ def run(
         simulated=study.simulated or TRUTH in table.columns,
         seconds=time.perf_counter() - began,
         reused=reused,
-        versions=versions(),
+        versions=versions(PACKAGES),
         skipped=skipped,
     )
 

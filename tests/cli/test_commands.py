@@ -125,8 +125,10 @@ def test_extracts_mistakes_are_one_message_each(
     empty.mkdir()
     assert "no photos in" in mistake(run, "extract", empty, "--cache", cache, "--backbone", net)
     assert "no such folder" in mistake(run, "extract", tmp_path / "x", "--cache", cache)
-    told = mistake(run, "extract", labelled, "--cache", cache, "--backbone", net)
-    assert "no column 'photo_id'; it has user_id, photo" in told
+    words = ("--cache", cache, "--backbone", net, "--id-column", "photo_id")
+    assert "no column 'photo_id'; it has user_id, photo" in mistake(
+        run, "extract", labelled, *words
+    )
     told = mistake(
         run, "extract", tmp_path / "photos", "--cache", cache, "--backbone", "inception_v9"
     )
@@ -252,6 +254,7 @@ def test_ctrl_c_and_sigterm_commit_what_is_done(
 def test_the_demos_study_has_the_papers_networks_or_says_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    from embedcache import example
     from embedcache.backbones import loading
     from embedcache.errors import WeightsError
     from heads.study.design import Study
@@ -269,4 +272,4 @@ def test_the_demos_study_has_the_papers_networks_or_says_how_to_get_them(
     (tmp_path / "study.toml").write_text(cli._demo_study())
     study = Study.read(tmp_path / "study.toml")
     assert [b.shown for b in study.backbone][2:] == ["Inception", "FaceNet"]
-    assert study.note == ""
+    assert study.note == example.CONCLUSIONS

@@ -68,7 +68,7 @@ def test_push_info_pull_verify(run: Run, filled: Path, tmp_path: Path) -> None:
 def test_the_project_file_names_the_remote(run: Run, filled: Path, tmp_path: Path) -> None:
     status, _, err = run("push", filled)
     assert status == 1
-    assert "say where the shared copy is" in err
+    assert "name the shared copy" in err
     (tmp_path / "embedcache.toml").write_text('remote = "shared"\n')
     assert run("push", filled)[0] == 0
     assert "50 rows" in run("pull", tmp_path / "b")[1]
@@ -90,8 +90,8 @@ def test_an_impossible_request_is_one_message(run: Run, filled: Path, tmp_path: 
             "cannot have a s4:// URL",
         ),
         (("push", tmp_path / "absent", tmp_path / "s"), "there is no cache at"),
-        (("info", "file:///x", "--ref", "r"), "are for a cache's folder, not for a URL"),
-        (("info", "file:///x", "--photos"), "are for a cache's folder, not for a URL"),
+        (("info", "file:///x", "--ref", "r"), "need a cache's folder, not a URL"),
+        (("info", "file:///x", "--photos"), "need a cache's folder, not a URL"),
         (("extract", tmp_path, "--cache", tmp_path / "b", "--offer"), "no photos in"),
     ):
         status, out, err = run(*words)
@@ -170,7 +170,7 @@ def test_ctrl_c_is_one_line(
     monkeypatch.setattr(f"embedcache.{called}", cut)
     status, out, err = run(*words)
     assert (status, out) == (130, "")
-    assert err == "Interrupted: what was done is kept. Run the same command again.\n"
+    assert err == "Interrupted: everything done so far is kept. Rerun the command to resume.\n"
 
 
 def test_a_world_writable_project_file_is_ignored_with_a_warning(
@@ -183,7 +183,7 @@ def test_a_world_writable_project_file_is_ignored_with_a_warning(
         status, _, err = run("push", filled)
         assert status == 1
         assert err.count(f"warning: {file} is ignored: {place} is world-writable") == 1
-        assert "say where the shared copy is" in err
+        assert "name the shared copy" in err
         file.chmod(0o644)
         tmp_path.chmod(0o777 if place == file else 0o755)
     assert run("push", filled)[0] == 0

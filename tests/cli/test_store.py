@@ -104,8 +104,8 @@ def test_verify_ends_with_one_where_anything_is_wrong(path: Path, run: Run) -> N
     assert status == 1
     assert "embedding/c/0/0 is not what was written" in out
     status, out, _ = run("verify", path, "--repair")
-    assert "extract again for net#" in out
-    assert "4 photos (a, b, c, d)" in out
+    assert "extract again for " in out
+    assert "2 photos (a, b)" in out
     assert run("verify", path)[0] == 0
 
 
@@ -115,8 +115,8 @@ def test_forget_and_compact_and_merge_say_what_they_did(
     run("ref", path, "then")
     status, out, _ = run("forget", path, "b", "c")
     assert status == 0
-    assert "2 ids and 2 rows of 2 photos are gone" in out
-    assert "changed refs: then" in out
+    assert "2 ids and 2 rows of 2 photos were removed" in out
+    assert "read less now: then" in out
     fill(Cache.open(path).space(SPEC), photos(5))
     fill(Cache.open(path).space(SPEC), photos(6))
     assert "2 segments" in run("compact", path)[1] or "became" in run("compact", path)[1]

@@ -2,7 +2,7 @@
 
 import csv
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +99,6 @@ def world(
     return tmp_path
 
 
-def write(path: str, header: list[str], rows: list[list[object]]) -> None:
+def write(path: str, header: list[str], rows: Sequence[Sequence[object]]) -> None:
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([header, *rows])

@@ -93,11 +93,11 @@ def test_links_to_themselves_and_folders_that_cannot_be_listed_are_in_the_table(
 def test_listing_a_large_folder_tells_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embedcache.photos import table as photos
+    from embedcache.photos import folder
 
     for name in ("a/1.jpg", "a/2.jpg", "b/3.jpg"):
         write(tmp_path / name)
-    monkeypatch.setattr(photos, "_TICK_SECONDS", 0.0)
+    monkeypatch.setattr(folder, "_TICK_SECONDS", 0.0)
     told: list[int] = []
     Photos.read(tmp_path, progress=told.append)
     assert told[-1] == 3
@@ -131,7 +131,7 @@ def test_two_places_have_two_scopes_which_do_not_tell_the_place(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ({"id": ["a"], "photo": ["a.jpg"]}, "no column 'photo_id'; it has id, photo"),
+        ({"name": ["a"], "photo": ["a.jpg"]}, "no column photo_id, user_id or id; it has name, ph"),
         ({"photo_id": ["a"], "pic": ["a.jpg"]}, "no column 'photo'"),
         ({"photo_id": ["a", "a"], "photo": ["a.jpg", "b.jpg"]}, "more than one photo"),
         ({"photo_id": ["a", None], "photo": ["a.jpg", "b.jpg"]}, "1 rows have no"),
@@ -155,7 +155,7 @@ def test_empty_missing_and_unknown_inputs_are_refused(tmp_path: Path) -> None:
         Photos.read(tmp_path / "nowhere")
     with pytest.raises(PhotosError, match="neither a folder nor a table"):
         Photos.read(write(tmp_path / "x.json"))
-    with pytest.raises(PhotosError, match="cannot read the table"):
+    with pytest.raises(PhotosError, match="cannot be read as Parquet"):
         Photos.read(write(tmp_path / "x.parquet", b"no parquet"))
 
 

@@ -246,7 +246,7 @@ def test_the_simple_form_needs_neither_senders_nor_times(tmp_path: Path) -> None
     assert made.swipes_kept == 4
     assert float(rows_of(made)["ann"]["like_ratio"]) == 0.5
     assert any("every swipe" in note for note in made.notes)
-    assert any("duplicates cannot be told" in note for note in made.notes)
+    assert any("duplicates cannot be recognised" in note for note in made.notes)
     assert str(made.path) in str(made)
 
 
