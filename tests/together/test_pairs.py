@@ -7,7 +7,7 @@ import pytest
 from tests.together.operations import ALL, COMPACT_LITTLE, TWINS
 from tests.together.workers import Workers, describe
 
-N_PAUSES = 8
+N_PAUSES = 4
 SEED = 20
 NAMES = [op.name for op in ALL]
 LITTLE = COMPACT_LITTLE.name
@@ -79,7 +79,7 @@ def test_nothing_is_lost_or_back_at_any_event(sweep: dict[str, Any], workers: Wo
     assert not found["wrong"], describe(found)
 
 
-@pytest.mark.parametrize("sweep", [{"ops": NAMES, "n": 24, "seed": SEED + i} for i in range(2)])
+@pytest.mark.parametrize("sweep", [{"ops": NAMES, "n": 12, "seed": SEED + i} for i in range(2)])
 def test_nothing_is_lost_or_back_when_three_commands_take_turns(
     sweep: dict[str, Any], workers: Workers
 ) -> None:
