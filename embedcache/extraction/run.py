@@ -24,6 +24,7 @@ from embedcache.extraction.lanes import Lanes
 from embedcache.extraction.neighbours import Neighbours
 from embedcache.extraction.outcome import Extraction, SpaceOutcome
 from embedcache.extraction.pace import Compile, PaceFinder
+from embedcache.extraction.parts import WorkPart
 from embedcache.extraction.pipeline import Pipeline
 from embedcache.extraction.plan import Plan
 from embedcache.extraction.prefetch import Gate, Ready, prefetch
@@ -50,6 +51,7 @@ def extract(
     compiling: Compile = "auto",
     retry_failed: bool = False,
     strict: bool = False,
+    part: WorkPart | None = None,
     remote: str | Upstream | None = None,
     offer: bool = False,
     writer: str = "",
@@ -72,6 +74,7 @@ def extract(
     precision, device, decode: as in `backbones.load`.
     retry_failed: try photos again that an earlier run could not embed.
     strict: PhotosError at the first photo that fails; what was embedded until then is kept.
+    part: only these of the photos, where other processes do the other parts.
     remote: a shared copy to read through: rows that it has are taken, only the rest is computed. A
         remote that fails costs a warning and nothing else.
     offer: give computed rows back to `remote` during the run.
@@ -86,6 +89,7 @@ def extract(
     """
     started = time.perf_counter()
     _refuse_fork()
+    photos = photos if part is None else part.of(photos)
     watch = Watch(progress, log, stop)
     clock, gate, faces = Clock(), Gate(workers), FaceFinder(cache, device)
     upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
@@ -107,7 +111,7 @@ def extract(
     for space in spaces:
         space.salvage()
     interrupted = digests.stopped or stop()
-    neighbours = Neighbours(cache, [b.spec.digest for b in backbones])
+    neighbours = Neighbours(cache, [b.spec.digest for b in backbones], part)
     with clock.step("read"):
         work = Work(
             *(photos, digests, spaces),
@@ -148,6 +152,7 @@ def extract(
             for i, (b, tally) in enumerate(zip(backbones, work.tallies, strict=True))
         ),
         interrupted=interrupted,
+        part="" if part is None else str(part),
         n_photos=len(photos),
         n_without_photo=photos.n_without_photo,
         n_reducible=clock.reducible,
