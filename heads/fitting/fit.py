@@ -105,7 +105,7 @@ def _check(dataset: Dataset) -> None:
             raise LabelsError(f"all weights of the {side} rows are zero")
         if side == "train" and dataset.task != "regression":
             seen = np.unique(part.targets)
-            if len(seen) < 2:
+            if len(seen) < 2 and len(np.unique(dataset.targets)) > 1:
                 raise LabelsError(
                     f"all {n['train']} train rows are {dataset.classes[int(seen[0])]!r}; a "
                     f"classifier needs two classes there. Label more photos, or stratify the split"
