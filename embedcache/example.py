@@ -1,16 +1,18 @@
 """The embedded example: several hundred photos with a known truth, made on the spot, offline.
 
-Every photo is one of a few freely licensed pictures that scikit-image ships, framed, tilted, lit,
-coloured and blurred anew, or prints of such pictures laid on a table: with no, one or two faces.
-What decides a like is a known smooth function of those choices, so a page can say how much of the
-truth a head recovered. Nothing here is real but the pictures:
+Every photo is derived from a few freely licensed pictures: framed, tilted, lit, coloured and
+blurred anew, or prints of such pictures laid on a table, with no, one or two faces. The chance of a
+like is a known smooth function of those choices, so a page can say how much of the truth a head
+recovered. Nothing here is real but the pictures.
 
-- All faces are one face (the astronaut Eileen Collins, 1992). A head that does well here has
-  learned framing, light, colour and sharpness; nothing is shown about people.
-- Train and test photos derive from the same pictures. The example shows that the path works and
-  what it recovers, not how heads do on new subjects.
-- `gender` belongs to the simulated user, is drawn at random and cannot be told from the photo.
-  The second target is `light`, warm or cool: a true property of the photo.
+- There are three faces: Eileen Collins, a man with a camera, and Grace Hopper. Each belongs to a
+  set of pictures of its own, and the photos of a set stand on one side of the split (the column
+  `pictures` names the set): heads are fitted on the first set and judged on the last. They are
+  judged on photos of pictures that they have not seen, but on one such set only.
+- A head that does well here has learned framing, light, colour and sharpness. Nothing is shown
+  about people, and no figure carries over to real photos.
+- `gender` belongs to the simulated user, is drawn at random and cannot be seen in the photo. The
+  second target is `light`, warm or cool: a true property of the photo.
 """
 
 import csv
@@ -30,38 +32,90 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from embedcache.backbones.weights import read_state
 from embedcache.errors import InputError, WeightsError
+from embedcache.machine import processors
 
 MAX_PHOTOS = 100_000
+CONCLUSIONS = (
+    "What you may conclude from this page: the path from photos to tables works, and so much of a "
+    "known truth is found in photos of pictures that the heads have not seen. What you may not "
+    "conclude: anything about people, or about which network is better. All photos are derived "
+    "from ten pictures in three sets. The heads are fitted on the first (Eileen Collins, a cat, "
+    "a cup), settle their options on the second (a man with a camera, a rocket) and are tested on "
+    "the third (Grace Hopper, a star field). The intervals count photos, not pictures: other "
+    "pictures would move the figures further than they say."
+)
 _SIZES = (400, 448, 500)  # sides of the square photos, in pixels
-_FACE = (168, 62, 276, 206)  # the astronaut's head in her picture
-
-# As scikit-image 0.26 states them, in the docstrings of skimage.data.
+# File: (the package that ships it, what it shows and its licence). For scikit-image as it states
+# them in the docstrings of skimage.data.
 SOURCES = {
-    "astronaut.png": "Eileen Collins; NASA, public domain",
-    "chelsea.png": "the cat Chelsea; Stefan van der Walt, CC0",
-    "coffee.png": "a cup at Pikolo Espresso Bar; Rachel Michetti, CC0",
-    "rocket.jpg": "a Falcon 9; SpaceX, released in the public domain",
-    "hubble_deep_field.jpg": "the Hubble deep field; NASA, public domain",
-    "brick.png": "CC0Textures Bricks25, CC0",
-    "grass.png": "Grass 01; linolafett, CC0",
-    "gravel.png": "CC0Textures Gravel04, CC0",
+    "astronaut.png": ("skimage", "Eileen Collins; NASA, public domain"),
+    "camera.png": ("skimage", "a man with a camera; Lav Varshney, CC0"),
+    "grace_hopper.jpg": ("matplotlib", "Grace Hopper; James S. Davis, US Navy, public domain"),
+    "chelsea.png": ("skimage", "the cat Chelsea; Stefan van der Walt, CC0"),
+    "coffee.png": ("skimage", "a cup at Pikolo Espresso Bar; Rachel Michetti, CC0"),
+    "rocket.jpg": ("skimage", "a Falcon 9; SpaceX, released in the public domain"),
+    "hubble_deep_field.jpg": ("skimage", "the Hubble deep field; NASA, public domain"),
+    "brick.png": ("skimage", "CC0Textures Bricks25, CC0"),
+    "gravel.png": ("skimage", "CC0Textures Gravel04, CC0"),
+    "grass.png": ("skimage", "Grass 01; linolafett, CC0"),
 }
-_THINGS = ("chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg")
-_TABLES = {  # darkest and lightest colour of a tinted texture
-    "brick.png": ("#3a2418", "#d8b48c"),
-    "grass.png": ("#16321c", "#a9c48a"),
-    "gravel.png": ("#22303c", "#b9c6cc"),
-}
+_FOLDERS = {"skimage": "data", "matplotlib": "mpl-data/sample_data"}
+_INSTALL = {"skimage": "scikit-image", "matplotlib": "matplotlib"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureSet:
+    """Pictures that photos are derived from together, so that no photo mixes two sets.
+
+    share: of all photos.
+    face: the picture with the face;  head: left, top, right, bottom of the head in it, in pixels.
+    things: pictures without a face.
+    table: the texture under prints, and the darkest and lightest colour that it is tinted with.
+    """
+
+    share: float
+    face: str
+    head: tuple[int, int, int, int]
+    things: tuple[str, ...]
+    table: tuple[str, str, str]
+
+    @property
+    def name(self) -> str:
+        """The pictures of the set: "astronaut chelsea coffee brick"."""
+        return " ".join(Path(f).stem for f in (self.face, *self.things, self.table[0]))
+
+
+# With the seed of the demo's study: train, dev and test.
+SETS = (
+    PictureSet(
+        share=0.7,
+        face="astronaut.png",
+        head=(168, 62, 276, 206),
+        things=("chelsea.png", "coffee.png"),
+        table=("brick.png", "#3a2418", "#d8b48c"),
+    ),
+    PictureSet(
+        share=0.1,
+        face="camera.png",
+        head=(186, 96, 268, 206),
+        things=("rocket.jpg",),
+        table=("gravel.png", "#22303c", "#b9c6cc"),
+    ),
+    PictureSet(
+        share=0.2,
+        face="grace_hopper.jpg",
+        head=(241, 256, 412, 473),
+        things=("hubble_deep_field.jpg",),
+        table=("grass.png", "#16321c", "#a9c48a"),
+    ),
+)
 
 # subject: (share of the photos, faces, effect on the log-odds of a like)
 _SUBJECTS = {
-    "portrait": (0.40, 1, 0.6),
+    "portrait": (0.42, 1, 0.6),
     "print": (0.14, 1, -0.1),  # two prints on a table, one of them a portrait
-    "pair": (0.12, 2, 0.2),  # two portraits as prints, or one mirrored
-    "chelsea": (0.12, 0, 0.5),
-    "coffee": (0.08, 0, 0.0),
-    "rocket": (0.07, 0, -0.4),
-    "hubble_deep_field": (0.07, 0, -0.7),
+    "pair": (0.12, 2, 0.2),  # a portrait and its mirror image as prints
+    "thing": (0.32, 0, -0.2),
 }
 
 
@@ -69,12 +123,14 @@ _SUBJECTS = {
 class Factors:
     """How one photo was made.
 
+    pictures: the name of its set.
     faces: faces laid into the photo; a detector may see another number.
     wide: framing, 0 (close) to 1 (wide).   tilt: degrees, counter-clockwise.
     exposure: stops.   warmth: -1 (cool) to 1 (warm), never near 0.
     colour: saturation, 1 as in the picture.   blur: Gaussian, in pixels of the photo.
     """
 
+    pictures: str
     subject: str
     faces: int
     wide: float
@@ -115,7 +171,7 @@ class Example:
         faces = ", ".join(f"{n} with {k}" for k, n in sorted(self.n_by_faces.items()))
         return (
             f"{self.n_photos} photos (faces: {faces}) in {self.folder / 'photos'}, made in "
-            f"{self.seconds:.0f} s from {len(SOURCES)} pictures that scikit-image ships"
+            f"{self.seconds:.0f} s from {len(SOURCES)} pictures, in {len(SETS)} sets"
         )
 
 
@@ -123,7 +179,7 @@ def make(out: str | os.PathLike[str], *, n_photos: int = 600, seed: int = 0) -> 
     """Write the example: photos, users and the truth. The same seed gives the same example.
 
     out/photos/ID.jpg      square photos of 400 to 500 pixels
-    out/users.csv          user_id, gender, photo, light, simulated_truth
+    out/users.csv          user_id, gender, photo, light, pictures, simulated_truth
     out/truth.csv          user_id, like_probability, and the factors it is a function of
     out/README.txt         where the pictures are from, and what is simulated
     Raises InputError if scikit-image is not installed.
@@ -141,21 +197,22 @@ def make(out: str | os.PathLike[str], *, n_photos: int = 600, seed: int = 0) -> 
         photo = _photo(factors[i], pictures, np.random.default_rng([seed, 1, i]))
         photo.save(folder / "photos" / f"{ids[i]}.jpg", quality=90)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, processors())) as pool:
         list(pool.map(write, range(n_photos)))
 
     genders = np.random.default_rng([seed, 2]).choice(["F", "M"], n_photos, p=[0.42, 0.58])
-    order = sorted(range(n_photos), key=ids.__getitem__)  # by id: the order tells nothing
+    order = sorted(range(n_photos), key=ids.__getitem__)  # by id: the order reveals nothing
     truth = [f"{factor.like_probability:.6f}" for factor in factors]
     _write_table(
         folder / "users.csv",
-        ("user_id", "gender", "photo", "light", "simulated_truth"),
+        ("user_id", "gender", "photo", "light", "pictures", "simulated_truth"),
         (
             (
                 ids[i],
                 genders[i],
                 f"photos/{ids[i]}.jpg",
                 "warm" if factors[i].warmth > 0 else "cool",
+                factors[i].pictures,
                 truth[i],
             )
             for i in order
@@ -167,7 +224,7 @@ def make(out: str | os.PathLike[str], *, n_photos: int = 600, seed: int = 0) -> 
         ("user_id", "like_probability", *names),
         ((ids[i], truth[i], *(getattr(factors[i], name) for name in names)) for i in order),
     )
-    listed = "\n".join(f"  {name}: {origin}" for name, origin in SOURCES.items())
+    listed = "\n".join(f"  {name}: {origin}" for name, (_, origin) in SOURCES.items())
     (folder / "README.txt").write_text(f"{__doc__}\nPictures:\n{listed}\n", encoding="utf-8")
     n_by_faces = {k: sum(factor.faces == k for factor in factors) for k in (0, 1, 2)}
     return Example(
@@ -181,28 +238,38 @@ def make(out: str | os.PathLike[str], *, n_photos: int = 600, seed: int = 0) -> 
 
 
 def _pictures() -> dict[str, Image.Image]:
-    """The pictures by name, at most 640 pixels a side. scikit-image itself is not imported."""
-    found = importlib.util.find_spec("skimage")
-    if found is None or not found.submodule_search_locations:
-        raise InputError(
-            "the example is made from pictures that scikit-image ships, and it is not installed. "
-            "Run 'pip install scikit-image'."
-        )
-    folder = Path(found.submodule_search_locations[0]) / "data"
+    """The pictures by name, at most 640 pixels a side. Neither package is imported."""
     pictures = {}
-    for name in SOURCES:
+    for name, (package, _) in SOURCES.items():
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            raise InputError(
+                f"the example is made from pictures that {_INSTALL[package]} ships, and it is not "
+                f"installed. Run 'pip install {_INSTALL[package]}'."
+            )
+        path = Path(found.submodule_search_locations[0]) / _FOLDERS[package] / name
         try:
-            with Image.open(folder / name, formats=("PNG", "JPEG")) as image:
+            with Image.open(path, formats=("PNG", "JPEG")) as image:
                 picture = image.convert("RGB")
         except OSError as error:
             raise InputError(
-                f"the example needs {name} of scikit-image and cannot read it ({error}). "
-                "Run 'pip install --force-reinstall --no-deps scikit-image'."
+                f"the example needs {name} of {_INSTALL[package]} and cannot read it ({error}). "
+                f"Run 'pip install --force-reinstall --no-deps {_INSTALL[package]}'."
             ) from None
+        if name == "grace_hopper.jpg":
+            picture = _with_room(picture)
         if max(picture.size) > 640:
             picture.thumbnail((640, 640), Image.Resampling.LANCZOS)
         pictures[name] = picture
     return pictures
+
+
+def _with_room(portrait: Image.Image) -> Image.Image:
+    """A close portrait on a blurred enlargement of itself, so that it can be framed wider."""
+    side = 900
+    wide = portrait.resize((side, side)).filter(ImageFilter.GaussianBlur(45))
+    wide.paste(portrait, ((side - portrait.width) // 2, side - portrait.height))
+    return wide
 
 
 def _factors(n: int, seed: int) -> list[Factors]:
@@ -210,8 +277,13 @@ def _factors(n: int, seed: int) -> list[Factors]:
     rng = np.random.default_rng([seed, 0])
     names = list(_SUBJECTS)
     share = np.array([_SUBJECTS[name][0] for name in names])
-    # as close to the shares as whole photos allow, in random order
-    subjects = rng.permutation(np.searchsorted(np.cumsum(share), (np.arange(n) + 0.5) / n))
+    # In each set as close to the shares as whole photos allow; then in random order.
+    counts = np.diff(np.rint(np.cumsum([0, *(one.share for one in SETS)]) * n).astype(int))
+    subjects = np.concatenate(
+        [np.searchsorted(np.cumsum(share), (np.arange(k) + 0.5) / k) for k in counts if k]
+    )
+    order = rng.permutation(n)
+    sets, subjects = np.repeat(np.arange(len(SETS)), counts)[order], subjects[order]
     wide = rng.beta(1.6, 1.6, n)
     tilt = np.clip(rng.normal(0, 8, n), -20, 20)
     exposure = np.clip(rng.normal(0, 0.45, n), -1.1, 1.1)
@@ -220,6 +292,7 @@ def _factors(n: int, seed: int) -> list[Factors]:
     blur = np.maximum(0, rng.normal(0.4, 1.2, n))
     return [
         Factors(
+            pictures=SETS[sets[i]].name,
             subject=names[subjects[i]],
             faces=_SUBJECTS[names[subjects[i]]][1],
             wide=round(float(wide[i]), 4),
@@ -237,43 +310,49 @@ def _photo(
     factors: Factors, pictures: Mapping[str, Image.Image], rng: np.random.Generator
 ) -> Image.Image:
     side = int(rng.choice(_SIZES))
+    source = next(one for one in SETS if one.name == factors.pictures)
+    thing = pictures[str(rng.choice(source.things))]
     if factors.subject == "portrait":
-        photo = _portrait(factors, pictures, side, rng)
-    elif factors.subject == "print":
-        thing = pictures[str(rng.choice(_THINGS))]
-        shown = [_framed_face(pictures, 240), _cut(thing, 240, wide=0.8, tilt=0, rng=rng)]
-        photo = _prints(shown, factors, pictures, side, rng)
-    elif factors.subject == "pair":
-        one, two = _framed_face(pictures, 240), ImageOps.mirror(_framed_face(pictures, 240))
-        photo = _prints([one, two], factors, pictures, side, rng)
+        photo = _portrait(factors, pictures[source.face], source.head, side, rng)
+    elif factors.subject == "thing":
+        photo = _cut(thing, side, wide=factors.wide, tilt=factors.tilt, rng=rng)
     else:
-        name = next(name for name in _THINGS if name.startswith(factors.subject))
-        photo = _cut(pictures[name], side, wide=factors.wide, tilt=factors.tilt, rng=rng)
+        portrait = _framed_face(pictures[source.face], source.head, 240)
+        if factors.subject == "print":
+            other = _cut(thing, 240, wide=0.8, tilt=0, rng=rng)
+        else:
+            other = ImageOps.mirror(portrait)
+        table = _table(pictures[source.table[0]], source.table[1:], side)
+        photo = _prints([portrait, other], table, factors, rng)
     return _developed(photo, factors)
 
 
 def _portrait(
-    factors: Factors, pictures: Mapping[str, Image.Image], side: int, rng: np.random.Generator
+    factors: Factors,
+    picture: Image.Image,
+    head: tuple[int, int, int, int],
+    side: int,
+    rng: np.random.Generator,
 ) -> Image.Image:
-    """The astronaut with all of her head in the frame."""
-    picture = pictures["astronaut.png"]
+    """A photo with all of the head in the frame."""
+    left, top, right, bottom = head
     if rng.random() < 0.5:
         picture = ImageOps.mirror(picture)
-        face = (picture.width - _FACE[2], _FACE[1], picture.width - _FACE[0], _FACE[3])
-    else:
-        face = _FACE
-    window = 190 + 250 * factors.wide
-    x = (face[0] + face[2]) / 2 + rng.uniform(-0.5, 0.5) * max(0, window - 190)
-    y = (face[1] + face[3]) / 2 + rng.uniform(0.0, 0.4) * max(0, window - 190)
+        left, right = picture.width - right, picture.width - left
+    closest = 1.76 * (right - left)
+    window = closest * (1 + 1.3 * factors.wide)
+    x = (left + right) / 2 + rng.uniform(-0.5, 0.5) * (window - closest)
+    y = (top + bottom) / 2 + rng.uniform(0.0, 0.4) * (window - closest)
     return _window(picture, (x, y), window, factors.tilt, side)
 
 
-def _framed_face(pictures: Mapping[str, Image.Image], side: int) -> Image.Image:
-    return (
-        pictures["astronaut.png"]
-        .crop((112, 24, 332, 244))
-        .resize((side, side), Image.Resampling.LANCZOS)
-    )
+def _framed_face(picture: Image.Image, head: tuple[int, int, int, int], side: int) -> Image.Image:
+    """A square portrait, the head in its middle."""
+    left, top, right, bottom = head
+    half = round(right - left)
+    x, y = (left + right) // 2, (top + bottom) // 2
+    window = picture.crop((x - half, y - half, x + half, y + half))
+    return window.resize((side, side), Image.Resampling.LANCZOS)
 
 
 def _cut(
@@ -304,18 +383,17 @@ def _window(
     )
 
 
+def _table(texture: Image.Image, colours: tuple[str, ...], side: int) -> Image.Image:
+    dark, light = colours
+    table = ImageOps.colorize(texture.convert("L"), dark, light)
+    return table.resize((side, side), Image.Resampling.LANCZOS)
+
+
 def _prints(
-    shown: list[Image.Image],
-    factors: Factors,
-    pictures: Mapping[str, Image.Image],
-    side: int,
-    rng: np.random.Generator,
+    shown: list[Image.Image], table: Image.Image, factors: Factors, rng: np.random.Generator
 ) -> Image.Image:
-    """Two prints with white borders, side by side on a tinted texture."""
-    texture = str(rng.choice(list(_TABLES)))
-    dark, light = _TABLES[texture]
-    table = ImageOps.colorize(pictures[texture].convert("L"), dark, light)
-    table = table.resize((side, side), Image.Resampling.LANCZOS)
+    """Two prints with white borders, side by side on a table."""
+    side = table.width
     rng.shuffle(shown)
     edge = round(side * (0.44 - 0.12 * factors.wide))
     for i, picture in enumerate(shown):

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from embedcache.errors import CacheError
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 MAX_DIM = 65_536
 PRECISIONS = ("float32", "bfloat16", "float16")
+Select = Literal["only", "largest", "central"]
+CROPS: dict[str, Select] = {"face": "only", "largest-face": "largest", "central-face": "central"}
+"""What may follow the @ of a backbone's name: which face of a photo is cropped."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -64,12 +67,19 @@ class FaceCrop:
 
     detector: digest of the detector's own document (networks, thresholds, resize kernel).
     select: "only" embeds photos with exactly one box (the paper's 1BBOX); others end as failed.
+        "largest" and "central" choose one of several: see `embedcache.faces.detector.choose`.
     margin: added around the box, as a fraction of its sides.
     """
 
     detector: str
-    select: Literal["only"]
+    select: Select
     margin: float
+
+    def __post_init__(self) -> None:
+        if self.select not in get_args(Select):
+            raise CacheError(
+                f"a face is selected as {', '.join(get_args(Select))}; got {self.select!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

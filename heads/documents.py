@@ -16,6 +16,11 @@ from msgspec import inspect
 from embedcache.errors import InputError
 
 T = TypeVar("T")
+# What saved heads and studies record the versions of.
+PACKAGES = (
+    ("embedcache", "numpy", "scipy", "scikit-learn", "polars", "safetensors")
+    + ("torch", "timm", "facenet-pytorch")
+)  # fmt: skip
 _STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 _MAX_SHOWN = 60
 

@@ -5,7 +5,7 @@ the link. The constant is a layer of zeros with a bias, ridge and logistic are o
 head of several members is that many networks whose predictions are averaged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -99,6 +99,34 @@ class Head:
                 hidden = hidden @ layer.weight[member].T + layer.bias[member]
             total += linked(hidden.astype(np.float64), self.link)
         return total / members
+
+
+def rebased(layer: Layer, old: Standard, new: Standard) -> Layer:
+    """The first layer of a head on `old`, written for vectors standardised by `new`."""
+    weight = layer.weight.astype(np.float64) * (new.scale.astype(np.float64) / old.scale)
+    shift = (new.mean.astype(np.float64) - old.mean) / old.scale
+    bias = layer.bias + layer.weight.astype(np.float64) @ shift
+    return Layer(weight.astype(np.float32), bias.astype(np.float32))
+
+
+def merged(heads: Sequence[Head]) -> Head:
+    """One head whose prediction is the mean of several of one kind, as members side by side."""
+    if len(heads) == 1:
+        return heads[0]
+    means = np.stack([head.standard.mean for head in heads]).mean(0, dtype=np.float64)
+    scales = np.stack([head.standard.scale for head in heads]).mean(0, dtype=np.float64)
+    standard = Standard(np.asarray(means, np.float32), np.asarray(scales, np.float32))
+    stacks = [
+        (rebased(head.layers[0], head.standard, standard), *head.layers[1:]) for head in heads
+    ]
+    layers = tuple(
+        Layer(
+            np.concatenate([layer.weight for layer in depth]),
+            np.concatenate([layer.bias for layer in depth]),
+        )
+        for depth in zip(*stacks, strict=True)
+    )
+    return Head(heads[0].name, heads[0].link, standard, layers, heads[0].card)
 
 
 def linked(values: NDArray[np.float64], link: Link) -> NDArray[np.float64]:

@@ -4,7 +4,8 @@
     OUT/<head>/card.json         what the head is, what made it, the sha256 of its weights
     OUT/<head>/weights.safetensors
     OUT/<head>/curves.csv        rate, epoch, train, dev
-    OUT/<head>/predictions.csv   the test rows: id, truth, weight, prediction
+    OUT/<head>/predictions.csv   the test rows: id, truth, weight, prediction; with folds every row,
+                                 each by the head that never saw it
 
 A folder is written whole under another name and then renamed. What is read is not trusted: sizes
 are checked before bytes are read, hashes before tensors are taken, and tensors must have exactly
@@ -28,11 +29,13 @@ from msgspec import Meta, Struct
 
 from embedcache import disk
 from embedcache.errors import CacheError, HeadError
+from embedcache.machine import versions
 from embedcache.spec import MAX_DIM, Spec, canonical_json
-from heads.documents import checked, read_json
+from heads.dataset.rows import Dataset
+from heads.documents import PACKAGES, checked, read_json
+from heads.fitting.judge import Judged
 from heads.fitting.result import Fit
 from heads.head import Head, Layer, Link, Standard
-from heads.versions import versions
 
 FORMAT = 1
 _LAYERS = {"const": 1, "ridge": 1, "logistic": 1, "0fc": 1, "1fc": 2, "2fc": 3}
@@ -95,6 +98,7 @@ class Card(_Origin, frozen=True, kw_only=True, forbid_unknown_fields=True):
     figures: list[dict[str, Any]]
     n: Counts
     digest: str
+    folds: int | None = None
 
 
 class FitFile(_Origin, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,7 +107,7 @@ class FitFile(_Origin, frozen=True, kw_only=True, forbid_unknown_fields=True):
     format: int
     task: str
     target: str
-    classes: list[str]
+    classes: dict[str, int] | list[str]
     n: Counts
     dropped: Counts
     noise_floor: float | None
@@ -113,6 +117,10 @@ class FitFile(_Origin, frozen=True, kw_only=True, forbid_unknown_fields=True):
     by: list[dict[str, Any]]
     notes: list[str]
     heads: dict[Name, str]
+    protocol_name: str = ""
+    folds: int | None = None
+    n_effective: float | None = None
+    n_comparisons: int = 0
 
 
 def save(fit: Fit, folder: str | Path) -> Path:
@@ -211,7 +219,8 @@ def _write_head(fit: Fit, name: str, folder: Path) -> str:
         "weights_sha256": hashlib.sha256(raw).hexdigest(),
         "weights_bytes": len(raw),
         "figures": [row.document() for row in fit.rows if row.head == name],
-        "n": data.n,
+        "n": dict(fit.n),
+        "folds": fit.folds,
         **_origin(fit),
     }
     card["digest"] = _digest(card)
@@ -220,24 +229,25 @@ def _write_head(fit: Fit, name: str, folder: Path) -> str:
     curve = [(p.rate, p.epoch, p.train, p.dev) for p in fit.curves[name]]
     titles = ("rate", "epoch", "train", "dev")
     disk.write_new(folder / "curves.csv", _csv(titles, curve), durable=False)
-    disk.write_new(folder / "predictions.csv", _predictions(fit, name), durable=False)
+    if fit.test is not None:
+        table = _predictions(fit.dataset, fit.test, name)
+        disk.write_new(folder / "predictions.csv", table, durable=False)
     return str(card["digest"])
 
 
-def _predictions(fit: Fit, name: str) -> bytes:
-    test = fit.test
+def _predictions(dataset: Dataset, test: Judged, name: str) -> bytes:
     truth = test.truth if test.truth.ndim == 2 else test.truth[:, None]
     seen = test.predictions[name]
     seen = seen if seen.ndim == 2 else seen[:, None]
-    classes = fit.dataset.classes
+    classes = dataset.classes
     titles = ["id"]
     several = truth.shape[1] > 1
-    titles += [f"truth_{t}" for t in fit.dataset.target_names] if several else ["truth"]
+    titles += [f"truth_{t}" for t in dataset.target_names] if several else ["truth"]
     titles += ["weight"]
     if seen.shape[1] == 1:
         titles += ["prediction"]
     else:
-        titles += [f"prediction_{t}" for t in (classes or fit.dataset.target_names)]
+        titles += [f"prediction_{t}" for t in (classes or dataset.target_names)]
     weight = np.ones(len(truth)) if test.weight is None else test.weight
     shown = truth.tolist()
     if classes:
@@ -260,7 +270,7 @@ def _origin(fit: Fit) -> dict[str, Any]:
         "labels": {"file": from_.labels_name, "sha256": from_.labels},
         "split": {"sha256": from_.split, "rule": from_.split_rule},
         "protocol": fit.protocol.document(),
-        "versions": versions(),
+        "versions": versions(PACKAGES),
     }
 
 

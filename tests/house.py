@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("embedcache.extraction",),
     ("embedcache.display", "embedcache.doctor", "embedcache.example"),
     ("embedcache.commands",),
-    ("heads.documents", "heads.head", "heads.labels", "heads.versions"),
+    ("heads.documents", "heads.head", "heads.labels"),
     ("heads.dataset",),
     ("heads.fitting", "heads.saved"),
     ("heads.predict",),

@@ -1,4 +1,4 @@
-"""A backbone and a detector that cost nothing, for tests of what stands around them."""
+"""A backbone and a detector that cost nothing, for tests of the code around them."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -102,7 +102,7 @@ class Detector:
 
 
 def counts(found: Extraction) -> tuple[int, int, int, int]:
-    """Photos wanted, there already, embedded and failed."""
+    """Photos wanted, present, embedded and failed."""
     space = found.spaces[0]
     return space.wanted, space.hit, space.embedded, space.failed
 

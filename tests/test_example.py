@@ -1,9 +1,11 @@
-"""The embedded example: made offline, the same for a seed, and honest about what it holds."""
+"""The embedded example: made offline, the same for a seed, and clear about what it holds."""
 
 import csv
 import importlib.util
 import subprocess
 import sys
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from PIL import Image
 
 from embedcache import example
 from embedcache.errors import InputError
+from heads.dataset import split
+from heads.study import design
 
 if importlib.util.find_spec("skimage") is None:
     pytest.skip("scikit-image is not installed", allow_module_level=True)
@@ -48,10 +52,12 @@ def test_the_truth_is_the_stated_function_of_the_stated_factors(made: example.Ex
     users = {user["user_id"]: user for user in rows(made.users)}
     found = []
     for row in rows(made.truth):
-        user = users[row["user_id"]]
+        row_id = row.pop("user_id")
+        user = users[row_id]
         probability = float(row.pop("like_probability"))
-        del row["user_id"]
+        assert row["pictures"] == users[row_id]["pictures"]
         factors = example.Factors(
+            pictures=row.pop("pictures"),
             subject=row.pop("subject"),
             faces=int(row.pop("faces")),
             **{name: float(value) for name, value in row.items()},
@@ -64,11 +70,35 @@ def test_the_truth_is_the_stated_function_of_the_stated_factors(made: example.Ex
     assert made.n_by_faces[1] > made.n_by_faces[0] > made.n_by_faces[2] > 0
 
 
-def test_ids_and_order_tell_nothing(made: example.Example) -> None:
+def test_ids_and_order_reveal_nothing(made: example.Example) -> None:
     users = [user["user_id"] for user in rows(made.users)]
     assert users == sorted(users)
     truth = [float(row["like_probability"]) for row in rows(made.truth)]
     assert abs(np.corrcoef(np.arange(N), truth)[0, 1]) < 0.4
+
+
+def test_no_picture_stands_on_two_sides_of_the_demos_split(made: example.Example) -> None:
+    pictures = [name for one in example.SETS for name in one.name.split()]
+    assert sorted(pictures) == sorted(Path(name).stem for name in example.SOURCES)
+    study = tomllib.loads(design.template("demo.toml"))
+    assert study["split_by"] == "pictures"
+    users = rows(made.users)
+    groups, names = split.join_groups([[user["pictures"] for user in users]])
+    sides = split.by_hash(groups, names, seed=study["seed"])
+    found = {(user["pictures"], int(side)) for user, side in zip(users, sides, strict=True)}
+    assert found == {(one.name, side) for side, one in enumerate(example.SETS)}
+    faces = {(row["pictures"], row["faces"]) for row in rows(made.truth)}
+    assert {(one.name, "1") for one in example.SETS} <= faces
+
+
+def test_the_truth_does_not_depend_on_the_picture(made: example.Example) -> None:
+    factors = [f.name for f in fields(example.Factors) if f.name not in ("pictures", "subject")]
+    values = dict.fromkeys(factors, 1.0) | {"faces": 1}
+    likely = {
+        one.name: example.Factors(pictures=one.name, subject="portrait", **values).like_probability  # type: ignore[arg-type]
+        for one in example.SETS
+    }
+    assert len(set(likely.values())) == 1
 
 
 def test_warm_photos_are_warmer_than_cool_ones(made: example.Example) -> None:
@@ -76,7 +106,7 @@ def test_warm_photos_are_warmer_than_cool_ones(made: example.Example) -> None:
     balance: dict[tuple[str, str], list[float]] = {}
     subject = {row["user_id"]: row["subject"] for row in rows(made.truth)}
     for user in rows(made.users):
-        if subject[user["user_id"]] == "portrait":
+        if subject[user["user_id"]] == "portrait" and user["pictures"].startswith("astro"):
             red, _, blue = np.asarray(Image.open(made.folder / user["photo"])).mean(axis=(0, 1))
             balance.setdefault(("portrait", user["light"]), []).append(float(red / blue))
     warm, cool = balance["portrait", "warm"], balance["portrait", "cool"]
@@ -123,7 +153,12 @@ def test_without_scikit_image_the_message_names_the_command(
         example.make(tmp_path, n_photos=2)
 
 
-def test_an_impossible_number_of_photos_is_told(tmp_path: Path) -> None:
+def test_what_may_be_concluded_is_part_of_the_demo() -> None:
+    assert "may not conclude" in example.CONCLUSIONS
+    assert '"' not in example.CONCLUSIONS  # it is written into TOML
+
+
+def test_an_impossible_number_of_photos_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="got 0"):
         example.make(tmp_path, n_photos=0)
 

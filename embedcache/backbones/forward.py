@@ -10,12 +10,11 @@ the weights. What is done to the network here changes its vectors by rounding on
 tolerance in docs/format.md, and is therefore no part of a spec.
 """
 
-import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import WeightsError
+from embedcache.machine import processors
 from embedcache.spec import Preprocessing
 
 if TYPE_CHECKING:
@@ -42,14 +42,31 @@ Forward = Callable[[U8], F32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A network with its weights, as its library makes it, before `build` puts it on devices.
+
+    architecture, arguments: the library's name for it, and the constructor's arguments.
+    preprocessing: what it wants to see.
+    origin: provenance of the weights (source, trained_on, licence), as far as it is known.
+    """
+
+    model: "torch.nn.Module"
+    architecture: str
+    preprocessing: Preprocessing
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A loaded network.
+    """A network on its devices.
 
     lanes: one function per lane: uint8 (b, h, w, 3) of preprocessed pixels -> float32 (b, dim).
     device: of the first lane, as torch names it.
     threads: torch threads for each lane's thread; None leaves them as they are.
     compiler: what `compiled` uses; "" where nothing can compile it.
     compiled: gives the same lanes compiled for batches of so many, in the order of `lanes`.
+    origin: as in `Loaded`.
     """
 
     lanes: tuple[Forward, ...]
@@ -57,6 +74,7 @@ class Network:
     threads: int | None = None
     compiler: str = ""
     compiled: Callable[[int], tuple[Forward, ...]] = lambda n_batch: ()
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 def devices(device: str) -> "list[torch.device]":
@@ -119,7 +137,7 @@ def build(
         for i, where in enumerate(devices)
     ]
     first = devices[0]
-    cores = os.cpu_count() or 1
+    cores = processors()
     per_device = LANES_PER_GPU if first.type == "cuda" else min(cores, MAX_CPU_LANES)
     threads = cores // per_device if first.type == "cpu" else None
     # Neighbouring lanes stand on different devices: the first batches reach all of them.

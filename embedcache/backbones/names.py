@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from embedcache.backbones import weights
 from embedcache.errors import WeightsError
+from embedcache.spec import CROPS, Select
 
 DEFAULT = "inception_v3.tf_in1k"
+FACENET = ("vggface2", "casia-webface")
+"""The weights that `facenet:` knows by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,17 +18,20 @@ class Name:
 
     source: "timm", "hf-hub", "local-dir" or "facenet".
     where: the model's name, the hub's id, or a path.
-    face: whether the face crop is wanted.
+    select: which face of a photo is cropped; None for the whole photo.
     """
 
     source: str
     where: str
-    face: bool
+    select: Select | None
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `[SOURCE:]WHERE[@face]`; WeightsError for anything else."""
-        body, face = (text[: -len("@face")], True) if text.endswith("@face") else (text, False)
+        """Read `[SOURCE:]WHERE[@CROP]`; WeightsError for anything else."""
+        body, select = text, None
+        for crop, chosen in CROPS.items():
+            if text.endswith(f"@{crop}"):
+                body, select = text[: -len(crop) - 1], chosen
         source, colon, where = body.partition(":")
         if not colon:
             source, where = "timm", body
@@ -34,9 +39,12 @@ class Name:
             raise WeightsError(
                 f"no such backbone: {text!r}. Give a timm name (inception_v3.tf_in1k), "
                 "hf-hub:OWNER/MODEL, local-dir:FOLDER, facenet:vggface2, facenet:casia-webface or "
-                "facenet:FILE, with @face at the end for the face crop."
+                "facenet:FILE, with @face at the end for the crop of the only face, or "
+                "@largest-face or @central-face to choose one of several."
             )
-        return cls(source, where, face or source == "facenet")
+        if source == "facenet" and select is None:
+            select = "only"
+        return cls(source, where, select)
 
     @property
     def recorded(self) -> str:
@@ -50,12 +58,14 @@ class Name:
 
     @property
     def _is_path(self) -> bool:
-        named = self.source == "facenet" and self.where in weights.FACENET_FILES
+        named = self.source == "facenet" and self.where in FACENET
         return self.source in ("local-dir", "facenet") and not named
 
     def _written(self, where: str) -> str:
         text = where if self.source == "timm" else f"{self.source}:{where}"
-        return f"{text}@face" if self.face and self.source != "facenet" else text
+        crop = next((crop for crop, select in CROPS.items() if select == self.select), None)
+        implied = self.source == "facenet" and self.select == "only"
+        return text if crop is None or implied else f"{text}@{crop}"
 
 
 def resolved(name: str, folder: Path) -> str:

@@ -7,6 +7,7 @@ that names the file, where it was looked for, and what to do on a machine withou
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,7 @@ from embedcache.errors import WeightsError
 if TYPE_CHECKING:
     import torch
 
-
 REACH_SECONDS = 5.0
-FACENET_RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9"
-FACENET_FILES = {
-    "vggface2": "20180402-114759-vggface2.pt",
-    "casia-webface": "20180408-102900-casia-webface.pt",
-}
 
 
 def need_hub(hub_id: str, name: str) -> None:
@@ -34,7 +29,7 @@ def need_hub(hub_id: str, name: str) -> None:
     if in_hub_cache(hub_id):
         return
     folder = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
-    _need_host(
+    need_host(
         str(constants.ENDPOINT),
         offline=bool(constants.HF_HUB_OFFLINE),
         missing=f"the weights of {name} are not here: looked for {hub_id}'s model.safetensors in "
@@ -65,79 +60,113 @@ def hub_files(hub_id: str) -> list[Path]:
     return [path for path in (*snapshot.iterdir(), *marks.iterdir()) if path.is_file()]
 
 
-def facenet_places(where: str) -> list[Path]:
-    """The files that are looked for, in order, for one of FACENET_FILES."""
-    home = os.environ.get("TORCH_HOME") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch"
-    )
-    folder = Path(home).expanduser()
-    file = FACENET_FILES[where]
-    return [folder / "checkpoints" / file, folder / "hub" / "checkpoints" / file]
+def user_cache() -> Path:
+    """The folder for files that any program may make again: $XDG_CACHE_HOME, else ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
-def command_for(name: str) -> str:
-    """What gets a backbone's weights on a machine with internet; names no path of this one."""
-    source, colon, where = name.partition(":")
-    if colon and source == "facenet":
-        file = FACENET_FILES[where]
-        place = f"~/.cache/torch/checkpoints/{file}"
-        return f"curl -L --create-dirs -o {place} {FACENET_RELEASE}/{file}"
-    return f"hf download timm/{name}"
-
-
-def facenet_file(where: str) -> Path:
-    """The file with FaceNet weights: a path of the user's, or one of FACENET_FILES, fetched if
-    its release page can be reached."""
-    if where not in FACENET_FILES:
-        if not Path(where).is_file():
-            raise WeightsError(
-                f"no file {where} with FaceNet weights; give facenet:vggface2, "
-                "facenet:casia-webface, or facenet: and the path of a state dict"
-            )
-        return Path(where)
-    places = facenet_places(where)
-    for place in places:
-        if place.is_file():
-            return place
-    url = f"{FACENET_RELEASE}/{FACENET_FILES[where]}"
-    _need_host(
-        FACENET_RELEASE,
-        offline=False,
-        missing=f"the weights of facenet:{where} are not here: looked for {places[0]}",
-        remedy=f"On a machine with internet download {url} and copy it there, or anywhere and say "
-        "facenet:FILE.",
-    )
-    import torch
-
-    places[0].parent.mkdir(parents=True, exist_ok=True)
+def refuse_no_weights(path: Path) -> None:
+    """Raise WeightsError for a file that stands in the place of weights and holds none."""
     try:
-        torch.hub.download_url_to_file(url, str(places[0]))
+        with path.open("rb") as file:
+            head = file.read(512)
     except OSError as error:
-        raise WeightsError(f"cannot download {url}: {first_line(error)}") from error
-    return places[0]
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsError(
+            f"{path} is a Git LFS pointer, not the weights themselves. "
+            f"Run 'git lfs pull' in {path.resolve().parent}, or download the file itself."
+        )
+    if not head:
+        raise WeightsError(f"{path} is empty: the download was cut short. Get it again.")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise WeightsError(f"{path} is a web page, not weights: download the file itself.")
 
 
 def read_state(path: Path) -> "dict[str, torch.Tensor]":
     """A state dict from safetensors or a torch file, without ever running code from it."""
     import torch
 
+    refuse_no_weights(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return dict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip, safetensors and torch have their own types each
+    except Exception as error:  # zip, safetensors and torch raise many types
+        if type(error).__name__ == "UnpicklingError":
+            raise WeightsError(refused_pickle(path)) from error
         raise WeightsError(
-            f"{path} cannot be read as weights ({first_line(error)}). A checkpoint that needs "
-            "more than tensors is refused: save its state_dict() as safetensors."
+            f"{path} cannot be read as weights ({first_line(error)}): the file is damaged or has "
+            "another format. Get it again, or save its state_dict() as safetensors."
         ) from error
     if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
         raise WeightsError(f"{path} holds no state dict: save model.state_dict() to it")
     return dict(found)
 
 
-def _need_host(url: str, *, offline: bool, missing: str, remedy: str) -> None:
+def refused_pickle(path: Path | str) -> str:
+    """The message for a torch file that is damaged or would have to run code to be read."""
+    return (
+        f"{path} is refused: it is damaged, or it holds more than tensors, and reading the rest "
+        "would run code from the file. Save the model's state_dict() as safetensors and use that."
+    )
+
+
+def fill(
+    model: "torch.nn.Module",
+    state: "dict[str, torch.Tensor]",
+    *,
+    source: str,
+    architecture: str,
+) -> None:
+    """Load `state` into `model`; WeightsError unless every tensor of either is in the other."""
+    try:
+        keys = model.load_state_dict(state, strict=False)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{source} is no state dict of {architecture}: {shape_fault(error)}"
+        ) from None
+    refuse_gaps(keys.missing_keys, keys.unexpected_keys, source=source, architecture=architecture)
+
+
+def refuse_gaps(
+    missing: Sequence[str], unexpected: Sequence[str], *, source: str, architecture: str
+) -> None:
+    """Raise WeightsError, naming tensors, where weights do not fill a network exactly.
+
+    missing: tensors of the network that the weights lack;  unexpected: the reverse.
+    """
+    # Counters of training steps, which nothing reads; old files lack them.
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in unexpected if not name.endswith("num_batches_tracked")]
+    if not missing and not unexpected:
+        return
+    facts = []
+    if missing:
+        facts.append(f"{len(missing)} tensors of the network are missing from it ({some(missing)})")
+    if unexpected:
+        facts.append(f"it holds {len(unexpected)} that the network lacks ({some(unexpected)})")
+    raise WeightsError(
+        f"{source} is no state dict of {architecture}: {' and '.join(facts)}. A network that is "
+        "not wholly loaded would give meaningless vectors. Save the whole state_dict() under the "
+        "architecture's own names."
+    )
+
+
+def some(names: Sequence[str], *, n: int = 4) -> str:
+    """The first n names, and a mark where there are more."""
+    return ", ".join(names[:n]) + (", ..." if len(names) > n else "")
+
+
+def shape_fault(error: BaseException) -> str:
+    """What torch says of a tensor that does not fit, without its headline."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    return (lines[1] if len(lines) > 1 else first_line(error)).rstrip(".:")[:300]
+
+
+def need_host(url: str, *, offline: bool, missing: str, remedy: str) -> None:
     """Raise WeightsError unless the host of `url` answers within REACH_SECONDS."""
     host = url.partition("://")[2].partition("/")[0]
     name, _, port = host.partition(":")

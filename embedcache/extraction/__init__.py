@@ -12,6 +12,7 @@ __all__ = [
     "face_finder",
     "forecast",
     "lanes",
+    "neighbours",
     "outcome",
     "pace",
     "pipeline",

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-EXAMPLES = 5
 STEPS = ("read", "decode", "detect", "forward", "write", "idle")
 
 
@@ -82,27 +81,17 @@ class RunProgress:
 
 @dataclass(slots=True)
 class SpaceTally:
-    """Counts of photos (ids) for one backbone during a run.
-
-    failed: photos by reason.  examples: path and reason of the first few contents that failed.
-    """
+    """Counts of photos (ids) for one backbone during a run; failed: by reason."""
 
     wanted: int = 0
     hit: int = 0
     embedded: int = 0
     failed: Counter[str] = field(default_factory=Counter)
-    examples: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def left(self) -> int:
         """Photos that have neither a vector nor a reason yet."""
         return self.wanted - self.hit - self.embedded - self.failed.total()
-
-    def fail(self, reason: str, n_photos: int, *, path: str) -> None:
-        """Count n photos of one content as failed."""
-        self.failed[reason] += n_photos
-        if len(self.examples) < EXAMPLES:
-            self.examples.append((path, reason))
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from embedcache.backbones.loading import Backbone
 from embedcache.extraction.batches import Batches
 from embedcache.extraction.clock import Clock
-from embedcache.extraction.face_finder import CHOICES, FaceFinder
+from embedcache.extraction.face_finder import FaceFinder, boxes_for
 from embedcache.extraction.plan import need
 from embedcache.extraction.prefetch import Ready, cut
 from embedcache.extraction.sink import Sinks
@@ -70,9 +70,9 @@ class Detection:
             for b in ready.job.detect:
                 face = self._backbones[b].spec.face
                 assert face is not None
-                box = CHOICES[face.select](faces, i)
-                if isinstance(box, str):
-                    self._sinks.fail(ready.job, b, box)
+                boxes = boxes_for(face, faces, i)
+                if isinstance(boxes, str):
+                    self._sinks.fail(ready.job, b, boxes)
                 else:
-                    wanted = replace(need(b, self._backbones[b]), box=box)
+                    wanted = replace(need(b, self._backbones[b]), boxes=boxes)
                     self._batches.put(ready.job, b, cut(ready.image, wanted))

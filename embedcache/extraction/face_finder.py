@@ -1,6 +1,6 @@
 """Faces of photos: from the cache where they were detected before, else by detecting them now."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from PIL import Image
 from embedcache.backbones.forward import devices, is_out_of_memory
 from embedcache.extraction.provenance import about
 from embedcache.extraction.sink import OpenSegment
+from embedcache.spec import FaceCrop
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from embedcache.store.faces import Faces
@@ -74,15 +75,11 @@ class FaceFinder:
         return faces, found & (self._space.status(digests) == OK)
 
 
-def only_face(faces: Faces, i: int) -> F32 | str:
-    """The one box of photo i; photos with more are refused, as in the paper."""
-    n = int(faces.counts[i])
-    if n == 1:
-        box: F32 = faces.box[faces.offsets[i]]
-        return box
-    return "no_face" if n == 0 else "several_faces"
-
-
-# How a spec's `face.select` chooses one of a photo's faces: the box, float32 (4,), or the reason
-# why the photo gets no vector.
-CHOICES: dict[str, Callable[[Faces, int], F32 | str]] = {"only": only_face}
+def boxes_for(face: FaceCrop, faces: Faces, i: int) -> F32 | str:
+    """The boxes, float32 (k, 4), that a crop of photo i chooses from, or why there is no crop."""
+    boxes: F32 = faces.box[faces.offsets[i] : faces.offsets[i + 1]]
+    if not len(boxes):
+        return "no_face"
+    if len(boxes) > 1 and face.select == "only":
+        return "several_faces"
+    return boxes

@@ -1,4 +1,4 @@
-"""What an extraction did and where its time went: values that print themselves. No torch."""
+"""What an extraction did and where its time went, as values that print themselves."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from embedcache.spec import Json
 class SpaceOutcome:
     """One backbone's part of a run.
 
-    wanted = hit + embedded + failed + left, in photos. A second copy of the same bytes is a hit.
+    wanted = hit + embedded + failed + left, in photos. A second copy of a content is a hit.
     failures: reason -> photos.
     model_photos_per_second: the network's own rate in this run: measured alone, with reading
-        paused, where the run was long enough to find its pace, else as it was beside all other
-        work; None when nothing was embedded.
-    shares, bottleneck: of the whole run, which all its backbones share.
+        paused, where the run was long enough for trials, else beside all other work; None when
+        nothing was embedded.
+    shares, bottleneck: of the whole run, for all its backbones together.
     batch_size: images per forward pass at the end, None when nothing was to be embedded.
     workers: threads that read and decoded at the end.  compiled: whether the network was.
     """
@@ -41,7 +41,7 @@ class SpaceOutcome:
 
     @property
     def left(self) -> int:
-        """Photos that an interrupted run did not get to."""
+        """Photos that an interrupted run did not reach."""
         return self.wanted - self.hit - self.embedded - self.failed
 
     @property
@@ -73,7 +73,7 @@ class SpaceOutcome:
     def __str__(self) -> str:
         lines = [
             f"{self.backbone}  {self.dim}-d  spec {self.spec[:8]}",
-            f"  {self.wanted:,} photos: {self.hit:,} there already, {self.embedded:,} embedded, "
+            f"  {self.wanted:,} photos: {self.hit:,} present, {self.embedded:,} embedded, "
             f"{self.failed:,} failed" + (f", {self.left:,} left" if self.left else ""),
         ]
         if self.failures:
@@ -95,7 +95,7 @@ class Extraction:
     """What `extract` did, one entry per backbone.
 
     n_reducible: large JPEGs that were decoded at full size (`Clock.reducible`).
-    remote: the shared copy that was read through, "" for none. taken, offered: rows of vectors and
+    remote: the shared copy that the run used, "" for none.  taken, offered: rows of vectors and
         faces that came from it and that were given to it.
     """
 
@@ -124,7 +124,7 @@ class Extraction:
     def __str__(self) -> str:
         lines = [str(space) for space in self.spaces]
         if self.n_without_photo:
-            lines.append(f"{self.n_without_photo:,} rows of the table name no photo")
+            lines.append(f"{self.n_without_photo:,} rows of the table have no photo")
         if self.remote:
             lines.append(
                 f"{self.taken:,} rows came from {self.remote}, {self.offered:,} were offered"
@@ -144,5 +144,5 @@ class Extraction:
                     "as needed: '--decode reduced' reads them faster, as another spec"
                 )
         if self.interrupted:
-            lines.append("Interrupted: what was embedded is kept. Run the same command to go on.")
+            lines.append("Interrupted: what was embedded is kept. Rerun the command to resume.")
         return "\n".join(lines)

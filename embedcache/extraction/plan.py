@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from embedcache.backbones.loading import Backbone, shorter_side
 from embedcache.extraction.clock import SpaceTally
-from embedcache.extraction.face_finder import CHOICES, FaceFinder
+from embedcache.extraction.face_finder import FaceFinder, boxes_for
 from embedcache.extraction.prefetch import Job, Need
 from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
@@ -46,8 +46,7 @@ class Plan:
     ) -> Iterator[Job]:
         """One job per content; what the cache knows of its faces decides what it needs."""
         templates = [need(b, backbone) for b, backbone in enumerate(backbones)]
-        selects = [None if b.spec.face is None else b.spec.face.select for b in backbones]
-        sees_face = np.array([select is not None for select in selects], bool)
+        sees_face = np.array([b.spec.face is not None for b in backbones], bool)
         for start in range(0, len(self), CHUNK):
             chunk = slice(start, start + CHUNK)
             digests, wanted = self.digests[chunk], self.wanted[chunk]
@@ -58,15 +57,17 @@ class Plan:
                 needs = [templates[b] for b in np.flatnonzero(wanted[i] & ~sees_face)]
                 detect, refused = [], []
                 for b in np.flatnonzero(wanted[i] & sees_face).tolist():
+                    face = backbones[b].spec.face
                     assert known is not None
+                    assert face is not None
                     if not known[1][row_of[i]]:
                         detect.append(b)
                         continue
-                    box = CHOICES[str(selects[b])](known[0], row_of[i])
-                    if isinstance(box, str):
-                        refused.append((b, box))
+                    boxes = boxes_for(face, known[0], row_of[i])
+                    if isinstance(boxes, str):
+                        refused.append((b, boxes))
                     else:
-                        needs.append(replace(templates[b], box=box))
+                        needs.append(replace(templates[b], boxes=boxes))
                 yield Job(
                     path=photos.paths[self.positions[start + i]],
                     digest=digests[i].tobytes(),
@@ -96,8 +97,7 @@ def plan(
     tallies = []
     for k, space in enumerate(spaces):
         tally = SpaceTally(wanted=len(photos))
-        for position, reason in digests.reasons.items():
-            tally.fail(reason, 1, path=photos.paths[position])
+        tally.failed.update(digests.reasons.values())
         status = np.full(len(rows), ABSENT, np.uint8) if space is None else space.status(rows)
         tally.hit = int(copies[status == OK].sum())
         wanted[:, k] = status == ABSENT
@@ -105,9 +105,8 @@ def plan(
         if retry_failed:
             wanted[failed, k] = True
         elif space is not None:
-            for i, known in zip(failed.tolist(), space.reasons(rows[failed]), strict=True):
-                path = photos.paths[positions[first[i]]]
-                tally.fail(known or "unknown", int(copies[i]), path=path)
+            for i, reason in zip(failed.tolist(), space.reasons(rows[failed]), strict=True):
+                tally.failed[reason or "unknown"] += int(copies[i])
         tallies.append(tally)
     chosen = np.argsort(first, kind="stable")
     chosen = chosen[wanted[chosen].any(axis=1)]
@@ -116,10 +115,9 @@ def plan(
 
 
 def need(b: int, backbone: Backbone) -> Need:
-    """What backbone number b needs of a photo; the box, if any, is still to be set."""
-    margin = backbone.spec.face.margin if backbone.spec.face else 0.0
+    """What backbone number b needs of a photo; the boxes, if any, are still to be set."""
     p = backbone.preprocessing
-    return Need(b, p, shorter_side(p), margin=margin)
+    return Need(b, p, shorter_side(p), face=backbone.spec.face)
 
 
 def subset(todo: Plan, at: NDArray[np.int64]) -> Plan:

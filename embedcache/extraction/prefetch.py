@@ -17,7 +17,7 @@ from embedcache.extraction.clock import Clock
 from embedcache.machine import processors
 from embedcache.photos import images
 from embedcache.photos.digests import read_file, reason_of
-from embedcache.spec import Preprocessing
+from embedcache.spec import FaceCrop, Preprocessing
 
 MAX_WORKERS = 16  # until a run has measured what it needs
 READY_BYTES = 2**30
@@ -34,15 +34,15 @@ class Need:
     """What one backbone needs of a photo; `backbone` is its position in the run.
 
     shorter_side: pixels to keep when decoding at a reduced scale, None for full size.
-    box: float32 (4,) of the face to crop, None for the whole photo.
-    margin: added around the box, as a fraction of its sides.
+    face: the crop that is wanted, None for the whole photo.
+    boxes: float32 (k, 4) of the photo's faces, where they are known.
     """
 
     backbone: int
     preprocessing: Preprocessing
     shorter_side: int | None = None
-    box: npt.NDArray[np.float32] | None = None
-    margin: float = 0.0
+    face: FaceCrop | None = None
+    boxes: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ def prepare(job: Job, clock: Clock) -> Ready:
         sides = [need.shorter_side for need in job.needs] + ([None] if job.detect else [])
         with clock.step("decode"), images.decoding(data, sides) as decoded:
             if any(
-                need.box is None
+                need.face is None
                 and need.shorter_side is None
                 and images.reducible(data, image.size, need.preprocessing)
                 for need, image in zip(job.needs, decoded, strict=False)
@@ -196,13 +196,15 @@ def prepare(job: Job, clock: Clock) -> Ready:
 
 def cut(image: Image.Image, need: Need) -> npt.NDArray[np.uint8]:
     """The network's input, uint8 (h, w, 3), from the decoded photo."""
-    if need.box is None:
+    if need.face is None:
         return images.resize_crop(image, need.preprocessing)
     from embedcache.faces import detector
 
+    assert need.boxes is not None  # set by the plan, or after detection
     p = need.preprocessing
+    box = detector.choose(need.boxes, select=need.face.select, size=image.size)
     return detector.crop(
-        image, need.box, margin=need.margin, size=p.size, interpolation=p.interpolation
+        image, box, margin=need.face.margin, size=p.size, interpolation=p.interpolation
     )
 
 

@@ -11,9 +11,10 @@ from embedcache.store.cache import Cache
 PACKAGES = ("embedcache", "torch", "timm", "pillow", "numpy")
 
 
-def about(device: str) -> dict[str, Json]:
-    """Versions and device; nothing that names a person or a machine."""
-    return {"versions": dict(versions(PACKAGES)), "device": device}
+def about(device: str, *, weights: Mapping[str, str] | None = None) -> dict[str, Json]:
+    """Versions, device and the weights' origin; nothing that names a person or a machine."""
+    found: dict[str, Json] = {"versions": dict(versions(PACKAGES)), "device": device}
+    return found | {"weights": dict(weights)} if weights else found
 
 
 def place_of(cache: Cache, spec_digest: str) -> str | None:

@@ -7,6 +7,7 @@ One read, one decode and one detection serve every backbone of a run. There is n
 run embeds what the cache lacks, so running it again after a crash is the resume.
 """
 
+import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -15,11 +16,12 @@ from pathlib import Path
 
 from embedcache.backbones.loading import Backbone, Decode, load
 from embedcache.backbones.names import DEFAULT
-from embedcache.errors import PhotosError
+from embedcache.errors import EmbedcacheError, PhotosError
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
 from embedcache.extraction.engine import Engine
 from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.lanes import Lanes
+from embedcache.extraction.neighbours import Neighbours
 from embedcache.extraction.outcome import Extraction, SpaceOutcome
 from embedcache.extraction.pace import Compile, PaceFinder
 from embedcache.extraction.pipeline import Pipeline
@@ -83,6 +85,7 @@ def extract(
         raise: its reason is recorded.
     """
     started = time.perf_counter()
+    _refuse_fork()
     watch = Watch(progress, log, stop)
     clock, gate, faces = Clock(), Gate(workers), FaceFinder(cache, device)
     upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
@@ -104,9 +107,11 @@ def extract(
     for space in spaces:
         space.salvage()
     interrupted = digests.stopped or stop()
+    neighbours = Neighbours(cache, [b.spec.digest for b in backbones])
     with clock.step("read"):
         work = Work(
             *(photos, digests, spaces),
+            neighbours=neighbours,
             upstream=None if interrupted else upstream,
             retry_failed=retry_failed,
         )
@@ -115,13 +120,14 @@ def extract(
     if not interrupted:
         engines = _engines(backbones, work, pace_finder)
     sinks = _sinks(backbones, spaces, faces, tallies=work.tallies, clock=clock, writer=writer)
-    with Lanes.of([engine.network for engine in engines.values()]) as lanes:
+    networks = [engine.network for engine in engines.values()]
+    with neighbours.announced(), Lanes.of(networks) as lanes:
         pipeline = Pipeline(
             backbones, engines, faces, sinks, lanes=lanes, pace_finder=pace_finder, clock=clock
         )
 
         def stream(part: Plan) -> Generator[Ready, None, None]:
-            jobs = part.jobs(photos, backbones, faces)
+            jobs = work.jobs(part, backbones, faces)
             return prefetch(jobs, gate=gate, ahead=lambda: pipeline.ahead, clock=clock)
 
         if not interrupted:
@@ -150,6 +156,23 @@ def extract(
         taken=0 if upstream is None else upstream.n_taken,
         offered=0 if upstream is None else upstream.n_given,
     )
+
+
+def _refuse_fork() -> None:
+    """Raise in a process that was forked from one whose threads of torch have run.
+
+    Those threads do not exist in the copy, and torch would wait for them without end.
+    """
+    if _ran_networks and os.getpid() not in _ran_networks:
+        raise EmbedcacheError(
+            "this process was forked from one that had run a network, whose threads it lacks",
+            advice="Start it with multiprocessing.get_context('spawn'), or fork before the first "
+            "extraction",
+        )
+
+
+_ran_networks: set[int] = set()
+"""This process, once it has loaded networks; a forked copy holds its parent instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +235,7 @@ def _engines(
     for b, n_photos in enumerate(work.todo.wanted.sum(axis=0).tolist()):
         if n_photos:
             network = backbones[b].open()
+            _ran_networks.add(os.getpid())
             pace = pace_finder.begin(backbones[b].name, network, n_photos=n_photos)
             engines[b] = Engine(backbones[b].name, network, pace)
     return engines
@@ -230,7 +254,10 @@ def _sinks(
 
     def sink(space: Space, backbone: Backbone) -> Sink[F32]:
         def begin(n_rows: int) -> OpenSegment[F32]:
-            provenance = about(backbone.open().device) | ({"writer": writer} if writer else {})
+            network = backbone.open()
+            provenance = about(network.device, weights=network.origin)
+            if writer:
+                provenance["writer"] = writer
             return space.writer(n_rows=n_rows, name=backbone.name, about=provenance)
 
         return Sink(begin)
@@ -261,7 +288,7 @@ def _embed(
                 pipeline.take(ready)
                 n_failed = max(tally.failed.total() for tally in work.tallies)
                 seconds = time.perf_counter() - began
-                watch.progress(RunProgress(done, len(work.todo), n_failed, seconds))
+                watch.progress(RunProgress(done, work.n_photos, n_failed, seconds))
                 refused = sinks.first_failure if strict else None
                 if refused or watch.stop():
                     pipeline.commit()

@@ -126,7 +126,7 @@ class Sinks:
     def fail(self, job: Job, b: int, reason: str) -> None:
         """Note that a photo has no vector of backbone number b."""
         self.first_failure = self.first_failure or f"{job.path}: {reason}"
-        self.tallies[b].fail(reason, job.copies, path=job.path)
+        self.tallies[b].failed[reason] += job.copies
         if reason not in TRANSIENT:
             self._vectors[b].fail(job.digest, reason)
 

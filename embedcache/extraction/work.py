@@ -1,27 +1,50 @@
-"""The work of a run, part by part: after each part, what others have done meanwhile is left out."""
+"""The work of a run in parts; before each part, what others have done meanwhile is left out."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from embedcache.backbones.loading import Backbone
+from embedcache.extraction.face_finder import FaceFinder
+from embedcache.extraction.neighbours import Neighbours
 from embedcache.extraction.plan import Plan, plan, subset
+from embedcache.extraction.prefetch import Job
 from embedcache.extraction.upstream import Upstream
 from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
 from embedcache.store.columns import FAILED, OK
 from embedcache.store.space import Space
 
-# A round is a sixteenth of what is left, within these bounds: two members who work at the same
-# speed then embed under a tenth twice (docs/decisions/053).
-ROUND_SHARE = 16
-ROUND_ROWS = (32, 4096)
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """How work is cut where others do the same work: a share of what is left, within bounds.
+
+    The smaller a part, the less is computed twice; the larger, the fewer segments there are.
+    """
+
+    share: int
+    least: int
+    most: int
+
+    def size(self, n_left: int) -> int:
+        """Photos in the next part."""
+        return min(self.most, max(self.least, n_left // self.share))
+
+
+# Two members who work at the same speed embed under a tenth twice (docs/decisions/053).
+WITH_REMOTE = Rounds(share=16, least=32, most=4096)
+# See docs/decisions/081.
+WITH_NEIGHBOURS = Rounds(share=24, least=64, most=4096)
 
 
 class Work:
     """What `spaces` lack of `photos`, also after taking what a remote has of it.
 
     todo: all that is missing when the run begins.
+    n_photos: contents that this run has read or will read, less what others have done meanwhile.
     tallies: counts by space; `parts` keeps them up to date.
     """
 
@@ -31,39 +54,68 @@ class Work:
         digests: Digests,
         spaces: Sequence[Space],
         *,
+        neighbours: Neighbours,
         upstream: Upstream | None,
         retry_failed: bool,
     ) -> None:
         self._photos = photos
         self._spaces = spaces
+        self._neighbours = neighbours
         self._upstream = upstream
         self._retry_failed = retry_failed
+        self._order = np.random.default_rng()
+        self._alone = False
+        self._n_begun = 0  # photos of the current part that were handed out
         self.todo, self.tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
         if upstream is not None:
             upstream.serve([space.spec for space in spaces])
             upstream.take(self.todo.digests)
             self.todo, self.tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
+        self.n_photos = len(self.todo)
 
     def parts(self) -> Iterator[Plan]:
         """The work, part by part; ask for the next one once a part is committed.
 
-        With a remote the parts are rounds in an order of this member's own, and each is given back
-        before the next one begins.
+        Alone, a run has one part. Where others work on the same spaces, or there is a remote, the
+        parts are small, in an order of this run's own, and each is seen by the others before the
+        next one begins.
         """
-        left, upstream = self.todo, self._upstream
+        left, n_done = self.todo, 0
         while len(left):
-            if upstream is None or not upstream.up:
-                yield left
-                break
-            least, most = ROUND_ROWS
-            n_rows = min(most, max(least, len(left) // ROUND_SHARE))
-            order = upstream.shuffled(len(left))
+            self._alone = False
+            upstream = self._upstream if self._upstream and self._upstream.up else None
+            if upstream is not None:
+                n_rows, order = WITH_REMOTE.size(len(left)), upstream.shuffled(len(left))
+            elif self._neighbours.present(now=True):
+                n_rows, order = WITH_NEIGHBOURS.size(len(left)), self._apart(left)
+                self._neighbours.claim(np.unique(left.digests[order[:n_rows], 0]).tolist())
+            else:
+                self._alone = True
+                n_rows, order = len(left), np.arange(len(left))
             yield subset(left, order[:n_rows])
-            left = subset(left, np.sort(order[n_rows:]))
-            upstream.give()
-            if len(left):
-                upstream.take(left.digests)
-                left = self._without_arrived(left)
+            left = subset(left, np.sort(order[self._n_begun :]))
+            n_done += self._n_begun
+            if upstream is not None:
+                upstream.give()
+                if len(left):
+                    upstream.take(left.digests)
+            left = self._without_arrived(left)
+            self.n_photos = n_done + len(left)
+
+    def jobs(self, part: Plan, backbones: Sequence[Backbone], faces: FaceFinder) -> Iterator[Job]:
+        """The jobs of a part. A run that was alone ends its part early when others begin."""
+        self._n_begun = 0
+        for job in part.jobs(self._photos, backbones, faces):
+            if self._alone and self._n_begun and self._neighbours.present():
+                return
+            self._n_begun += 1
+            yield job
+
+    def _apart(self, left: Plan) -> NDArray[np.int64]:
+        """An order of this run's own, bucket by bucket; buckets that others claim come last."""
+        rank = self._order.permutation(256)
+        rank[list(self._neighbours.claimed())] += 256
+        return np.argsort(rank[left.digests[:, 0]], kind="stable")
 
     def give(self) -> None:
         """Give the remote, if there is one, what was committed here."""
@@ -72,6 +124,8 @@ class Work:
 
     def _without_arrived(self, todo: Plan) -> Plan:
         """What is still to do of a plan; rows that have arrived are counted."""
+        if not len(todo):
+            return todo
         wanted = todo.wanted.copy()
         for k, (space, tally) in enumerate(zip(self._spaces, self.tallies, strict=True)):
             status = space.status(todo.digests)
@@ -82,7 +136,6 @@ class Work:
             if len(failed) and not self._retry_failed:
                 reasons = space.reasons(todo.digests[failed])
                 for i, reason in zip(failed.tolist(), reasons, strict=True):
-                    path = self._photos.paths[todo.positions[i]]
-                    tally.fail(reason or "unknown", int(todo.copies[i]), path=path)
+                    tally.failed[reason or "unknown"] += int(todo.copies[i])
                 wanted[failed, k] = False
         return subset(replace(todo, wanted=wanted), np.flatnonzero(wanted.any(axis=1)))

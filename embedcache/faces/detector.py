@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from embedcache.photos import images
-from embedcache.spec import Json, canonical_json
+from embedcache.spec import Json, Select, canonical_json
 from embedcache.store.faces import Faces
 
 VERSION = "mtcnn-1"
@@ -100,6 +100,25 @@ def _packed(photo: Image.Image) -> NDArray[np.uint32]:
     """(h, w), red in the lowest byte: Pillow's own layout, so a plain copy."""
     packed = photo.convert("RGB").tobytes("raw", "RGBX")
     return np.frombuffer(packed, "<u4").reshape(photo.height, photo.width)
+
+
+def choose(boxes: ArrayLike, *, select: Select, size: tuple[int, int]) -> NDArray[np.float32]:
+    """The box (4,) that a crop takes among those of a photo, (k, 4) with k >= 1.
+
+    select: "only" needs exactly one;  "largest" is the one of the largest area;  "central" weighs
+        area against distance from the photo's middle, as davidsandberg's alignment does: area less
+        twice the squared distance, in pixels.
+    size: width and height of the photo.
+    """
+    found: NDArray[np.float32] = np.asarray(boxes, np.float32).reshape(-1, 4)
+    if len(found) == 1:
+        return found.reshape(4)
+    assert select != "only", "photos with several faces have been refused before"
+    area = (found[:, 2:] - found[:, :2]).prod(axis=1)
+    if select == "central":
+        middle = (found[:, :2] + found[:, 2:]) / 2 - np.asarray(size, np.float32) / 2
+        area = area - 2 * (middle**2).sum(axis=1)
+    return np.asarray(found[area.argmax()])
 
 
 def crop(

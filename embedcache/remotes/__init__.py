@@ -8,6 +8,7 @@ __all__ = [
     "address",
     "files",
     "folder",
+    "guard",
     "listing",
     "objects",
     "opening",

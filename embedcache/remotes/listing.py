@@ -7,14 +7,17 @@ page is read, and the page is given up, which frees it, once memory has grown to
 import asyncio
 import resource
 import sys
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from embedcache.errors import RemoteError
+from embedcache.remotes.remote import Unreachable
 
 MAX_PAGE_BYTES = 512 << 20
 LOOK_SECONDS = 0.02
+PAGE_SECONDS = 30.0
 # obstore's threads still report on a request that was given up, while Python must be running.
 SETTLE_SECONDS = 0.2
 
@@ -45,13 +48,21 @@ async def _next(stream: AsyncIterator[list[dict[str, Any]]], name: str) -> list[
         return await anext(stream, [])
 
     task, before = asyncio.ensure_future(page()), _peak_bytes()
+    began = time.monotonic()
     while not task.done():
         await asyncio.wait({task}, timeout=LOOK_SECONDS)
-        if _peak_bytes() - before > MAX_PAGE_BYTES:
+        too_large = _peak_bytes() - before > MAX_PAGE_BYTES
+        if too_large or time.monotonic() - began > PAGE_SECONDS:
             task.cancel()
             await asyncio.wait({task})
             await asyncio.sleep(SETTLE_SECONDS)
-            raise RemoteError(f"{name} sends a listing that does not end: refused")
+            if too_large:
+                raise RemoteError(f"{name} sends a listing that does not end: refused")
+            raise Unreachable(
+                f"{name} cannot be reached: it did not send a page of its listing in "
+                f"{PAGE_SECONDS:.0f} s",
+                advice="Run the same command again",
+            )
     return task.result()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from embedcache.errors import RemoteError
+from embedcache.remotes.guard import guard
 from embedcache.remotes.listing import pages
 from embedcache.remotes.remote import (
     BLOCK_BYTES,
@@ -22,6 +23,8 @@ from embedcache.remotes.remote import (
 )
 
 SILENCE_SECONDS = 20.0  # without a byte from an object store that is written to
+DEADLINE_BYTES = 2 << 20  # requests up to this size have a deadline, in all
+DEADLINE_SECONDS = 30.0
 # By the first letter of the scheme: variables with the address of another service.
 ENDPOINTS = {
     "s": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
@@ -29,28 +32,34 @@ ENDPOINTS = {
     "g": ("GOOGLE_BASE_URL",),
 }
 NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)|specified bucket does not exist")
+REDIRECT = re.compile(r"status code: 30[12378]\b")
 LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/|$)")
 
 
 class ObjectRemote:
     """S3, Google Cloud Storage or Azure, through obstore."""
 
-    def __init__(self, store: Any, name: str, *, quick: Any = None) -> None:
-        """quick: the same store with shorter timeouts, for small requests."""
+    def __init__(self, store: Any, name: str, *, quick: Any = None, small: Any = None) -> None:
+        """The same store with three limits of time.
+
+        store: for writes. quick: for reads; it gives up sooner on a silent server. small: for
+            small requests, which have a deadline, so that no server can stretch them.
+        """
         self.name = name
         self._store = store
         self._quick = quick or store
+        self._small = small or self._quick
 
     def list(self, prefix: str) -> Iterator[Entry]:
         with self._plain(prefix):
-            whole = pages(self._quick, prefix.rstrip("/"), name=self.name, most=MAX_KEYS)
+            whole = pages(self._small, prefix.rstrip("/"), name=self.name, most=MAX_KEYS)
         for found in whole:
             tag = found.get("e_tag") or str(found["last_modified"])
             yield Entry(found["path"], found["size"], tag)
 
     def top(self) -> Sequence[str]:
         with self._plain("its first keys"):
-            found = pages(self._quick, "", name=self.name, most=0)
+            found = pages(self._small, "", name=self.name, most=0)
         return sorted({entry["path"].split("/")[0] for entry in found} - {""})
 
     def unfinished(self, segment: str) -> Iterator[Entry]:
@@ -64,8 +73,9 @@ class ObjectRemote:
             options["range"] = (start, start + length)
         elif start:
             options["range"] = {"offset": start}
+        store = self._quick if length is None or length > DEADLINE_BYTES else self._small
         with self._plain(key):
-            found = obstore.get(self._quick, key, options=options or None)
+            found = obstore.get(store, key, options=options or None)
             for block in found.stream(min_chunk_size=BLOCK_BYTES):
                 yield memoryview(block)  # type: ignore[misc]  # works as bytes, without a copy
 
@@ -84,22 +94,22 @@ class ObjectRemote:
 
         with self._plain(key):
             try:
-                obstore.put(self._store, key, data, mode="create", use_multipart=False)
+                obstore.put(self._small, key, data, mode="create", use_multipart=False)
             except problems.AlreadyExistsError:
                 return False
             except (problems.NotSupportedError, NotImplementedError):
                 # A store without conditional puts: names are unique, so a look is nearly as good.
                 with contextlib.suppress(FileNotFoundError):
-                    obstore.head(self._quick, key)
+                    obstore.head(self._small, key)
                     return False
-                obstore.put(self._store, key, data, use_multipart=False)
+                obstore.put(self._small, key, data, use_multipart=False)
         return True
 
     def delete(self, key: str) -> None:
         import obstore
 
         with self._plain(key), contextlib.suppress(FileNotFoundError):
-            obstore.delete(self._quick, key)
+            obstore.delete(self._small, key)
 
     @contextlib.contextmanager
     def _plain(self, key: str) -> Iterator[None]:
@@ -109,6 +119,7 @@ class ObjectRemote:
         try:
             yield
         except FileNotFoundError as error:
+            self._refuse_redirect(error)
             if NO_BUCKET.search(str(error)):
                 raise self._no_bucket() from None
             raise
@@ -117,8 +128,10 @@ class ObjectRemote:
             problems.UnauthenticatedError,
             PermissionError,
         ) as e:
+            self._refuse_redirect(e)
             raise Denied(f"{self.name} denied access to {key}: {reason_of(e)}") from None
         except (problems.BaseError, OSError) as error:
+            self._refuse_redirect(error)
             if NO_BUCKET.search(str(error)):
                 raise self._no_bucket() from None
             if "(code: AccessDenied)" in str(error):  # of one key, in the answer to a bulk delete
@@ -131,6 +144,16 @@ class ObjectRemote:
             raise Unreachable(
                 f"{self.name} cannot be reached ({key}): {reason_of(error)}",
                 advice="Check the address and the network, then run the same command again",
+            ) from None
+
+    def _refuse_redirect(self, error: Exception) -> None:
+        """RemoteError where the store has sent a request on to somewhere else."""
+        refused = guard(_endpoint(self.name)).refused if self.name.startswith("s3") else []
+        if refused or REDIRECT.search(str(error)):
+            raise RemoteError(
+                f"{self.name} redirects to another place{''.join(f' ({r})' for r in refused[:1])}, "
+                "which would receive your data: refused",
+                advice="Check the address and the region, or ask whoever runs that storage",
             ) from None
 
     def _no_bucket(self) -> RemoteError:
@@ -158,6 +181,11 @@ def _check_environment(url: str) -> None:
             )
 
 
+def _endpoint(url: str) -> str:
+    """The address of the service that the environment names for a URL; "" for the scheme's own."""
+    return next(filter(None, (os.environ.get(name, "") for name in ENDPOINTS[url[0]])), "")
+
+
 def _is_endpoint(value: str) -> bool:
     try:
         parts = urlsplit(value)
@@ -167,7 +195,11 @@ def _is_endpoint(value: str) -> bool:
     return bool(found) and not re.search(r"[^!-~]", value)
 
 
-def open_store(url: str, *, silence: float) -> Any:
+def open_store(url: str, *, silence: float, deadline: float = 3600.0) -> Any:
+    """obstore's store for a URL.
+
+    silence: seconds without a byte after which a request fails. deadline: seconds for all of it.
+    """
     try:
         from obstore.store import from_url
     except ImportError:
@@ -178,12 +210,14 @@ def open_store(url: str, *, silence: float) -> Any:
     options: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=5),
         "read_timeout": timedelta(seconds=silence),
-        "timeout": timedelta(hours=1),
+        "timeout": timedelta(seconds=deadline),
         "user_agent": "embedcache",
     }
-    endpoints = [os.environ.get(name, "") for name in ENDPOINTS[url[0]]]
-    if LOOPBACK.match(next(filter(None, endpoints), "")):  # nothing leaves the machine
+    endpoint = _endpoint(url)
+    if LOOPBACK.match(endpoint):  # nothing leaves the machine
         options["allow_http"] = True
+    if url.startswith("s3"):
+        options["proxy_url"] = guard(endpoint).url
     try:
         # `Patient` retries: one place and one schedule for every kind of remote.
         retry = {"max_retries": 0, "retry_timeout": timedelta(seconds=120)}

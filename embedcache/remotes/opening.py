@@ -5,7 +5,7 @@ from pathlib import Path
 from embedcache.remotes.address import OBJECT_SCHEMES, parse_address
 from embedcache.remotes.files import FilesRemote
 from embedcache.remotes.folder import LocalFiles
-from embedcache.remotes.objects import SILENCE_SECONDS, ObjectRemote, open_store
+from embedcache.remotes.objects import DEADLINE_SECONDS, SILENCE_SECONDS, ObjectRemote, open_store
 from embedcache.remotes.patience import Patient
 from embedcache.remotes.remote import ANSWER_SECONDS, Remote
 
@@ -25,8 +25,12 @@ def choose(url: str, staging: str) -> Remote:
     if isinstance(parts, Path):
         return FilesRemote(LocalFiles(parts), str(parts), staging=staging)
     if parts.scheme in OBJECT_SCHEMES:
-        quick = open_store(name, silence=ANSWER_SECONDS)
-        return ObjectRemote(open_store(name, silence=SILENCE_SECONDS), name, quick=quick)
+        return ObjectRemote(
+            open_store(name, silence=SILENCE_SECONDS),
+            name,
+            quick=open_store(name, silence=ANSWER_SECONDS),
+            small=open_store(name, silence=ANSWER_SECONDS, deadline=DEADLINE_SECONDS),
+        )
     from embedcache.remotes.sftp import SftpFiles
 
     return FilesRemote(SftpFiles(parts), name, staging=staging)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, NoSuchSpace, NotACache
-from embedcache.spec import Json, Spec
+from embedcache.spec import CROPS, Json, Spec
 from embedcache.store.history import History
 from embedcache.store.layout import (
     APART,
@@ -331,7 +331,7 @@ def plain_name(backbone: str) -> str:
     if not colon or kind not in ("local-dir", "facenet"):
         return backbone
     path, at, crop = rest.rpartition("@")
-    if not at or crop != "face":
+    if not at or crop not in CROPS:
         path, at, crop = rest, "", ""
     return f"{kind}:{path.rstrip('/').rpartition('/')[2]}{at}{crop}"
 

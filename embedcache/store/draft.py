@@ -48,8 +48,13 @@ class Draft:
             lease["rows_per_chunk"] = geometry.rows_per_chunk
             lease["chunks_per_shard"] = geometry.chunks_per_shard
             lease["dim"] = geometry.dim
-        self.journal = journal.Journal(hidden, lease)
-        hidden.rename(self.folder)
+        try:
+            self.journal = journal.Journal(hidden, lease)
+            hidden.rename(self.folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                disk.delete_folder(hidden)
+            raise
         self.journal.moved(self.folder)
         self.stream = RowStream(self.folder / "embedding", geometry) if geometry else None
 

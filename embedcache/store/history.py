@@ -27,6 +27,8 @@ from embedcache.store.tombstones import (
     write_marks,
 )
 
+LOST = "0" * 64  # the digest, in the log, of a file that is known to be lost
+
 
 class History:
     """The log, the tombstones and the lifts of the cache in folder `cache`."""
@@ -127,6 +129,14 @@ class History:
         with disk.plain_errors("write to", self.cache):
             self._log = append(self.cache, self._log, decide)
 
+    def give_up(self, path: str) -> None:
+        """Enter that a tombstone or lift, by its path in the cache, is lost and is not missed."""
+        folder, _, name = path.partition("/")
+        named = {name: LOST}
+        lost = Entry(forgotten=named) if folder == FOLDER else Entry(remembered=named)
+        with disk.plain_errors("write to", self.cache):
+            self._log = append(self.cache, self._log, lambda _: lost)
+
     def entry(self, log: Log) -> Entry:
         """An entry that removes nothing, and names the tombstones and lifts that `log` does not."""
         dead = self.dead()
@@ -142,9 +152,19 @@ def _fresh(now: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:
 
 def missing_marks(log: Log, dead: Dead) -> list[str]:
     """The tombstones and lifts that the log names and that are gone, as paths in the cache."""
-    found = [f"{FOLDER}/{name}" for name in log.forgotten.keys() - dead.tombstones.keys()]
-    found += [f"{LIFTS}/{name}" for name in log.remembered.keys() - dead.lifts.keys()]
-    return sorted(found)
+    parts = ((FOLDER, log.forgotten, dead.tombstones), (LIFTS, log.remembered, dead.lifts))
+    return sorted(
+        f"{folder}/{name}"
+        for folder, known, now in parts
+        for name, digest in known.items()
+        if name not in now and digest != LOST
+    )
+
+
+def unknown_marks(log: Log, dead: Dead) -> list[str]:
+    """The tombstones and lifts that no entry of the log names, as paths in the cache."""
+    found = [f"{FOLDER}/{name}" for name in dead.tombstones.keys() - log.forgotten.keys()]
+    return sorted(found + [f"{LIFTS}/{name}" for name in dead.lifts.keys() - log.remembered.keys()])
 
 
 def parse_marks(lifts: Mapping[str, bytes], tombstones: Mapping[str, bytes]) -> Dead:

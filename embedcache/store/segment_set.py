@@ -247,8 +247,8 @@ def members(digests: U8, contents: Iterable[bytes]) -> Bool:
     wanted = {*contents}
     if not wanted or not len(digests):
         return np.zeros(len(digests), dtype=np.bool_)
-    keys = np.ascontiguousarray(digests[:, :8]).view(">u8").reshape(-1)
-    starts = np.frombuffer(b"".join(content[:8] for content in wanted), ">u8")
+    keys = np.ascontiguousarray(digests[:, :8]).view(np.uint64).reshape(-1)
+    starts = np.frombuffer(b"".join(content[:8] for content in wanted), np.uint64)
     found: Bool = np.isin(keys, starts)
     for i in np.flatnonzero(found).tolist():
         found[i] = digests[i].tobytes() in wanted

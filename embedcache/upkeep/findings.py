@@ -7,6 +7,8 @@ from embedcache.spec import Json
 from embedcache.store.manifest import Manifest
 
 REWRITTEN = "rewritten"
+GIVEN_UP = "given up for lost"
+ENTERED = "entered in the log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +94,8 @@ class Report:
         for found in self.findings:
             lines.append(f"  {found.path}: {found.problem}")
             if found.moved:
-                rewritten = found.moved == REWRITTEN
-                lines.append(f"    {found.moved if rewritten else f'set aside in {found.moved}'}")
+                done = found.moved in (REWRITTEN, GIVEN_UP, ENTERED)
+                lines.append(f"    {found.moved if done else f'set aside in {found.moved}'}")
             if found.lost_rows:
                 some = ", ".join(found.lost[:5]) + (", ..." if len(found.lost) > 5 else "")
                 lines.append(

@@ -13,9 +13,10 @@ from embedcache.store import journal
 from embedcache.store.cache import Cache
 from embedcache.store.check import check_segment
 from embedcache.store.columns import Kind
-from embedcache.store.history import History, missing_marks
+from embedcache.store.history import History, missing_marks, unknown_marks
 from embedcache.store.layout import (
     APART,
+    CACHE_FORMAT,
     FOLDERS,
     KINDS,
     OLD_FORMAT,
@@ -26,8 +27,8 @@ from embedcache.store.layout import (
     refuse_links,
     root_document,
 )
+from embedcache.store.log import ENTRY, Entry, Log, create_entry, read_entry
 from embedcache.store.log import FOLDER as LOG
-from embedcache.store.log import Entry, Log, read_entry
 from embedcache.store.manifest import HEX_DIGEST, MANIFEST, is_segment_id
 from embedcache.store.photo_ids import PhotoIds, read_pairs
 from embedcache.store.refs import read_ref
@@ -47,7 +48,7 @@ from embedcache.store.tombstones import (
 )
 from embedcache.store.zarr_json import encode_document, group_document
 from embedcache.upkeep.duplicates import compare_duplicates
-from embedcache.upkeep.findings import REWRITTEN, Finding, Report
+from embedcache.upkeep.findings import ENTERED, GIVEN_UP, REWRITTEN, Finding, Report
 from embedcache.upkeep.local import staged
 from embedcache.upkeep.repair import Broken, move_aside, set_aside
 
@@ -78,9 +79,11 @@ class _Audit:
         self.report = report
         self.repair = repair
         self.history = History(root)
+        self.format = CACHE_FORMAT
         self.log = Log()
         self.dead = Dead()
         self.manifests: dict[str, str] = {}
+        self.removed: set[str] = set()
         self.names: dict[bytes, str] = {}
         self.left: list[Leftover] = []
         self.hidden: list[Path] = []
@@ -119,6 +122,7 @@ class _Audit:
             self._group(self.root, root_document())
         else:
             self.report.files += 1
+            self.format = OLD_FORMAT
             if (self.root / LOG).exists():  # a program that knows no log might remove here
                 self._group(self.root, root_document())
         for name in self._children(self.root):
@@ -126,30 +130,32 @@ class _Audit:
                 self._find(self.root / name, "is not embedcache's")
 
     def _log(self) -> None:
-        """Every entry, and that none is missing between two."""
-        numbers = []
-        for name in self._children(self.root / LOG):
-            if name.isdigit() and len(name) == 8:
-                numbers.append(int(name))
-            else:
+        """Every entry; none is missing between two."""
+        names = self._children(self.root / LOG)
+        for name in names:
+            if not (name.isdigit() and len(name) == 8):
                 self._find(self.root / LOG / name, "is not embedcache's")
+        numbers = [int(name) for name in names if name.isdigit() and len(name) == 8]
         entries: list[Entry] = []
-        for number in numbers:
+        for number in range(1, max(numbers, default=0) + 1):
             path = self.root / LOG / f"{number:08d}"
-            if number != len(entries) + 1:
-                problem = f"entry {len(entries) + 1} of the log of removals is missing"
-                self._find(path, f"{problem}: restore removed/ from a backup")
-                break
             try:
                 raw = read_entry(self.root, number)
                 if raw is None:
-                    raise Damaged(f"entry {number} of the log of removals is missing")
+                    raise Damaged("is missing")
+                if strangers := [name for name in self._children(path) if name != ENTRY]:
+                    self._find(path / strangers[0], "is not embedcache's")
                 entries.append(Entry.parse(raw, number=number)[0])
             except EmbedcacheError as error:
-                self._find(path, f"{error.fact}: restore removed/ from a backup")
-                break
-            self.report.files += 1
+                advice = "restore it from a backup, or what it removed may be shown again"
+                self._find(path / ENTRY, f"{error.fact}: {advice}", move=path)
+                entries.append(Entry())
+                if self.repair:
+                    create_entry(self.root, number, Entry())
+            else:
+                self.report.files += 1
         self.log = Log().with_entries(entries)
+        self.removed = {name.partition("/")[2] for name in self.log.gone}
 
     def _marks(self) -> Dead:
         """Tombstones and lifts: each as it was written, and none missing that the log names."""
@@ -170,19 +176,33 @@ class _Audit:
                     self.report.files += 1
         dead = join(tombstones, lifts)
         for name in missing_marks(self.log, dead):
-            if not any(finding.path == name for finding in self.report.findings):
+            damaged = any(finding.path == name for finding in self.report.findings)
+            if self.repair:
+                with disk.plain_errors("repair", self.root):
+                    self.history.give_up(name)
+            if not damaged:
                 self._find(
                     self.root / name,
                     "is missing, and the log of removals names it. Restore it from a backup, or "
                     "forget its photos again: a merge may bring them back",
+                    moved=GIVEN_UP if self.repair else "",
                 )
+        unknown = unknown_marks(self.log, dead) if self.format != OLD_FORMAT else []
+        if unknown and self.repair:
+            self.history.note()
+        for name in unknown:
+            self._find(
+                self.root / name,
+                "is named by no entry of the log of removals: the run that wrote it was cut off. "
+                f"'embedcache forget {self.report.cache} --forgotten' finishes it",
+                moved=ENTERED if self.repair else "",
+            )
         return dead
 
     def _photo_ids(self) -> PhotoIds:
         return PhotoIds(self.root / "photos", history=self.history)
 
     def _space(self, folder: Path, part: str) -> None:
-        of: Space | FaceSpace
         try:
             if not HEX_DIGEST.fullmatch(folder.name) or folder.is_symlink():
                 raise Damaged("is not embedcache's")
@@ -190,12 +210,16 @@ class _Audit:
             document = attributes.get("detector" if part == "faces" else "spec")
             if not isinstance(document, dict) or face_digest(document) != folder.name:
                 raise Damaged("is not named after what it holds")
+            of = self._store(folder, part, document)
         except CacheError as error:
             inner = folder / "segments"
             if inner.is_dir() and not inner.is_symlink():
                 self._group(inner, group_document({}), quiet=True)
             try:
                 document = read_attributes(folder)["detector" if part == "faces" else "spec"]
+                if face_digest(document) != folder.name:
+                    raise error
+                of = self._store(folder, part, document)
             except (CacheError, KeyError):
                 self._lose(folder, KINDS[part], error)
                 return
@@ -203,10 +227,6 @@ class _Audit:
             self.report.findings.append(Finding(path=where, problem=error.fact, moved=REWRITTEN))
         self.report.files += 2
         self._strangers(folder)
-        if part == "faces":
-            of = FaceSpace(folder, document, folder.name, history=self.history)
-        else:
-            of = Space(folder, Spec.parse(document), history=self.history)
         segments = self._segments_of(folder, KINDS[part], folder.name[:8], of)
         try:
             self._forgotten(segments, of)
@@ -214,6 +234,11 @@ class _Audit:
         except EmbedcacheError:
             if all(segment.folder.exists() for segment in segments):
                 raise
+
+    def _store(self, folder: Path, part: str, document: dict[str, Json]) -> Space | FaceSpace:
+        if part == "faces":
+            return FaceSpace(folder, document, folder.name, history=self.history)
+        return Space(folder, Spec.parse(document), history=self.history)
 
     def _strangers(self, folder: Path) -> None:
         for name in self._children(folder):
@@ -280,14 +305,16 @@ class _Audit:
 
     def _broken(self, broken: Broken) -> None:
         """A segment that is not as it was written: say which photos are lost, and repair."""
-        repaired = None
+        repaired, segment = None, broken.segment()
+        n_rows, lost, name = 0, list[str](), broken.label
+        if broken.kind == "photos":
+            with contextlib.suppress(EmbedcacheError, OSError):
+                lost = [] if segment is None else read_pairs(segment)[0]
         if self.repair:
             with disk.plain_errors("repair", self.root):
                 repaired = set_aside(self.root, broken)
             if repaired is None:
                 return  # it is as it should be after all, or gone
-        segment = broken.segment()
-        n_rows, lost, name = 0, list[str](), broken.label
         if repaired is not None:
             n_rows, digests = repaired.n_lost, repaired.lost
         else:
@@ -295,10 +322,7 @@ class _Audit:
         if segment is not None:
             with contextlib.suppress(EmbedcacheError, OSError):
                 name = f"{segment.name}#{broken.label}" if segment.name else broken.label
-        if broken.kind == "photos":
-            with contextlib.suppress(EmbedcacheError, OSError):
-                lost = [] if segment is None else read_pairs(segment)[0]
-        else:
+        if broken.kind != "photos":
             lost = [self.names[content] for content in digests if content in self.names]
         fact = broken.error.fact if isinstance(broken.error, EmbedcacheError) else broken.error
         self._find(
@@ -365,7 +389,8 @@ class _Audit:
                 problem = f"pins segment {min(missing)}, which is gone or damaged"
                 if len(missing) > 1:
                     problem += f", and {len(missing) - 1} others"
-                problem += ". The ref holds again once they are back (merge or pull them)"
+                if not any(segment in self.removed for segment in missing):
+                    problem += ". The ref holds again once they are back (merge or pull them)"
                 self._find(path, problem, move=path)
         for name in sorted(
             self.log.refs.keys() - {Path(n).stem for n in self._children(self.root / "refs")}

@@ -20,7 +20,13 @@ from embedcache.store.space import Space
 from embedcache.tables import ID_COLUMNS, Sheet, is_missing, open_sheet, parse
 from heads.dataset import split
 from heads.dataset.rows import CacheRows, Dataset, Provenance, Vectors
-from heads.dataset.targets import are_counts, parse_targets, parse_weights, strata_of
+from heads.dataset.targets import (
+    are_counts,
+    are_shares,
+    parse_targets,
+    parse_weights,
+    strata_of,
+)
 
 MATCH_BELOW = 0.5
 """Where fewer of a table's ids are in the cache, names and stems are compared too."""
@@ -121,6 +127,7 @@ def load(
         weight=weight,
         classes=labels.classes,
         counts=are_counts(labels.values, weights, labels.task),
+        shares=are_shares(labels.values, labels.task),
         by={name: tuple(map(str, rows.texts(sheet, name))) for name in by},
         notes=(*rows.notes, *labels.notes, *alone),
         provenance=Provenance(
@@ -168,7 +175,7 @@ def from_arrays(
     if checked is not None and len(checked) != len(held):
         raise LabelsError(f"{len(held)} vectors need as many weights; got {len(checked)}")
     same = groups if groups is not None else [_content(row) for row in held]
-    numbers, names = split.join_groups([[str(value) for value in same]])
+    numbers, names = split.join_groups([split.keys_of(same)], named)
     if subset is not None:
         sides = np.asarray(subset, np.uint8)
     else:
@@ -187,6 +194,7 @@ def from_arrays(
         weight=None if weights is None else "weight",
         classes=labels.classes,
         counts=are_counts(values, checked, labels.task),
+        shares=are_shares(values, labels.task),
         notes=labels.notes,
         provenance=Provenance(
             spec=spec.document() if spec else None,

@@ -8,7 +8,7 @@ what would make a figure wrong (a missing label, a torn group, two labels for on
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -97,6 +97,8 @@ class Dataset:
     weights: float64 (n,), non-negative, or None. classes: what the numbers stand for, in order.
     groups: int64 (n,), equal for rows that stay on one side. subset: uint8 (n,), see `split`.
     counts: whether targets are ratios and the weights the counts they come from.
+    shares: whether targets lie between 0 and 1 by what they are: two classes, or ratios. Found from
+        the whole label table, so that it does not depend on which rows stand where.
     by: per named column, the value of each row (for errors by group).
     notes: what was decided while the table was read, in sentences, such as how ids were joined.
     """
@@ -112,6 +114,7 @@ class Dataset:
     weight: str | None = None
     classes: tuple[str, ...] = ()
     counts: bool = False
+    shares: bool = False
     by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
@@ -130,6 +133,16 @@ class Dataset:
     def n(self) -> dict[str, int]:
         """Rows per side."""
         return {name: int((self.subset == i).sum()) for i, name in enumerate(split.SUBSETS)}
+
+    def fold(self, number: int, folds: NDArray[np.int64], count: int) -> "Dataset":
+        """The dataset of one round of K-fold: its fold tests, the next chooses, the others train.
+
+        folds (n,): the fold of each row, see `split.folds`.
+        """
+        subset = np.full(len(folds), split.TRAIN, np.uint8)
+        subset[folds == number] = split.TEST
+        subset[folds == (number + 1) % count] = split.DEV
+        return replace(self, subset=subset)
 
     @property
     def class_counts(self) -> dict[str, int]:

@@ -7,7 +7,7 @@ two groups.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,22 @@ _ALIASES = {
 }
 
 
-def join_groups(keys: Sequence[Sequence[str | None]]) -> tuple[NDArray[np.int64], list[str]]:
+def keys_of(values: Iterable[object]) -> list[str | None]:
+    """Values as keys of groups; a missing one (null, NaN, blank) is None and joins nothing."""
+    return [
+        None if value is None or value != value or not str(value).strip() else str(value)
+        for value in values
+    ]
+
+
+def join_groups(
+    keys: Sequence[Sequence[str | None]], ids: Sequence[str] | None = None
+) -> tuple[NDArray[np.int64], list[str]]:
     """Join rows that share a key of any kind.
 
     keys: one sequence of n keys per kind; None joins nothing. The first kind that gives a row a key
         names its group.
+    ids: n names, for rows that have no key of any kind: each is a group of its own.
     Returns the group number per row (n,), and per group its name: the smallest key of the first
     kind found in it, so that it does not depend on the order of the rows.
     """
@@ -59,7 +70,40 @@ def join_groups(keys: Sequence[Sequence[str | None]]) -> tuple[NDArray[np.int64]
             if key is not None:
                 best = names[group]
                 names[group] = (rank, key) if best is None else min(best, (rank, key))
-    return groups, [f"{name[0]}:{name[1]}" if name else f"row {i}" for i, name in enumerate(names)]
+    alone = dict(zip(groups.tolist(), range(n) if ids is None else ids, strict=True))
+    return groups, [
+        f"{name[0]}:{name[1]}" if name else f"alone:{alone[i]}" for i, name in enumerate(names)
+    ]
+
+
+def folds(
+    groups: NDArray[np.int64], ids: Sequence[str], count: int, *, seed: int
+) -> NDArray[np.int64]:
+    """The fold of each row (n,), 0 to count - 1: groups ranked by hash, cut into equal parts.
+
+    A group is named by the smallest id in it, so that the order of rows does not matter.
+    LabelsError when there are fewer groups than folds.
+    """
+    n_groups = int(groups.max(initial=-1)) + 1
+    if not 3 <= count <= n_groups:
+        raise LabelsError(
+            f"{count} folds of {n_groups} groups: use 3 or more folds (one tests, one chooses, the "
+            f"rest trains), and at most as many as there are groups"
+        )
+    names: dict[int, str] = {}
+    for group, name in zip(groups.tolist(), ids, strict=True):
+        names[group] = min(name, names.get(group, name))
+    order = np.argsort([_uniform(seed, names[group]) for group in range(n_groups)], kind="stable")
+    size = np.bincount(groups, minlength=n_groups)[order]
+    middle = np.cumsum(size) - size / 2
+    fold = np.empty(n_groups, np.int64)
+    fold[order] = np.minimum((middle / size.sum() * count).astype(np.int64), count - 1)
+    if empty := sorted(set(range(count)) - set(fold.tolist())):
+        raise LabelsError(
+            f"{len(empty)} of {count} folds get no group, because one group holds "
+            f"{size.max()} of {size.sum()} rows: use fewer folds, or group the rows otherwise"
+        )
+    return fold[groups]
 
 
 def by_hash(

@@ -202,6 +202,15 @@ def are_counts(values: Floats, weights: Floats | None, task: Task) -> bool:
     )
 
 
+def are_shares(values: Floats, task: Task) -> bool:
+    """Whether targets lie between 0 and 1 by what they are: two classes, or numbers that all do."""
+    if task == "binary":
+        return True
+    if task != "regression":
+        return False
+    return bool(values.min() >= 0 and values.max() <= 1)
+
+
 def strata_of(values: Floats, task: Task) -> NDArray[np.int64]:
     """The class per row; for numbers, which fifth of their order."""
     if task != "regression":

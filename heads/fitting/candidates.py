@@ -3,19 +3,32 @@
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedcache.errors import InputError
 from heads.dataset.rows import Dataset, Part
 from heads.fitting import linear, metrics
-from heads.fitting.judge import predict_part, row_scores
+from heads.fitting.linear import Linear
 from heads.fitting.logistic import logistic
 from heads.fitting.protocol import FC_NAMES, NAMES, Protocol
-from heads.fitting.result import CurvePoint
-from heads.head import Head, Layer, Link, Standard
+from heads.fitting.scores import predict_part, row_scores
+from heads.head import Head, Layer, Link, Standard, rebased
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """A point of a learning curve: strength or rate, epoch (0 for linear heads), figures."""
+
+    rate: float
+    epoch: int
+    train: float
+    dev: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +36,19 @@ class Candidate:
     """One head as train and dev made it.
 
     rate: the learning rate that dev chose, NaN for a linear head. epoch: None for a linear head.
-    dev: the dev figure by target and metric.
+    dev: the dev figure by target and metric. dev_scores (n_dev,): the loss of each dev row, by
+    which heads are chosen. same_as: the linear head that it never left, or None.
     """
 
     head: Head
     rate: float
     epoch: int | None
     dev: Mapping[tuple[str, str], float]
+    dev_scores: Floats
     curve: tuple[CurvePoint, ...]
     seconds: float
     notes: tuple[str, ...] = ()
+    same_as: str | None = None
 
 
 def chosen_names(heads: Sequence[str], task: str) -> tuple[str, ...]:
@@ -54,7 +70,7 @@ def fit_candidates(
 
     dataset: for the task, the classes and the names of the targets; its rows are not read.
     """
-    link = _link(train, dataset.task)
+    link = _link(dataset)
     loss = _loss(protocol, dataset, link)
     standard = linear.fit_standard(train)
     found = _fit_linear(train, dev, names, standard, link, dataset=dataset, protocol=protocol)
@@ -65,6 +81,7 @@ def fit_candidates(
         from heads.fitting.train import train as train_fc
 
         began = time.perf_counter()
+        base = _start_from(found, protocol)
         trained = train_fc(
             deep,
             train,
@@ -72,23 +89,28 @@ def fit_candidates(
             standard=standard,
             link=link,
             loss=loss,
-            start=_start(found, train, link, protocol),
+            start=_start(found[base].head, standard, train, link),
             protocol=protocol,
         )
         seconds = time.perf_counter() - began
         for name in deep:
             best = trained[name]
             head = Head(name, link, standard, best.layers, {"classes": list(dataset.classes)})
-            curve = tuple(CurvePoint(p.rate, p.epoch, p.train, p.dev) for p in best.curve)
-            diverged = sorted({p.rate for p in best.curve if not math.isfinite(p.dev)})
+            figures, scores = _dev(head, dev, dataset)
+            rates = [p.rate for p in best.curve if not math.isfinite(p.dev) and p.epoch]
             found[name] = Candidate(
-                head,
-                best.rate if best.epoch else math.nan,
-                best.epoch,
-                _dev(head, dev, dataset),
-                curve,
-                seconds,
-                tuple(f"{name}: learning rate {rate:g} diverged" for rate in diverged),
+                head=head,
+                rate=best.rate if best.epoch else math.nan,
+                epoch=best.epoch,
+                dev=figures,
+                dev_scores=scores,
+                curve=tuple(CurvePoint(p.rate, p.epoch, p.train, p.dev) for p in best.curve),
+                seconds=seconds,
+                notes=(
+                    *(f"{name}: learning rate {rate:g} diverged" for rate in sorted(set(rates))),
+                    *_edges(name, best.rate, best.epoch, protocol),
+                ),
+                same_as=base if best.epoch == 0 and protocol.start != "random" else None,
             )
     return found
 
@@ -103,36 +125,73 @@ def _fit_linear(
     dataset: Dataset,
     protocol: Protocol,
 ) -> dict[str, Candidate]:
-    """The constant, ridge and logistic regression, as far as they are named."""
+    """The constant, ridge and logistic regression, as far as they are named.
+
+    Dev chooses the strength of the penalty, and between standardised and centred vectors.
+    """
     outputs = len(dataset.classes) if dataset.task == "multiclass" else train.targets.shape[1]
+    plain: Link = "identity" if dataset.task == "regression" else link
+    memory = protocol.memory_bytes
+
+    def constant(one: Standard) -> Linear:
+        return linear.constant(train, dev, dim=len(one.mean), link=plain, outputs=outputs)
+
+    def ridge(one: Standard) -> Linear:
+        return linear.ridge(train, dev, one)
+
+    def logit(one: Standard) -> Linear:
+        return logistic(train, dev, one, outputs=outputs, memory_bytes=memory)
+
+    fits: dict[str, Callable[[], tuple[Linear, Standard]]] = {
+        "const": lambda: (constant(standard), standard),
+        "ridge": lambda: linear.best_scaling(ridge, standard),
+        "logistic": lambda: linear.best_scaling(logit, standard),
+    }
     found: dict[str, Candidate] = {}
     for name in names:
-        if name == "const":
-            plain: Link = "identity" if dataset.task == "regression" else link
-            one = linear.constant(train, dev, dim=len(standard.mean), link=plain, outputs=outputs)
-        elif name == "ridge":
-            one = linear.ridge(train, dev, standard)
-        elif name == "logistic":
-            one = logistic(
-                train, dev, standard, outputs=outputs, memory_bytes=protocol.memory_bytes
-            )
-        else:
+        if name not in fits:
             continue
-        head = Head(name, one.link, standard, (one.layer,), {"classes": list(dataset.classes)})
-        curve = tuple(CurvePoint(strength, 0, math.nan, score) for strength, score in one.curve)
-        found[name] = Candidate(head, math.nan, None, _dev(head, dev, dataset), curve, one.seconds)
+        one, scaled = fits[name]()
+        head = Head(name, one.link, scaled, (one.layer,), {"classes": list(dataset.classes)})
+        figures, scores = _dev(head, dev, dataset)
+        found[name] = Candidate(
+            head=head,
+            rate=math.nan,
+            epoch=None,
+            dev=figures,
+            dev_scores=scores,
+            curve=tuple(CurvePoint(strength, 0, math.nan, score) for strength, score in one.curve),
+            seconds=one.seconds,
+        )
     return found
 
 
-def _start(fitted: Mapping[str, Candidate], train: Part, link: Link, protocol: Protocol) -> Layer:
-    """The linear map that FC heads start from, before the link.
+def _edges(name: str, rate: float, epoch: int, protocol: Protocol) -> list[str]:
+    """Notes on a choice at the edge of what was tried: a better one may lie beyond."""
+    notes = []
+    rates = protocol.learning_rates
+    if epoch and len(rates) > 1 and rate in (min(rates), max(rates)):
+        which = "lowest" if rate == min(rates) else "highest"
+        notes.append(f"{name}: the chosen learning rate, {rate:g}, is the {which} of the sweep")
+    if epoch == protocol.epochs and epoch > 1:
+        notes.append(f"{name}: the chosen epoch, {epoch}, is the last")
+    return notes
 
-    A ridge for ratios speaks of probabilities; seen through a sigmoid it is, to first order around
+
+def _start_from(found: Mapping[str, Candidate], protocol: Protocol) -> str:
+    """The linear head that FC heads start as, or whose bias they start with."""
+    if protocol.start != "linear":
+        return "const"
+    return "ridge" if "ridge" in found else "logistic"
+
+
+def _start(head: Head, standard: Standard, train: Part, link: Link) -> Layer:
+    """The linear map that FC heads start from, before the link, on standardised vectors.
+
+    A ridge for ratios predicts probabilities; seen through a sigmoid it is, to first order around
     the mean, the same line divided by the sigmoid's slope there.
     """
-    name = "const" if protocol.start == "constant" else "ridge" if "ridge" in fitted else "logistic"
-    head = fitted[name].head
-    layer = head.layers[0]
+    layer = rebased(head.layers[0], head.standard, standard)
     if head.link == link:
         return layer
     weights = np.ones(len(train)) if train.weights is None else train.weights
@@ -143,12 +202,11 @@ def _start(fitted: Mapping[str, Candidate], train: Part, link: Link, protocol: P
     return Layer(weight[None].astype(np.float32), bias[None].astype(np.float32))
 
 
-def _link(train: Part, task: str) -> Link:
-    """Sigmoid for what lies between 0 and 1 in training, softmax for classes."""
-    if task == "multiclass":
+def _link(dataset: Dataset) -> Link:
+    """Softmax for classes, sigmoid for what lies between 0 and 1 by what it is, else none."""
+    if dataset.task == "multiclass":
         return "softmax"
-    inside = train.targets.min() >= 0 and train.targets.max() <= 1
-    return "sigmoid" if task == "binary" or inside else "identity"
+    return "sigmoid" if dataset.shares else "identity"
 
 
 def _loss(protocol: Protocol, dataset: Dataset, link: Link) -> str:
@@ -166,12 +224,15 @@ def _loss(protocol: Protocol, dataset: Dataset, link: Link) -> str:
     return protocol.loss
 
 
-def _dev(head: Head, dev: Part, dataset: Dataset) -> dict[tuple[str, str], float]:
-    """The dev figures of a head, by target and metric."""
+def _dev(head: Head, dev: Part, dataset: Dataset) -> tuple[dict[tuple[str, str], float], Floats]:
+    """The dev figures of a head by target and metric, and the loss of each row."""
     seen = predict_part({head.name: head}, dev)[head.name]
-    figures = {}
+    figures: dict[tuple[str, str], float] = {}
+    total = np.zeros(len(dev))
     for k, target in enumerate(dataset.target_names):
         mine = seen[:, k] if dataset.targets.ndim == 2 and seen.ndim == 2 else seen
         for metric, scores in row_scores(dataset.task, dev.targets[:, k], mine).items():
             figures[target, metric] = metrics.mean(scores, dev.weights)
-    return figures
+            if metric != "accuracy":
+                total += scores
+    return figures, total

@@ -121,6 +121,23 @@ class Bank:
                 last.copy_(weight)
             last_bias.copy_(bias)
 
+    def initialise_at_random(self, *, seed: int, bias: Tensor) -> None:
+        """Start every member as torch.nn.Linear does: uniform in 1 / sqrt(floats in), either side.
+
+        bias (outputs,): of the last layer, the mean of the targets before the link.
+        """
+        for place, member in enumerate(self.members):
+            source = torch.Generator().manual_seed(
+                seed * 1_000_003 + member.seed * 10 + member.depth
+            )
+            views = self.parameters(place)
+            for weight, offset in zip(views[::2], views[1::2], strict=True):
+                reach = weight.shape[1] ** -0.5
+                for tensor in (weight, offset):
+                    drawn = torch.rand(tensor.shape, generator=source)
+                    tensor.copy_((2 * drawn - 1) * reach)
+            views[-1].copy_(bias)
+
     def forward(
         self, inputs: Tensor, masks: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:

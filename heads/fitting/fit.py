@@ -1,18 +1,33 @@
-"""One task from a dataset to a table: every head fitted, chosen on dev, judged once on test."""
+"""One task from a dataset to a table: every head fitted, chosen on dev, judged once on test.
 
+A split is one round, K folds are K rounds: in round i fold i tests, the next one chooses and the
+others train. The predictions of all rounds are pooled and then judged by the same code.
+"""
+
+import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedcache.errors import LabelsError
+from heads.dataset import split
 from heads.dataset.rows import Dataset
-from heads.fitting.candidates import Candidate, chosen_names, fit_candidates
-from heads.fitting.judge import Figure, judge
+from heads.fitting.candidates import Candidate, CurvePoint, chosen_names, fit_candidates
+from heads.fitting.choice import simplest
+from heads.fitting.intervals import FEW, Sample
+from heads.fitting.judge import Figure, Judged, TestRows, joined, judge, predict_test
 from heads.fitting.protocol import Protocol, protocol_of
-from heads.fitting.result import Fit, HeadRow
+from heads.fitting.result import CHOICE, Fit, HeadRow
+from heads.fitting.soundness import counted, notes_on, require_sides
+from heads.head import merged
 from heads.saved import save
+
+Floats = NDArray[np.float64]
 
 
 def fit(
@@ -20,6 +35,8 @@ def fit(
     *,
     heads: Sequence[str] = ("all",),
     protocol: Protocol | None = None,
+    folds: int | None = None,
+    dev_only: bool = False,
     resamples: int = 2000,
     **options: Any,
 ) -> Fit:
@@ -28,7 +45,11 @@ def fit(
     heads: "all" that fit the task, or names out of const, ridge, logistic, 0fc, 1fc, 2fc; the
         constant and the linear baseline always stand in the table.
     protocol: how to fit; or name the fields of `Protocol` that differ from its defaults as options.
-    resamples: the number of bootstrap draws.
+    folds: K-fold in place of the dataset's split. Every row is tested once, by heads that never saw
+        its group; a further row of the table, "dev's choice", takes in each fold the head that dev
+        chose there. A saved head is the mean of the K.
+    dev_only: look at no test row; for those who try many things.
+    resamples: the number of bootstrap draws for explained shares.
     InputError for an unknown option. LabelsError when a side has no rows, or the train side one
     class only.
     """
@@ -38,36 +59,174 @@ def fit(
     elif options:
         raise TypeError(f"give a protocol or options, not both; got {', '.join(options)}")
     names = chosen_names(heads, dataset.task)
-    _check(dataset)
-    train, dev = dataset.part("train"), dataset.part("dev")
-    found = fit_candidates(train, dev, names, dataset=dataset, protocol=protocol)
-    judged = judge(
-        dataset,
-        {name: one.head for name, one in found.items()},
-        reference="ridge" if dataset.task == "regression" else "logistic",
-        resamples=resamples,
-        seed=protocol.seed,
+    rounds = [
+        _fit_round(one, names, protocol, pooled=folds is not None, dev_only=dev_only)
+        for one in _splits(dataset, folds, protocol.seed)
+    ]
+    first = rounds[0].dataset
+    reference = "ridge" if dataset.task == "regression" else "logistic"
+    judged = None
+    if not dev_only:
+        tested = joined([one.tested for one in rounds if one.tested is not None])
+        judged = judge(
+            dataset, tested, reference=reference, resamples=resamples, seed=protocol.seed
+        )
+    pooled = {name: _pooled(name, rounds) for name in rounds[0].found}
+    if folds is not None:
+        pooled[CHOICE] = _pooled_choice(rounds)
+    best = simplest(
+        {name: one.dev_scores for name, one in pooled.items() if name != CHOICE}, _dev_rows(rounds)
     )
+    notes = [
+        *notes_on(first, n_folds=folds),
+        *counted([tuple(n for c in one.found.values() for n in c.notes) for one in rounds]),
+        *([] if judged is None else _notes_on_test(judged)),
+    ]
     return Fit(
         dataset=dataset,
         protocol=protocol,
-        rows=tuple(_row(figure, found[figure.head]) for figure in judged.figures),
-        heads={name: one.head for name, one in found.items()},
-        best=_best(found, dataset),
+        folds=folds,
+        n=_sizes(rounds),
+        rows=tuple(_rows(judged, pooled, first)),
+        heads={name: merged([r.found[name].head for r in rounds]) for name in rounds[0].found},
+        best=best,
         test=judged,
-        curves={name: one.curve for name, one in found.items()},
-        notes=tuple(note for one in found.values() for note in one.notes),
+        curves={name: _mean_curve([r.found[name].curve for r in rounds]) for name in names},
+        notes=tuple(notes),
         seconds=time.perf_counter() - began,
         writer=save,
     )
 
 
-def _row(figure: Figure, one: Candidate) -> HeadRow:
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """One split of the rows, the heads fitted on it and what they predict for its test rows."""
+
+    dataset: Dataset
+    found: Mapping[str, Candidate]
+    choice: str
+    tested: TestRows | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pooled:
+    """One head over all rounds. dev_scores: round after round; rounds: (rate, epoch) of each."""
+
+    dev: Mapping[tuple[str, str], float]
+    dev_scores: Floats
+    rounds: tuple[tuple[float, int | None], ...]
+    seconds: float
+    same_as: str | None = None
+    chosen: Mapping[str, int] | None = None
+
+
+def _splits(dataset: Dataset, count: int | None, seed: int) -> list[Dataset]:
+    """The dataset as it is split, or one per fold."""
+    if count is None:
+        return [dataset]
+    if dataset.provenance.split_rule.startswith("column "):
+        raise LabelsError(
+            f"the split is given by {dataset.provenance.split_rule}, and {count} folds were asked "
+            f"for: leave one of them out"
+        )
+    fold = split.folds(dataset.groups, dataset.ids, count, seed=seed)
+    return [dataset.fold(number, fold, count) for number in range(count)]
+
+
+def _fit_round(
+    dataset: Dataset, names: Sequence[str], protocol: Protocol, *, pooled: bool, dev_only: bool
+) -> _Round:
+    require_sides(dataset, sides=("train", "dev") if dev_only else ("train", "dev", "test"))
+    train, dev = dataset.part("train"), dataset.part("dev")
+    found = fit_candidates(train, dev, names, dataset=dataset, protocol=protocol)
+    scores = {name: one.dev_scores for name, one in found.items()}
+    choice = simplest(scores, Sample(dev.weights, dev.groups))
+    if dev_only:
+        return _Round(dataset, found, choice, None)
+    tested = predict_test(dataset, {name: one.head for name, one in found.items()})
+    if pooled:
+        chosen = {CHOICE: tested.predictions[choice]}
+        tested = replace(tested, predictions={**tested.predictions, **chosen})
+    return _Round(dataset, found, choice, tested)
+
+
+def _pooled(name: str, rounds: Sequence[_Round]) -> _Pooled:
+    found = [one.found[name] for one in rounds]
+    same = {one.same_as for one in found}
+    return _Pooled(
+        dev=_mean_dev([one.dev for one in found], rounds),
+        dev_scores=np.concatenate([one.dev_scores for one in found]),
+        rounds=tuple((one.rate, one.epoch) for one in found),
+        seconds=sum(one.seconds for one in found),
+        same_as=same.pop() if len(same) == 1 else None,
+    )
+
+
+def _pooled_choice(rounds: Sequence[_Round]) -> _Pooled:
+    """The head that dev chose in each round, as a head of its own."""
+    found = [one.found[one.choice] for one in rounds]
+    return _Pooled(
+        dev=_mean_dev([one.dev for one in found], rounds),
+        dev_scores=np.concatenate([one.dev_scores for one in found]),
+        rounds=(),
+        seconds=sum(c.seconds for one in rounds for c in one.found.values()),
+        chosen=dict(Counter(one.choice for one in rounds)),
+    )
+
+
+def _mean_dev(
+    figures: Sequence[Mapping[tuple[str, str], float]], rounds: Sequence[_Round]
+) -> dict[tuple[str, str], float]:
+    """Dev figures over the dev rows of all rounds, each by its weight."""
+    mass = []
+    for one in rounds:
+        dev = one.dataset.part("dev")
+        mass.append(len(dev) if dev.weights is None else dev.weights.sum())
+    return {
+        key: float(np.average([one[key] for one in figures], weights=mass)) for key in figures[0]
+    }
+
+
+def _dev_rows(rounds: Sequence[_Round]) -> Sample:
+    """The dev rows of all rounds, in the order of the pooled dev scores."""
+    parts = [one.dataset.part("dev") for one in rounds]
+    weights = [part.weights for part in parts if part.weights is not None]
+    groups = np.concatenate([part.groups for part in parts])
+    return Sample(np.concatenate(weights) if weights else None, groups)
+
+
+def _sizes(rounds: Sequence[_Round]) -> dict[str, int]:
+    """Rows per side; with folds the mean that trained, and all that chose and tested."""
+    sizes = [one.dataset.n for one in rounds]
+    if len(rounds) == 1:
+        return sizes[0]
+    return {
+        "train": round(sum(n["train"] for n in sizes) / len(sizes)),
+        "dev": sum(n["dev"] for n in sizes),
+        "test": sum(n["test"] for n in sizes),
+    }
+
+
+def _rows(judged: Judged | None, pooled: Mapping[str, _Pooled], dataset: Dataset) -> list[HeadRow]:
+    """The lines of the table; without test rows their figures are NaN."""
+    if judged is not None:
+        return [_row(figure, pooled.get(figure.head)) for figure in judged.figures]
+    bare = math.nan
+    return [
+        _row(Figure(head=name, target=target, metric=metric, value=bare, low=bare, high=bare), one)
+        for name, one in pooled.items()
+        for target, metric in one.dev
+    ]
+
+
+def _row(figure: Figure, one: _Pooled | None) -> HeadRow:
     versus = None
     if figure.versus is not None:
         other, gap = figure.versus
         versus = {"head": other, "difference": gap.value, "low": gap.low, "high": gap.high}
-        versus |= {"p": gap.p}
+        versus |= {"p": gap.p, "p_adjusted": gap.p_adjusted}
+    rates = {rate for rate, _ in one.rounds} if one else set()
+    epochs = {epoch for _, epoch in one.rounds} if one else set()
     return HeadRow(
         head=figure.head,
         target=figure.target,
@@ -75,38 +234,48 @@ def _row(figure: Figure, one: Candidate) -> HeadRow:
         value=figure.value,
         low=figure.low,
         high=figure.high,
-        dev=one.dev[figure.target, figure.metric],
-        learning_rate=one.rate,
-        epoch=one.epoch,
-        seconds=one.seconds,
+        dev=one.dev[figure.target, figure.metric] if one else math.nan,
+        learning_rate=rates.pop() if len(rates) == 1 else math.nan,
+        epoch=epochs.pop() if len(epochs) == 1 else None,
+        seconds=one.seconds if one else 0.0,
         extra=figure.extra,
         versus=versus,
+        same_as=one.same_as if one else None,
+        rounds=one.rounds if one and len(one.rounds) > 1 else (),
+        chosen=one.chosen if one else None,
     )
 
 
-def _best(found: Mapping[str, Candidate], dataset: Dataset) -> str:
-    """The head with the lowest dev figure, added over the targets."""
-    metric = "mse" if dataset.task == "regression" else "log_loss"
-    return min(found, key=lambda n: sum(found[n].dev[t, metric] for t in dataset.target_names))
-
-
-def _check(dataset: Dataset) -> None:
-    n = dataset.n
-    least = {"train": 2, "dev": 1, "test": 1}
-    if any(n[side] < least[side] for side in least):
-        sizes = ", ".join(f"{count} {side}" for side, count in n.items())
-        raise LabelsError(
-            f"{len(dataset.ids)} labelled photos make {sizes}: too few to fit, choose and judge. "
-            f"Label more photos, use another seed, or give the split with --split-column"
+def _mean_curve(curves: Sequence[tuple[CurvePoint, ...]]) -> tuple[CurvePoint, ...]:
+    """The mean over the rounds, at the rates and epochs that all of them reached."""
+    if len(curves) == 1:
+        return curves[0]
+    by_place = [{(p.rate, p.epoch): p for p in curve} for curve in curves]
+    return tuple(
+        CurvePoint(
+            p.rate,
+            p.epoch,
+            float(np.mean([one[p.rate, p.epoch].train for one in by_place])),
+            float(np.mean([one[p.rate, p.epoch].dev for one in by_place])),
         )
-    for side in ("train", "dev"):
-        part = dataset.part(side)
-        if part.weights is not None and not part.weights.any():
-            raise LabelsError(f"all weights of the {side} rows are zero")
-        if side == "train" and dataset.task != "regression":
-            seen = np.unique(part.targets)
-            if len(seen) < 2 and len(np.unique(dataset.targets)) > 1:
-                raise LabelsError(
-                    f"all {n['train']} train rows are {dataset.classes[int(seen[0])]!r}; a "
-                    f"classifier needs two classes there. Label more photos, or stratify the split"
-                )
+        for p in curves[0]
+        if all((p.rate, p.epoch) in one for one in by_place)
+    )
+
+
+def _notes_on_test(judged: Judged) -> list[str]:
+    notes = []
+    n = judged.n_effective
+    if n < FEW:
+        notes.append(
+            f"the test rows say as much as {n:.0f} equal, unrelated ones: below {FEW} the "
+            f"intervals may be too narrow"
+        )
+    if judged.n_single and math.isfinite(judged.noise_floor):
+        notes.append(
+            f"{judged.n_single} of {len(judged.ids)} test rows have one vote each: the noise floor "
+            f"takes them to be like the others"
+        )
+    if any(figure.extra.get("at_floor") for figure in judged.figures):
+        notes.append("a head at the floor explains all that the votes' noise leaves to explain")
+    return notes

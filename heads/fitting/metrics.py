@@ -78,10 +78,23 @@ def rank_correlation(
     """Spearman's correlation, ties at their mean rank; a weight counts as so many equal rows."""
     truth, prediction = np.asarray(truth, np.float64), np.asarray(prediction, np.float64)
     weight = _weight(weight, truth.size)
-    first, second = _ranks(truth, weight), _ranks(prediction, weight)
+    first, second = ranks(truth, weight), ranks(prediction, weight)
     first, second = first - mean(first, weight), second - mean(second, weight)
     spread = float(np.sqrt((weight @ first**2) * (weight @ second**2)))
     return float(weight @ (first * second)) / spread if spread > 0 else float("nan")
+
+
+def pearson(truth: ArrayLike, prediction: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Weighted linear correlation; NaN where either is constant."""
+    truth, prediction = np.asarray(truth, np.float64), np.asarray(prediction, np.float64)
+    first, second = truth - mean(truth, weight), prediction - mean(prediction, weight)
+    spread = np.sqrt(mean(first**2, weight) * mean(second**2, weight))
+    return float(mean(first * second, weight) / spread) if spread > 0 else float("nan")
+
+
+def absolute_error(truth: ArrayLike, prediction: ArrayLike) -> Floats:
+    """|truth - prediction| per row."""
+    return np.abs(np.asarray(truth, np.float64) - np.asarray(prediction, np.float64))
 
 
 def auc(truth: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
@@ -135,14 +148,19 @@ def noise_floor(ratio: ArrayLike, count: ArrayLike) -> float:
     Rows with one trial say nothing about their own variance; they are taken to have the p(1-p) of
     the others on average (weighted by count). NaN when no row has two trials.
     """
-    ratio, count = np.asarray(ratio, np.float64), np.asarray(count, np.float64)
-    several = count > 1
+    one_trial, several, seen = noise_terms(ratio, count).T
     if not several.any():
         return float("nan")
-    single_trial = ratio[several] * (1 - ratio[several]) * count[several] / (count[several] - 1)
-    # weight x variance = count x p(1-p)/count: each row adds its p(1-p) once, however often tried.
-    seen = count > 0
-    return float(single_trial.mean() * seen.sum() / count.sum())
+    return float(one_trial.sum() / several.sum() * seen.sum() / np.sum(count))
+
+
+def noise_terms(ratio: ArrayLike, count: ArrayLike) -> Floats:
+    """What each row adds to the noise floor (n, 3): p(1-p), or 0 for fewer than two trials;
+    whether it has two trials; whether it has any."""
+    ratio, count = np.asarray(ratio, np.float64), np.asarray(count, np.float64)
+    several = count > 1
+    one_trial = ratio * (1 - ratio) * count / np.where(several, count - 1, 1)
+    return np.column_stack([np.where(several, one_trial, 0.0), several, count > 0]).astype(float)
 
 
 def explainable_share(constant: float, error: float, floor: float) -> float:
@@ -158,7 +176,7 @@ def _weight(weight: ArrayLike | None, n: int) -> Floats:
     return np.ones(n) if weight is None else np.asarray(weight, np.float64)
 
 
-def _ranks(values: Floats, weight: Floats) -> Floats:
+def ranks(values: Floats, weight: ArrayLike | None = None) -> Floats:
     """Mean rank per row when row i stands for weight[i] equal rows."""
     _, place = np.unique(values, return_inverse=True)
     total = np.bincount(place, weight)

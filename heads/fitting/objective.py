@@ -61,6 +61,8 @@ class Objective:
             dev_weights = np.ones(len(dev_part))
         self.dev_targets = self._tensor((dev_part.targets - centre) / scale)
         self.dev_share = self._tensor(dev_weights / dev_weights.sum())
+        groups = np.unique(dev_part.groups, return_inverse=True)[1]
+        self._dev_groups = torch.from_numpy(groups.astype(np.int64)).to(self.device)
         self.groups = self._group_rows()
         held = self.groups >= len(train_part)
         self.inputs = self._read(train_part, np.arange(len(train_part))) if held else None
@@ -178,6 +180,12 @@ class Objective:
                     each = (mean - truth).square() * self._tensor(self.spread**2)
                 scores[place, rows] = each.mean(1)
         return scores
+
+    def dev_error(self, parts: Tensor) -> Tensor:
+        """The standard error of a sum over dev rows, from what each adds (n_dev,): over groups."""
+        n = int(self._dev_groups.max()) + 1
+        sums = torch.zeros(n, device=self.device).index_add_(0, self._dev_groups, parts)
+        return sums.square().sum().mul(n / max(n - 1, 1)).sqrt()
 
     def unscale(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         """Let the last layer speak in the target's own units."""

@@ -20,6 +20,8 @@ from heads.documents import checked
 NAMES = ("const", "ridge", "logistic", "0fc", "1fc", "2fc")  # simplest first
 FC_NAMES = ("0fc", "1fc", "2fc")
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+PAPER_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+STARTS = ("linear", "constant", "random")
 LOSSES = ("auto", "mse", "log_loss", "binomial")
 
 
@@ -32,7 +34,9 @@ class Protocol:
     optimizer: "adam" (weight decay decoupled from the gradient) or "sgd" (momentum 0.9).
     members: networks per rate that differ in their random start; their predictions are averaged.
     hidden: width of each hidden layer.
-    start: what FC heads are at epoch 0: the ridge or logistic baseline, or the constant.
+    start: what FC heads are at epoch 0: "linear" is the ridge or logistic baseline, "constant" the
+        constant with the hidden layers drawn, "random" PyTorch's own initialisation of every layer,
+        with the output's bias at the mean.
     margin: an FC head leaves its start only for a dev gain of so many standard errors.
     loss: "auto" is "mse" for a regression and "log_loss" for classes; "binomial" is the likelihood
         of ratios whose weights are counts.
@@ -50,7 +54,7 @@ class Protocol:
     members: int = 1
     hidden: int = 256
     loss: Literal["auto", "mse", "log_loss", "binomial"] = "auto"
-    start: Literal["linear", "constant"] = "linear"
+    start: Literal["linear", "constant", "random"] = "linear"
     margin: float = 1.0
     weight_decay: float = 0.0
     dropout: float = 0.0
@@ -72,8 +76,8 @@ class Protocol:
             raise InputError(f"optimizer must be adam or sgd; got {self.optimizer!r}")
         if self.loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)}; got {self.loss!r}")
-        if self.start not in ("linear", "constant"):
-            raise InputError(f"start must be linear or constant; got {self.start!r}")
+        if self.start not in STARTS:
+            raise InputError(f"start must be one of {', '.join(STARTS)}; got {self.start!r}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be 0 or more and below 1; got {self.dropout}")
         if not 0 <= self.weight_decay < float("inf"):
@@ -87,6 +91,11 @@ class Protocol:
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience must be 1 or more epochs; got {self.patience}")
 
+    @property
+    def name(self) -> str:
+        """ "paper" for FC heads trained from a random start, "warm" for the others."""
+        return "paper" if self.start == "random" else "warm"
+
     def document(self) -> dict[str, Any]:
         """The JSON object that a head's card keeps."""
         return asdict(self) | {"learning_rates": list(self.learning_rates)}
@@ -95,11 +104,29 @@ class Protocol:
 OPTIONS = tuple(item.name for item in fields(Protocol))
 
 
-def protocol_of(options: Mapping[str, Any]) -> Protocol:
-    """A protocol with these options, the defaults elsewhere; InputError names a wrong one."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "warm": {},
+    "paper": {
+        "start": "random",
+        "margin": 0.0,
+        "patience": None,
+        "learning_rates": list(PAPER_RATES),
+    },
+}
+
+
+def protocol_of(options: Mapping[str, Any], *, name: str = "warm") -> Protocol:
+    """A protocol with these options, and those of `name` elsewhere; InputError names a wrong one.
+
+    name: "warm", where FC heads start from the linear head and leave it only for a clear gain on
+        dev; or "paper", section 4.1: trained from scratch, all epochs, dev picks epoch and rate.
+    """
+    if name not in PRESETS:
+        raise InputError(f"protocol must be one of {', '.join(PRESETS)}; got {name!r}")
     if unknown := sorted(set(options) - set(OPTIONS)):
         raise InputError(f"a fit has no option {unknown[0]!r}; it has {', '.join(OPTIONS)}")
-    given = msgspec.to_builtins(dict(options))
-    if given.get("learning_rates", ()) is None:
-        del given["learning_rates"]
+    given = {
+        key: value for key, value in options.items() if (key, value) != ("learning_rates", None)
+    }
+    given = PRESETS[name] | msgspec.to_builtins(given)
     return checked(given, Protocol, where="options of the fit", error=InputError)

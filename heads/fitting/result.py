@@ -1,6 +1,7 @@
 """What a fit is: its rows, its curves, its heads, and the table it prints."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,26 +11,27 @@ import numpy as np
 
 from embedcache.errors import InputError
 from heads.dataset.rows import Dataset
-from heads.fitting import metrics
-from heads.fitting.intervals import Bootstrap, Difference, difference
-from heads.fitting.judge import Judged, row_scores
+from heads.fitting import intervals
+from heads.fitting.candidates import CurvePoint
+from heads.fitting.intervals import Difference
+from heads.fitting.judge import BY, Figure, GroupFigure, Judged
 from heads.fitting.protocol import Protocol
+from heads.fitting.scores import row_scores
 from heads.head import Head
 
-
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """A point of a learning curve: strength or rate, epoch (0 for linear heads), figures."""
-
-    rate: float
-    epoch: int
-    train: float
-    dev: float
+CHOICE = "dev's choice"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadRow:
-    """One line of the table. A figure that is not defined is NaN here and null in JSON."""
+    """One line of the table. A figure that is not defined is NaN here and null in JSON.
+
+    head: a head's name; with folds also "dev's choice"; "const by COLUMN" for groups' constants.
+    learning_rate, epoch: None or NaN where folds differ; rounds: (rate, epoch) of each fold.
+    extra: further figures by name, with NAME_low and NAME_high. versus: the paired difference from
+    the linear baseline. same_as: the linear head that an FC head never left.
+    chosen: for "dev's choice", how many folds chose each head.
+    """
 
     head: str
     target: str
@@ -43,10 +45,13 @@ class HeadRow:
     seconds: float
     extra: Mapping[str, float]
     versus: Mapping[str, Any] | None
+    same_as: str | None = None
+    rounds: tuple[tuple[float, int | None], ...] = ()
+    chosen: Mapping[str, int] | None = None
 
     def document(self) -> dict[str, Any]:
         """The row's JSON object."""
-        values = {
+        values: dict[str, Any] = {
             "head": self.head,
             "target": self.target,
             "metric": self.metric,
@@ -59,7 +64,14 @@ class HeadRow:
             "seconds": round(self.seconds, 3),
             **self.extra,
             "versus": self.versus,
+            "same_as": self.same_as,
         }
+        if self.rounds:
+            values["rounds"] = [
+                {"learning_rate": plain(rate), "epoch": epoch} for rate, epoch in self.rounds
+            ]
+        if self.chosen:
+            values["chosen"] = dict(self.chosen)
         return {name: plain(value) for name, value in values.items()}
 
 
@@ -67,21 +79,37 @@ class HeadRow:
 class Fit:
     """What a fit found. `print(fit)` is the table; `fit.save(folder)` keeps the heads.
 
-    heads: by name, in the order of the rows. best: the head with the best dev figure.
-    test: the test rows with every head's predictions. curves: per head.
-    writer: what `save` calls, handed in by `fit`, so that a result knows nothing of files.
+    folds: K, or None for one split. n: rows per side; with folds every row chooses and tests once.
+    heads: by name, in the order of the rows; with folds the mean of the K. best: the simplest head
+    within one standard error of the lowest dev figure.
+    test: the test rows with every head's predictions, None for a fit that looks at dev only.
+    curves: per head. writer: what `save` calls, handed in by `fit`, so that a result knows nothing
+    of files.
     """
 
     dataset: Dataset
     protocol: Protocol
+    folds: int | None
+    n: Mapping[str, int]
     rows: tuple[HeadRow, ...]
     heads: Mapping[str, Head]
     best: str
-    test: Judged
+    test: Judged | None
     curves: Mapping[str, tuple[CurvePoint, ...]]
     notes: tuple[str, ...]
     seconds: float
     writer: "Callable[[Fit, Path], Path]" = field(repr=False)
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Rows per class, empty for a regression."""
+        codes = Counter(self.dataset.targets.ravel().astype(int).tolist())
+        return {name: codes[code] for code, name in enumerate(self.dataset.classes)}
+
+    @property
+    def noise_floor(self) -> float:
+        """The test MSE that a perfect head would show; NaN where it does not apply."""
+        return self.test.noise_floor if self.test else math.nan
 
     def document(self) -> dict[str, Any]:
         """The JSON object that `embedcache fit-head --json` prints."""
@@ -89,50 +117,42 @@ class Fit:
         return {
             "task": dataset.task,
             "target": dataset.target,
-            "classes": list(dataset.classes),
+            "classes": self.class_counts,
             "backbone": dataset.provenance.backbone,
             "subset": dataset.provenance.subset_name,
-            "n": dataset.n,
+            "protocol_name": self.protocol.name,
+            "folds": self.folds,
+            "n": dict(self.n),
+            "n_effective": plain(self.test.n_effective) if self.test else None,
+            "n_comparisons": self.test.n_comparisons if self.test else 0,
             "dropped": dict(dataset.provenance.dropped),
-            "noise_floor": plain(self.test.noise_floor),
+            "noise_floor": plain(self.noise_floor),
             "best": self.best,
             "seconds": round(self.seconds, 3),
             "rows": [row.document() for row in self.rows],
-            "by": [
-                {
-                    "column": one.column,
-                    "group": one.group,
-                    "n": one.n,
-                    "head": one.figure.head,
-                    "target": one.figure.target,
-                    "metric": one.figure.metric,
-                    "value": plain(one.figure.value),
-                    "low": plain(one.figure.low),
-                    "high": plain(one.figure.high),
-                }
-                for one in self.test.by
-            ],
+            "by": [_group_document(one) for one in (self.test.by if self.test else ())],
             "notes": list(self.notes),
         }
 
     def compare(self, first: str, second: str, *, metric: str | None = None) -> Difference:
-        """first - second on the test rows, paired and resampled by group; negative error is good.
+        """first - second on the test rows, paired, over groups; a negative error is good.
 
         metric: mse, or accuracy or log_loss (the default for classes). One target only.
         """
-        if lost := [name for name in (first, second) if name not in self.heads]:
-            raise InputError(f"no {lost[0]} head in this fit; it has {', '.join(self.heads)}")
         test = self.test
+        if test is None:
+            raise InputError("this fit looked at dev rows only: there are no test rows to compare")
+        if lost := [name for name in (first, second) if name not in test.predictions]:
+            held = ", ".join(test.predictions)
+            raise InputError(f"no {lost[0]} head in this fit; it has {held}")
+        metric = metric or ("mse" if self.dataset.task == "regression" else "log_loss")
         scores = [
-            row_scores(self.dataset.task, test.truth, test.predictions[name])
+            row_scores(self.dataset.task, test.truth, test.predictions[name])[metric]
             for name in (first, second)
         ]
-        metric = metric or ("mse" if self.dataset.task == "regression" else "log_loss")
-        columns = np.stack([score[metric] for score in scores], 1)
-        values = [metrics.mean(column, test.weight) for column in columns.T]
-        drawn = Bootstrap(test.groups, seed=self.protocol.seed).means(columns, test.weight)
-        gap = drawn[:, 0] - drawn[:, 1]
-        return difference(values[0] - values[1], gap, groups=len(np.unique(test.groups)))
+        if metric == "accuracy":
+            return intervals.share_difference(test.sample, *scores)
+        return intervals.difference(test.sample, *scores)
 
     def __str__(self) -> str:
         return table(self)
@@ -145,6 +165,30 @@ class Fit:
         return self.writer(self, Path(folder))
 
 
+def _group_document(one: GroupFigure) -> dict[str, Any]:
+    figure = one.figure
+    found: dict[str, Any] = {
+        "column": one.column,
+        "group": one.group,
+        "n": one.n,
+        "noise_floor": one.noise_floor,
+        "head": figure.head,
+        "target": figure.target,
+        "metric": figure.metric,
+        "value": figure.value,
+        "low": figure.low,
+        "high": figure.high,
+    }
+    for name in ("explainable_share", "explainable_share_low", "explainable_share_high"):
+        if name in figure.extra:
+            found[name] = figure.extra[name]
+    if figure.versus is not None:
+        head, gap = figure.versus
+        found["versus"] = {"head": head, "difference": gap.value, "low": gap.low}
+        found["versus"] |= {"high": gap.high, "p": gap.p, "p_adjusted": gap.p_adjusted}
+    return {name: plain(value) for name, value in found.items()}
+
+
 def plain(value: Any) -> Any:
     """A value as JSON takes it: NaN and infinity are null, numpy numbers are numbers."""
     if isinstance(value, Mapping):
@@ -154,63 +198,113 @@ def plain(value: Any) -> Any:
     return value
 
 
-_SECOND = {
+_EXTRA = {
     "r2": "R²",
+    "pearson": "r",
     "rank_correlation": "rank",
+    "mae": "MAE",
     "explainable_share": "explained",
     "auc": "AUC",
-    "calibration_error": "calib",
+    "calibration_slope": "slope",
 }
 
 
 def table(fit: "Fit") -> str:
     """Rows with intervals and what chose them, then what a reader must know to believe them."""
     data = fit.dataset
-    head = f"{data.target} ({data.task})"
+    title = f"{data.target} ({data.task}), {fit.protocol.name} protocol"
     if data.provenance.backbone:
-        head += f" from {data.provenance.backbone}, {data.provenance.subset_name}"
-    sides = ", ".join(f"{count} {side}" for side, count in data.n.items())
-    lines = [head, sides]
+        title += f", from {data.provenance.backbone}, {data.provenance.subset_name}"
+    sides = ", ".join(f"{count} {side}" for side, count in fit.n.items())
+    if fit.folds:
+        sides = (
+            f"{fit.folds} folds: each of {fit.n['test']} rows tested once, {fit.n['train']} train"
+        )
     if data.provenance.dropped:
         reasons = ", ".join(f"{n} {why}" for why, n in sorted(data.provenance.dropped.items()))
-        lines[-1] += f"; left out: {reasons}"
+        sides += f"; left out: {reasons}"
     several = len(data.target_names) > 1
-    extras = [name for name in _SECOND if any(name in row.extra for row in fit.rows)]
+    extras = [name for name in _EXTRA if any(name in row.extra for row in fit.rows)]
     titles = ["head", *(["target"] if several else []), "metric", "test", "95 % interval", "dev"]
-    titles += ["rate", "epoch", *(_SECOND[name] for name in extras)]
-    cells = [titles]
-    for row in fit.rows:
-        cells.append(_cells(row, extras, several=several))
+    titles += ["rate", "epoch", *(_EXTRA[name] for name in extras), "p (Holm)"]
+    cells = [titles, *(_cells(row, extras, several=several) for row in fit.rows)]
     widths = [max(len(line[k]) for line in cells) for k in range(len(titles))]
+    lines = [title, sides]
     for line in cells:
-        lines.append(
-            "  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
-        )
-    if math.isfinite(fit.test.noise_floor):
-        lines.append(f"noise floor of the test MSE: {fit.test.noise_floor:.4g}")
-    lines += _by_group(fit, several=several)
-    lines.append(f"best on dev: {fit.best}; {fit.seconds:.1f} s")
-    return "\n".join([*lines, *fit.notes])
+        padded = (f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True))
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join([*lines, *_below(fit, several=several), *fit.notes])
+
+
+def _below(fit: "Fit", *, several: bool) -> list[str]:
+    """The lines under the table."""
+    lines = []
+    if math.isfinite(fit.noise_floor):
+        lines.append(f"noise floor of the test MSE: {fit.noise_floor:.4g}")
+    if fit.test:
+        lines.append(f"effective number of test rows (Kish, by group): {fit.test.n_effective:.0f}")
+        if n := fit.test.n_comparisons:
+            other = "ridge" if fit.dataset.task == "regression" else "logistic"
+            lines.append(f"p: paired difference from {other}, adjusted for {n} comparisons (Holm)")
+        lines += _by_group(fit, several=several)
+    choice = next((row.chosen for row in fit.rows if row.chosen), None)
+    if choice:
+        counts = ", ".join(f"{head} in {n}" for head, n in choice.items())
+        lines.append(f"{CHOICE}, fold by fold: {counts}")
+    rule = "the simplest head within one standard error of the lowest dev figure"
+    lines.append(f"best: {fit.best}, {rule}; {fit.seconds:.1f} s")
+    return lines
 
 
 def _by_group(fit: "Fit", *, several: bool) -> list[str]:
     """A line per group and metric with every head's figure; the intervals are in fit.json."""
     lines: dict[str, list[str]] = {}
-    for one in fit.test.by:
+    for one in fit.test.by if fit.test else ():
         figure = one.figure
         of = f" of {figure.target}" if several else ""
         title = f"{figure.metric}{of} for {one.column} {one.group} ({one.n} test rows)"
-        lines.setdefault(title, []).append(f"{figure.head} {_number(figure.value)}")
+        if math.isfinite(one.noise_floor):
+            title = title.removesuffix(")") + f", noise floor {_number(one.noise_floor)})"
+        share = figure.extra.get("explainable_share", math.nan)
+        name = "its own mean" if figure.head.startswith(BY) else figure.head
+        explained = "" if figure.head.startswith(BY) or not math.isfinite(share) else _share(figure)
+        lines.setdefault(title, []).append(f"{name} {_number(figure.value)}{explained}")
     return [f"{title}: {', '.join(figures)}" for title, figures in lines.items()]
 
 
+def _share(figure: Figure) -> str:
+    extra = figure.extra
+    if extra.get("at_floor"):
+        return " (at the floor)"
+    low, high = extra["explainable_share_low"], extra["explainable_share_high"]
+    return (
+        f" (explains {100 * extra['explainable_share']:.0f} %, {100 * low:.0f} to {100 * high:.0f})"
+    )
+
+
 def _cells(row: "HeadRow", extras: list[str], *, several: bool) -> list[str]:
-    low, high = _number(row.low), _number(row.high)
-    cells = [row.head, *([row.target] if several else []), row.metric, _number(row.value)]
-    cells += [f"{low} to {high}" if low != "-" else "-", _number(row.dev)]
+    cells = [row.head, *([row.target] if several else []), row.metric]
+    if row.same_as:
+        cells += [f"= {row.same_as}", "-"]
+    else:
+        low, high = _number(row.low), _number(row.high)
+        cells += [_number(row.value), f"{low} to {high}" if low != "-" else "-"]
+    cells += [_number(row.dev)]
     cells += [f"{row.learning_rate:g}" if math.isfinite(row.learning_rate) else "-"]
-    cells += [str(row.epoch) if row.epoch is not None else "-"]
-    return cells + [_number(row.extra.get(name, math.nan)) for name in extras]
+    epochs = sorted({epoch for _, epoch in row.rounds if epoch is not None})
+    cells += [str(row.epoch) if row.epoch is not None else _range(epochs)]
+    for name in extras:
+        value = math.nan if row.same_as else row.extra.get(name, math.nan)
+        if name == "explainable_share" and row.extra.get("at_floor"):
+            cells.append("at the floor")
+        else:
+            cells.append(_number(value))
+    p = math.nan if row.same_as or not row.versus else row.versus["p_adjusted"]
+    return [*cells, "-" if not math.isfinite(p) else "<0.001" if p < 0.001 else f"{p:.3f}"]
+
+
+def _range(values: list[int]) -> str:
+    return f"{values[0]}-{values[-1]}" if values else "-"
 
 
 def _number(value: float) -> str:

@@ -104,29 +104,18 @@ def train(
         outputs=task.outputs,
         device=protocol.device,
     )
-    bank.initialise(seed=protocol.seed, weight=task.start[0], bias=task.start[1])
+    if protocol.start == "random":
+        bank.initialise_at_random(seed=protocol.seed, bias=task.start[1])
+    else:
+        bank.initialise(seed=protocol.seed, weight=task.start[0], bias=task.start[1])
     optimizer = _optimizer(bank, protocol)
     untrained = torch.full((len(bank.members),), math.nan)
-    _judge(task, bank, candidates, found, epoch=0, losses=untrained, margin=0)
+    _judge(task, bank, candidates, found, epoch=0, losses=untrained, protocol=protocol)
     steps, patience = 0, protocol.patience or protocol.epochs
     record = dict.fromkeys(found, math.inf)
     for epoch in range(1, protocol.epochs + 1):
-        total, seen = torch.zeros(len(bank.members), device=protocol.device), 0
-        for inputs, targets, weights in task.batches(epoch):
-            for group in optimizer.param_groups:
-                share = steps / (task.steps_per_epoch * protocol.epochs)
-                group["lr"] = group["start"] * _DECAY**share
-            masks = _masks(bank, len(inputs), protocol, steps)
-            given, kept = bank.forward(inputs, masks)
-            losses, slope = task.slope(given, targets, weights)
-            bank.backward(inputs, slope, kept, masks)
-            optimizer.step()
-            total += losses * len(inputs)
-            seen += len(inputs)
-            steps += 1
-        _judge(
-            task, bank, candidates, found, epoch=epoch, losses=total / seen, margin=protocol.margin
-        )
+        losses, steps = _epoch(task, bank, optimizer, epoch, steps, protocol)
+        _judge(task, bank, candidates, found, epoch=epoch, losses=losses, protocol=protocol)
         for one in candidates:
             record[one.name] = min(record[one.name], one.best[-1])
         left = protocol.epochs - epoch
@@ -139,6 +128,31 @@ def train(
     for head in found.values():
         head.layers = task.unscale(head.layers)
     return found
+
+
+def _epoch(
+    task: Objective,
+    bank: Bank,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    steps: int,
+    protocol: Protocol,
+) -> tuple[Tensor, int]:
+    """One pass over the train rows: the mean loss per member, and the steps taken so far."""
+    total, seen = torch.zeros(len(bank.members), device=protocol.device), 0
+    for inputs, targets, weights in task.batches(epoch):
+        for group in optimizer.param_groups:
+            share = steps / (task.steps_per_epoch * protocol.epochs)
+            group["lr"] = group["start"] * _DECAY**share
+        masks = _masks(bank, len(inputs), protocol, steps)
+        given, kept = bank.forward(inputs, masks)
+        losses, slope = task.slope(given, targets, weights)
+        bank.backward(inputs, slope, kept, masks)
+        optimizer.step()
+        total += losses * len(inputs)
+        seen += len(inputs)
+        steps += 1
+    return total / seen, steps
 
 
 def _device(asked: str) -> str:
@@ -176,13 +190,15 @@ def _judge(
     *,
     epoch: int,
     losses: Tensor,
-    margin: float,
+    protocol: Protocol,
 ) -> None:
-    """Look at the dev rows after an epoch; remember each head's best.
+    """Score the dev rows after an epoch; remember each head's best.
 
-    A head leaves its start only for a gain that is `margin` standard errors of itself or more: the
-    smaller of two figures picked out of a hundred is often just the luckier one.
+    A head leaves its linear start only for a gain of `margin` standard errors or more: the smaller
+    of two figures picked out of a hundred is often just the luckier one. A random start is no head:
+    it is kept only until an epoch has a finite figure.
     """
+    linear = protocol.start != "random"
     averaged = [_places(bank, candidate) for candidate in candidates]
     scores = task.dev_scores(bank, averaged)
     for candidate, places, rows in zip(candidates, averaged, scores, strict=True):
@@ -196,9 +212,11 @@ def _judge(
             head.start = rows
         gain = (head.start - rows) * task.dev_share
         mean = gain.sum()
-        error = (gain - mean * task.dev_share).square().sum().sqrt()
-        if figure < head.dev and (epoch == 0 or bool(mean > margin * error)):
-            head.dev, head.rate, head.epoch = figure, candidate.rate, epoch
+        error = task.dev_error(gain - mean * task.dev_share)
+        clear = not linear or bool(mean > protocol.margin * error)
+        if figure < head.dev and (epoch == 0 or clear):
+            head.dev = figure if epoch or linear else math.inf
+            head.rate, head.epoch = candidate.rate, epoch
             views = [bank.parameters(place) for place in places]
             stacked = [torch.stack(one).cpu().numpy() for one in zip(*views, strict=True)]
             pairs = zip(stacked[::2], stacked[1::2], strict=True)

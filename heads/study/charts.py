@@ -3,15 +3,16 @@
 A chart is panels, a panel is series. Colours distinguish backbones, dashes distinguish heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from heads.fitting import metrics
+from heads.fitting.judge import BY
 from heads.study.results import KeptFit, Results
-from heads.study.rows import CONST, name_of, title_of
+from heads.study.rows import CONST, StudyRow, name_of, title_of
 
 Dash = Literal["solid", "dash", "dot"]
 Mark = Literal["line", "dots", "cloud", "interval"]
@@ -104,13 +105,15 @@ def errors(results: Results, target: str) -> Chart:
     for subset in results.subsets(target):
         rows = [r for r in results.rows() if (r.target, r.subset) == (target, subset)]
         rows = [r for i, r in enumerate(rows) if r.head != CONST or i == 0]
+        rows = list({r.name: r for r in reversed(rows)}.values())[::-1]
         scale = 100 if rows[0].metric == "accuracy" else 1
         floor = rows[0].noise_floor
         series = []
         for tone in dict.fromkeys(("plain", *colour.values())):
             places = [
                 i for i, r in enumerate(rows)
-                if (colour[r.backbone] if r.head != CONST else "plain") == tone
+                if ("plain" if r.head == CONST or r.head.startswith(BY) else colour[r.backbone])
+                == tone
             ]  # fmt: skip
             if places:
                 series.append(
@@ -131,7 +134,7 @@ def errors(results: Results, target: str) -> Chart:
                 x_label=what,
                 y_label="",
                 series=tuple(series),
-                names=tuple(r.name + (" ★" if r.best else "") for r in rows),
+                names=tuple(_shown(r) for r in rows),
                 lines=((floor, "noise floor"),) if floor is not None and scale == 1 else (),
                 x_range=(scale * min(ends), scale * max(ends)),
             )
@@ -165,7 +168,7 @@ def curves(results: Results, target: str) -> Chart:
                     if (one := _curve(fit, head, colour[fit.backbone])) is not None:
                         series.append(one)
                 elif head != CONST and np.isfinite(fit.dev(head)):
-                    levels.append((fit.dev(head), name_of(fit.backbone, head)))
+                    levels.append((fit.dev(head), name_of(fit.backbone, head, fit.protocol)))
         panels.append(
             Panel(
                 title=subset,
@@ -238,7 +241,7 @@ def scatter(results: Results, target: str) -> Chart:
         _cloud(
             best,
             np.array(best.truth),
-            title=f"{subset}: {name_of(best.backbone, best.best_head())}",
+            title=f"{subset}: {name_of(best.backbone, best.best_head(), best.protocol)}",
             y_label=f"true {target.replace('_', ' ')}",
             tone=tones(results)[best.backbone],
             band=True,
@@ -271,7 +274,7 @@ def recovered(results: Results, target: str) -> Chart:
             _cloud(
                 best,
                 truth,
-                title=f"{subset}: {name_of(best.backbone, best.best_head())}",
+                title=f"{subset}: {name_of(best.backbone, best.best_head(), best.protocol)}",
                 y_label="simulated truth",
                 tone=tones(results)[best.backbone],
                 band=False,
@@ -288,42 +291,62 @@ def recovered(results: Results, target: str) -> Chart:
 
 
 def by_group(results: Results, target: str) -> Chart:
-    """The best head's figure in each group of the report_by columns."""
+    """In each group of the report_by columns, dev's choice beside the group's own mean."""
     panels = []
     for subset in results.subsets(target):
         fit = results.best(target, subset)
-        head, metric = fit.best_head(), "mse" if fit.task == "regression" else "accuracy"
-        rows = [r for r in fit.by if (r["head"], r["metric"]) == (head, metric)]
-        rows = [r for r in rows if r["value"] is not None]
+        head, metric = fit.judged_head(), "mse" if fit.task == "regression" else "accuracy"
         scale = 100 if metric == "accuracy" else 1
+        mine = [r for r in fit.by if (r["head"], r["metric"]) == (head, metric)]
+        own = [r for r in fit.by if r["head"].startswith(BY) and r["metric"] == metric]
+        name = name_of(fit.backbone, head, fit.protocol)
+        tone = tones(results)[fit.backbone]
+        places = {(r["column"], r["group"]): float(at) for at, r in enumerate(mine)}
         panels.append(
             Panel(
-                title=f"{subset}: {name_of(fit.backbone, head)}",
+                title=f"{subset}: {name}",
                 x_label="accuracy on test, %" if scale == 100 else "mean squared error on test",
                 y_label="",
-                names=tuple(f"{r['column']} {r['group']} (n = {r['n']:,})" for r in rows),
-                series=(
-                    Series(
-                        name=name_of(fit.backbone, head),
-                        x=tuple(scale * r["value"] for r in rows),
-                        y=tuple(map(float, range(len(rows)))),
-                        low=tuple(scale * _or(r["low"], r["value"]) for r in rows),
-                        high=tuple(scale * _or(r["high"], r["value"]) for r in rows),
-                        mark="interval",
-                        tone=tones(results)[fit.backbone],
-                    ),
-                )
-                if rows
-                else (),
+                names=tuple(f"{r['column']} {r['group']} (n = {r['n']:,})" for r in mine),
+                series=tuple(
+                    _dots(rows, places, name=title, scale=scale, tone=colour, shift=shift)
+                    for rows, title, colour, shift in (
+                        (mine, name, tone, 0.0),
+                        (own, "the group's own mean", "plain", 0.25),
+                    )
+                    if rows
+                ),
             )
         )
     return Chart(
         name=f"error_by_group_{target}",
         title=f"{title_of(target)}: error by group",
-        caption="The head that dev chose, judged in each group apart, with 95 % intervals; groups "
-        "of few test photos are left out.",
+        caption="What dev chose, judged in each group apart, beside the constant that says the "
+        "group's own mean (learnt from train photos), with 95 % intervals.",
         alt=f"Dot plot of the test figure of {target} by group.",
         panels=tuple(panel for panel in panels if panel.series),
+        legend=_legend(panels),
+    )
+
+
+def _dots(
+    rows: Sequence[Mapping[str, Any]],
+    places: Mapping[tuple[str, str], float],
+    *,
+    name: str,
+    scale: int,
+    tone: str,
+    shift: float,
+) -> Series:
+    rows = [r for r in rows if r["value"] is not None]
+    return Series(
+        name=name,
+        x=tuple(scale * r["value"] for r in rows),
+        y=tuple(places[r["column"], r["group"]] + shift for r in rows),
+        low=tuple(scale * _or(r["low"], r["value"]) for r in rows),
+        high=tuple(scale * _or(r["high"], r["value"]) for r in rows),
+        mark="interval",
+        tone=tone,
     )
 
 
@@ -369,13 +392,19 @@ def _curve(fit: KeptFit, head: str, tone: str) -> Series | None:
     ours = [(epoch, dev) for at, epoch, dev in points if at == rate]
     epochs = [epoch for epoch, _ in ours]
     return Series(
-        name=name_of(fit.backbone, head),
+        name=name_of(fit.backbone, head, fit.protocol),
         x=tuple(map(float, epochs)),
         y=tuple(float(dev) for _, dev in ours),
         tone=tone,
         dash=_DASH[head],
         chosen=epochs.index(row["epoch"]) if row["epoch"] in epochs else None,
     )
+
+
+def _shown(row: StudyRow) -> str:
+    """A row's name, what it is equal to, and whether dev chose it."""
+    same = f" = {row.same_as}" if row.same_as else ""
+    return row.name + same + (" ★" if row.best else "")
 
 
 def _legend(panels: Sequence[Panel]) -> tuple[Series, ...]:

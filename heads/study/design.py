@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 from msgspec import Struct
@@ -15,13 +15,17 @@ from msgspec import Struct
 import heads
 from embedcache import disk
 from embedcache.errors import InputError, LabelsError
+from embedcache.spec import CROPS
 from heads.documents import checked, read_json
-from heads.fitting.protocol import NAMES, OPTIONS, Protocol, protocol_of
+from heads.fitting.protocol import FC_NAMES, NAMES, OPTIONS, Protocol, protocol_of
 from heads.labels.build import build as build_labels
 
 _NAME = re.compile(r"[\w .:+@-]{1,60}")
 _PATHS = ("labels", "users", "swipes")
 # The study names the seed for all its fits; the other two belong to the machine.
+_WARM_ONLY = ("start", "margin", "patience")
+FOLDED_BELOW = 5000  # rows: fewer are judged by folds unless the study says otherwise
+FOLDS = 5
 _FIT_OPTIONS = tuple(sorted(set(OPTIONS) - {"seed", "memory_bytes", "device"}))
 _MAX_MEMO_BYTES = 16 << 20
 
@@ -60,11 +64,15 @@ class Backbone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def sees_face(self) -> bool:
         if self.face is not None:
             return self.face
-        return self.name.startswith("facenet:") or self.name.endswith("@face")
+        return self.name.startswith("facenet:") or self.name.rpartition("@")[2] in CROPS
 
 
 class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The keys of study.toml. note: shown on the page, where it says how it was made."""
+    """The keys of study.toml. note: shown on the page, under its title.
+
+    protocols: how FC heads are fitted, a block of the tables each: "paper", from scratch, and
+    "warm", from the linear head. folds: K, 0 for one split; by default 5 below 5,000 rows.
+    """
 
     title: str = "Predicting photo popularity"
     note: str = ""
@@ -79,6 +87,8 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     heads: tuple[str, ...] = ("all",)
     report_by: tuple[str, ...] = ()
     simulated: bool = False
+    protocols: tuple[Literal["paper", "warm"], ...] = ("paper", "warm")
+    folds: int | None = None
     target: tuple[Target, ...] = ()
     subset: tuple[Subset, ...] = (Subset(name="ALL"),)
     backbone: tuple[Backbone, ...] = ()
@@ -99,7 +109,12 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 )
         if unknown := sorted(set(self.fit) - set(_FIT_OPTIONS)):
             raise LabelsError(f"[fit] has no {unknown[0]!r}; it has {', '.join(_FIT_OPTIONS)}")
-        self.protocol()
+        if not self.protocols or len(set(self.protocols)) < len(self.protocols):
+            raise LabelsError(f"protocols must name paper, warm or both; got {self.protocols}")
+        if self.folds is not None and (self.folds < 0 or self.folds in (1, 2)):
+            raise LabelsError(f"folds must be 3 or more, or 0 for one split; got {self.folds}")
+        for name in self.protocols:
+            self.protocol(name)
 
     def _check_names(self) -> None:
         for kind, names in (
@@ -117,12 +132,24 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     f"got {bad[0]!r}" + (". Give it a label" if kind == "backbone" else "")
                 )
 
-    def protocol(self) -> Protocol:
-        """The fit's options, checked."""
+    def protocol(self, name: str) -> Protocol:
+        """The fit's options on top of a protocol, checked. Some belong to the warm one alone."""
+        options = {k: v for k, v in self.fit.items() if name == "warm" or k not in _WARM_ONLY}
         try:
-            return protocol_of(self.fit | {"seed": self.seed})
+            return protocol_of(options | {"seed": self.seed}, name=name)
         except InputError as error:
             raise LabelsError(f"[fit]: {error}") from None
+
+    def protocols_run(self) -> tuple[str, ...]:
+        """The protocols to fit by: they differ in FC heads, so that without any one is enough."""
+        trained = {"all", *FC_NAMES} & set(self.heads)
+        return self.protocols if trained else self.protocols[:1]
+
+    def folds_for(self, n_rows: int) -> int | None:
+        """K for a fit of so many rows, or None for one split."""
+        if self.folds is None:
+            return FOLDS if n_rows < FOLDED_BELOW else None
+        return self.folds or None
 
     def fits_on(self, backbone: Backbone, subset: Subset) -> bool:
         """Face vectors exist for one-face photos only; the others are fitted on every subset."""

@@ -84,9 +84,10 @@ def ranked(results: Results, fit: KeptFit, *, rows: int = ROWS, columns: int = C
         tab=fit.subset,
         title=f"Figure 1. Test photos ranked by predicted {words} ({fit.subset})",
         caption=(
-            f"Predictions of {name_of(fit.backbone, head)}, highest at the top. Rows are quantiles "
-            "of the prediction, columns are photos of nearly the same prediction; under each photo "
-            f"its true {words}" + (" and gender." if results.captions else ".")
+            f"Predictions of {name_of(fit.backbone, head, fit.protocol)}, highest at the top. "
+            "Rows are quantiles of the prediction, columns are photos of nearly the same "
+            f"prediction; under each photo its true {words}"
+            + (" and gender." if results.captions else ".")
         ),
         strips=tuple(strips),
     )
@@ -109,7 +110,7 @@ def worst(results: Results, fit: KeptFit, *, number: int = 2, n: int = WORST) ->
                 f"log-loss {loss[i]:.2f}",
             )
         )
-    name = name_of(fit.backbone, head)
+    name = name_of(fit.backbone, head, fit.protocol)
     return Gallery(
         name=f"figure{number}_{fit.subset}_{fit.target}_{fit.backbone}",
         tab=f"{fit.backbone}, {fit.subset}",

@@ -22,9 +22,9 @@ import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
 
-from heads.fitting import metrics
+from heads.fitting import intervals, metrics
 from heads.study import charts, figures, gallery, tables
-from heads.study.results import KeptFit, Results
+from heads.study.results import Results
 from heads.study.rows import CONST, Comparison, name_of, title_of
 
 
@@ -102,7 +102,10 @@ def findings(results: Results) -> list[Headline]:
     for target in results.targets():
         subset = results.subsets(target)[-1]
         found.append(_headline(results, target, subset))
-    found += [_versus(one, simulated=results.simulated) for one in results.comparisons()]
+    compared = results.comparisons()
+    found += [
+        _versus(one, simulated=results.simulated, n_comparisons=len(compared)) for one in compared
+    ]
     return found
 
 
@@ -130,7 +133,7 @@ def recovery(results: Results) -> list[tuple[str, str, float, float, float, floa
                     metrics.rank_correlation(truth[known], guess),
                     metrics.rank_correlation(truth[known], votes),
                     metrics.r2(truth[known], guess),
-                    _explained(fit) or float("nan"),
+                    _or_nan(fit.row(fit.best_head()).get("explainable_share")),
                 )
             )
     return lines
@@ -138,67 +141,85 @@ def recovery(results: Results) -> list[tuple[str, str, float, float, float, floa
 
 def _headline(results: Results, target: str, subset: str) -> Headline:
     fit = results.best(target, subset)
-    head = fit.best_head()
-    row = next(r for r in results.rows() if (r.target, r.subset, r.best) == (target, subset, True))
-    constant = next(
-        r for r in results.rows() if (r.target, r.subset, r.head) == (target, subset, CONST)
-    )
-    name = name_of(fit.backbone, head)
+    head = fit.judged_head()
+    row, constant = fit.row(head), fit.row(CONST)
+    name = name_of(fit.backbone, head, fit.protocol)
+    n = len(fit.ids)
     if fit.task == "binary":
         return Headline(
-            figure=f"{100 * row.value:.1f} %",
+            figure=f"{100 * row['value']:.1f} %",
             label=f"{title_of(target)} predicted correctly on {subset}",
-            text=f"{name} on {row.n_test:,} test photos, 95 % interval "
-            f"{_percent(row.low)} to {_percent(row.high)}; the constant gets "
-            f"{_percent(constant.value)}.",
+            text=f"{name} on {n:,} test photos, 95 % interval "
+            f"{_percent(row['low'])} to {_percent(row['high'])}; the constant gets "
+            f"{_percent(constant['value'])}.",
         )
-    share = _explained(fit)
-    explained = (
-        f" It explains {100 * share:.0f} % of the variance that finite swipes leave to explain."
-        if share is not None
-        else ""
-    )
+    low, high = intervals.ratio_interval(fit.sample(), fit.losses(CONST), fit.losses(head))
+    times = constant["value"] / row["value"]
+    if not low > 1:  # a multiple whose interval holds 1 is no finding
+        return Headline(
+            figure="≈",
+            label=f"{title_of(target)} on {subset}: no clear gain over the constant",
+            text=f"{name} has a mean squared error of {row['value']:.4f} on {n:,} test photos, the "
+            f"constant {constant['value']:.4f}; the ratio's 95 % interval, "
+            f"{low:.1f}× to {high:.1f}×, holds 1.",
+        )
     return Headline(
-        figure=f"{constant.value / row.value:.1f}×",
-        label=f"lower error than the constant on {subset}",
+        figure=f"{times:.1f}×",
+        label=f"lower error than the constant on {subset} "
+        f"(95 % interval {low:.1f}× to {high:.1f}×)",
         text=f"{name} predicts the {target.replace('_', ' ')} with a mean squared error of "
-        f"{row.value:.4f} on {row.n_test:,} test photos; always saying the mean "
-        f"gives {constant.value:.4f}.{explained}",
+        f"{row['value']:.4f} on {n:,} test photos; always saying the mean gives "
+        f"{constant['value']:.4f}.{_explained_text(row)}",
     )
 
 
-def _versus(c: Comparison, *, simulated: bool) -> Headline:
-    verdicts = {
-        1: "face vectors beat whole-photo vectors",
-        -1: "whole-photo vectors beat face vectors",
-    }
-    verdict = verdicts.get(c.verdict, "face and whole-photo vectors cannot be distinguished")
-    # A simulation agrees with the paper because it was made so; that is no finding.
-    if not simulated:
-        verdict = f"{'as' if c.verdict == 1 else 'unlike'} in the paper, {verdict}"
-    less = c.difference / c.loss if c.loss > 0 else 0.0
+def _explained_text(row: Mapping[str, Any]) -> str:
+    """What share of the explainable variance a head explains, with its interval; "" if unknown."""
+    names = [f"explainable_share{end}" for end in ("", "_low", "_high")]
+    share, low, high = (row.get(name) for name in names)
+    if share is None or low is None or high is None:
+        return ""
+    if row.get("at_floor"):
+        return " Its error is at the noise floor: finite swipes leave no more to explain."
+    return (
+        f" It explains {100 * share:.0f} % of the variance that finite swipes leave to explain "
+        f"(95 % interval {100 * low:.0f} to {100 * high:.0f} %)."
+    )
+
+
+_VERDICTS = {
+    1: "as in the paper, face vectors beat whole-photo vectors",
+    -1: "opposite to the paper, whole-photo vectors beat face vectors",
+    0: "undecided whether face or whole-photo vectors are better",
+}
+
+
+def _versus(c: Comparison, *, simulated: bool, n_comparisons: int) -> Headline:
+    verdict = _VERDICTS[c.verdict]
+    if simulated:  # it agrees with the paper because it was made so; that is no finding
+        verdict = verdict.partition("paper, ")[2] or verdict
     scale, unit, digits = (1, "MSE", 4) if c.task == "regression" else (100, "% wrong", 1)
     mine, theirs, gap, low, high = (
         f"{scale * x:.{digits}f}"
         for x in (c.loss - c.difference, c.loss, c.difference, c.low, c.high)
     )
-    clear = c.verdict in verdicts  # a large figure over an interval that holds zero would mislead
+    p = f"{c.p_adjusted:.3f}" if c.p_adjusted >= 0.001 else "below 0.001"
+    figure, label = "≈", f"face vectors and whole-photo vectors on {c.subset}"
+    if c.verdict:  # a large figure over an interval that holds zero would mislead
+        sign = 1 if c.verdict > 0 else -1
+        ends = sorted((100 * sign * c.share_low, 100 * sign * c.share_high))
+        figure = f"{100 * sign * c.share:.0f} %"
+        label = f"{'less' if sign > 0 else 'more'} error with face vectors on {c.subset}"
+        if np.isfinite(ends).all():
+            label += f" (95 % interval {ends[0]:.0f} to {ends[1]:.0f} %)"
     return Headline(
-        figure=f"{abs(100 * less):.0f} %" if clear else "≈",
-        label=f"{'less' if less >= 0 else 'more'} error with face vectors on {c.subset}"
-        if clear
-        else f"face vectors and whole-photo vectors on {c.subset}",
-        text=f"{title_of(c.target)}: {verdict}. {c.first} against {c.second} on the "
-        f"same {c.n:,} test photos: {mine} against {theirs} {unit}, a difference of {gap} "
-        f"(95 % interval {low} to {high}).",
+        figure=figure,
+        label=label,
+        text=f"{title_of(c.target)}, {c.protocol} protocol: {verdict}. {c.first} against "
+        f"{c.second} on the same {c.n:,} test photos: {mine} against {theirs} {unit}, a difference "
+        f"of {gap} (95 % interval {low} to {high}; p {p}, adjusted by Holm for {n_comparisons} "
+        f"comparison{'s' * (n_comparisons > 1)}).",
     )
-
-
-def _explained(fit: KeptFit) -> float | None:
-    head = fit.best_head()
-    row = next((r for r in fit.rows if r["head"] == head and r["metric"] == "mse"), None)
-    value = row.get("explainable_share") if row else None
-    return None if value is None or not np.isfinite(value) else float(value)
 
 
 def _page(
@@ -232,6 +253,11 @@ def _page(
         source=lambda path: sources.get(path, "") if path else "",
         rows=results.rows(),
         recovery=recovery(results),
+        notes={
+            f"{fit.target}, {fit.subset}, {fit.backbone}, {fit.protocol}": fit.notes
+            for fit in results.fits
+            if fit.notes
+        },
         study=_toml(results.study),
         commands=_commands(results),
     )
@@ -321,6 +347,10 @@ def _write(path: Path, text: str) -> Path:
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
     return path
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
 
 
 def _percent(share: float | None) -> str:

@@ -5,7 +5,7 @@ everything that decides it, so that a study finds it again and never mistakes an
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from heads.fitting import metrics
-from heads.fitting.intervals import Bootstrap, difference
-from heads.study.rows import CONST, Comparison, StudyRow, name_of
+from heads.fitting import intervals, metrics
+from heads.fitting.intervals import Sample
+from heads.fitting.protocol import FC_NAMES
+from heads.fitting.result import CHOICE
+from heads.study.rows import Comparison, StudyRow, name_of
 from heads.study.tables import table_of
 
 Floats = NDArray[np.float64]
@@ -29,7 +31,8 @@ class KeptFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ids, truth, weight, groups: the n test photos (a group is one person, or one photo).
     predictions: per head (n,), a probability of the second of `classes` when binary.
     rows, by: as `Fit.document` has them. curves: per head, (rate, epoch, train, dev) in order.
-    inputs: everything that decides this fit, `key` its digest.
+    inputs: everything that decides this fit, `key` its digest. best: the head that dev chose.
+    protocol: "paper" or "warm". folds: K, or None for one split. n_effective: of the test rows.
     """
 
     key: str
@@ -56,6 +59,11 @@ class KeptFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     split: str
     ref: str | None
     seconds: float
+    protocol: str
+    folds: int | None
+    best: str
+    n_effective: float | None
+    notes: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
         """Publish at once, so that an interrupted study leaves whole fits or none."""
@@ -77,10 +85,27 @@ class KeptFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return tuple(self.predictions)
 
     def best_head(self) -> str:
-        """The head with the lowest dev figure, the constant aside unless it stands alone."""
-        dev = {head: self.dev(head) for head in self.heads if head != CONST}
-        # To a millionth, so that of heads that say the same the simplest stands out.
-        return min(dev, key=lambda head: round(dev[head], 6)) if dev else self.heads[0]
+        """The head that dev chose: the simplest within one standard error of the lowest figure."""
+        return self.best
+
+    def judged_head(self) -> str:
+        """The head whose figures may be quoted: with folds, dev's choice inside each of them."""
+        return CHOICE if CHOICE in self.predictions else self.best
+
+    @property
+    def n_photos(self) -> int:
+        """Photos with a label and a vector."""
+        return len(self.ids) if self.folds else sum(self.n.values())
+
+    def sample(self) -> Sample:
+        """The weights and groups of the test photos."""
+        weight = None if self.weight is None else np.array(self.weight)
+        return Sample(weight, np.array(self.groups, np.int64))
+
+    def row(self, head: str) -> Mapping[str, Any]:
+        """The row of a head with its main figure: MSE, or accuracy for classes."""
+        metric = "mse" if self.task == "regression" else "accuracy"
+        return next(r for r in self.rows if (r["head"], r["metric"]) == (head, metric))
 
     def dev(self, head: str) -> float:
         """The dev figure that chose a head's rate; infinite when there is none."""
@@ -103,7 +128,7 @@ class Results:
     photos, truth, captions: per photo id its path, (simulated data only) its true like ratio, and
         what its caption says (its gender, as in the paper).
     label_counts: the document of `embedcache labels` where the study began from the swipe log.
-    reused: fits found from an earlier run.
+    reused: fits found from an earlier run. skipped: fits that could not be made, and why.
     """
 
     title: str
@@ -117,11 +142,12 @@ class Results:
     seconds: float
     reused: int
     versions: Mapping[str, str]
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self) -> list[StudyRow]:
-        """Every head of every fit, in the order of the study, the best of each column marked.
+        """Every head of every fit, in the order of the study, what dev chose in each column marked.
 
-        Where several heads tie on dev, the first of them, which is the simplest, is the best.
+        Constants and linear heads are the same under both protocols and stand once.
         """
         best = {
             (fit.key, fit.best_head())
@@ -129,9 +155,21 @@ class Results:
             for subset in self.subsets(target)
             for fit in [self.best(target, subset)]
         }
-        return [
-            _row(fit, head, best=(fit.key, head) in best) for fit in self.fits for head in fit.heads
-        ]
+        found, seen = [], set()
+        for fit in self.fits:
+            for head in fit.heads:
+                trained = head in FC_NAMES or head == CHOICE
+                protocol = fit.protocol if trained else ""
+                at = (fit.target, fit.subset, fit.backbone, head, protocol)
+                if at not in seen:
+                    marked = (fit.key, head) in best
+                    if not trained:  # whichever of the two fits dev chose it from
+                        same = [f for f in self.fits_of(fit.target, fit.subset)
+                                if f.backbone == fit.backbone]  # fmt: skip
+                        marked = any((f.key, head) in best for f in same)
+                    found.append(_row(fit, head, best=marked))
+                seen.add(at)
+        return found
 
     def fits_of(self, target: str, subset: str | None = None) -> list[KeptFit]:
         return [f for f in self.fits if f.target == target and subset in (None, f.subset)]
@@ -143,22 +181,26 @@ class Results:
         return list(dict.fromkeys(fit.subset for fit in self.fits_of(target)))
 
     def best(self, target: str, subset: str) -> KeptFit:
-        """The fit whose best head has the lowest dev figure."""
-        return min(self.fits_of(target, subset), key=lambda fit: round(fit.dev(fit.best_head()), 6))
+        """The fit whose chosen head has the lowest dev figure; the first of equals."""
+        fits = self.fits_of(target, subset)
+        return min(fits, key=lambda fit: round(fit.dev(fit.judged_head()), 6))
 
     def comparisons(self) -> list[Comparison]:
-        """Face vectors against whole-photo ones, wherever a subset has both."""
+        """Face vectors against whole-photo ones, wherever a subset has both, by protocol."""
         found = []
         for target in self.targets():
             for subset in self.subsets(target):
-                fits = sorted(
-                    self.fits_of(target, subset), key=lambda fit: fit.dev(fit.best_head())
-                )
-                face = next((fit for fit in fits if fit.face), None)
-                whole = next((fit for fit in fits if not fit.face), None)
-                if face and whole:
-                    found.append(compare(face, whole))
-        return found
+                for protocol in dict.fromkeys(fit.protocol for fit in self.fits):
+                    fits = sorted(
+                        (f for f in self.fits_of(target, subset) if f.protocol == protocol),
+                        key=lambda fit: fit.dev(fit.judged_head()),
+                    )
+                    face = next((fit for fit in fits if fit.face), None)
+                    whole = next((fit for fit in fits if not fit.face), None)
+                    if face and whole:
+                        found.append(compare(face, whole))
+        adjusted = intervals.holm([one.p for one in found])
+        return [replace(one, p_adjusted=p) for one, p in zip(found, adjusted, strict=True)]
 
     def document(self) -> dict[str, Any]:
         """The JSON object of results.json: no id and no path of a photo is in it."""
@@ -174,6 +216,7 @@ class Results:
                 for comparison in self.comparisons()
             ],
             "labels": {k: v for k, v in (self.label_counts or {}).items() if k != "labels"},
+            "skipped": dict(self.skipped),
             "versions": dict(self.versions),
             "study": dict(self.study),
         }
@@ -183,6 +226,7 @@ class Results:
         rows = self.rows()
         for target in self.targets():
             lines.append(table_of(rows, target).as_text())
+        lines += [f"left out: {name}: {reason}" for name, reason in self.skipped.items()]
         lines.append(
             f"{len(self.fits)} fits ({self.reused} found from an earlier run), {self.seconds:.1f} s"
         )
@@ -190,29 +234,35 @@ class Results:
 
 
 def compare(first: KeptFit, second: KeptFit) -> Comparison:
-    """Pair two fits of one target by test photo; the interval resamples persons (seeded)."""
+    """Pair two fits of one target by test photo; standard errors are over persons."""
     at = {name: i for i, name in enumerate(second.ids)}
     mine = np.array([i for i, name in enumerate(first.ids) if name in at], np.int64)
     theirs = np.array([at[first.ids[i]] for i in mine], np.int64)
-    heads = first.best_head(), second.best_head()
-    loss = second.losses(heads[1])[theirs]
-    gap = loss - first.losses(heads[0])[mine]
-    weight = None if first.weight is None else np.array(first.weight)[mine]
-    groups = np.array(first.groups, np.int64)[mine]
-    drawn = Bootstrap(groups).means(gap[:, None], weight)[:, 0] if len(gap) else gap
-    found = difference(metrics.mean(gap, weight), drawn, groups=len(np.unique(groups)))
+    heads = first.judged_head(), second.judged_head()
+    ours, loss = first.losses(heads[0])[mine], second.losses(heads[1])[theirs]
+    whole = first.sample()
+    sample = Sample(None if whole.weight is None else whole.weight[mine], whole.groups[mine])
+    gap = intervals.difference if first.task == "regression" else intervals.share_difference
+    found = gap(sample, loss, ours)
+    low, high = intervals.ratio_interval(sample, ours, loss)
+    other = sample.mean(loss)
     return Comparison(
         target=first.target,
         task=first.task,
         subset=first.subset,
-        first=name_of(first.backbone, heads[0]),
-        second=name_of(second.backbone, heads[1]),
-        loss=metrics.mean(loss, weight),
+        first=name_of(first.backbone, heads[0], first.protocol),
+        second=name_of(second.backbone, heads[1], second.protocol),
+        loss=other,
         difference=found.value,
         low=found.low,
         high=found.high,
         p=found.p,
-        n=len(gap),
+        p_adjusted=float("nan"),
+        share=found.value / other if other > 0 else float("nan"),
+        share_low=1 - high,
+        share_high=1 - low,
+        n=len(mine),
+        protocol=first.protocol,
     )
 
 
@@ -244,5 +294,8 @@ def _row(fit: KeptFit, head: str, *, best: bool) -> StudyRow:
         labels=fit.labels,
         split=fit.split,
         ref=fit.ref,
+        protocol=fit.protocol,
+        folds=fit.folds,
+        same_as=main.get("same_as"),
         best=best,
     )

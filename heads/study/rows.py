@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 
+from heads.fitting.judge import BY
+from heads.fitting.protocol import FC_NAMES
+from heads.fitting.result import CHOICE
+
 CONST = "const"
-HEAD_NAMES = {"ridge": "ridge", "logistic": "logistic"}
+HEAD_NAMES = {"ridge": "ridge", "logistic": "logistic", CHOICE: CHOICE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,7 +15,9 @@ class StudyRow:
     """One head on the test photos of one subset.
 
     metric: "mse" or "accuracy" (log-loss beside it). dev: MSE or log-loss on dev, which chose the
-    rate. low, high: 95 % interval of value. best: the lowest dev of its target and subset.
+    rate. low, high: 95 % interval of value. best: what dev chose of its target and subset.
+    protocol: "paper" or "warm". same_as: the linear head that an FC head never left.
+    folds: K, or None for one split.
     spec, labels, split: sha256 of what the row came from.
     """
 
@@ -37,19 +43,24 @@ class StudyRow:
     labels: str
     split: str
     ref: str | None
+    protocol: str
+    folds: int | None
+    same_as: str | None
     best: bool = False
 
     @property
     def name(self) -> str:
-        return name_of(self.backbone, self.head)
+        return name_of(self.backbone, self.head, self.protocol)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two backbones on the same test photos, each by its best head on dev.
+    """Two backbones on the same test photos, each by the head that dev chose.
 
     loss: of the second, in squared error or share of wrong classes. difference: that minus the
     loss of the first (positive: the first is better); low, high: its 95 % interval, paired.
+    share, share_low, share_high: the difference as a share of `loss`. p_adjusted: by Holm, for all
+    comparisons of the study.
     """
 
     target: str
@@ -62,7 +73,12 @@ class Comparison:
     low: float
     high: float
     p: float
+    p_adjusted: float
+    share: float
+    share_low: float
+    share_high: float
     n: int
+    protocol: str
 
     @property
     def verdict(self) -> int:
@@ -76,6 +92,11 @@ def title_of(target: str) -> str:
     return words[0].upper() + words[1:]
 
 
-def name_of(backbone: str, head: str) -> str:
-    """As in the paper: Inception-1FC; the constant belongs to no backbone."""
-    return "Const baseline" if head == CONST else f"{backbone}-{HEAD_NAMES.get(head, head.upper())}"
+def name_of(backbone: str, head: str, protocol: str) -> str:
+    """As in the paper: Inception-1FC; a warm head says so; a constant belongs to no backbone."""
+    if head == CONST:
+        return "Const baseline"
+    if head.startswith(BY):
+        return head[0].upper() + head[1:]
+    name = f"{backbone}-{HEAD_NAMES.get(head, head.upper())}"
+    return f"{name} (warm)" if protocol == "warm" and head in (*FC_NAMES, CHOICE) else name

@@ -22,10 +22,12 @@ import numpy as np
 import polars as pl
 
 from embedcache.errors import CacheError, LabelsError
+from embedcache.machine import versions
 from embedcache.spec import canonical_json
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from heads import dataset
+from heads.documents import PACKAGES
 from heads.fitting.fit import fit
 from heads.fitting.result import Fit
 from heads.labels.simulate import TRUTH
@@ -39,7 +41,6 @@ from heads.study.design import (
     sha256,
 )
 from heads.study.results import KeptFit, Results
-from heads.versions import versions
 
 
 def run(
@@ -62,20 +63,28 @@ def run(
     (out / "fits").mkdir(parents=True, exist_ok=True)
     (out / "subsets").mkdir(exist_ok=True)
     labels_path = study.label_table(out)
-    table = _labelled(study, labels_path)
+    table = labelled(study, labels_path)
     for backbone in study.backbone:
         if not _is_foreign(cache, backbone.name):
             embed(backbone.name)
     labels_digest = sha256(labels_path)
-    fits, reused = [], 0
+    fits: list[KeptFit] = []
+    skipped: dict[str, str] = {}
+    reused = 0
     for task, rows, left_out in _tasks(study, table, cache):
-        found, fresh = task.fit(rows, cache, out)
+        try:
+            found, fresh = task.fit(rows, cache, out)
+        except LabelsError as error:  # one class only, say: the other cells can still be filled
+            skipped[task.name] = str(error)
+            continue
         dropped = left_out | found.dropped
         fits.append(msgspec.structs.replace(found, labels=labels_digest, dropped=dropped))
         reused += not fresh
         if progress is not None:
             done = f"fitted in {found.seconds:.1f} s" if fresh else "fitted before"
             progress(f"{task.name}: {done}")
+    if not fits:
+        raise LabelsError(f"no fit could be made: {'; '.join(skipped.values())}")
     memo = read_labels_memo(out / "labels.json") if study.labels is None else None
     folder = labels_path.parent
     caption = next((name for name in ("gender", *study.report_by) if name in table.columns), "")
@@ -91,7 +100,8 @@ def run(
         simulated=study.simulated or TRUTH in table.columns,
         seconds=time.perf_counter() - began,
         reused=reused,
-        versions=versions(),
+        versions=versions(PACKAGES),
+        skipped=skipped,
     )
 
 
@@ -107,7 +117,9 @@ def _tasks(
             if known.height < chosen.height:
                 here |= {f"no {target.column}": chosen.height - known.height}
             for backbone in backbones:
-                yield _Task(study, target, subset, backbone, study.seed + number), known, here
+                for protocol in study.protocols_run():
+                    task = _Task(study, target, subset, backbone, protocol, study.seed + number)
+                    yield task, known, here
 
 
 def _values(table: pl.DataFrame, id_column: str, name: str) -> dict[str, Any]:
@@ -126,11 +138,13 @@ class _Task:
     target: Target
     subset: Subset
     backbone: Backbone
+    protocol: str
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.target.column} on {self.subset.name} from {self.backbone.shown}"
+        where = f"{self.target.column} on {self.subset.name} from {self.backbone.shown}"
+        return f"{where}, {self.protocol} protocol"
 
     def fit(self, table: pl.DataFrame, cache: Cache, out: Path) -> tuple[KeptFit, bool]:
         """The fit, and whether it is fresh."""
@@ -149,7 +163,8 @@ class _Task:
             "split_by": study.split_by,
             "seed": self.seed,
             "heads": sorted(study.heads),
-            "protocol": study.protocol().document(),
+            "protocol": study.protocol(self.protocol).document(),
+            "folds": study.folds_for(len(ids)),
             "shown": [self.subset.name, self.backbone.shown, self.backbone.sees_face],
         }
         key = hashlib.sha256(canonical_json(inputs)).hexdigest()
@@ -189,12 +204,18 @@ class _Task:
         # A study names heads for all its targets; each target takes those that fit its task.
         other = "logistic" if data.task == "regression" else "ridge"
         heads = [name for name in study.heads if name != other] or ["const"]
-        made = fit(data, heads=heads, protocol=study.protocol())
+        made = fit(
+            data,
+            heads=heads,
+            protocol=study.protocol(self.protocol),
+            folds=study.folds_for(len(data.ids)),
+        )
         return _keep(made, key=key, inputs=inputs, task=self)
 
 
 def _keep(made: Fit, *, key: str, inputs: dict[str, Any], task: _Task) -> KeptFit:
     document, test, source = made.document(), made.test, made.dataset.provenance
+    assert test is not None
     return KeptFit(
         key=key,
         inputs=inputs,
@@ -205,7 +226,7 @@ def _keep(made: Fit, *, key: str, inputs: dict[str, Any], task: _Task) -> KeptFi
         task=document["task"],
         n=document["n"],
         noise_floor=document["noise_floor"],
-        classes=tuple(document["classes"]),
+        classes=made.dataset.classes,
         rows=tuple(document["rows"]),
         by=tuple(document["by"]),
         ids=tuple(test.ids),
@@ -223,10 +244,16 @@ def _keep(made: Fit, *, key: str, inputs: dict[str, Any], task: _Task) -> KeptFi
         split=source.split,
         ref=source.ref,
         seconds=made.seconds,
+        protocol=task.protocol,
+        folds=made.folds,
+        best=made.best,
+        n_effective=document["n_effective"],
+        notes=made.notes,
     )
 
 
-def _labelled(study: Study, path: Path) -> pl.DataFrame:
+def labelled(study: Study, path: Path) -> pl.DataFrame:
+    """The study's label table; LabelsError where it lacks a column that the study names."""
     table = dataset.read_table(path, text=(study.id_column,))
     needed = [study.id_column, study.split_by, *study.report_by]
     for target in study.target:

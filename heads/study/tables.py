@@ -12,7 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from heads.fitting.judge import BY
 from heads.study.rows import CONST, StudyRow, title_of
+
+WARM = " (warm)"
+BLOCK = "Warm heads: they start as the linear head"
 
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -121,38 +125,55 @@ def all_tables(rows: Sequence[StudyRow], counts: Mapping[str, Any] | None) -> li
 
 
 def table_of(rows: Sequence[StudyRow], target: str) -> PrintedTable:
-    """Table 2 (or 3): the constant, then each backbone's heads; a column per subset."""
+    """Table 2 (or 3): constants, each backbone's heads as in the paper, then the warm ones.
+
+    A column per subset. Warm heads are a block of their own: depths compare within a block.
+    """
     rows = [row for row in rows if row.target == target]
     subsets = list(dict.fromkeys(row.subset for row in rows))
     at = {(row.name, row.subset): row for row in reversed(rows)}
-    names = dict.fromkeys([row.name for row in rows if row.head == CONST])
-    names |= dict.fromkeys(row.name for row in rows)
+    constants = [r.name for r in rows if r.head == CONST] + [
+        r.name for r in rows if r.head.startswith(BY)
+    ]
+    warm = [r.name for r in rows if r.name.endswith(WARM)]
+    names = dict.fromkeys(constants)
+    names |= dict.fromkeys(r.name for r in rows if not r.name.endswith(WARM))
+    lines = [(Cell(name), *(_cell(at.get((name, s))) for s in subsets)) for name in names]
+    if warm:
+        if any(row.protocol == "paper" for row in rows):
+            lines.append((Cell(BLOCK), *(Cell("") for _ in subsets)))
+        for name in dict.fromkeys(warm):
+            lines.append((Cell(name), *(_cell(at.get((name, s))) for s in subsets)))
     accuracy = rows[0].metric == "accuracy"
     number = 3 if accuracy else 2
-    weighted = " weighted by swipes" if rows[0].noise_floor is not None and not accuracy else ""
-    floors = [
-        f"{subset} {floor:.4f}"
-        for subset in subsets
-        if (floor := next(row.noise_floor for row in rows if row.subset == subset)) is not None
-    ]
-    tests = ", ".join(
-        f"{subset} {next(row.n_test for row in rows if row.subset == subset):,}"
-        for subset in subsets
-    )
+    kind = "classification accuracy on test, %." if accuracy else "MSE losses on test."
     return PrintedTable(
         name=f"table{number}_{_slug(target)}",
-        title=f"Table {number}. {title_of(target)}: "
-        + ("classification accuracy on test, %." if accuracy else "MSE losses on test."),
-        caption=(
-            f"{'Share of photos classified right' if accuracy else 'Mean squared error' + weighted}"
-            ", with 95 % bootstrap intervals. Bold: the lowest error on dev of its column (test "
-            f"photos chose nothing). Test photos: {tests}."
-            + (f" Noise floor of finite swipes: {', '.join(floors)}." if floors else "")
-        ),
+        title=f"Table {number}. {title_of(target)}: {kind}",
+        caption=_caption(rows, subsets, accuracy=accuracy),
         head=("Model", *subsets),
-        rows=tuple(
-            (Cell(name), *(_cell(at.get((name, subset))) for subset in subsets)) for name in names
-        ),
+        rows=tuple(lines),
+    )
+
+
+def _caption(rows: Sequence[StudyRow], subsets: Sequence[str], *, accuracy: bool) -> str:
+    first = {subset: next(row for row in rows if row.subset == subset) for subset in subsets}
+    weighted = " weighted by swipes" if rows[0].noise_floor is not None and not accuracy else ""
+    floors = [
+        f"{subset} {row.noise_floor:.4f}"
+        for subset, row in first.items()
+        if row.noise_floor is not None
+    ]
+    tests = ", ".join(f"{subset} {row.n_test:,}" for subset, row in first.items())
+    folds = {row.folds for row in first.values()}
+    pooled = f" by {'/'.join(str(k) for k in folds if k)} folds" if folds != {None} else ""
+    return (
+        f"{'Share of photos classified right' if accuracy else 'Mean squared error' + weighted}"
+        f", with 95 % intervals over persons{pooled}. Bold: what dev chose, the simplest head "
+        f"within one standard error of the lowest dev figure (test photos chose nothing). "
+        f'"= ridge" or "= logistic": a head that never left its linear start. '
+        f"Test photos: {tests}."
+        + (f" Noise floor of finite swipes: {', '.join(floors)}." if floors else "")
     )
 
 
@@ -216,6 +237,8 @@ def _cell(row: StudyRow | None) -> Cell:
             return ""
         return f"{100 * value:.1f}" if row.metric == "accuracy" else f"{value:.4f}"
 
+    if row.same_as:
+        return Cell(f"= {row.same_as}", row.value, best=row.best)
     return Cell(shown(row.value), row.value, shown(row.low), shown(row.high), row.best)
 
 

@@ -111,7 +111,7 @@ def test_a_rerun_with_nothing_to_do_loads_no_torch(
     ]
     assert told[0][-1] == "True True"
     assert told[1][-1] == "False False"
-    assert "3 there already, 0 embedded" in told[1][1]
+    assert "3 present, 0 embedded" in told[1][1]
 
 
 def test_the_files_behind_the_detector_are_found_without_importing_it() -> None:

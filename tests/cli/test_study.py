@@ -57,7 +57,7 @@ def test_a_study_on_the_command_line_goes_from_the_log_to_the_page(
     assert Path(str(first["report"])) == out / "report.html"
     rows = first["rows"]
     assert isinstance(rows, list)
-    assert {row["head"] for row in rows} == {"const", "ridge"}
+    assert {row["head"] for row in rows} == {"const", "ridge", "dev's choice"}
     assert all(str(row["ref"]).startswith("as-of-") for row in rows)
     assert list((out / "thumbnails").iterdir())
     again = study("--out", str(out), "--no-photos")

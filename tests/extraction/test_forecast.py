@@ -15,7 +15,7 @@ def files(folder: Path) -> dict[Path, int]:
     }
 
 
-def test_a_forecast_is_what_the_run_then_does_and_writes_nothing(
+def test_a_forecast_predicts_the_run_and_writes_nothing(
     make_photos: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = make_photos(12)
@@ -25,12 +25,12 @@ def test_a_forecast_is_what_the_run_then_does_and_writes_nothing(
     make_photos(40)
     photos = Photos.read(folder)
     before = files(cache.path)
-    told = forecast(photos, cache, backbone=model)
+    predicted = forecast(photos, cache, backbone=model)
     assert files(cache.path) == before
-    space = told.spaces[0]
+    space = predicted.spaces[0]
     assert (space.wanted, space.hit, space.missing, space.n_bytes) == (40, 12, 28, 28 * 8 * 4)
-    assert told.seconds is not None
-    assert "28 to embed" in str(told)
+    assert predicted.seconds is not None
+    assert "28 to embed" in str(predicted)
     done = extract(photos, cache, backbone=model).spaces[0]
     assert (done.hit, done.embedded) == (12, 28)
     after = forecast(photos, cache, backbone=model)
@@ -38,15 +38,15 @@ def test_a_forecast_is_what_the_run_then_does_and_writes_nothing(
     assert "nothing to do" in str(after)
 
 
-def test_what_a_colleague_has_computed_is_not_to_embed(
+def test_a_forecast_leaves_out_what_a_colleague_has_computed(
     make_photos: Callable[..., Path], tmp_path: Path
 ) -> None:
     model, remote = stand_in.backbone(), fakes.memory()
     a = Cache.open(tmp_path / "a", create=True)
     photos = Photos.read(make_photos(12))
-    told = extract(photos, a, backbone=model, remote=Upstream(remote, a, offer=True))
-    assert (told.taken, told.offered) == (0, 12)
-    assert told.document()["remote"] == {"url": remote.name, "taken": 0, "offered": 12}
+    ran = extract(photos, a, backbone=model, remote=Upstream(remote, a, offer=True))
+    assert (ran.taken, ran.offered) == (0, 12)
+    assert ran.document()["remote"] == {"url": remote.name, "taken": 0, "offered": 12}
     photos = Photos.read(make_photos(20))
     b = Cache.open(tmp_path / "b", create=True)
     before = files(b.path)
@@ -56,14 +56,16 @@ def test_what_a_colleague_has_computed_is_not_to_embed(
         assert (space.hit, space.from_remote, space.missing) == (0, 12, 8)
         assert f"12 to come from {remote.name}, 8 to embed" in str(forecasted)
     assert files(b.path) == before
-    told = extract(photos, b, backbone=model, remote=Upstream(remote, b))
-    assert f"12 rows came from {remote.name}, 0 were offered" in str(told)
+    ran = extract(photos, b, backbone=model, remote=Upstream(remote, b))
+    assert f"12 rows came from {remote.name}, 0 were offered" in str(ran)
     again = forecast(photos, Cache.open(tmp_path / "c", create=True), backbone=model, remote=remote)
     assert again.document()["remote"] == {"url": remote.name, "taken": 12}
     assert forecast(photos, None, backbone=model, remote=remote, offer=True).seconds is not None
 
 
-def test_a_cache_that_is_yet_to_be_is_all_misses(make_photos: Callable[..., Path]) -> None:
-    told = forecast(Photos.read(make_photos(3)), None, backbone=stand_in.backbone())
-    assert told.spaces[0].missing == 3
-    assert told.n_sample == 3
+def test_all_photos_are_missing_in_a_cache_that_does_not_exist_yet(
+    make_photos: Callable[..., Path],
+) -> None:
+    predicted = forecast(Photos.read(make_photos(3)), None, backbone=stand_in.backbone())
+    assert predicted.spaces[0].missing == 3
+    assert predicted.n_sample == 3

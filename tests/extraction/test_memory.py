@@ -40,14 +40,14 @@ def make(folder: Path, n: int) -> None:
 
 def peak_bytes(folder: Path, cache: Path, *, n: int, fresh: bool) -> int:
     """Most memory that a process held while it extracted n photos."""
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CHILD), str(folder), str(cache)],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     ).stdout.split()
-    embedded, hit, kilobytes = map(int, told)
+    embedded, hit, kilobytes = map(int, printed)
     assert (embedded, hit) == ((n, 0) if fresh else (0, n))
     return 1024 * kilobytes
 

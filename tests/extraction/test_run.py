@@ -1,4 +1,4 @@
-"""Extraction, from the outside: what is embedded, what is kept, what is told."""
+"""Extraction, from the outside: what is embedded, kept and reported."""
 
 import os
 import shutil
@@ -57,7 +57,7 @@ def test_vectors_are_those_of_the_photos_whatever_the_batch(
         np.testing.assert_array_equal(vectors(cache, photos), expected)
 
 
-def test_equal_contents_are_embedded_once_and_a_new_name_is_free(
+def test_equal_contents_are_embedded_once_and_a_renamed_file_costs_nothing(
     make_photos: MakePhotos, tmp_path: Path
 ) -> None:
     folder = make_photos(3)
@@ -73,7 +73,7 @@ def test_equal_contents_are_embedded_once_and_a_new_name_is_free(
     )
 
 
-def test_new_bytes_under_an_old_id_are_the_ids_from_then_on(
+def test_an_id_stands_for_the_newest_bytes_of_its_file(
     make_photos: MakePhotos, tmp_path: Path
 ) -> None:
     folder = make_photos(2)
@@ -95,7 +95,7 @@ def spoil(folder: Path) -> None:
     (folder / "dangling.jpg").symlink_to(folder / "nowhere.jpg")
 
 
-def test_photos_that_fail_are_told_by_reason_and_do_not_stop_the_run(
+def test_photos_that_fail_are_counted_by_reason_and_do_not_stop_the_run(
     make_photos: MakePhotos, tmp_path: Path
 ) -> None:
     folder = make_photos(5)
@@ -133,7 +133,7 @@ def test_failed_photos_are_tried_again_on_request(
     assert counts(extract(photos, cache, backbone=stand_in.backbone())) == (3, 3, 0, 0)
 
 
-def test_a_reason_that_lies_in_the_file_system_is_not_kept(
+def test_a_reason_of_the_file_system_is_not_recorded(
     make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = Photos.read(make_photos(3))
@@ -171,7 +171,7 @@ def test_a_stopped_run_commits_what_is_done(make_photos: MakePhotos, tmp_path: P
     )
     assert found.interrupted
     assert (found.spaces[0].embedded, found.spaces[0].left) == (8, 4)
-    assert "Run the same command to go on" in str(found)
+    assert "Rerun the command to resume" in str(found)
     assert counts(extract(photos, cache, backbone=stand_in.backbone())) == (12, 8, 4, 0)
 
 
@@ -213,9 +213,9 @@ def test_backbones_of_one_run_share_one_decode(
     assert vectors(cache, photos, "three").shape == (6, 5)
 
 
-@pytest.mark.parametrize(("bottleneck", "told"), [("decode", True), ("forward", False)])
-def test_who_waits_for_large_jpegs_is_told_how_to_wait_less(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bottleneck: str, told: bool
+@pytest.mark.parametrize(("bottleneck", "advised"), [("decode", True), ("forward", False)])
+def test_reduced_decoding_is_advised_where_large_jpegs_are_the_bottleneck(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bottleneck: str, advised: bool
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -226,7 +226,7 @@ def test_who_waits_for_large_jpegs_is_told_how_to_wait_less(
     cache = Cache.open(tmp_path / "c", create=True)
     found = extract(Photos.read(folder), cache, backbone=stand_in.backbone())
     assert found.n_reducible == 2
-    assert ("2 photos are JPEGs at least four times" in str(found)) == told
+    assert ("2 photos are JPEGs at least four times" in str(found)) == advised
 
 
 def test_only_photos_with_one_face_are_embedded_by_a_face_backbone(

@@ -1,4 +1,4 @@
-"""Reading through a shared copy: nothing computed twice, and no remote ever spoils a run."""
+"""Reading through a shared copy: nothing is computed twice, and no remote fails a run."""
 
 import threading
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_what_a_colleague_computed_is_taken_and_the_rest_is_offered(tmp_path: Pa
         assert verify(cache).clean
 
 
-def test_two_who_begin_at_once_embed_little_more_than_one(tmp_path: Path) -> None:
+def test_two_members_who_begin_at_once_embed_little_twice(tmp_path: Path) -> None:
     n, remote = 2000, fakes.memory()
     photos = pixels(tmp_path / "photos", range(n))
     done: dict[int, int] = {}
@@ -81,29 +81,29 @@ def test_two_who_begin_at_once_embed_little_more_than_one(tmp_path: Path) -> Non
 def test_a_remote_that_is_down_costs_one_warning(tmp_path: Path) -> None:
     photos = pixels(tmp_path / "photos", range(100))
     cache = Cache.open(tmp_path / "c", create=True)
-    told: list[str] = []
+    warnings: list[str] = []
     dead = fakes.Flaky(fakes.memory(), lambda n: "before")
-    up = Upstream(dead, cache, offer=True, warn=told.append)
+    up = Upstream(dead, cache, offer=True, warn=warnings.append)
     [space] = extract(photos, cache, backbone=backbone(), remote=up).spaces
     assert space.embedded == 100
-    assert len(told) == 1
-    assert "Continuing without the remote" in told[0]
+    assert len(warnings) == 1
+    assert "Continuing without the remote" in warnings[0]
 
 
 @pytest.mark.parametrize("address", ["s3://team/x", "taem/faces"])
-def test_a_remote_that_cannot_be_costs_one_warning(
+def test_an_impossible_remote_costs_one_warning(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:45871")
     monkeypatch.chdir(tmp_path)
     photos = pixels(tmp_path / "photos", range(40))
     cache = Cache.open(tmp_path / "c", create=True)
-    told: list[str] = []
-    up = Upstream(address, cache, offer=True, warn=told.append)
+    warnings: list[str] = []
+    up = Upstream(address, cache, offer=True, warn=warnings.append)
     [space] = extract(photos, cache, backbone=backbone(), remote=up).spaces
     assert space.embedded == 40
-    assert len(told) == 1
-    assert ("AWS_ENDPOINT_URL must be" in told[0]) or ("there is no folder taem" in told[0])
+    assert len(warnings) == 1
+    assert ("AWS_ENDPOINT_URL must be" in warnings[0]) or ("there is no folder taem" in warnings[0])
     assert not (tmp_path / "taem").exists()
 
 
@@ -121,12 +121,12 @@ def test_a_mistyped_remote_is_refused_before_a_photo_is_read(
 def test_a_remote_that_goes_down_midway_costs_one_warning(k: int, tmp_path: Path) -> None:
     photos = pixels(tmp_path / "photos", range(150))
     cache = Cache.open(tmp_path / "c", create=True)
-    told: list[str] = []
+    warnings: list[str] = []
     dying = fakes.Flaky(fakes.memory(), lambda n: "amid" if n >= k else "")
-    up = Upstream(dying, cache, offer=True, warn=told.append)
+    up = Upstream(dying, cache, offer=True, warn=warnings.append)
     [space] = extract(photos, cache, backbone=backbone(), remote=up).spaces
     assert space.embedded == 150
-    assert len(told) == 1
+    assert len(warnings) == 1
 
 
 def test_a_remote_that_is_read_only_is_still_read(tmp_path: Path) -> None:
@@ -143,29 +143,29 @@ def test_a_remote_that_is_read_only_is_still_read(tmp_path: Path) -> None:
         def create(self, key: str, data: bytes) -> bool:
             raise Denied("no right to write")
 
-    told: list[str] = []
+    warnings: list[str] = []
     b = Cache.open(tmp_path / "b", create=True)
     locked = ReadOnly(remote, lambda n: "")
-    up = Upstream(locked, b, offer=True, warn=told.append)
+    up = Upstream(locked, b, offer=True, warn=warnings.append)
     [space] = extract(photos, b, backbone=backbone(), remote=up).spaces
     assert (space.hit, space.embedded) == (50, 40)
-    assert len(told) == 1
-    assert "not offered" in told[0]
+    assert len(warnings) == 1
+    assert "not offered" in warnings[0]
 
 
-def test_damage_at_the_remote_is_computed_anew(tmp_path: Path) -> None:
+def test_damaged_rows_of_the_remote_are_computed_here(tmp_path: Path) -> None:
     root = tmp_path / "shared"
     photos = pixels(tmp_path / "photos", range(40))
     a = Cache.open(tmp_path / "a", create=True)
     extract(photos, a, backbone=backbone(), remote=Upstream(str(root), a, offer=True))
     for shard in root.glob("spaces/*/segments/*/embedding/c/*/0"):
         shard.write_bytes(bytes(len(shard.read_bytes())))
-    told: list[str] = []
+    warnings: list[str] = []
     b = Cache.open(tmp_path / "b", create=True)
-    up = Upstream(str(root), b, warn=told.append)
+    up = Upstream(str(root), b, warn=warnings.append)
     [space] = extract(photos, b, backbone=backbone(), remote=up).spaces
     assert space.embedded == 40
-    assert "is not what was written" in told[0]
+    assert "is not what was written" in warnings[0]
     assert verify(b).clean
 
 
@@ -191,6 +191,6 @@ def test_settings_are_found_upwards(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["remote = 3\n", 'password = "hush"\n', "remote = \n"])
 def test_settings_that_do_not_fit_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "embedcache.toml").write_text(text)
-    with pytest.raises(InputError, match=r"embedcache\.toml") as told:
+    with pytest.raises(InputError, match=r"embedcache\.toml") as caught:
         read_settings(tmp_path)
-    assert "hush" not in str(told.value)
+    assert "hush" not in str(caught.value)

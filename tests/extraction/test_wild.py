@@ -164,7 +164,7 @@ def test_each_kind_of_bad_file_is_in_the_ledger_with_its_reason(tmp_path: Path) 
             extract(Photos.read(tmp_path / "one"), fresh, backbone=MODEL, strict=True)
 
 
-def test_what_is_no_regular_file_is_told_and_holds_nothing_up(
+def test_files_that_are_not_regular_are_reported_and_block_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "in"

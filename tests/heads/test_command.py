@@ -89,7 +89,7 @@ def test_errors_by_group_are_in_the_table_and_in_the_document(fit_head: Run) -> 
     words = ("--target", "like_ratio", "--weight", "swipes", "--by", "gender", "--head", "ridge")
     found = fitted(fit_head(*words, "--json"))["by"]
     assert {(one["column"], one["group"], one["head"]) for one in found} == {
-        ("gender", group, head) for group in "FM" for head in ("const", "ridge")
+        ("gender", group, head) for group in "FM" for head in ("const", "ridge", "const by gender")
     }
     _, out, _ = fit_head(*words)
     assert "mse for gender F (" in out
@@ -118,7 +118,7 @@ def test_several_classes_are_fitted(fit_head: Run, world: World) -> None:
     kind = np.array(["cat", "dog", "owl"])[np.digitize(world.vectors[:, 0], [-0.4, 0.4])]
     table = world.table(user_id=world.ids, kind=kind.tolist())
     found = fitted(fit_head("--target", "kind", "--json", labels=table))
-    assert (found["task"], found["classes"]) == ("multiclass", ["cat", "dog", "owl"])
+    assert (found["task"], found["classes"]) == ("multiclass", {"cat": 47, "dog": 35, "owl": 38})
     right = {r["head"]: r["value"] for r in found["rows"] if r["metric"] == "accuracy"}
     assert right["logistic"] > right["const"] + 0.2
 
@@ -129,7 +129,7 @@ def test_numbers_can_be_called_classes(fit_head: Run, world: World) -> None:
     words = ("--target", "stars", "--head", "const", "--json")
     assert fitted(fit_head(*words, labels=table))["task"] == "regression"
     found = fitted(fit_head(*words, "--task", "multiclass", labels=table))
-    assert found["classes"] == ["0", "1", "2"]
+    assert found["classes"] == {"0": 47, "1": 35, "2": 38}
 
 
 def test_a_stratified_split_gives_a_rare_class_its_share(fit_head: Run, world: World) -> None:

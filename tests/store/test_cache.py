@@ -256,8 +256,8 @@ def test_two_processes_may_make_one_cache_at_the_same_time(tmp_path: Path) -> No
 
 def test_a_cache_of_a_later_format_says_update(cache: Cache) -> None:
     path = cache.path / "zarr.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(NotACache, match=r"format 2.*Update embedcache"):
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(NotACache, match=r"format 3.*Update embedcache"):
         Cache.open(cache.path)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from embedcache import disk
 from embedcache.store.cache import Cache
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.merging import merge
@@ -134,20 +136,30 @@ def test_litter_goes_once_nobody_can_be_at_work_on_it(tmp_path: Path) -> None:
     space = cache.space(SPEC, create=True)
     fill(space, photos(1))
     write_ref(cache, "r")
+    mine = disk.mark_of_process()
+    dead = mine.replace(f"-{os.getpid()}-", "-4194305-")  # no process has this number
+    elsewhere = re.sub("-[0-9a-f]{8}-", "-01234567-", mine)
     places = [cache.path, cache.path / "spaces", cache.path / "refs", space.segments_folder]
     for place in places:
-        for age in (0, 3500, 3700):
-            (place / f".old-{age}").mkdir()
-            (place / f".old-{age}" / "x").write_bytes(b"x")
-            (place / f".r.json.{age}").write_bytes(b"x")
-            for name in (f".old-{age}", f".r.json.{age}"):
-                os.utime(place / name, (time.time() - age,) * 2)
-    assert verify(cache).clean
-    assert verify(cache).leftovers == 24
+        for name in (f".r.json.{mine}", f".r.json.{dead}", ".DS_Store", ".theirs.json"):
+            (place / name).write_bytes(b"x")
+        for age in (3500, 3700):
+            old = place / f".r.json.{age}{elsewhere[4:]}"
+            old.write_bytes(b"x")
+            os.utime(old, (time.time() - age,) * 2)
+        (place / f".old-{mine}").mkdir()
+        (place / f".old-{mine}" / "x").write_bytes(b"x")
+    report = verify(cache)
+    assert report.leftovers == 5 * len(places)
+    assert len(report.findings) == 3 * len(places)  # one is held here, one perhaps elsewhere
+    assert all("'embedcache compact" in found.problem for found in report.findings)
+    assert any("refs/.DS_Store" in path for path in report.unseen)
     compact(cache)
     for place in places:
         hidden = sorted(path.name for path in place.glob(".*"))
-        assert hidden == [".old-0", ".old-3500", ".r.json.0", ".r.json.3500"]
+        kept = sorted([f".r.json.{mine}", f".r.json.3500{elsewhere[4:]}"])
+        assert hidden == [".DS_Store", *kept, ".theirs.json"]
+    assert verify(cache).clean
     assert (Cache.open(cache.path).space(SPEC).read(photos(1))[0] == model(photos(1), 64)).all()
 
 
@@ -158,7 +170,7 @@ from embedcache import disk
 from embedcache.store import Cache
 from tests.stores import photos
 cache = Cache.open({str(tmp_path / "a")!r}, create=True)
-disk.publish = lambda path, data: os.kill(os.getpid(), signal.SIGKILL)
+disk.publish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 cache.record_photos("folder", ["a"], photos(1))
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)

@@ -53,6 +53,7 @@ def test_a_store_of_format_1_is_written_to_and_merged(tmp_path: Path) -> None:
     path = tmp_path / "golden"
     shutil.copytree(GOLDEN, path)
     cache = Cache.open(path)
+    assert cache.lift(contents(7)) == 1  # it was forgotten
     with cache.space(SPEC).writer(n_rows=1, name="golden", about={}) as writer:
         writer.add(contents(7), vectors(7))
     assert (cache.space(SPEC).read(contents(7, 1))[0] == vectors(7, 1)).all()

@@ -61,6 +61,7 @@ def run(path: Path) -> None:
         for n in missing:
             writer.add(photos(n), model(photos(n)))
         writer.fail(photos(77), ["no face"])
+    cache.face_space(DETECTOR, create=True).salvage()
     with cache.face_space(DETECTOR, create=True).writer(n_rows=2, about={}) as faces:
         faces.add(photos(1, 2), faces_of([1, 2]))
     if not (path / "refs" / "r.json").exists():
@@ -91,7 +92,8 @@ def test_a_full_disk_at_any_write_loses_nothing(
         full.left = 1 << 60
         assert (cache.space(SPEC).read(photos(100))[0] == model(photos(100))).all()
         if n % 3 == 0:
-            assert verify(path).clean
+            findings = verify(path).findings  # nothing but drafts that wait for salvage
+            assert all("left by a process that is gone" in f.problem for f in findings), findings
             run(path)
             wanted = photos(*range(6), 100)
             assert (cache.space(SPEC).read(wanted)[0] == model(wanted)).all()

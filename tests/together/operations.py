@@ -39,6 +39,7 @@ class Operation:
     """A command with its arguments.
 
     adds: rows that the cache must hold once it has succeeded, if nobody forgets them.
+    adds_in_the_end: likewise, once all operations have ended: another one may be at it.
     forgets: ids. ref: the ref that it writes. sends: what the cache holds goes to the remote.
     purges: after it, the remote holds nothing of what the cache had forgotten before.
     removes: photos of which the remote holds nothing after it; a colleague has forgotten them.
@@ -48,6 +49,7 @@ class Operation:
     name: str
     call: Call
     adds: frozenset[Row] = frozenset()
+    adds_in_the_end: frozenset[Row] = frozenset()
     forgets: tuple[str, ...] = ()
     ref: str = ""
     sends: bool = False
@@ -122,6 +124,10 @@ def _compact(world: World, album: Album, remote: Remote | str) -> None:
     compact(Cache.open(world.cache))
 
 
+def _compact_little(world: World, album: Album, remote: Remote | str) -> None:
+    compact(Cache.open(world.cache), target_rows=3)
+
+
 def _repair(world: World, album: Album, remote: Remote | str) -> dict[str, Any]:
     report = verify(world.cache, repair=True)
     return {"findings": [f"{found.path}: {found.problem}" for found in report.findings]}
@@ -178,7 +184,7 @@ FORGET_OTHERS: Final = forgetting("forget others", *ids_of(0), *ids_of(2))
 
 ALL: Final[tuple[Operation, ...]] = (
     Operation(name="extract", call=_extract, adds=_rows(*IN_FOLDER)),
-    Operation(name="salvage", call=_salvage, adds=_rows(*DRAFT)),
+    Operation(name="salvage", call=_salvage, adds_in_the_end=_rows(*DRAFT)),
     Operation(name="import", call=_import, adds=_rows(*IMPORTED, space=FOREIGN)),
     Operation(name="merge", call=_merge, adds=HELD["other"]),
     Operation(name="pull", call=_pull, adds=HELD["remote"], remote=True),
@@ -197,6 +203,8 @@ SECOND: Final[dict[str, Operation]] = {
 }
 # Two ids of one photo, forgotten at once: neither may keep the vectors for the other.
 TWINS: Final = tuple(forgetting(f"forget {name}", name) for name in ids_of(3))
+# Compaction where some segments are too large to be joined: it removes what those hold already.
+COMPACT_LITTLE: Final = Operation(name="compact little", call=_compact_little)
 # What else runs against a remote: another member who forgot photos that are here, and an
 # extraction that reads through it and offers what it computes.
 REMOTE: Final = (
@@ -217,7 +225,9 @@ READ: Final = next(op for op in ALL if op.reads)
 
 
 def named(name: str) -> Operation:
-    return next(op for op in (*ALL, *TWINS, *REMOTE, FORGET_OTHERS) if op.name == name)
+    return next(
+        op for op in (*ALL, *TWINS, *REMOTE, FORGET_OTHERS, COMPACT_LITTLE) if op.name == name
+    )
 
 
 def beside(x: Operation, y: Operation) -> Operation:

@@ -5,12 +5,13 @@ Nothing here runs the product's code, so that a fault in it cannot hide itself.
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from tests.together.world import FOREIGN, NET, Album, Row, ids_of
+from tests.together.world import Row
 from tests.together.zarr_rows import ZarrRows
 
 
@@ -22,7 +23,18 @@ class Held:
     wrong: list[str] = field(default_factory=list)
 
 
-def held(place: Path, album: Album, zarr: ZarrRows) -> Held:
+class Known(Protocol):
+    """What a test knows of its photos beforehand."""
+
+    names: dict[str, str]  # what a space is called, by its digest
+    number: dict[bytes, int]  # each content's photo
+
+    def bytes_of(self, row: Row) -> bytes:
+        """The row as it lies in files."""
+        ...
+
+
+def held(place: Path, album: Known, zarr: ZarrRows) -> Held:
     """The rows that any reader of a cache, or of a folder remote, must find in it now."""
     found = Held()
     gone = removed(place)
@@ -43,7 +55,7 @@ def held(place: Path, album: Album, zarr: ZarrRows) -> Held:
                 row = (name, album.number[content])
                 if raw != album.bytes_of(row):
                     found.wrong.append(f"{name} {row[1]} has other bytes")
-                elif sha256(content).digest() not in dead:
+                elif mark(content) not in dead:
                     found.rows.add(row)
     return found
 
@@ -70,24 +82,61 @@ def dead_contents(place: Path) -> set[bytes]:
     }
 
 
+def dangling_refs(place: Path) -> list[str]:
+    """Refs that pin a segment which is neither there nor removed in favour of others that are."""
+    entries: dict[str, Any] = {}
+    for entry in sorted((place / "removed").glob("[0-9]*/entry.json")):
+        entries |= json.loads(entry.read_bytes()).get("segments", {})
+    there = {
+        f"{manifest.parents[2].name}/{manifest.parent.name}": json.loads(manifest.read_bytes())
+        for manifest in place.glob("*/**/segments/2*/manifest.json")
+    }
+
+    def resolves(key: str, digest: str) -> bool:
+        if key in entries:
+            space, successors = key.partition("/")[0], entries[key][1]
+            return successors is not None and all(
+                f"{space}/{successor}" in there or f"{space}/{successor}" in entries
+                for successor in successors
+            )
+        return key in there and there[key]["self"] == digest
+
+    found = []
+    for path in sorted((place / "refs").glob("[!.]*.json")):
+        document = json.loads(path.read_bytes())
+        parts = {**document["spaces"], **document["faces"], "photos": document["photos"] or {}}
+        for space, pinned in parts.items():
+            for segment, digest in pinned.items():
+                if not resolves(f"{space}/{segment}", digest):
+                    found.append(f"ref {path.stem} pins a segment that is gone")
+    return sorted(set(found))
+
+
+def mark(content: bytes) -> bytes:
+    """What a tombstone holds of a content."""
+    return sha256(content).digest()
+
+
 def _lifts(document: dict[str, Any]) -> list[tuple[str, str]]:
     return [(lift[0], lift[1]) for lift in document.get("lifts", [])]
 
 
-def traces(place: Path, album: Album, numbers: set[int]) -> list[str]:
-    """Files below `place` that hold bytes of the rows, or ids, of these photos."""
-    patterns = {
-        n: [album.bytes_of((space, n)) for space in (NET, FOREIGN)] for n in sorted(numbers)
+def traces(
+    place: Path, album: Known, numbers: set[int], ids: Callable[[int], tuple[str, ...]]
+) -> list[str]:
+    """Files below `place` that hold bytes of the rows, or (in photos/) ids, of these photos."""
+    rows = {
+        n: [album.bytes_of((space, n)) for space in album.names.values()] for n in sorted(numbers)
     }
-    names = {n: [name.encode() for name in ids_of(n)] for n in sorted(numbers)}
+    names = {n: [name.encode() for name in ids(n)] for n in sorted(numbers)}
     found = []
     for path in place.rglob("*"):
         if path.is_symlink() or not path.is_file():
             continue
         raw = path.read_bytes()
         where = path.relative_to(place)
-        for n, rows in patterns.items():
-            if any(row in raw or row[: len(row) // 2] in raw for row in rows):
+        for n in rows:
+            if any(row in raw or row[: len(row) // 2] in raw for row in rows[n]):
                 found.append(f"row {n} in {shape(where)}")
             if where.parts[0] == "photos" and any(name in raw for name in names[n]):
                 found.append(f"id {n} in {shape(where)}")

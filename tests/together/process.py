@@ -141,8 +141,10 @@ def _subject(name: str, path: str) -> str:
 def _below(path: Any) -> str | None:
     """A path relative to the root; None for one outside of it. Relative ones are inside."""
     if isinstance(path, int):
-        return "."
+        return "." if _child.root else None
     text = os.fsdecode(path)
+    if not _child.root:
+        return None
     if not text.startswith("/"):
         return text
     return text[len(_child.root) :] if text.startswith(_child.root) else None
@@ -159,18 +161,18 @@ def _stat(path: Any, *args: Any, **options: Any) -> os.stat_result:
 
 
 def _asking(lock: Callable[..., None]) -> Callable[..., None]:
-    """A lock that tells the parent before it waits for another process."""
+    """A lock that waits for another process by asking the parent to let that go on."""
 
     @functools.wraps(lock)
     def ask(fd: int, command: int, *args: int) -> None:
         if _child.pid != os.getpid() or command & (fcntl.LOCK_NB | fcntl.LOCK_UN):
             return lock(fd, command, *args)
-        try:
-            return lock(fd, command | fcntl.LOCK_NB, *args)
-        except OSError:
-            with _child.lock:
-                _wait({"event": "blocked", "path": ""})
-            return lock(fd, command, *args)
+        while True:
+            try:
+                return lock(fd, command | fcntl.LOCK_NB, *args)
+            except OSError:
+                with _child.lock:
+                    _wait({"event": "blocked", "path": ""})
 
     return ask
 
@@ -199,6 +201,14 @@ class Running:
         # One that waited goes on with the calls that it was allowed before.
         os.write(self.go, _GO.pack(0 if self.waits else n_events))
         self._listen()
+
+    def has_ended(self) -> bool:
+        """Whether it has ended, without waiting; one that stands before a lock goes on."""
+        while self.end is None and select.select([self.answers], [], [], 0)[0]:
+            self._listen()
+            if self.end is None:
+                os.write(self.go, _GO.pack(TO_THE_END))
+        return self.end is not None
 
     def kill(self) -> None:
         """SIGKILL where it stands."""
@@ -241,6 +251,7 @@ def begin(
 ) -> Running:
     """Fork an operation; it stands before its first call below `root`.
 
+    root: "" for one that runs freely, stops nowhere, and is not waited for.
     before: run in the child first, such as what shifts its clock.
     fine: count every look, also the second and third in a row at one segment.
     """
@@ -254,13 +265,15 @@ def begin(
     os.close(send)
     os.close(hear)
     running = Running(name, pid, answers, go)
-    running._listen()
+    if root:
+        running._listen()
     return running
 
 
 def finish(name: str, function: Callable[[], Any]) -> End:
     """Run a function in a child, to its end, without stopping it."""
-    running = begin(name, function, root="/nowhere/")
+    running = begin(name, function, root="")
+    running._listen()
     while running.end is None:
         running.run()
     return running.end
@@ -280,6 +293,7 @@ def _operate(
     try:
         if before is not None:
             before()
+        _child.left = 0
         _child.root, _child.fine, _child.send, _child.go = root, fine, send, go
         _child.lock = threading.RLock()
         _child.pid = os.getpid()

@@ -14,34 +14,64 @@ from contextlib import contextmanager
 from typing import Any
 
 from embedcache import disk
-from embedcache.sharing import moved, pulling, pushing
+from embedcache.upkeep import verify
 from tests.together import operations, process, schedule, world
 from tests.together.places import Flaw, FolderPlace, Place, S3Place, S3Server
 from tests.together.process import Event
 from tests.together.schedule import SOUND
 from tests.together.zarr_rows import ZarrRows
 
+Answer = dict[str, Any]
+
 
 def main() -> None:
     # Nothing here survives the machine, so nothing waits for a disk.
     disk.sync = lambda fd: None
     disk.sync_folder = lambda path: None
+    # Processes stand still here: what `verify` sees twice is the same.
+    verify.SECOND_LOOK_SECONDS = 0.0
     # One thread, so that the k-th event is the same one in every run.
-    for module, name in (
-        (moved, "OBJECTS_AT_ONCE"),
-        (pushing, "SEGMENTS_AT_ONCE"),
-        (pulling, "SEGMENTS_AT_ONCE"),
-    ):
-        setattr(module, name, 1)
+    for module in list(sys.modules.values()):
+        for name in ("OBJECTS_AT_ONCE", "SEGMENTS_AT_ONCE"):
+            if module.__name__.startswith("embedcache.") and hasattr(module, name):
+                setattr(module, name, 1)
     template, album = world.build()
     process.install()
     sweeper = Sweeper(template, album)
     try:
         for line in sys.stdin:
-            print(json.dumps(sweeper.sweep(**json.loads(line))), flush=True)
+            asked = json.loads(line)
+            play = sweeper.shuffle if "ops" in asked else sweeper.sweep
+            print(json.dumps(play(**asked)), flush=True)
     finally:
         sweeper.close()
         shutil.rmtree(template.folder.parent, ignore_errors=True)
+
+
+class _Tally:
+    """What some schedules found wrong: each fault once, with how often and the first example."""
+
+    def __init__(self) -> None:
+        self.wrong: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+        self.n_run = self.n_waited = 0
+
+    def count(self, outcome: schedule.Outcome, label: str) -> None:
+        self.n_run += 1
+        self.n_waited += outcome.waited
+        for text in outcome.wrong:
+            self.wrong[text] += 1
+            parts = [label, f"{outcome.plan} before {outcome.before}", *outcome.ends]
+            self.examples.setdefault(text, "; ".join(filter(None, parts)))
+
+    def answer(self) -> Answer:
+        return {
+            "schedules": self.n_run,
+            "waited": self.n_waited,
+            "wrong": [
+                [text, count, self.examples[text]] for text, count in self.wrong.most_common()
+            ],
+        }
 
 
 class Sweeper:
@@ -56,7 +86,7 @@ class Sweeper:
 
     def sweep(
         self, *, x: str, y: str, n: int, seed: int, where: str = "folder", flawed: bool = False
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """Pause, and kill, `x` at some of its events, and run `y` there.
 
         n: at how many to pause; half as many kills. 0 for both at every one.
@@ -67,29 +97,24 @@ class Sweeper:
         second = operations.beside(first, operations.named(y))
         events = self.events(first, where)
         rng = random.Random(f"{seed} {x} {y}")
-        wrong: Counter[str] = Counter()
-        examples: dict[str, str] = {}
-        n_run = n_waited = 0
+        tally = _Tally()
         hosts = schedule.hosts(rng.randrange(12))
         for k, kills in _choose(events, n, rng):
             x_host, y_host = next(hosts)
             x_flaw, y_flaw = (_flaw(rng), _flaw(rng)) if flawed else (SOUND, SOUND)
             plan = schedule.Plan(first, second, k, kills, x_host, y_host, x_flaw, y_flaw)
-            outcome = self.play(plan, where)
-            n_run += 1
-            n_waited += outcome.waited
-            for text in outcome.wrong:
-                wrong[text] += 1
-                story = f"{outcome.plan} before {outcome.before}; {'; '.join(outcome.ends)}"
-                examples.setdefault(text, story)
-        return {
-            "x": x,
-            "y": y,
-            "events": len(events),
-            "schedules": n_run,
-            "waited": n_waited,
-            "wrong": [[text, count, examples[text]] for text, count in wrong.most_common()],
-        }
+            tally.count(self.play(plan, where), "")
+        return {"x": x, "y": y, "events": len(events), **tally.answer()}
+
+    def shuffle(self, *, ops: list[str], n: int, seed: int, where: str = "folder") -> Answer:
+        """Run `n` random schedules of three operations drawn from `ops`."""
+        tally = _Tally()
+        for number in range(n):
+            rng = random.Random(f"{seed} {number}")
+            chosen = [operations.named(name) for name in rng.sample(ops, 3)]
+            with self._stage(where) as stage:
+                tally.count(schedule.shuffle(chosen, stage, rng), f"seed {seed}, number {number}")
+        return tally.answer()
 
     def events(self, op: operations.Operation, where: str) -> list[Event]:
         """The events of an operation that runs alone, found once for each operation."""

@@ -4,14 +4,19 @@ from typing import Any
 
 import pytest
 
-from tests.together.operations import ALL, TWINS
+from tests.together.operations import ALL, COMPACT_LITTLE, TWINS
 from tests.together.workers import Workers, describe
 
 N_PAUSES = 8
 SEED = 20
+NAMES = [op.name for op in ALL]
+LITTLE = COMPACT_LITTLE.name
 PAIRS = [
-    *((x.name, y.name) for x in ALL for y in ALL),
+    *((x, y) for x in NAMES for y in NAMES),
     *((x.name, y.name) for x in TWINS for y in TWINS if x is not y),
+    *((LITTLE, y) for y in ("forget", "forget others", "read", "ref", LITTLE)),
+    *((x, LITTLE) for x in ("forget", "forget others", "read", "ref", "merge", "pull")),
+    *((x, TWINS[0].name) for x in ("merge", "pull", "extract")),
 ]
 
 
@@ -31,5 +36,23 @@ def test_nothing_is_lost_or_back_when_one_command_runs_amid_another(
 @pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("sweep", _sweeps(0))
 def test_nothing_is_lost_or_back_at_any_event(sweep: dict[str, Any], workers: Workers) -> None:
+    found = workers.answer(sweep)
+    assert not found["wrong"], describe(found)
+
+
+@pytest.mark.parametrize("sweep", [{"ops": NAMES, "n": 24, "seed": SEED + i} for i in range(2)])
+def test_nothing_is_lost_or_back_when_three_commands_take_turns(
+    sweep: dict[str, Any], workers: Workers
+) -> None:
+    found = workers.answer(sweep)
+    assert not found["wrong"], describe(found)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(6 * 3600)
+@pytest.mark.parametrize("sweep", [{"ops": NAMES, "n": 500, "seed": 1000 + i} for i in range(20)])
+def test_nothing_is_lost_or_back_when_three_commands_take_many_turns(
+    sweep: dict[str, Any], workers: Workers
+) -> None:
     found = workers.answer(sweep)
     assert not found["wrong"], describe(found)

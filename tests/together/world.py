@@ -175,11 +175,11 @@ def _fill_colleagues(world: World, album: Album) -> None:
     other = Cache.open(world.other, create=True)
     _write(_spaces(other)[0], album, 1, 7)
     _write(_spaces(other)[0], album, FORGOTTEN, 6)
-    _record(other, album, scope, [1, 6, 7, FORGOTTEN])
+    _record(other, album, scope, [1, TWICE, 6, 7, FORGOTTEN])
     far = Cache.open(world.folder / "colleague", create=True)
     _write(_spaces(far)[0], album, 0, 1, FORGOTTEN)
     _write(_spaces(far)[0], album, 6, 8)
-    _record(far, album, scope, [0, 1, 6, 8, FORGOTTEN])
+    _record(far, album, scope, [0, 1, TWICE, 6, 8, FORGOTTEN])
     push(far, str(world.remote), with_ids=True)
     shutil.rmtree(world.folder / "colleague")
 

@@ -33,7 +33,7 @@ class Interleaving(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(disk, "sync", lambda fd: None)
         self.patch.setattr(disk, "sync_folder", lambda path: None)
-        self.patch.setattr("embedcache.store.space.INDEX_SEGMENTS", 3)
+        self.patch.setattr("embedcache.store.rows.INDEX_SEGMENTS", 3)
         self.folder = Path(tempfile.mkdtemp())
         self.rows: set[int] = set()
         self.drafts: set[int] = set()
@@ -49,7 +49,7 @@ class Interleaving(RuleBasedStateMachine):
     @rule(numbers=some)
     def write(self, numbers: list[int]) -> None:
         fill(self.space, photos(*numbers))
-        self.rows |= set(numbers)
+        self.rows |= set(numbers) - self.gone
 
     @rule(numbers=some)
     def crash(self, numbers: list[int]) -> None:
@@ -61,7 +61,7 @@ class Interleaving(RuleBasedStateMachine):
     @rule()
     def salvage(self) -> None:
         self.space.salvage()
-        self.rows |= self.drafts
+        self.rows |= self.drafts - self.gone
         self.drafts = set()
 
     @rule(numbers=some)
@@ -75,7 +75,7 @@ class Interleaving(RuleBasedStateMachine):
     @rule(target_rows=st.sampled_from([4, 100]))
     def compact(self, target_rows: int) -> None:
         compact(self.cache, target_rows=target_rows)
-        self.rows |= self.drafts
+        self.rows |= self.drafts - self.gone
         self.drafts = set()
 
     @rule()
@@ -92,9 +92,19 @@ class Interleaving(RuleBasedStateMachine):
         self.gone.add(number)
         self.rows |= self.drafts
         self.drafts = set()
-        self.rows.discard(number)
+        self.rows -= self.gone
         for pinned in self.refs.values():
             pinned.discard(number)
+
+    @precondition(lambda self: self.gone)
+    @rule(data=st.data())
+    def lift(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.gone)))
+        self.cache.lift(photos(number), scope="f", ids=[str(number)])
+        fill(self.space, photos(number))
+        self.cache.record_photos("f", [str(number)], photos(number))
+        self.gone.discard(number)
+        self.rows.add(number)
 
     @rule()
     def pin(self) -> None:

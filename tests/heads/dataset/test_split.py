@@ -59,9 +59,9 @@ def test_another_seed_is_another_split() -> None:
     assert (sides(keys, 0) != sides(keys, 1)).any()
 
 
-def test_a_given_split_that_parts_a_group_is_refused() -> None:
+def test_a_given_split_that_splits_a_group_is_refused() -> None:
     groups, _ = split.join_groups([["ann", "ann", "bob"]])
-    with pytest.raises(LabelsError, match=r"parts 1 group.*a \(train\), b \(test\)"):
+    with pytest.raises(LabelsError, match=r"splits 1 group.*a \(train\), b \(test\)"):
         split.given(["train", "test", "val"], groups, ["a", "b", "c"], column="side")
     assert split.given(["train", "train", "val"], groups, list("abc"), column="s").tolist() == [
         0,

@@ -19,7 +19,7 @@ import heads
 from embedcache.errors import InputError, LabelsError
 from heads.dataset.join import from_arrays
 from heads.dataset.rows import Dataset, Part
-from heads.fitting.judge import judge
+from heads.fitting.judge import predict_test
 from heads.fitting.protocol import Protocol
 
 Sample = Callable[..., Dataset]
@@ -85,7 +85,7 @@ def test_only_judge_looks_at_the_test_rows_and_only_once(
     monkeypatch.setattr(Dataset, "part", watched)
     heads.fit(sample(), **QUICK)
     assert len(looked) == 1
-    assert looked[0][-2] == judge.__name__
+    assert looked[0][-2] == predict_test.__name__
 
 
 def test_test_rows_change_no_weight_and_no_choice(sample: Sample) -> None:
@@ -167,7 +167,7 @@ def test_errors_are_reported_by_group(sample: Sample) -> None:
     fit = heads.fit(replace(data, by={"gender": gender}), heads=["ridge"], **QUICK)
     found = fit.document()["by"]
     assert {(one["group"], one["head"]) for one in found} == {
-        (group, head) for group in "FM" for head in ("const", "ridge")
+        (group, head) for group in "FM" for head in ("const", "ridge", "const by gender")
     }
     assert sum(one["n"] for one in found if one["head"] == "ridge") == fit.dataset.n["test"]
 

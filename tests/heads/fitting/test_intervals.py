@@ -1,62 +1,164 @@
-"""Bootstrap intervals cover the truth as often as they say, also when people come in groups."""
+"""Intervals hold the truth as often as they say; p values are never 0; a group counts once."""
 
 import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from heads.fitting.intervals import Bootstrap, difference, interval
+from benchmarks import coverage
+from heads.fitting import intervals, metrics
+from heads.fitting.choice import simplest
+from heads.fitting.intervals import Bootstrap, Sample
 
-
-def covered(*, trials: int, per_person: int, seed: int) -> float:
-    """How often the interval of a weighted mean holds the truth (0)."""
-    rng = np.random.default_rng(seed)
-    people, hits = 120, 0
-    groups = np.repeat(np.arange(people), per_person)
-    for trial in range(trials):
-        values = np.repeat(rng.normal(size=people), per_person) + 0.1 * rng.normal(size=len(groups))
-        weight = rng.random(len(groups))
-        drawn = Bootstrap(groups, 400, trial).means(values[:, None], weight)[:, 0]
-        low, high = interval(drawn, groups=people)
-        hits += low <= 0 <= high
-    return hits / trials
+RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("per_person", [1, 4])
-def test_intervals_cover_the_truth_at_their_nominal_rate(per_person: int) -> None:
-    assert 0.91 <= covered(trials=400, per_person=per_person, seed=5) <= 0.98
+def alone(n: int) -> Sample:
+    return Sample(None, np.arange(n))
 
 
-def test_rows_resampled_without_their_groups_would_cover_less() -> None:
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("figure", coverage.FIGURES)
+@pytest.mark.parametrize("design", [coverage.DESIGNS[0], coverage.DESIGNS[5]], ids=str)
+def test_intervals_hold_the_truth_about_95_times_in_100(
+    figure: str, design: coverage.Design
+) -> None:
+    """The short form of benchmarks/coverage.py: 250 trials, so 92 to 98 % is what 95 % looks like;
+    uneven errors under heavy weights are known to hold less (docs/heads.md)."""
+    least = 0.87 if "uneven" in figure else 0.905
+    assert least <= coverage.covered(figure, design, 60, trials=250)
+
+
+def test_equal_unrelated_rows_get_the_textbook_intervals() -> None:
+    values = RNG.normal(size=40)
+    low, high = intervals.mean_interval(alone(40), values)
+    error = values.std(ddof=1) / math.sqrt(40) * stats.t.ppf(0.975, 39)
+    assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error))
+    hits = np.repeat([1.0, 0.0], [36, 4])
+    interval = intervals.share_interval(alone(40), hits)
+    reach = float(stats.t.ppf(0.975, 39))
+    wilson = stats.binomtest(36, 40).proportion_ci(2 * stats.norm.cdf(reach) - 1, "wilson")
+    assert interval == pytest.approx((wilson.low, wilson.high), abs=1e-9)
+    first, second = RNG.normal(size=40), RNG.normal(size=40)
+    found = intervals.difference(alone(40), first, second)
+    assert found.p == pytest.approx(stats.ttest_rel(first, second).pvalue)
+
+
+def test_delongs_variance_is_that_of_the_formula() -> None:
+    truth = (RNG.random(300) < 0.3).astype(float)
+    score = truth + RNG.normal(size=300)
+    area = metrics.auc(truth, score)
+    positive, negative = score[truth == 1], score[truth == 0]
+    won = (positive[:, None] > negative[None]).astype(float)
+    variance = won.mean(1).var(ddof=1) / len(positive) + won.mean(0).var(ddof=1) / len(negative)
+    low, high = intervals.auc_interval(alone(300), truth, score)
+    reach = stats.t.ppf(0.975, 299)
+    error = (math.log(high / (1 - high)) - math.log(low / (1 - low))) / 2 / reach
+    assert error * area * (1 - area) == pytest.approx(math.sqrt(variance), rel=0.03)
+
+
+def test_the_areas_without_each_group_are_those_of_the_remaining_rows() -> None:
+    truth = (RNG.random(60) < 0.4).astype(float)
+    score = np.round(truth + RNG.normal(size=60), 1)
+    weight, groups = RNG.random(60), RNG.integers(0, 20, 60)
+    sample = Sample(weight, groups)
+    found = intervals._auc_without_each_group(sample, truth == 1, score)
+    for value, area in zip(np.unique(groups), found, strict=True):
+        kept = groups != value
+        assert area == pytest.approx(metrics.auc(truth[kept], score[kept], weight[kept]))
+
+
+def test_eighteen_of_eighteen_right_is_no_certainty() -> None:
+    low, high = intervals.share_interval(alone(18), np.ones(18))
+    assert low < 0.85
+    assert high == pytest.approx(1)
+    truth = np.repeat([0.0, 1.0], 9)
+    low, high = intervals.auc_interval(alone(18), truth, truth)
+    assert low < 0.75
+    assert high == pytest.approx(1)
+    same = intervals.share_difference(alone(18), np.ones(18), np.ones(18))
+    assert same.low < 0 < same.high
+    assert (same.value, same.p) == (0, 1)
+
+
+def test_mcnemars_test_is_exact() -> None:
+    first, second = np.ones(30), np.ones(30)
+    second[:5] = 0
+    assert intervals.share_difference(alone(30), first, second).p == 2 * 0.5**5
+
+
+def test_p_is_never_zero() -> None:
+    found = intervals.difference(alone(12), np.ones(12), np.zeros(12))
+    assert found.p == 2.0**-11
+    far = intervals.difference(alone(2000), 5 + 1e-9 * RNG.normal(size=2000), np.zeros(2000))
+    assert 0 < far.p < 1e-12
+
+
+def test_a_person_with_many_rows_counts_once() -> None:
+    values = RNG.normal(size=50)
     groups = np.repeat(np.arange(50), 8)
-    values = np.repeat(rng.normal(size=50), 8)
-    whole = Bootstrap(groups, 500).means(values[:, None], None)[:, 0]
-    torn = Bootstrap(np.arange(400), 500).means(values[:, None], None)[:, 0]
-    assert whole.std() > 2 * torn.std()
+    whole = intervals.mean_interval(alone(50), values)
+    assert intervals.mean_interval(Sample(None, groups), values[groups]) == pytest.approx(whole)
+    torn = intervals.mean_interval(alone(400), values[groups])
+    assert torn[1] - torn[0] < 0.6 * (whole[1] - whole[0])
+    assert Sample(None, groups).n_effective == pytest.approx(50)
 
 
-def test_resamples_are_the_same_for_every_column_and_every_call() -> None:
-    values = np.random.default_rng(0).random((30, 1))
-    boot = Bootstrap(np.arange(30), 50)
-    both = boot.means(np.hstack([values, values]), None)
-    assert (both[:, 0] == both[:, 1]).all()
-    assert (both[:, 0] == boot.means(values, None)[:, 0]).all()
-    each = boot.each(lambda draws: float(draws @ values[:, 0] / draws.sum()))
-    assert each == pytest.approx(both[:, 0])
+def test_rows_without_weight_count_for_nothing() -> None:
+    values, weight = RNG.random(30), np.ones(30)
+    weight[20:] = 0
+    sample = Sample(weight, np.arange(30))
+    assert sample.n_groups == 20
+    assert intervals.loss_interval(sample, values) == pytest.approx(
+        intervals.loss_interval(alone(20), values[:20])
+    )
 
 
-def test_a_clear_difference_has_a_small_p_and_none_a_large_one() -> None:
-    rng = np.random.default_rng(2)
-    scores = rng.random((200, 1)) + np.array([[0.0, 0.3, 0.0]])
-    scores[:, 2] += 0.02 * rng.normal(size=200)
-    drawn = Bootstrap(np.arange(200), 1000).means(scores, None)
-    clear = difference(0.3, drawn[:, 1] - drawn[:, 0], groups=200)
-    assert clear.p <= 0.002
-    assert clear.low > 0
-    assert difference(0.0, drawn[:, 2] - drawn[:, 0], groups=200).p > 0.01
+def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
+    hard = RNG.exponential(size=200)
+    first, second = hard + 0.05 * RNG.random(200), hard + 0.05 * RNG.random(200)
+    sample = alone(200)
+    found = intervals.difference(sample, first, second)
+    single = intervals.loss_interval(sample, first)
+    assert found.high - found.low < 0.1 * (single[1] - single[0])
+    assert intervals.difference(sample, second, first).value == -found.value
+
+
+def test_holm_adjusts_as_by_hand() -> None:
+    assert intervals.holm([0.01, math.nan, 0.04, 0.03]) == pytest.approx(
+        [0.03, math.nan, 0.06, 0.06], nan_ok=True
+    )
+    assert intervals.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert intervals.holm([]) == []
 
 
 def test_one_group_has_no_interval() -> None:
-    drawn = Bootstrap(np.zeros(5, np.int64), 10).means(np.ones((5, 1)), None)[:, 0]
-    assert all(map(math.isnan, interval(drawn, groups=1)))
+    sample = Sample(None, np.zeros(5, np.int64))
+    for found in (
+        intervals.loss_interval(sample, np.ones(5)),
+        intervals.share_interval(sample, np.ones(5)),
+        intervals.ratio_interval(sample, np.ones(5), np.ones(5)),
+        intervals.correlation_interval(sample, np.arange(5.0), np.arange(5.0)),
+        Bootstrap(sample).interval(np.ones((5, 1)), lambda sums: sums[:, 0]),
+    ):
+        assert all(map(math.isnan, found))
+    assert math.isnan(intervals.difference(sample, np.ones(5), np.zeros(5)).p)
+
+
+def test_resamples_are_whole_groups_and_the_same_every_time() -> None:
+    sample = Sample(None, np.repeat(np.arange(40), 3))
+    values = RNG.normal(size=(40, 1)).repeat(3, 0)
+    boot = Bootstrap(sample, 400)
+    first, second = (np.concatenate(list(boot.sums(values)))[:, 0] for _ in range(2))
+    assert (first == second).all()
+    assert first.std() == pytest.approx(3 * math.sqrt(40) * values.std(), rel=0.15)
+
+
+def test_the_simplest_head_within_one_standard_error_is_chosen() -> None:
+    base = RNG.exponential(size=300)
+    scores = {"const": base + 1, "ridge": base, "1fc": base - 0.001 + 0.1 * RNG.normal(size=300)}
+    assert simplest(scores, alone(300)) == "ridge"
+    scores["1fc"] = base - 0.1 + 0.1 * RNG.normal(size=300)
+    assert simplest(scores, alone(300)) == "1fc"
+    assert simplest({"const": np.full(3, np.nan), "ridge": np.full(3, np.nan)}, alone(3)) == "const"
+    assert simplest({"const": np.array([2.0]), "ridge": np.array([1.0])}, alone(1)) == "ridge"

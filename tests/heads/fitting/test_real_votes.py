@@ -34,7 +34,7 @@ def test_heads_on_facenet_vectors_reach_the_published_figures(real_data: Path) -
     assert all(error[name] < 1.05 * error["ridge"] for name in ("0fc", "1fc", "2fc"))
     assert error[like.best] < error["ridge"]
     assert error["ridge"] < 0.6 * error["const"]
-    assert 0.008 < like.test.noise_floor < 0.0095
+    assert 0.008 < like.noise_floor < 0.0095
     labels = [gender[name] for name in names]
     gender_fit = heads.fit(from_arrays(vectors, labels, ids=names, groups=names))
     right = {row.head: row.value for row in gender_fit.rows if row.metric == "accuracy"}

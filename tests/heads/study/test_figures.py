@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,7 +102,7 @@ def test_figure_1_ranks_by_prediction_in_rows_of_nearly_the_same_value(results: 
 
 def test_figure_1_of_few_photos_shows_each_once(results: Results) -> None:
     fit = results.best("like_ratio", "ALL")
-    few = replace(
+    few = msgspec.structs.replace(
         fit, ids=fit.ids[:5], truth=fit.truth[:5],
         predictions={name: seen[:5] for name, seen in fit.predictions.items()},
     )  # fmt: skip

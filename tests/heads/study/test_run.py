@@ -41,6 +41,7 @@ def small(folder: Path, **changes: Any) -> Study:
     document: dict[str, Any] = {
         "labels": "out/labels.csv",
         "heads": ["const", "ridge"],
+        "folds": 0,
         "target": [{"column": "like_ratio", "weight": "swipes"}],
         "backbone": [{"name": "whole"}],
     }
@@ -58,24 +59,23 @@ def test_faces_are_fitted_on_one_face_photos_and_the_rest_on_every_subset(result
         for target in ("like_ratio", "gender")
         for subset, backbone in (("ALL", "Inception"), ("1BBOX", "Inception"), ("1BBOX", "FaceNet"))
     }
-    sizes = {fit.subset: sum(fit.n.values()) for fit in results.fits}
+    sizes = {fit.subset: fit.n_photos for fit in results.fits}
+    assert {fit.folds for fit in results.fits} == {5}  # as few photos as these are
+    assert {len(fit.ids) for fit in results.fits} == set(sizes.values())
     assert sizes == {"ALL": studies.N, "1BBOX": studies.N * 5 // 6}
 
 
 def test_every_head_has_a_row_with_interval_dev_and_origin(results: Results) -> None:
     rows = results.rows()
-    assert {row.head for row in rows if row.target == "gender"} == {
-        "const", "logistic", "0fc", "1fc", "2fc",
-    }  # fmt: skip
+    heads = {"const", "logistic", "0fc", "1fc", "2fc", "dev's choice"}
+    assert {row.head for row in rows if row.target == "gender"} == heads
     for row in rows:
         assert row.low is not None
         assert row.high is not None
         assert row.low <= row.value <= row.high
-        assert row.dev is not None
+        assert row.dev is not None or row.head == "const by gender"
         assert len(row.spec) == len(row.labels) == len(row.split) == 64
-        assert row.n_train > row.n_test > 0
-    assert all((row.learning_rate is not None) == (row.head in ("0fc", "1fc", "2fc")) or
-               row.epoch == 0 for row in rows)  # fmt: skip
+        assert row.n_test > row.n_train > 0  # by folds every photo is tested
 
 
 def test_planted_face_vectors_win_and_the_comparison_says_so(results: Results) -> None:
@@ -87,19 +87,24 @@ def test_planted_face_vectors_win_and_the_comparison_says_so(results: Results) -
         assert comparison.low <= comparison.difference <= comparison.high
 
 
-def test_the_best_row_is_chosen_by_dev_and_not_by_test(results: Results) -> None:
+def test_the_row_in_bold_is_what_dev_chose_and_not_the_best_on_test(results: Results) -> None:
     for target in results.targets():
         for subset in results.subsets(target):
             rows = [r for r in results.rows() if (r.target, r.subset) == (target, subset)]
             best = [row for row in rows if row.best]
             assert len(best) == 1
-            lowest = min(row.dev or 9 for row in rows if row.head != "const")
-            assert best[0].dev == pytest.approx(lowest, abs=1e-6)
+            lowest = min(row.dev for row in rows if row.dev is not None)
+            heads = {row.head for row in rows}
+            assert best[0].head in heads - {"dev's choice"}
+            assert best[0].dev is not None
+            assert best[0].dev >= lowest  # the simplest within one standard error of it
 
 
 def test_a_fit_compared_with_itself_differs_by_nothing(results: Results) -> None:
-    same = compare(results.fits[0], results.fits[0])
-    assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, 0)
+    for one in results.fits:
+        same = compare(one, one)
+        assert (same.difference, same.p, same.verdict) == (0, 1, 0)
+        assert same.low <= 0 <= same.high
 
 
 def test_the_labels_come_from_the_swipe_log_with_their_counts(results: Results) -> None:
@@ -290,12 +295,13 @@ def test_table_2_stands_as_in_the_paper(results: Results) -> None:
     table = tables.table_of(results.rows(), "like_ratio")
     assert table.head == ("Model", "ALL", "1BBOX")
     names = [row[0].text for row in table.rows]
-    assert names[0] == "Const baseline"
-    assert names[1:] == [
-        f"{backbone}-{head}" for backbone in ("Inception", "FaceNet")
-        for head in ("ridge", "0FC", "1FC", "2FC")
-    ]  # fmt: skip
-    assert [row[1].text for row in table.rows if row[0].text.startswith("FaceNet")] == ["-"] * 4
+    assert names[:2] == ["Const baseline", "Const by gender"]
+    backbones, heads = ("Inception", "FaceNet"), ("0FC", "1FC", "2FC", "dev's choice")
+    paper = [f"{name}-{head}" for name in backbones for head in ("ridge", *heads)]
+    warm = [f"{name}-{head} (warm)" for name in backbones for head in heads]
+    assert names[2:] == [*paper, tables.BLOCK, *warm]
+    first = [row[1].text for row in table.rows if row[0].text.startswith("FaceNet")]
+    assert first == ["-"] * 9
     assert sum(cell.best for row in table.rows for cell in row) == 2
 
 

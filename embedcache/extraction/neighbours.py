@@ -1,0 +1,87 @@
+"""Other extractions that are at work on the same spaces of a cache, in any process on any host.
+
+Each run keeps a small file with a name of its own in `local/at-work/` for every space that it
+fills. It holds the buckets that the run is busy with; a bucket is the first byte of a digest.
+Only the order of work depends on these files: without them, processes that overlap compute rows
+twice, and the cache keeps one of each.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from embedcache import disk
+from embedcache.store.cache import Cache
+
+LOOK_SECONDS = 1.0
+LOST_SECONDS = 600.0
+"""A run on another host that has not shown itself for this long is taken to be gone."""
+
+
+class Neighbours:
+    """Who else is at work, and on which buckets."""
+
+    def __init__(self, cache: Cache, specs: Sequence[str]) -> None:
+        """specs: digests of the spaces that this run fills."""
+        self._folder = cache.local / "at-work"
+        self._prefixes = tuple(f"{digest[:16]}." for digest in specs)
+        self._own = {f"{prefix}{disk.mark_of_process()}" for prefix in self._prefixes}
+        self._looked = float("-inf")
+        self._found: list[str] = []
+        self._claim = b""
+
+    @contextlib.contextmanager
+    def announced(self) -> Iterator[None]:
+        """Others see this run while the block lasts."""
+        self._touch()
+        try:
+            yield
+        finally:
+            for name in self._own:
+                with contextlib.suppress(OSError):
+                    (self._folder / name).unlink()
+
+    def present(self, *, now: bool = False) -> bool:
+        """Whether others are at work; now: look even if that was done a moment ago."""
+        if now or time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._touch()
+            with contextlib.suppress(OSError):
+                self._found = [name for name in os.listdir(self._folder) if self._alive(name)]
+        return bool(self._found)
+
+    def claim(self, buckets: Iterable[int]) -> None:
+        """Let others know the buckets, 0 to 255, that this run is busy with from now on."""
+        self._claim = bytes(buckets)
+        self._touch()
+
+    def claimed(self) -> set[int]:
+        """The buckets that others are busy with."""
+        found: set[int] = set()
+        for name in self._found:
+            with contextlib.suppress(OSError):
+                found |= set((self._folder / name).read_bytes()[:256])
+        return found
+
+    def _touch(self) -> None:
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(exist_ok=True)
+            for name in self._own:
+                (self._folder / name).write_bytes(self._claim)
+
+    def _alive(self, name: str) -> bool:
+        """Whether a file stands for another run that is at work; removes it where that has died."""
+        if name in self._own or not name.startswith(self._prefixes):
+            return False
+        path = Path(self._folder, name)
+        gone = disk.maker_is_gone(name)
+        if gone is None:
+            with contextlib.suppress(OSError):
+                age = disk.now_beside(self._folder) - path.stat().st_mtime
+                gone = age > LOST_SECONDS
+        if gone:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        return not gone

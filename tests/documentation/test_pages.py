@@ -1,0 +1,38 @@
+"""The tutorial from an empty folder, and each how-to on a folder of photos, labels and weights."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.documentation.pages import ROOT, Run, Session, blocks
+
+HOW_TO = sorted(ROOT.glob("docs/how-to/*.md"))
+
+
+@pytest.mark.timeout(900)
+def test_every_line_of_the_tutorial_runs_from_an_empty_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Fewer photos here; nothing else is replaced.
+    session = Session(run, replaced={"demo --out demo": "demo --out demo --photos 60"})
+    for block in blocks(ROOT / "docs" / "tutorial.md"):
+        session.play(block)
+    assert session.names["found"].all()
+    assert (tmp_path / "team-copy" / "zarr.json").exists()
+
+
+@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+def test_every_line_of_a_how_to_runs(page: Path, world: Path, run: Run, no_network: None) -> None:
+    session = Session(run)
+    if page.stem in ("scikit-learn", "imported-vectors"):  # these begin where a cache is
+        run(
+            *("extract", "photos", "--cache", "my.cache"),
+            *("--backbone", "local-dir:weights/efficientnet_lite0"),
+        )
+    if page.stem == "no-internet":
+        (world / "my-network").mkdir()
+    found = blocks(page)
+    assert found or page.stem == "sharing"
+    for block in found:
+        session.play(block)
