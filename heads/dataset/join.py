@@ -102,7 +102,8 @@ def load(
         rows = _with_faces(rows, cache, space, faces)
     if drop_missing:
         rows = _with_labels(rows, sheet, names)
-    labels = parse_targets([sheet.column(name)[rows.at] for name in names], rows.ids, task)
+    whole = [sheet.column(name) for name in names]
+    labels = parse_targets([column[rows.at] for column in whole], rows.ids, task, whole=whole)
     weights = None if weight is None else parse_weights(sheet.column(weight)[rows.at], rows.ids)
     people, alone = _people(rows, sheet, split_by)
     sides = _split(
@@ -128,7 +129,7 @@ def load(
         counts=are_counts(labels.values, weights, labels.task),
         shares=are_shares(labels.values, labels.task),
         by={name: tuple(map(str, rows.texts(sheet, name))) for name in by},
-        notes=(*rows.notes, *labels.notes, *alone, *_unseen(labels.values, labels.classes, sides)),
+        notes=(*rows.notes, *labels.notes, *alone),
         provenance=Provenance(
             backbone=backbone,
             spec=space.spec.document(),
@@ -424,17 +425,6 @@ def _split(
     if given is not None:
         return _Sides(groups, split.given(given, groups, rows.ids, column=column))
     return _Sides(groups, split.by_hash(groups, names, seed=seed, strata=strata))
-
-
-def _unseen(values: Floats, classes: tuple[str, ...], sides: _Sides) -> tuple[str, ...]:
-    """A note for each class that no head can learn, because no photo of the train part has it."""
-    train = {*values[sides.subset == split.TRAIN].tolist()} if classes else set()
-    return tuple(
-        f"class {name!r} is not in the train part ({int((values == code).sum())} photos elsewhere),"
-        " so no head can predict it: split with --stratify, or leave the class out"
-        for code, name in enumerate(classes)
-        if code not in train
-    )
 
 
 def _vectors(space: Space, digests: U8, memory_bytes: int | None) -> Vectors:

@@ -33,11 +33,19 @@ class Labels:
     notes: tuple[str, ...] = ()
 
 
-def parse_targets(columns: Sequence[pl.Series], ids: Sequence[str], task: str) -> Labels:
+def parse_targets(
+    columns: Sequence[pl.Series],
+    ids: Sequence[str],
+    task: str,
+    *,
+    whole: Sequence[pl.Series] = (),
+) -> Labels:
     """Read the target columns, and find the task they make.
 
     task: "auto" for two classes where there are two values, a regression for other numbers, and
         else classes.
+    whole: the same columns of the whole label table: its classes count where the rows with a vector
+        all have one.
     LabelsError where a cell is missing or is no number where numbers are needed, naming it.
     """
     if task not in TASKS:
@@ -52,6 +60,9 @@ def parse_targets(columns: Sequence[pl.Series], ids: Sequence[str], task: str) -
     column, values_of = columns[0], read[0].values
     distinct = values_of.unique().sort()
     numeric = values_of.dtype.is_numeric()
+    if len(distinct) == 1 and not numeric and whole:
+        distinct, note = _classes_of_table(distinct, parse(whole[0]).values, len(column))
+        notes += note
     chosen = task
     if task == "auto":
         two = len(distinct) == 2 or values_of.dtype == pl.Boolean
@@ -75,6 +86,20 @@ def parse_targets(columns: Sequence[pl.Series], ids: Sequence[str], task: str) -
     codes = distinct.search_sorted(values_of).to_numpy().astype(np.float64)
     found: Task = "binary" if len(classes) == 2 else "multiclass"
     return Labels(values=codes, task=found, classes=classes, notes=notes)
+
+
+def _classes_of_table(
+    distinct: pl.Series, whole: pl.Series, n: int
+) -> tuple[pl.Series, tuple[str, ...]]:
+    """The classes of a table whose photos with a vector all have one of them, and a warning."""
+    found = whole.drop_nulls().unique().sort()
+    if len(found) < 2 or found.dtype != distinct.dtype:
+        return distinct, ()
+    others = ", ".join(map(repr, found.filter(found != distinct[0]).to_list()[:5]))
+    return found, (
+        f"warning: all {n:,} labelled photos with a vector are {distinct[0]!r} and none is "
+        f"{others}: the figures below say nothing. Extract the other photos too",
+    )
 
 
 def _read(column: pl.Series, ids: Sequence[str]) -> Parsed:

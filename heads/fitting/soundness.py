@@ -30,6 +30,8 @@ def require_sides(dataset: Dataset, *, sides: tuple[str, ...] = ("train", "dev",
             raise LabelsError(f"all weights of the {side} rows are zero")
     if dataset.task == "regression":
         return
+    if len(np.unique(dataset.targets)) < 2:
+        return  # only one class of the table has vectors: `load` has warned of it
     if len(seen := np.unique(dataset.part("train").targets)) < 2:
         raise LabelsError(
             f"all {n['train']} train rows are {dataset.classes[int(seen[0])]!r}; a classifier "
