@@ -23,7 +23,7 @@ from embedcache.spec import Preprocessing
 if TYPE_CHECKING:
     import torch
 
-DOCTOR = "Run 'embedcache doctor' to see which weights are at hand."
+DOCTOR = "Run 'embedcache doctor' to see which weights are installed."
 MAX_SIDE = 4096
 _INTERPOLATIONS = get_args(Preprocessing.__annotations__["interpolation"])
 # The order in which timm looks for weights in a folder.

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.errors import Damaged
-from embedcache.remotes.remote import BLOCK_BYTES, SMALL_BYTES, Remote
+from embedcache.errors import Damaged, RemoteError
+from embedcache.remotes.remote import BLOCK_BYTES, SMALL_BYTES, Remote, Unreachable
 from embedcache.sharing.moved import CountBytes
 from embedcache.sharing.screen import Screen, ShardScreen
 from embedcache.sharing.segments import RemoteSegment, wrong_bytes
@@ -274,11 +274,14 @@ def _place(incoming: Path, segment: str) -> Iterator[Path]:
             home = incoming / f"{segment}-{os.urandom(4).hex()}"
         folder = home / segment
         folder.mkdir(parents=True, exist_ok=True)
-        yield folder
+        try:
+            yield folder
+        except (RemoteError, Damaged) as error:
+            if not isinstance(error, Unreachable):  # refused: there is nothing to resume
+                disk.delete_folder(home)
+            raise
         disk.delete_folder(home)
     finally:
-        if not folder.exists():  # it was wrong, so there is nothing to resume
-            disk.delete_folder(home)
         os.close(fd)
 
 
