@@ -39,6 +39,7 @@ from embedcache.store.segment import Segment
 from embedcache.store.space import FaceSpace, Space
 from embedcache.store.tombstones import content_mark, pair_mark
 from embedcache.store.zarr_json import encode_document, group_document
+from embedcache.store.zarr_view import ZarrSegment, zarr_segments
 
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
@@ -262,6 +263,10 @@ class Cache:
         vectors[known] = rows
         known[known] = there
         return vectors, known
+
+    def zarr(self, backbone: str) -> list[ZarrSegment]:
+        """The segments of a backbone's vectors as read-only zarr arrays (`zarr_view`)."""
+        return zarr_segments(self.find(backbone))
 
     def _space_folders(self) -> dict[str, Path]:
         """Where the space of each spec digest lies; a shared folder keeps face crops apart."""
