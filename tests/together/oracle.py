@@ -111,7 +111,8 @@ def dangling_refs(place: Path) -> list[str]:
         for space, pinned in parts.items():
             for segment, digest in pinned.items():
                 if not resolves(f"{space}/{segment}", digest):
-                    found.append(f"ref {path.stem} pins a segment that is gone")
+                    what = "photo ids" if space == "photos" else "a segment"
+                    found.append(f"ref {path.stem} pins {what}, gone without successors")
     return sorted(set(found))
 
 
@@ -127,7 +128,10 @@ def _lifts(document: dict[str, Any]) -> list[tuple[str, str]]:
 def traces(
     place: Path, album: Known, numbers: set[int], ids: Callable[[int], tuple[str, ...]]
 ) -> list[str]:
-    """Files below `place` that hold bytes of the rows, or (in photos/) ids, of these photos."""
+    """Files below `place` that hold bytes of the rows, or (in photos/) ids, of these photos.
+
+    Not in damaged/: what `repair` set aside is the user's, and `forget` says so.
+    """
     rows = {
         n: [album.bytes_of((space, n)) for space in album.names.values()] for n in sorted(numbers)
     }
@@ -138,6 +142,8 @@ def traces(
             continue
         raw = path.read_bytes()
         where = path.relative_to(place)
+        if where.parts[0] == "damaged":
+            continue
         for n in rows:
             if any(row in raw or row[: len(row) // 2] in raw for row in rows[n]):
                 found.append(f"row {n} in {shape(where)}")

@@ -97,7 +97,7 @@ def run(plan: Plan, stage: Stage) -> Outcome:
     for op in again:
         outcome.n_reruns += _repeat(stage, op)
     stage.finish()
-    outcome.ends = [_ending(running) for running in (x, y)]
+    outcome.ends = [_ending(running)[:300] for running in (x, y)]
     outcome.wrong = list(dict.fromkeys(stage.wrong))
     return outcome
 
@@ -126,6 +126,8 @@ def _repeat(stage: Stage, op: Operation) -> int:
         running.run()
         if stage.ended(running):
             return n
+        if "--forgotten" in _ending(running):
+            stage.pull_and_forget()
     assert running.end is not None
     stage.wrong.append(f"{op.name} run again fails: {oracle.shape(running.end.text)[:300]}")
     return RERUNS
@@ -153,8 +155,8 @@ def shuffle(ops: Sequence[Operation], stage: Stage, rng: random.Random) -> Outco
             alive.remove((op, running))
             if not stage.ended(running):
                 again.append(op)
-            outcome.ends.append(_ending(running))
-    for op in again:
+            outcome.ends.append(_ending(running)[:300])
+    for op in sorted(again, key=lambda op: not op.forgets):  # what was begun to be forgotten first
         outcome.n_reruns += _repeat(stage, op)
     stage.finish()
     outcome.wrong = list(dict.fromkeys(stage.wrong))
@@ -181,4 +183,4 @@ def hosts(number: int) -> Iterator[tuple[Host, Host]]:
 
 def _ending(running: Running) -> str:
     assert running.end is not None
-    return f"{running.name}: {running.end.status} {running.end.text}".strip()[:300]
+    return f"{running.name}: {running.end.status} {running.end.text}".strip()

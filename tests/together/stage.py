@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from embedcache.remotes.remote import Remote
+from embedcache.sharing.share import pull
+from embedcache.sharing.survey import verify_remote
 from embedcache.store.cache import Cache
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.forgetting import forget_forgotten
@@ -54,6 +57,18 @@ class Stage:
             if end.status != "done":
                 self.wrong.append(f"repair fails: {oracle.shape(end.text)}")
             self.damaged = set()
+
+    def pull_and_forget(self) -> None:
+        """What push advises where somebody else forgot what is still here."""
+
+        def follow() -> None:
+            cache = Cache.open(self.world.cache)
+            pull(self.place.open(SOUND), cache, with_ids=True)
+            forget_forgotten(cache)
+
+        end = finish("advice", follow)
+        if end.status != "done":
+            self.wrong.append(f"pull and forget --forgotten fail: {oracle.shape(end.text)}")
 
     def begin(
         self, op: Operation, host: Host = HERE, flaw: Flaw = SOUND, *, fine: bool = False
@@ -148,6 +163,10 @@ class Stage:
             self.wrong += [f"remote: {text}" for text in oracle.dangling_refs(folder)]
             left = oracle.traces(folder, self.album, self.facts.never_remote, ids_of)
         self.wrong += [f"bytes left on the remote: {trace}" for trace in left]
+        if any(op.remote for op, _ in self.promises.values()):
+            end = finish("verify", lambda: _verify_remote(self.place.open(SOUND)))
+            found = [end.text] if end.value is None else end.value
+            self.wrong += [f"verify of the remote: {oracle.shape(text)}" for text in found]
 
     def _check_all(self, excused: Sequence[str]) -> list[str]:
         """Ask the product; returns what `verify` names as left behind.
@@ -211,6 +230,10 @@ def _done_before(op: Operation, end: End) -> bool:
     return ("knows no photo id" in end.text and bool(op.forgets)) or (
         "has a ref" in end.text and bool(op.ref)
     )
+
+
+def _verify_remote(remote: Remote | str) -> list[str]:
+    return list(verify_remote(remote).findings)
 
 
 def _listed(rows: set[Row]) -> str:
