@@ -192,6 +192,7 @@ def _local_dir(folder: Path) -> "tuple[dict[str, Any], dict[str, torch.Tensor]]"
             "`save_for_hf` writes them; "
             + ("the folder has no config.json" if folder.is_dir() else "there is no such folder")
         )
+    weights.refuse_no_weights(config)
     try:
         found = json.loads(config.read_text("utf-8"))
         arguments = found.get("model_args") or {}

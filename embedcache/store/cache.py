@@ -338,6 +338,8 @@ def plain_name(backbone: str) -> str:
     path, at, crop = rest.rpartition("@")
     if not at or crop not in CROPS:
         path, at, crop = rest, "", ""
+    elif kind == "facenet" and CROPS[crop] == "only":  # what facenet: means without it
+        at, crop = "", ""
     return f"{kind}:{path.rstrip('/').rpartition('/')[2]}{at}{crop}"
 
 
