@@ -347,12 +347,17 @@ def export(
     backbone: BackboneOption,
     out: Annotated[Path, typer.Option(metavar="F.npy|F.parquet", help="The file to write.")],
     ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
+    all_ids: Annotated[
+        bool,
+        typer.Option("--all-ids", help="A row for each folder or table that has a photo."),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Write vectors and photo ids to a .npy or Parquet file."""
     from embedcache.upkeep.exchange import export as write
 
-    print_result(write(open_cache(cache, ref=ref), backbone, out), json_)
+    opened = open_cache(cache, ref=ref)
+    print_result(write(opened, backbone, out, every_scope=all_ids), json_)
 
 
 @commands.command("import")
