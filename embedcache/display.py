@@ -1,5 +1,6 @@
 """Progress on stderr (a bar on a terminal, else a line every ten seconds), and a clean stop."""
 
+import logging
 import signal
 import sys
 import threading
@@ -13,6 +14,8 @@ from embedcache.extraction.clock import RunProgress, duration
 LINE_SECONDS = 10.0
 QUIET_SECONDS = 2.0
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
 def progress_on(stream: TextIO | None = None) -> Iterator[Callable[[RunProgress], None]]:
@@ -21,7 +24,7 @@ def progress_on(stream: TextIO | None = None) -> Iterator[Callable[[RunProgress]
     stream: stderr unless given.
     """
     stream = stream or sys.stderr
-    if stream.isatty():
+    if stream.isatty() and not _is_quiet():
         with _bar(stream) as show:
             yield show
     else:
@@ -57,7 +60,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         asked = True
         for signal_, old in before.items():
             signal.signal(signal_, old)
-        print("stopping: committing what is done ...", file=sys.stderr, flush=True)
+        log.info("stopping: committing what is done ...")
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -88,11 +91,16 @@ def _every_ten_seconds(stream: TextIO | None) -> Callable[[Callable[[], str]], N
     def say(text: Callable[[], str]) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= LINE_SECONDS:
+        if now - last >= LINE_SECONDS and not _is_quiet():
             last = now
             print(text(), file=out, flush=True)
 
     return say
+
+
+def _is_quiet() -> bool:
+    """Whether the command line was asked for errors and warnings only."""
+    return logging.getLogger("embedcache").level > logging.INFO
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The names of backbones, parsed: `NAME`, `NAME@face`, `local-dir:FOLDER`, `facenet:WEIGHTS`."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +11,9 @@ from embedcache.spec import CROPS, Select
 DEFAULT = "inception_v3.tf_in1k"
 FACENET = ("vggface2", "casia-webface")
 """The weights that `facenet:` knows by name."""
+
+
+SOURCES = ("timm", "hf-hub", "local-dir", "facenet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +39,11 @@ class Name:
         source, colon, where = body.partition(":")
         if not colon:
             source, where = "timm", body
-        if source not in ("timm", "hf-hub", "local-dir", "facenet") or not where:
+        if source not in SOURCES or not where:
+            close = get_close_matches(source, SOURCES)
+            hint = f"Did you mean {close[0]}:{where}? " if close and where else ""
             raise WeightsError(
-                f"no such backbone: {text!r}. Give a timm name (inception_v3.tf_in1k), "
+                f"no such backbone: {text!r}. {hint}Give a timm name (inception_v3.tf_in1k), "
                 "hf-hub:OWNER/MODEL, local-dir:FOLDER, facenet:vggface2, facenet:casia-webface or "
                 "facenet:FILE, with @face at the end for the crop of the only face, or "
                 "@largest-face or @central-face to choose one of several."

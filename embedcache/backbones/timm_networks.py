@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from embedcache.backbones import weights
 from embedcache.backbones.forward import Loaded
 from embedcache.backbones.names import Name
+from embedcache.backbones.suggestions import suggestion
 from embedcache.errors import WeightsError
 from embedcache.spec import Preprocessing
 
@@ -192,6 +193,7 @@ def _local_dir(folder: Path) -> "tuple[dict[str, Any], dict[str, torch.Tensor]]"
             "`save_for_hf` writes them; "
             + ("the folder has no config.json" if folder.is_dir() else "there is no such folder")
         )
+    weights.refuse_no_weights(config)
     try:
         found = json.loads(config.read_text("utf-8"))
         arguments = found.get("model_args") or {}
@@ -236,8 +238,7 @@ def _need(name: Name, full: str) -> None:
         base, _, tag = name.where.partition(".")
         tags = timm.list_pretrained(f"{base}*") if timm.is_model(base) else []
         if not timm.is_model(base) or (tag and name.where not in tags):
-            close = (tags or timm.list_pretrained(f"*{base}*"))[:5]
-            hint = f" Did you mean {', '.join(close)}?" if close else ""
+            hint = suggestion(name.where, tags or timm.list_pretrained())
             raise WeightsError(
                 f"timm {timm.__version__} knows no model {name.where!r}.{hint} "
                 "List all with python -c 'import timm; print(timm.list_pretrained())'."

@@ -7,10 +7,12 @@ One read, one decode and one detection serve every backbone of a run. There is n
 run embeds what the cache lacks, so running it again after a crash is the resume.
 """
 
+import gc
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +52,7 @@ def extract(
     decode: Decode = "full",
     compiling: Compile = "auto",
     retry_failed: bool = False,
+    again: bool = False,
     strict: bool = False,
     part: WorkPart | None = None,
     remote: str | Upstream | None = None,
@@ -73,6 +76,7 @@ def extract(
         way only once their pace is known and only if that is faster and gives the same vectors.
     precision, device, decode: as in `backbones.load`.
     retry_failed: try photos again that an earlier run could not embed.
+    again: embed and record photos also where they were forgotten; otherwise they are skipped.
     strict: PhotosError at the first photo that fails; what was embedded until then is kept.
     part: only these of the photos, where other processes do the other parts.
     remote: a shared copy to read through: rows that it has are taken, only the rest is computed. A
@@ -93,16 +97,20 @@ def extract(
     watch = Watch(progress, log, stop)
     clock, gate, faces = Clock(), Gate(workers), FaceFinder(cache, device)
     upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
-    backbones = load_all(
-        backbone,
-        faces=faces,
-        memo=cache.local / "specs.json",
-        device=device,
-        precision=precision,
-        decode=decode,
-    )
-    with clock.step("read"):
-        digests = _read(photos, cache, workers=gate.workers, watch=watch)
+    with ThreadPoolExecutor(1, "load") as beside:  # loading computes, reading waits for a disk
+        loading = beside.submit(
+            load_all,
+            backbone,
+            faces=faces,
+            memo=cache.local / "specs.json",
+            device=device,
+            precision=precision,
+            decode=decode,
+        )
+        with clock.step("read"):
+            digests = _read(photos, cache, workers=gate.workers, watch=watch, beside=loading)
+            _record(photos, digests, cache, again=again)
+        backbones = loading.result()
     if strict and digests.reasons:
         position, reason = next(iter(digests.reasons.items()))
         raise _refusal(f"{photos.paths[position]}: {reason}")
@@ -163,6 +171,18 @@ def extract(
     )
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection while a million objects of imported modules come to stay."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _refuse_fork() -> None:
     """Raise in a process that was forked from one whose threads of torch have run.
 
@@ -200,36 +220,51 @@ def load_all(
 ) -> list[Backbone]:
     """The backbones of a run, loaded, each spec once."""
     asked = [backbone] if isinstance(backbone, str | Backbone) else backbone
-    loaded = [
-        b
-        if isinstance(b, Backbone)
-        else load(
-            b,
-            device=device,
-            precision=precision,
-            decode=decode,
-            detector=faces.digest,
-            memo=memo,
-        )
-        for b in asked
-    ]
+    with _uncollected():
+        loaded = [
+            b
+            if isinstance(b, Backbone)
+            else load(
+                b,
+                device=device,
+                precision=precision,
+                decode=decode,
+                detector=faces.digest,
+                memo=memo,
+            )
+            for b in asked
+        ]
     return list({b.spec.digest: b for b in loaded}.values())
 
 
-def _read(photos: Photos, cache: Cache, *, workers: int, watch: Watch) -> Digests:
-    """The digests of all photos; the cache records whose they are."""
+def _read(
+    photos: Photos, cache: Cache, *, workers: int, watch: Watch, beside: "Future[object]"
+) -> Digests:
+    """The digests of all photos.
+
+    beside: what is done at the same time; should it fail, reading ends at once.
+    """
     started = time.perf_counter()
 
     def reading(n_done: int, n: int) -> None:
         seconds = time.perf_counter() - started
         watch.progress(RunProgress(n_done, n, 0, seconds, doing="reading"))
 
-    digests = photos.digests(
-        cache.local / "digests.npz", workers=workers, progress=reading, stop=watch.stop
+    def stopped() -> bool:
+        return watch.stop() or (beside.done() and beside.exception() is not None)
+
+    return photos.digests(
+        cache.local / "digests.npz", workers=workers, progress=reading, stop=stopped
     )
+
+
+def _record(photos: Photos, digests: Digests, cache: Cache, *, again: bool) -> None:
+    """Record whose photos these are; with `again`, also of those that were forgotten."""
     readable = [photo for photo, ok in zip(photos.ids, digests.readable, strict=True) if ok]
-    cache.record_photos(photos.scope, readable, digests.value[digests.readable])
-    return digests
+    known = digests.value[digests.readable]
+    if again:
+        cache.lift(known, scope=photos.scope, ids=readable)
+    cache.record_photos(photos.scope, readable, known)
 
 
 def _engines(
@@ -239,7 +274,8 @@ def _engines(
     engines = {}
     for b, n_photos in enumerate(work.todo.wanted.sum(axis=0).tolist()):
         if n_photos:
-            network = backbones[b].open()
+            with _uncollected():
+                network = backbones[b].open()
             _ran_networks.add(os.getpid())
             pace = pace_finder.begin(backbones[b].name, network, n_photos=n_photos)
             engines[b] = Engine(backbones[b].name, network, pace)
@@ -335,4 +371,5 @@ def _outcome(
         batch_size=None if engine is None else engine.pace.size,
         workers=workers,
         compiled=engine is not None and engine.compiled is not None,
+        forgotten=tally.forgotten,
     )

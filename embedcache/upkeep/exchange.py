@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import InputError, NoSuchSpace
+from embedcache.photos.matching import match_ids
 from embedcache.spec import MAX_DIM, Json, foreign
 from embedcache.store.cache import Cache, without_ids
 from embedcache.store.columns import OK
+from embedcache.store.photo_ids import PhotoTable
 from embedcache.store.space import Space
+from embedcache.tables import ID_COLUMNS
 
 U8 = NDArray[np.uint8]
 
@@ -77,6 +80,7 @@ def export(
     *,
     ids: Sequence[str] | None = None,
     scope: str | None = None,
+    every_scope: bool = False,
 ) -> Exported:
     """Write vectors and their photo ids to `out`; each file appears whole or not at all.
 
@@ -84,6 +88,8 @@ def export(
         columns photo_id and vector (a list of `dim` floats).
     ids: which photos, in which order; all that the cache knows (of `scope`) by default. Ids without
         a vector are left out and counted.
+    every_scope: write a photo once for each folder or table that it was read from; by default only
+        under its ids of the last one.
     """
     out = Path(out)
     if out.suffix not in (".npy", ".parquet"):
@@ -95,7 +101,9 @@ def export(
     space = cache.find(backbone)
     if ids is None:
         table = cache.photo_table()
-        at = [i for i in np.flatnonzero(table.newest) if scope in (None, table.scopes[i])]
+        at = [i for i in np.flatnonzero(table.newest).tolist() if scope in (None, table.scopes[i])]
+        if not every_scope:
+            at = _of_last_scope(table, at)
         names, digests = [table.ids[i] for i in at], table.digests[at]
     else:
         names = list(ids)
@@ -120,6 +128,16 @@ def export(
     )
 
 
+def _of_last_scope(table: PhotoTable, at: list[int]) -> list[int]:
+    """Of the rows `at`, those in the last scope that has their content: a photo's current ids."""
+    order = {scope: k for k, scope in enumerate(dict.fromkeys(table.scopes))}
+    last: dict[bytes, int] = {}
+    for i in at:
+        content = table.digests[i].tobytes()
+        last[content] = max(last.get(content, 0), order[table.scopes[i]])
+    return [i for i in at if order[table.scopes[i]] == last[table.digests[i].tobytes()]]
+
+
 def import_vectors(
     cache: Cache,
     vectors: Path | str,
@@ -133,11 +151,12 @@ def import_vectors(
     """Take vectors that were computed elsewhere, as the foreign space `name`.
 
     vectors: a .npy file of shape (n, dim), floats. ids_csv: n photo ids in the same order: the
-        column photo_id (or id), or the only column.
-    ids, digests: the photos at hand, (m,) and (m, 32); each imported id must be one of them.
+        column photo_id, user_id or id, or the only column.
+    ids, digests: the photos, (m,) and (m, 32); each imported id must be one of them, or the path
+        or file name of one.
     scope: where the ids come from; with it the photos are recorded in the cache too.
-    Raises InputError for shapes that do not fit, NaN, infinities, and ids that are missing, twice
-    there, or of no photo.
+    Raises InputError for shapes that do not fit, NaN, infinities, and ids that are missing, listed
+    twice, or match no photo.
     """
     matrix = _load(Path(vectors))
     names = read_ids(Path(ids_csv))
@@ -146,18 +165,13 @@ def import_vectors(
             f"{vectors} has {len(matrix):,} rows and {ids_csv} has {len(names):,} ids: "
             "they must be as many, in the same order"
         )
-    place = {photo: i for i, photo in enumerate(ids)}
     if len(set(names)) < len(names):
         seen: set[str] = set()
         twice = next(photo for photo in names if photo in seen or seen.add(photo))  # type: ignore[func-returns-value]
         raise InputError(f"{ids_csv} has photo id {twice!r} more than once")
-    if lost := [photo for photo in names if photo not in place]:
-        raise InputError(
-            f"{len(lost):,} of {len(names):,} ids in {ids_csv} are of no photo given, {lost[0]!r} "
-            f"for one; the photos have ids like {', '.join(map(repr, list(ids)[:3]))}"
-        )
+    positions = _places(names, ids, digests, ids_csv)
     _check_finite(matrix, names, Path(vectors))
-    rows = np.ascontiguousarray(digests[[place[photo] for photo in names]])
+    rows = np.ascontiguousarray(digests[positions])
     space = cache.space(foreign(name, matrix.shape[1]), create=True)
     space.salvage()
     missing = np.flatnonzero(space.status(rows) != OK)
@@ -169,7 +183,7 @@ def import_vectors(
                 block = part[at : at + BLOCK_ROWS]
                 writer.add(rows[block], matrix[block].astype(np.float32))
     if scope is not None:
-        cache.record_photos(scope, names, rows)
+        cache.record_photos(scope, [ids[i] for i in positions], rows)
     return Imported(
         name=name,
         spec=space.digest,
@@ -179,16 +193,31 @@ def import_vectors(
     )
 
 
+def _places(names: Sequence[str], ids: Sequence[str], digests: U8, listed: Path | str) -> list[int]:
+    """The position among `ids` of each name: as it is, or by path or file name."""
+    place = {photo: i for i, photo in enumerate(ids)}
+    lost = [photo for photo in names if photo not in place]
+    if not lost:
+        return [place[photo] for photo in names]
+    matches = match_ids(names, ids, [row.tobytes() for row in digests], [""] * len(ids))
+    if matches is not None and matches.n == len(names):
+        return [int(i) for i in matches.at]
+    raise InputError(
+        f"{len(lost):,} of {len(names):,} ids in {listed} match none of the photos, for example "
+        f"{lost[0]!r}; the photos have ids like {', '.join(map(repr, list(ids)[:3]))}"
+    )
+
+
 def read_ids(path: Path) -> list[str]:
-    """Photo ids from a CSV: column photo_id, else id, else the only one; a header is needed."""
+    """Photo ids from a CSV: photo_id, user_id or id, else the only column; a header is needed."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             header = next(reader, None)
             if not header:
                 raise InputError(f"{path} is empty; it should have a header and one id per row")
-            column = next((header.index(name) for name in ("photo_id", "id") if name in header), 0)
-            if header[column] not in ("photo_id", "id") and len(header) > 1:
+            column = next((header.index(name) for name in ID_COLUMNS if name in header), 0)
+            if header[column] not in ID_COLUMNS and len(header) > 1:
                 raise InputError(
                     f"{path} has the columns {', '.join(header)}; name the one with the ids "
                     "photo_id"

@@ -142,7 +142,11 @@ def test_an_export_can_be_imported(cache: Cache, tmp_path: Path) -> None:
     [
         (np.zeros((2, 4)), ["p1", "p2", "p3"], "has 2 rows and .* has 3 ids"),
         (np.zeros((2, 4)), ["p1", "p1"], "'p1' more than once"),
-        (np.zeros((2, 4)), ["p1", "who"], r"1 of 2 ids .* of no photo given, 'who'"),
+        (
+            np.zeros((2, 4)),
+            ["p1", "who"],
+            "1 of 2 ids .* match none of the photos.*'who'",
+        ),
         (np.array([[0.0], [np.nan]]), ["p1", "p2"], r"row 1 .*\(photo 'p2'\) holds NaN"),
         (np.array([[0.0], [1e300]]), ["p1", "p2"], "float32 cannot hold"),
         (np.zeros(4), ["p1"], "a matrix of floats"),
