@@ -235,7 +235,7 @@ def load_all(
 
 
 def _read(
-    photos: Photos, cache: Cache, *, workers: int, watch: Watch, beside: "Future[object]"
+    photos: Photos, cache: Cache, *, workers: int, watch: Watch, beside: "Future[list[Backbone]]"
 ) -> Digests:
     """The digests of all photos; the cache records whose they are.
 
