@@ -114,6 +114,7 @@ def embed_photos(
     workers: int | None = None,
     compiling: Compile = "auto",
     retry_failed: bool = False,
+    again: bool = False,
     strict: bool = False,
     remote: str | None = None,
     offer: bool = False,
@@ -139,6 +140,7 @@ def embed_photos(
             workers=workers,
             compiling=compiling,
             retry_failed=retry_failed,
+            again=again,
             strict=strict,
             remote=remote,
             offer=offer,
@@ -190,6 +192,9 @@ def extract(
         typer.Option("--compile", help="Compile the networks; auto: in runs long enough to gain."),
     ] = "auto",
     retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Embed these photos even if they were forgotten.")
+    ] = False,
     strict: Annotated[bool, typer.Option(help="Stop at the first photo that fails.")] = False,
     max_failed: Annotated[
         float | None,
@@ -258,6 +263,7 @@ def extract(
             workers=workers,
             compiling=compile_,
             retry_failed=retry_failed,
+            again=again,
             strict=strict,
             remote=shared,
             offer=offers,
