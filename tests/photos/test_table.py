@@ -417,7 +417,10 @@ def test_reading_stops_when_asked_and_keeps_what_it_learned(
     table, memo = many(tmp_path, monkeypatch), tmp_path / "memo.npz"
     told: list[tuple[int, int]] = []
     found = table.digests(
-        memo, workers=2, progress=lambda *now: told.append(now), stop=lambda: len(told) >= 2 and told[-1][0] > 0
+        memo,
+        workers=2,
+        progress=lambda *now: told.append(now),
+        stop=lambda: len(told) >= 2 and told[-1][0] > 0,
     )
     assert found.stopped
     assert 0 < len(found.unread) == 3000 - found.readable.sum()
