@@ -38,7 +38,7 @@ lowest: $(UV)
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "open site/index.html"
+	@echo "read it: $(PYTHON) -m http.server --directory site, then http://localhost:8000"
 
 hooks: $(READY)
 	$(UV) tool install --quiet pre-commit

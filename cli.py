@@ -214,7 +214,7 @@ def fit_head(
     margin: Annotated[
         float | None,
         typer.Option(
-            help="Minimum dev gain, in standard errors, to leave a linear start. [default: 1]"
+            help="Minimum dev gain, in standard errors, to leave a linear start. [default: 2.5]"
         ),
     ] = None,
     drop_missing: Annotated[

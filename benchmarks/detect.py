@@ -1,10 +1,12 @@
-"""Face detection against facenet-pytorch, one photo at a time. Run: python benchmarks/detect.py
+"""How fast is face detection, against facenet-pytorch on one photo at a time?
 
-With --parity no time is taken: every photo goes through both, and each difference is listed.
---slice 1/4 takes a part of the photos; the figures of parts add up.
+Run: python benchmarks/detect.py [--parity [--slice 1/4]]
 
-Photos are the MEBeauty ones where EMBEDCACHE_REAL_DATA names them, else the embedded example.
-Both sides take the same decoded photos; runs alternate (A B A B) and ratios are of their medians.
+With --parity nothing is timed: every photo goes through both, and each difference is listed.
+--slice 1/4 takes a part of the photos; the counts of all parts add up.
+
+Photos are MEBeauty's if EMBEDCACHE_REAL_DATA is set, otherwise the embedded example's. Both sides
+get the same decoded photos; runs alternate (A B A B) and ratios are of medians.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from embedcache.photos import images
 
 
 def photos(n: int) -> tuple[str, list[Image.Image]]:
-    """Up to n decoded photos of at most a megapixel, and where they are from."""
+    """Up to n decoded photos of at most a megapixel, and the name of their source."""
     if "EMBEDCACHE_REAL_DATA" in os.environ:
         folder = Path(os.environ["EMBEDCACHE_REAL_DATA"]) / "data" / "mebeauty" / "photos"
         found, name = sorted(folder.iterdir()), "MEBeauty"
@@ -54,7 +56,7 @@ def overlap(mine: NDArray[np.float32], theirs: ArrayLike) -> NDArray[np.float64]
 
 
 def parity(detector: Detector, package: Any, part: str) -> None:
-    """Compare both on all MEBeauty photos, or one part of them, and list every difference."""
+    """Compare both on all MEBeauty photos, or a part of them, and list every difference."""
     folder = Path(os.environ["EMBEDCACHE_REAL_DATA"]) / "data" / "mebeauty" / "photos"
     number, n_parts = map(int, part.split("/"))
     paths = sorted(folder.iterdir())[number - 1 :: n_parts]

@@ -1,7 +1,7 @@
 """What this machine has: versions, devices, weights, and the command that gets what is missing.
 
-No torch here: the device is asked for in a short process of its own, so that a broken torch is a
-line of the answer and not the end of it.
+torch is not imported here: a short process of its own asks for the devices, so that a broken torch
+is one line of the answer and does not end it.
 """
 
 import platform
@@ -42,7 +42,7 @@ print(f", {torch.get_num_threads()} CPU threads")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked for, what is there (None: nothing), and what to do about it."""
+    """One line: what was looked for, what was found (None: nothing), and the remedy."""
 
     name: str
     found: str | None
@@ -51,7 +51,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All that `embedcache doctor` says."""
+    """The output of `embedcache doctor`."""
 
     packages: tuple[Finding, ...]
     devices: Finding
@@ -86,7 +86,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at packages, devices and weights; asks no network."""
+    """Check packages, devices and weights, without using the network."""
     return Diagnosis(tuple(_packages()), _devices(), tuple(_weights()))
 
 
@@ -107,7 +107,7 @@ def _devices() -> Finding:
             [sys.executable, "-c", _DEVICES], capture_output=True, text=True, timeout=120
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("torch", None, f"did not answer: {error}")
+        return Finding("torch", None, f"no answer: {error}")
     if done.returncode == 0:
         return Finding("torch", done.stdout.strip())
     last = (done.stderr.strip() or "no message").splitlines()[-1]

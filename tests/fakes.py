@@ -50,6 +50,12 @@ class Held:
     def create(self, key: str, data: bytes) -> bool:
         return self.objects.setdefault(key, data) is data
 
+    def create_once(self, key: str, data: bytes) -> bool:
+        return self.create(key, data)
+
+    def leftovers(self, segments: str) -> Sequence[str]:
+        return ()
+
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)
 
@@ -113,6 +119,15 @@ class Flaky:
             made = self._remote.create(key, data)
         self._end(how)
         return made
+
+    def create_once(self, key: str, data: bytes) -> bool:
+        how = self._begin()
+        made = self._remote.create_once(key, data) if how != "amid" else False
+        self._end(how)
+        return made
+
+    def leftovers(self, segments: str) -> Sequence[str]:
+        return self._remote.leftovers(segments)
 
     def delete(self, key: str) -> None:
         how = self._begin()

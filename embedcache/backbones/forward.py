@@ -6,8 +6,8 @@
 A lane is one thread that runs forward passes. Every GPU has two, so that one batch computes while
 another is copied; a CPU has one per core (up to MAX_CPU_LANES, which then share the cores), because
 two passes on one thread each beat one pass on two (docs/decisions/025). All lanes of a device share
-the weights. What is done to the network here changes its vectors by rounding only, within the
-tolerance in docs/format.md, and is therefore no part of a spec.
+the weights. The changes made here move vectors by rounding only, within the tolerance in
+docs/format.md, so they are not part of a spec.
 """
 
 import threading
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 MAX_CPU_LANES = 4
 LANES_PER_GPU = 2
+CORNER_PIXELS = 96
 TOLERANCE = 1e-4
 """Largest relative difference, in the 2-norm of a vector, that a faster form of a network may have
-from its plain form on the same device; a form that differs more is not used."""
+from its plain form on the same device. A form that differs more is not used."""
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -43,10 +44,9 @@ Forward = Callable[[U8], F32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A network with its weights, as its library makes it, before `build` puts it on devices.
+    """A network with its weights, before `build` puts it on devices.
 
     architecture, arguments: the library's name for it, and the constructor's arguments.
-    preprocessing: what it wants to see.
     origin: provenance of the weights (source, trained_on, licence), as far as it is known.
     """
 
@@ -62,10 +62,10 @@ class Network:
     """A network on its devices.
 
     lanes: one function per lane: uint8 (b, h, w, 3) of preprocessed pixels -> float32 (b, dim).
-    device: of the first lane, as torch names it.
-    threads: torch threads for each lane's thread; None leaves them as they are.
-    compiler: what `compiled` uses; "" where nothing can compile it.
-    compiled: gives the same lanes compiled for batches of so many, in the order of `lanes`.
+    device: the first lane's, as torch names it.
+    threads: torch threads per lane; None keeps torch's default.
+    compiler: "openvino" or "inductor"; "" if the network cannot be compiled.
+    compiled: compiles for one batch size and returns the lanes, in the order of `lanes`.
     origin: as in `Loaded`.
     """
 
@@ -78,10 +78,10 @@ class Network:
 
 
 def devices(device: str) -> "list[torch.device]":
-    """The torch devices for a `--device` value, the first one first.
+    """The torch devices for a `--device` value.
 
-    "auto": all CUDA devices where there are any, else the CPU; "cuda": all; "cuda:N": that one.
-    WeightsError if this machine lacks it.
+    "auto": all CUDA devices if there are any, otherwise the CPU; "cuda": all; "cuda:N": one.
+    Raises WeightsError if this machine has no such device.
     """
     import torch
 
@@ -105,7 +105,7 @@ def devices(device: str) -> "list[torch.device]":
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a forward pass failed because the device's memory ran out."""
+    """Whether a forward pass failed because the device ran out of memory."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError)
@@ -125,11 +125,11 @@ def build(
     """
     import torch
 
-    # Else cuDNN would round to TF32, and one spec would hold vectors 1e-3 apart.
+    # Otherwise cuDNN rounds to TF32, and one spec would hold vectors 1e-3 apart.
     torch.backends.cudnn.allow_tf32 = False
     dtype = getattr(torch, precision)
     example = torch.rand(2, 3, *preprocessing.size, generator=torch.Generator().manual_seed(0))
-    model = folded(model, example)
+    model = folded(model, _corner(model, example))
     models = [
         (model if i == 0 else deepcopy(model))
         .to(where, dtype)
@@ -140,7 +140,7 @@ def build(
     cores = processors()
     per_device = LANES_PER_GPU if first.type == "cuda" else min(cores, MAX_CPU_LANES)
     threads = cores // per_device if first.type == "cpu" else None
-    # Neighbouring lanes stand on different devices: the first batches reach all of them.
+    # Consecutive lanes use different devices, so that the first batches reach all of them.
     places = list(zip(models, devices, strict=True)) * per_device
 
     compiler = "inductor"
@@ -169,12 +169,28 @@ def build(
     )
 
 
+def _corner(model: "torch.nn.Module", example: "torch.Tensor") -> "torch.Tensor":
+    """A corner of the images that the network takes, or all of them where it takes one size only.
+
+    Folding does not depend on the size, and a small image is checked at a tenth of the cost.
+    """
+    import torch
+
+    corner = example[:, :, :CORNER_PIXELS, :CORNER_PIXELS]
+    try:
+        with torch.inference_mode():
+            model(corner)
+    except Exception:  # whatever a network raises on a size that it is not made for
+        return example
+    return corner
+
+
 def folded(model: "torch.nn.Module", example: "torch.Tensor") -> "torch.nn.Module":
     """The model with each batch normalisation folded into the convolution before it.
 
-    A convolution and the normalisation that its block names next are taken for a pair where their
-    channels fit, and the whole is then compared with the original on `example` (b, 3, h, w): a
-    network that does not run them one after the other is left as it is.
+    A convolution is paired with the normalisation that follows it in its block's modules, if the
+    channels fit. The result is compared with the original on `example` (b, 3, h, w); if it
+    differs, because the network runs its modules in another order, the original is returned.
     """
     import torch
     from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -208,7 +224,7 @@ def folded(model: "torch.nn.Module", example: "torch.Tensor") -> "torch.nn.Modul
 
 
 def close(found: F32, expected: F32) -> bool:
-    """Whether vectors, (b, dim), are those of the plain network up to TOLERANCE."""
+    """Whether vectors, (b, dim), equal those of the plain network within TOLERANCE."""
     gap = np.linalg.norm(found - expected, axis=1)
     return bool((gap <= TOLERANCE * np.linalg.norm(expected, axis=1)).all())
 
@@ -216,15 +232,15 @@ def close(found: F32, expected: F32) -> bool:
 def _converted(
     model: "torch.nn.Module", n_batch: int, size: tuple[int, int], *, n_streams: int
 ) -> "Callable[[torch.Tensor], torch.Tensor]":
-    """OpenVINO's form of a network on the CPU, which n_streams threads may run at once."""
+    """The network compiled by OpenVINO for the CPU; n_streams threads may run it at once."""
     import openvino
     import torch
 
     shape = [n_batch, 3, *size]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's tracing, which OpenVINO uses
+        warnings.simplefilter("ignore")  # from torch's tracing, which OpenVINO uses
         converted = openvino.convert_model(model, example_input=torch.zeros(shape), input=shape)
-    # Its default may be bfloat16 arithmetic where the processor has it.
+    # OpenVINO may default to bfloat16 arithmetic on processors that support it.
     settings = {"NUM_STREAMS": n_streams, "INFERENCE_PRECISION_HINT": "f32"}
     ready = openvino.compile_model(converted, "CPU", settings)
     mine = threading.local()  # a request serves one thread at a time

@@ -39,11 +39,11 @@ Decode = Literal["full", "reduced"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:
-    """A frozen network, by what it is; its weights may still lie on the disk.
+    """A frozen network and its spec; the weights may not be loaded yet.
 
-    name: as it is recorded in a cache;  place: with this machine's path, to load it again.
+    name: as recorded in a cache.  place: the same with this machine's path, to load it again.
     spec: everything that changes its vectors.
-    open: gives the network; the first call may load its weights.
+    open: returns the network; the first call may load its weights.
     """
 
     name: str
@@ -72,15 +72,15 @@ def load(
 ) -> Backbone:
     """Find a backbone, its weights and its preprocessing.
 
-    device: "auto" (every CUDA device where there is one), "cpu", "cuda" or "cuda:N".
-    precision: of the network's arithmetic; vectors are float32 in any case.
+    device: "auto" (all CUDA devices, or the CPU if there are none), "cpu", "cuda" or "cuda:N".
+    precision: of the network's arithmetic; vectors are always float32.
     decode: "full" decodes every pixel, as timm does; "reduced" reads large JPEGs at a reduced
         scale, never below twice the input's size, several times faster (docs/decisions/024).
-    detector: gives the digest of the face detector, asked only for a face crop.
-    memo: a file that remembers specs; where this backbone's files have not changed since, the
-        network is loaded by the first call of `open` only.
-    Raises WeightsError when the name is unknown, or the weights are missing or do not fit; it says
-        where they were looked for and what to do without internet.
+    detector: returns the digest of the face detector; called only for a face crop.
+    memo: a file that remembers specs. If this backbone's files have not changed, the network is
+        loaded only by the first call of `open`.
+    Raises WeightsError if the name is unknown, or the weights are missing or do not fill the
+        network. The message says where they were looked for and what to do without internet.
     """
     asked = Name.parse(name)
     key: dict[str, Json] = {
@@ -106,7 +106,7 @@ def load(
         if loaded.spec != spec:
             spec_memo.forget(memo, key)
             raise WeightsError(
-                f"the weights of {asked.recorded} have changed since this cache last saw them: "
+                f"the weights of {asked.recorded} have changed since this cache last used them: "
                 f"{'; '.join(loaded.spec.difference(spec))}. Run the same command again."
             )
         return loaded.open()
@@ -134,7 +134,7 @@ def _load(
     try:
         built = forward.build(loaded.model, preprocessing, devices=places, precision=precision)
         vectors = built.lanes[0](np.zeros((2, *preprocessing.size, 3), np.uint8))
-    except Exception as error:  # a network may raise anything on an input that it is not made for
+    except Exception as error:  # a network may raise anything on an unsuitable input
         if forward.is_out_of_memory(error):
             raise
         raise WeightsError(
@@ -169,7 +169,7 @@ def _load(
 
 
 def _files(name: Name) -> list[Path]:
-    """The files that decide what a name means; none where that cannot be told."""
+    """The files that decide what a name means; [] if they are unknown."""
     if name.source == "local-dir":
         found = [path for path in Path(name.where).resolve().iterdir() if path.is_file()]
     elif name.source == "facenet":
@@ -191,7 +191,7 @@ def command_for(name: str) -> str:
 
 
 def margin_of(name: Name) -> float:
-    """The margin around a face that a network gets: the one that it was trained with, if known."""
+    """The margin around the face: the one that the network was trained with, if known."""
     return FACENET_MARGIN if name.source == "facenet" else 0.0
 
 
@@ -201,7 +201,7 @@ def decoding(decode: Decode) -> str:
 
 
 def shorter_side(preprocessing: Preprocessing) -> int | None:
-    """Pixels of the shorter side that decoding has to keep for it; None: all there are."""
+    """Pixels of the shorter side that decoding must keep; None for full size."""
     if preprocessing.decode != decoding("reduced"):
         return None
     return images.needed_side(preprocessing)

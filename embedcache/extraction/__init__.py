@@ -15,6 +15,7 @@ __all__ = [
     "neighbours",
     "outcome",
     "pace",
+    "parts",
     "pipeline",
     "plan",
     "prefetch",

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from embedcache import disk
+from embedcache.extraction.parts import WorkPart
 from embedcache.store.cache import Cache
 
 LOOK_SECONDS = 1.0
@@ -23,11 +24,15 @@ LOST_SECONDS = 600.0
 class Neighbours:
     """Who else is at work, and on which buckets."""
 
-    def __init__(self, cache: Cache, specs: Sequence[str]) -> None:
-        """specs: digests of the spaces that this run fills."""
+    def __init__(self, cache: Cache, specs: Sequence[str], part: WorkPart | None = None) -> None:
+        """specs: digests of the spaces that this run fills.
+
+        part: the photos that it does; runs on other parts of as many are no neighbours.
+        """
         self._folder = cache.local / "at-work"
-        self._prefixes = tuple(f"{digest[:16]}." for digest in specs)
-        self._own = {f"{prefix}{disk.mark_of_process()}" for prefix in self._prefixes}
+        self._spaces = {digest[:16] for digest in specs}
+        self._part = "all" if part is None else f"{part.number}of{part.total}"
+        self._own = {f"{space}.{self._part}.{disk.mark_of_process()}" for space in self._spaces}
         self._looked = float("-inf")
         self._found: list[str] = []
         self._claim = b""
@@ -71,9 +76,15 @@ class Neighbours:
             for name in self._own:
                 (self._folder / name).write_bytes(self._claim)
 
+    def _apart(self, part: str) -> bool:
+        """Whether a part holds none of this run's photos."""
+        same_total = part.partition("of")[2] == self._part.partition("of")[2] != ""
+        return same_total and part != self._part
+
     def _alive(self, name: str) -> bool:
         """Whether a file stands for another run that is at work; removes it where that has died."""
-        if name in self._own or not name.startswith(self._prefixes):
+        space, _, rest = name.partition(".")
+        if name in self._own or space not in self._spaces or self._apart(rest.partition(".")[0]):
             return False
         path = Path(self._folder, name)
         gone = disk.maker_is_gone(name)

@@ -95,6 +95,7 @@ class Extraction:
     """What `extract` did, one entry per backbone.
 
     n_reducible: large JPEGs that were decoded at full size (`Clock.reducible`).
+    part: the part of the photos that the run was for, such as "3/8"; "" for all.
     remote: the shared copy that the run used, "" for none.  taken, offered: rows of vectors and
         faces that came from it and that were given to it.
     """
@@ -105,6 +106,7 @@ class Extraction:
     n_without_photo: int
     n_reducible: int
     seconds: float
+    part: str = ""
     remote: str = ""
     taken: int = 0
     offered: int = 0
@@ -116,6 +118,7 @@ class Extraction:
             "without_photo": self.n_without_photo,
             "seconds": round(self.seconds, 3),
             "interrupted": self.interrupted,
+            "part": self.part or None,
             "remote": {"url": self.remote, "taken": self.taken, "offered": self.offered}
             if self.remote
             else None,
@@ -123,6 +126,8 @@ class Extraction:
 
     def __str__(self) -> str:
         lines = [str(space) for space in self.spaces]
+        if self.part:
+            lines.insert(0, f"part {self.part} of the photos")
         if self.n_without_photo:
             lines.append(f"{self.n_without_photo:,} rows of the table have no photo")
         if self.remote:

@@ -7,10 +7,12 @@ One read, one decode and one detection serve every backbone of a run. There is n
 run embeds what the cache lacks, so running it again after a crash is the resume.
 """
 
+import gc
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from embedcache.extraction.lanes import Lanes
 from embedcache.extraction.neighbours import Neighbours
 from embedcache.extraction.outcome import Extraction, SpaceOutcome
 from embedcache.extraction.pace import Compile, PaceFinder
+from embedcache.extraction.parts import WorkPart
 from embedcache.extraction.pipeline import Pipeline
 from embedcache.extraction.plan import Plan
 from embedcache.extraction.prefetch import Gate, Ready, prefetch
@@ -50,6 +53,7 @@ def extract(
     compiling: Compile = "auto",
     retry_failed: bool = False,
     strict: bool = False,
+    part: WorkPart | None = None,
     remote: str | Upstream | None = None,
     offer: bool = False,
     writer: str = "",
@@ -72,6 +76,7 @@ def extract(
     precision, device, decode: as in `backbones.load`.
     retry_failed: try photos again that an earlier run could not embed.
     strict: PhotosError at the first photo that fails; what was embedded until then is kept.
+    part: only these of the photos, where other processes do the other parts.
     remote: a shared copy to read through: rows that it has are taken, only the rest is computed. A
         remote that fails costs a warning and nothing else.
     offer: give computed rows back to `remote` during the run.
@@ -86,19 +91,23 @@ def extract(
     """
     started = time.perf_counter()
     _refuse_fork()
+    photos = photos if part is None else part.of(photos)
     watch = Watch(progress, log, stop)
     clock, gate, faces = Clock(), Gate(workers), FaceFinder(cache, device)
     upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
-    backbones = load_all(
-        backbone,
-        faces=faces,
-        memo=cache.local / "specs.json",
-        device=device,
-        precision=precision,
-        decode=decode,
-    )
-    with clock.step("read"):
-        digests = _read(photos, cache, workers=gate.workers, watch=watch)
+    with ThreadPoolExecutor(1, "load") as beside:  # loading computes, reading waits for a disk
+        loading = beside.submit(
+            load_all,
+            backbone,
+            faces=faces,
+            memo=cache.local / "specs.json",
+            device=device,
+            precision=precision,
+            decode=decode,
+        )
+        with clock.step("read"):
+            digests = _read(photos, cache, workers=gate.workers, watch=watch, beside=loading)
+        backbones = loading.result()
     if strict and digests.reasons:
         position, reason = next(iter(digests.reasons.items()))
         raise _refusal(f"{photos.paths[position]}: {reason}")
@@ -107,7 +116,7 @@ def extract(
     for space in spaces:
         space.salvage()
     interrupted = digests.stopped or stop()
-    neighbours = Neighbours(cache, [b.spec.digest for b in backbones])
+    neighbours = Neighbours(cache, [b.spec.digest for b in backbones], part)
     with clock.step("read"):
         work = Work(
             *(photos, digests, spaces),
@@ -148,6 +157,7 @@ def extract(
             for i, (b, tally) in enumerate(zip(backbones, work.tallies, strict=True))
         ),
         interrupted=interrupted,
+        part="" if part is None else str(part),
         n_photos=len(photos),
         n_without_photo=photos.n_without_photo,
         n_reducible=clock.reducible,
@@ -156,6 +166,18 @@ def extract(
         taken=0 if upstream is None else upstream.n_taken,
         offered=0 if upstream is None else upstream.n_given,
     )
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection while a million objects of imported modules come to stay."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _refuse_fork() -> None:
@@ -195,32 +217,41 @@ def load_all(
 ) -> list[Backbone]:
     """The backbones of a run, loaded, each spec once."""
     asked = [backbone] if isinstance(backbone, str | Backbone) else backbone
-    loaded = [
-        b
-        if isinstance(b, Backbone)
-        else load(
-            b,
-            device=device,
-            precision=precision,
-            decode=decode,
-            detector=faces.digest,
-            memo=memo,
-        )
-        for b in asked
-    ]
+    with _uncollected():
+        loaded = [
+            b
+            if isinstance(b, Backbone)
+            else load(
+                b,
+                device=device,
+                precision=precision,
+                decode=decode,
+                detector=faces.digest,
+                memo=memo,
+            )
+            for b in asked
+        ]
     return list({b.spec.digest: b for b in loaded}.values())
 
 
-def _read(photos: Photos, cache: Cache, *, workers: int, watch: Watch) -> Digests:
-    """The digests of all photos; the cache records whose they are."""
+def _read(
+    photos: Photos, cache: Cache, *, workers: int, watch: Watch, beside: "Future[object]"
+) -> Digests:
+    """The digests of all photos; the cache records whose they are.
+
+    beside: what is done at the same time; should it fail, reading ends at once.
+    """
     started = time.perf_counter()
 
     def reading(n_done: int, n: int) -> None:
         seconds = time.perf_counter() - started
         watch.progress(RunProgress(n_done, n, 0, seconds, doing="reading"))
 
+    def stopped() -> bool:
+        return watch.stop() or (beside.done() and beside.exception() is not None)
+
     digests = photos.digests(
-        cache.local / "digests.npz", workers=workers, progress=reading, stop=watch.stop
+        cache.local / "digests.npz", workers=workers, progress=reading, stop=stopped
     )
     readable = [photo for photo, ok in zip(photos.ids, digests.readable, strict=True) if ok]
     cache.record_photos(photos.scope, readable, digests.value[digests.readable])
@@ -234,7 +265,8 @@ def _engines(
     engines = {}
     for b, n_photos in enumerate(work.todo.wanted.sum(axis=0).tolist()):
         if n_photos:
-            network = backbones[b].open()
+            with _uncollected():
+                network = backbones[b].open()
             _ran_networks.add(os.getpid())
             pace = pace_finder.begin(backbones[b].name, network, n_photos=n_photos)
             engines[b] = Engine(backbones[b].name, network, pace)

@@ -1,7 +1,7 @@
 """Faces as data: every box, probability and landmark of a photo, and the crop of one box.
 
-All boxes are kept, so which photos count ("exactly one box", the paper's 1BBOX) and how wide the
-crop is are questions to the stored boxes, not to the detector.
+All boxes are stored. Which photos count ("exactly one box", the paper's 1BBOX), which face is
+cropped and how wide the crop is are decided later, from the stored boxes.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ class Detector:
     """MTCNN on one device.
 
     document: everything that changes a box: the networks' weights, the settings, the resize kernel
-        and the decoding rules. Boxes are shared between runs whose documents are equal.
+        and the decoding rules. Runs with equal documents share their boxes.
     digest: sha256 of the canonical document, 64 hex digits.
     """
 
     def __init__(self, device: str = "cpu", *, min_face_size: int = 20) -> None:
-        """Load the networks. Raises WeightsError where facenet-pytorch is not installed.
+        """Load the networks. Raises WeightsError if facenet-pytorch is not installed.
 
-        min_face_size: side of the smallest face searched for, in pixels. 20 is the package's; 40
+        min_face_size: side of the smallest face to find, in pixels. 20 is the package's default; 40
             takes about half the time and is another detector, with another digest.
         """
         import torch
@@ -59,10 +59,10 @@ class Detector:
         return hashlib.sha256(canonical_json(self.document)).hexdigest()
 
     def detect(self, photos: Sequence[Image.Image]) -> Faces:
-        """Find all faces of upright RGB photos of any sizes, each photo's largest first.
+        """Find all faces in upright RGB photos of any size, the largest of each photo first.
 
         Boxes are left, top, right, bottom in pixels of the photo and may reach past its edges.
-        Whatever a photo's shape, it has faces or none: no photo raises.
+        No photo raises, whatever its shape: it has faces or none.
         """
         from embedcache.faces import mtcnn
 
@@ -82,7 +82,7 @@ class Detector:
 
 
 def _batches(sizes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
-    """Photos that fit into memory together, equal sizes side by side to share a pyramid's batch."""
+    """Photos that fit into memory together; equal sizes are adjacent and share batches."""
     batch: list[int] = []
     held = 0
     for i in sorted(range(len(sizes)), key=sizes.__getitem__):
@@ -131,9 +131,9 @@ def crop(
 ) -> NDArray[np.uint8]:
     """Cut one face out and resize it, (height, width, 3).
 
-    The convention is facenet-pytorch's `extract_face` for Pillow images: the box grows by `margin`
-    (a fraction of its sides, half of it on either side), is clamped to the photo and truncated to
-    whole pixels; what is left is stretched to `size`.
+    This follows facenet-pytorch's `extract_face` for Pillow images: the box grows by `margin` (a
+    fraction of its sides, half of it on either side), is clamped to the photo and truncated to
+    whole pixels; the rest is stretched to `size`.
 
     box: left, top, right, bottom in pixels.   size: height, width.
     interpolation: Pillow's filter by name.
@@ -141,7 +141,7 @@ def crop(
     left, top, right, bottom = (float(edge) for edge in np.asarray(box, np.float32))
     across, down = margin * (right - left) / 2, margin * (bottom - top) / 2
     width, height = image.size
-    # a box past the edge, or thinner than a pixel, still gives one row of pixels
+    # A box past the edge, or thinner than a pixel, still gives one row of pixels.
     x0 = int(min(max(left - across, 0), width - 1))
     y0 = int(min(max(top - down, 0), height - 1))
     x1 = max(int(min(right + across, width)), x0 + 1)

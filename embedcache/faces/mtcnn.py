@@ -1,14 +1,14 @@
-"""MTCNN in batches: facenet-pytorch's P-, R- and O-network under a driver of our own.
+"""MTCNN in batches: facenet-pytorch's P-, R- and O-network with our own driver.
 
-The boxes are those of `MTCNN(keep_all=True).detect(one photo)`; docs/decisions/022 lists what
-differs on real photos. The arithmetic is the package's, step by step, and three things are not:
+The boxes equal those of `MTCNN(keep_all=True).detect(one photo)`; docs/decisions/022 compares them
+on real photos. The arithmetic follows the package step by step, with three differences:
 
-- Every resize is an average over windows of pixels (torch's "area"). Sums over windows come from
-  one integral image per photo, exactly, so that the whole pyramid and all candidate crops cost a
-  few gathers instead of passing over the photo once per level.
-- Levels of equal size from many photos go through the P-network together; candidates of all photos
-  go through the R- and O-networks together; memory is laid out channels last.
-- A candidate whose clipped box is empty is dropped; the package fails there.
+- Every resize is an average over windows of pixels (torch's "area"). One integral image per photo
+  gives the sums over windows exactly, so the whole pyramid and all candidate crops cost a few
+  gathers instead of one pass over the photo per level.
+- Levels of equal size from many photos go through the P-network together, and candidates of all
+  photos go through the R- and O-networks together. Memory is laid out channels last.
+- A candidate whose clipped box is empty is dropped. The package fails there.
 
 Boxes and suppression stay on the CPU; pixels go to `device` as float32.
 """
@@ -35,17 +35,17 @@ U32 = NDArray[np.uint32]
 Network = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 CELL, STRIDE = 12, 2  # a P-network cell sees 12 x 12 pixels, one every 2
-_CELL_PIXELS = 90_000  # per P-network pass: its activations then stay in the cache
-_CROPS = {24: 256, 48: 64}  # candidates per R- and O-network pass, likewise
+_CELL_PIXELS = 90_000  # per P-network pass: more would not fit into the processor's cache
+_CROPS = {24: 256, 48: 64}  # candidates per R- and O-network pass, for the same reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What decides a box besides the weights. The defaults are facenet-pytorch's.
+    """The detector's options besides the weights. The defaults are facenet-pytorch's.
 
-    thresholds: least probability after the P-, R- and O-network.
-    min_face_size: sides of the smallest face searched for, in pixels.
-    factor: from one level of the pyramid to the next.
+    thresholds: minimum probability after the P-, R- and O-network.
+    min_face_size: side of the smallest face to find, in pixels.
+    factor: ratio of the scales of two levels of the pyramid.
     """
 
     thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7)
@@ -53,7 +53,7 @@ class Settings:
     factor: float = 0.709
 
     def scales(self, height: int, width: int) -> list[float]:
-        """Scales of the pyramid; none for a photo smaller than a face."""
+        """Scales of the pyramid; [] for a photo smaller than a face."""
         found = []
         scale = CELL / self.min_face_size
         side = min(height, width) * scale
@@ -66,7 +66,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Faces of one photo, largest first: box (k, 4), probability (k,), landmark (k, 5, 2)."""
+    """The faces of one photo, largest first: box (k, 4), probability (k,), landmark (k, 5, 2)."""
 
     box: F32
     probability: F32
@@ -140,7 +140,7 @@ def _pool(x: torch.Tensor) -> torch.Tensor:
 def find(
     photos: Sequence[U32], networks: Networks, settings: Settings, pool: ThreadPoolExecutor
 ) -> list[Found]:
-    """Find the faces of photos that fit into memory together.
+    """Find the faces in photos that fit into memory together.
 
     photos: (h, w) of any sizes, red in the lowest byte, then green and blue.
     """
@@ -153,9 +153,9 @@ def find(
 class Integral:
     """Sums over any window of a photo, in four look-ups.
 
-    Three channels share one 64-bit word, 21 bits each. Sums of words are taken modulo 2**64, so a
-    difference of prefix sums is right as long as each channel's own sum over the window fits its
-    bits: 8,224 pixels. Larger photos, whose windows may be larger, use two words of 32-bit fields.
+    Three channels share one 64-bit word, 21 bits each. Words are summed modulo 2**64, so a
+    difference of prefix sums is correct as long as each channel's sum over the window fits its
+    bits (8,224 pixels). Larger photos, whose windows may be larger, use two words of 32-bit fields.
     """
 
     def __init__(self, photo: U32) -> None:
@@ -229,7 +229,7 @@ def _prefix(photo: U32, fields: dict[int, int]) -> I64:
     height, width = photo.shape
     sums = np.zeros((height + 1, width + 1), np.int64)
     inside = sums[1:, 1:]
-    step = max(1, 12_000 // width)  # so many rows stay in the cache; all at once takes 4 x as long
+    step = max(1, 12_000 // width)  # rows that fit into the cache; all at once takes 4 x as long
     for start in range(0, height, step):
         pixels = photo[start : start + step].astype(np.int64)
         words = np.zeros_like(pixels)
@@ -312,7 +312,7 @@ def _nothing() -> tuple[I64, I64, F32, F32, F32]:
 def _cells(pixels: F32, networks: Networks, threshold: float) -> tuple[I64, I64, I64, F32, F32]:
     """Cells of the P-network at or above the threshold: row of `pixels`, y, x, score, shift (k, 4).
 
-    A large level is passed in bands of rows: cell y sees the pixel rows 2 y to 2 y + 11 only, so
+    A large level is processed in bands of rows. Cell y sees only the pixel rows 2 y to 2 y + 11, so
     the cells are the same.
     """
     n, height, width, _ = pixels.shape
@@ -385,7 +385,7 @@ def _look(
     network: Network,
     pool: ThreadPoolExecutor,
 ) -> tuple[Candidates, tuple[F32, ...]]:
-    """Show a network the candidates' pixels. Candidates outside their photo are dropped."""
+    """Run a network on the candidates' pixels, without those outside their photo."""
     edges = np.array([(i.width, i.height) for i in integrals], np.int64).reshape(-1, 2)[found.photo]
     corners = found.box.astype(np.int64)  # towards zero, as the package truncates
     corners[:, :2] = np.maximum(corners[:, :2], 1) - 1
@@ -444,7 +444,7 @@ def _runs(values: I64) -> list[tuple[int, int]]:
 
 
 def _suppress_contained(box: F32, score: F32, overlap: float) -> I64:
-    """Rows of one photo that survive when overlap is measured against the smaller box."""
+    """Rows of one photo that survive if overlap is measured against the smaller box."""
     sides = box[:, 2:] - box[:, :2] + 1
     area = sides[:, 0] * sides[:, 1]
     left = np.argsort(score)

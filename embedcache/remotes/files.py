@@ -17,6 +17,7 @@ from embedcache.remotes.remote import Blocks, Entry, plain_os_error
 # A key inside a segment: the folder of segments, the segment, the file in it.
 _IN_SEGMENT = re.compile(r"(.+/segments)/(\d{8}T\d{12}-[0-9a-f]{8})/(.+)")
 # The two documents that create a space; its own comes last.
+_ENTRY = re.compile(r"removed/\d{8}/[a-z]+\.json")
 _SPACE = re.compile(r"([a-z-]+)/([0-9a-f]{64})/(segments/zarr\.json|zarr\.json)")
 MANIFEST = "manifest.json"
 MAX_DEPTH = 12
@@ -46,12 +47,20 @@ class Files(Protocol):
         ...
 
     def rename(self, path: str, target: str) -> bool:
-        """Rename; False where `target` exists. A file is never replaced."""
+        """Rename a folder; False where `target` exists and holds something."""
         ...
 
     def replace(self, path: str, target: str) -> None: ...
 
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a small file that must not exist, whole and durably; False where it does."""
+        ...
+
     def exists(self, path: str) -> bool: ...
+
+    def hidden(self, folder: str) -> list[str]:
+        """Names in a folder that begin with a dot; none where there is no such folder."""
+        ...
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with its content; no error where there is none."""
@@ -142,12 +151,25 @@ class FilesRemote:
             space = _SPACE.fullmatch(key)
             if space and not self._files.exists(f"{space[1]}/{space[2]}"):
                 return self._create_space(space, data)
-            part = f"{key.rpartition('/')[0]}/.{os.urandom(4).hex()}".lstrip("/")
-            self._files.write(part, iter([data]))
-            if self._files.rename(part, key):
-                return True
-            self._files.remove(part)
-            return False
+            return self._files.create(key, data)
+
+    def create_once(self, key: str, data: bytes) -> bool:
+        if not _ENTRY.fullmatch(key):
+            return self.create(key, data)
+        # In a folder of its own, which is renamed: no file system renames a folder onto one that
+        # holds something, so a number is given once.
+        folder, _, name = key.rpartition("/")
+        hidden = f"{folder.rpartition('/')[0]}/.entry-{os.urandom(4).hex()}"
+        with self._making(), self._plain(key):
+            self._files.write(f"{hidden}/{name}", iter([data]))
+            if not self._files.rename(hidden, folder):
+                self._files.remove(hidden)
+                return False
+            return True
+
+    def leftovers(self, segments: str) -> Sequence[str]:
+        with self._plain(segments):
+            return [f"{segments}/{name}" for name in self._files.hidden(segments)]
 
     def _create_space(self, space: re.Match[str], data: bytes) -> bool:
         """Create a space in a hidden folder, which gets its name once both documents are there."""
@@ -165,7 +187,8 @@ class FilesRemote:
             if not inside:
                 self._files.remove(key)
             elif inside[3] == MANIFEST:
-                hidden = f"{inside[1]}/.old-{os.urandom(4).hex()}"
+                # The name says what it was, so that anybody can finish a deletion that was cut.
+                hidden = f"{inside[1]}/.gone-{inside[2]}-{os.urandom(4).hex()}"
                 with contextlib.suppress(FileNotFoundError):
                     self._files.rename(f"{inside[1]}/{inside[2]}", hidden)
                 self._files.remove(hidden)

@@ -69,7 +69,7 @@ class LocalFiles:
 
     def write(self, path: str, blocks: Iterator[bytes]) -> None:
         target = self._place(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(target.parent)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(target, flags, 0o666)
         try:
@@ -82,23 +82,35 @@ class LocalFiles:
     def rename(self, path: str, target: str) -> bool:
         source, place = self._place(path), self._place(target)
         try:
-            if source.is_dir():
-                disk.sync_tree(source)
-                source.rename(place)
-            else:
-                os.link(source, place)
-                source.unlink()
+            disk.sync_tree(source)
+            source.rename(place)
         except FileNotFoundError:
             raise
         except OSError:
             if place.exists():
                 return False
-            source.rename(place)  # a file system without hard links
+            raise
         disk.sync_folder(place.parent)
         return True
 
     def replace(self, path: str, target: str) -> None:
         self._place(path).replace(self._place(target))
+
+    def create(self, path: str, data: bytes) -> bool:
+        place = self._place(path)
+        disk.make_folder(place.parent)
+        try:
+            disk.publish(place, data, contested=True)
+        except FileExistsError:
+            return False
+        return True
+
+    def hidden(self, folder: str) -> list[str]:
+        try:
+            names = os.listdir(self._root / folder)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in names if name.startswith("."))
 
     def exists(self, path: str) -> bool:
         return (self._root / path).exists()

@@ -18,6 +18,7 @@ from embedcache.remotes.remote import (
     Blocks,
     Denied,
     Entry,
+    Unconditional,
     Unreachable,
     reason_of,
 )
@@ -105,6 +106,25 @@ class ObjectRemote:
                 obstore.put(self._small, key, data, use_multipart=False)
         return True
 
+    def create_once(self, key: str, data: bytes) -> bool:
+        import obstore
+        from obstore import exceptions as problems
+
+        with self._plain(key):
+            try:
+                obstore.put(self._small, key, data, mode="create", use_multipart=False)
+            except problems.AlreadyExistsError:
+                return False
+            except (problems.NotSupportedError, NotImplementedError):
+                raise Unconditional(
+                    f"{self.name} cannot create an object only if it does not exist"
+                ) from None
+        return True
+
+    def leftovers(self, segments: str) -> Sequence[str]:
+        del segments  # unfinished segments are listed as such
+        return ()
+
     def delete(self, key: str) -> None:
         import obstore
 
@@ -118,6 +138,8 @@ class ObjectRemote:
 
         try:
             yield
+        except Unconditional:
+            raise
         except FileNotFoundError as error:
             self._refuse_redirect(error)
             if NO_BUCKET.search(str(error)):

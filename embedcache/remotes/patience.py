@@ -85,17 +85,26 @@ class Patient:
         self._patiently(lambda: self._remote.write(key, blocks, size=size), math.inf)
 
     def create(self, key: str, data: bytes) -> bool:
+        return self._create(self._remote.create, key, data)
+
+    def create_once(self, key: str, data: bytes) -> bool:
+        return self._create(self._remote.create_once, key, data)
+
+    def _create(self, create: Callable[[str, bytes], bool], key: str, data: bytes) -> bool:
         n_tried = 0
 
         def attempt() -> bool:
             nonlocal n_tried
             n_tried += 1
-            if self._remote.create(key, data):
+            if create(key, data):
                 return True
             # An earlier attempt may have succeeded, and its answer was lost.
             return n_tried > 1 and read_small(self._remote, key, limit=len(data)) == data
 
         return self._patiently(attempt)
+
+    def leftovers(self, segments: str) -> Sequence[str]:
+        return self._patiently(lambda: self._remote.leftovers(segments))
 
     def delete(self, key: str) -> None:
         self._patiently(lambda: self._remote.delete(key))

@@ -34,6 +34,10 @@ class Denied(RemoteError):
     """A request that this member may not make."""
 
 
+class Unconditional(RemoteError):
+    """A storage that cannot create an object only if it does not exist."""
+
+
 UNSEEN = -1
 
 
@@ -88,6 +92,17 @@ class Remote(Protocol):
 
         Storing a segment's manifest makes the segment appear.
         """
+        ...
+
+    def create_once(self, key: str, data: bytes) -> bool:
+        """As `create`, where several may choose the same name: at most one ever succeeds.
+
+        Raises Unconditional where the storage cannot promise that.
+        """
+        ...
+
+    def leftovers(self, segments: str) -> Sequence[str]:
+        """Keys of hidden folders under `segments`/, which interrupted commands have left."""
         ...
 
     def delete(self, key: str) -> None:

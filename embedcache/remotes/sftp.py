@@ -102,6 +102,21 @@ class SftpFiles:
     def replace(self, path: str, target: str) -> None:
         self._ftp.posix_rename(self._path(path), self._path(target))
 
+    def create(self, path: str, data: bytes) -> bool:
+        part = f"{path.rpartition('/')[0]}/.{os.urandom(4).hex()}".lstrip("/")
+        self.write(part, iter([data]))
+        if self.rename(part, path):
+            return True
+        self.remove(part)
+        return False
+
+    def hidden(self, folder: str) -> list[str]:
+        try:
+            names = self._ftp.listdir(self._path(folder))
+        except FileNotFoundError:
+            return []
+        return sorted(str(name) for name in names if str(name).startswith("."))
+
     def exists(self, path: str) -> bool:
         return bool(self._fs.exists(self._path(path)))
 

@@ -1,25 +1,58 @@
-"""Tombstones and refs on their way to a shared copy."""
+"""What a push says beside its rows: which photos were forgotten, and which refs there are."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from functools import partial
 
+from embedcache.errors import RemoteError
+from embedcache.remotes.remote import Unconditional
+from embedcache.sharing.listing import ROOTS
 from embedcache.sharing.moved import MoveCounts
+from embedcache.sharing.pulled_refs import read_local_ref
+from embedcache.sharing.ref_changes import Ref, Standing, adapted, same_ref
 from embedcache.sharing.shared_copy import SharedCopy
+from embedcache.spec import Json
 from embedcache.store.cache import Cache
-from embedcache.store.refs import MAX_REF_BYTES, Pins, encode_ref, read_ref, same_pins
-from embedcache.store.sealed import unseal
+from embedcache.store.log import Entry, Log
+from embedcache.store.refs import MAX_REF_BYTES, Pins, encode_ref, ref_names
+from embedcache.store.sealed import own_digest
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
+from embedcache.store.tombstones import LIFTS
+
+There = Collection[tuple[str, str]]
 
 
-def send_tombstones(copy: SharedCopy, cache: Cache, counts: MoveCounts, *, dry_run: bool) -> None:
-    """Send the tombstones that the shared copy lacks, so that pulls of others obey them."""
-    theirs = copy.tombstones()
-    for path in sorted((cache.path / TOMBSTONES).glob("[!.]*.json")):
-        if path.name not in theirs:
-            if not dry_run:
-                copy.remote.create(f"{TOMBSTONES}/{path.name}", path.read_bytes())
+def send_marks(copy: SharedCopy, cache: Cache, counts: MoveCounts, *, dry_run: bool) -> None:
+    """Send the lifts and tombstones that the shared copy lacks, so that pulls of others obey them.
+
+    Lifts first: a tombstone that was lifted here never holds there.
+    """
+    theirs, (lifts, tombstones) = copy.marks(), cache.history.files()
+    fresh = {f"{LIFTS}/{name}": raw for name, raw in lifts.items() if name not in theirs.lifts}
+    for name, raw in tombstones.items():
+        if name not in theirs.tombstones:
+            fresh[f"{TOMBSTONES}/{name}"] = raw
             counts.tombstones += 1
+    if not fresh or dry_run:
+        return
+    copy.bring_over()
+    for key, raw in fresh.items():
+        copy.remote.create(key, raw)
+
+    def decide(log: Log) -> Entry | None:
+        named = Entry(
+            forgotten=_unnamed(tombstones, log.forgotten),
+            remembered=_unnamed(lifts, log.remembered),
+        )
+        return named if named.forgotten or named.remembered else None
+
+    # A purge that has looked before must look again. Without a log there are no purges.
+    with contextlib.suppress(Unconditional):
+        copy.log.append(decide)
+
+
+def _unnamed(marks: Mapping[str, bytes], known: Mapping[str, str]) -> dict[str, str]:
+    return {name: str(own_digest(raw)) for name, raw in marks.items() if name not in known}
 
 
 def send_refs(
@@ -27,39 +60,103 @@ def send_refs(
     cache: Cache,
     counts: MoveCounts,
     *,
+    there: There,
     with_ids: bool,
-    replaces: bool,
     dry_run: bool,
-) -> dict[str, Pins]:
-    """Send the refs that the shared copy lacks; returns {name: pins} of those sent.
+) -> None:
+    """Send the refs that the shared copy lacks; none is ever replaced.
 
-    replaces: a ref that `forget` changed here takes the place of the one there.
+    there: the segments that the shared copy holds: (name of the set, segment id).
+    A ref of the same name there that pins something else is a problem.
     """
     theirs = copy.refs()
-    sent: dict[str, Pins] = {}
-    for path in sorted((cache.path / "refs").glob("[!.]*.json")):
-        name, key = path.stem, f"refs/{path.stem}.json"
-        pins = read_ref(cache.path, name)
-        document, _ = unseal(path.read_bytes(), what=f"ref {name}", limit=MAX_REF_BYTES)
-        changes = document["changes"]
-        raw = encode_ref(pins if with_ids else replace(pins, photos=None), changes=changes)
-        if name not in theirs:
-            if len(raw) <= MAX_REF_BYTES and (dry_run or copy.remote.create(key, raw)):
-                sent[name] = pins
-        elif same_pins(pins, theirs[name][0]):
+    for name in ref_names(cache.path):
+        mine = read_local_ref(cache, name)
+        if name in theirs:
+            if not same_ref(mine, theirs[name]):
+                counts.problems.append(
+                    RemoteError(
+                        f"ref {name} of {copy.remote.name} pins other segments than ref {name} "
+                        "here, which was not sent",
+                        advice="Refs never change: one of the two needs another name",
+                    )
+                )
             continue
-        elif replaces and changes:
-            if not dry_run:
-                copy.remote.write(key, partial(_once, raw), size=len(raw))
-            sent[name] = pins
-        else:
-            counts.notes.append(
-                f"ref {name} exists there and pins other segments. Refs never change: choose "
-                "another name"
+        pins, changes = _adapted(copy, cache, mine, there)
+        if pins is None:
+            counts.problems.append(
+                RemoteError(
+                    f"ref {name} was not sent: it pins segments with photos that were forgotten",
+                    advice=f"Run 'embedcache pull {copy.remote.name} {cache.path}', 'embedcache "
+                    f"forget {cache.path} --forgotten', then push again",
+                )
             )
-    counts.refs += sent
-    return sent
+            continue
+        raw = encode_ref(pins if with_ids else _without_ids(pins), changes=changes)
+        if len(raw) <= MAX_REF_BYTES and (dry_run or _enter(copy, pins, raw)):
+            counts.refs.append(name)
 
 
-def _once(raw: bytes) -> Iterator[bytes]:
-    yield raw
+def _without_ids(pins: Pins) -> Pins:
+    return replace(pins, photos=None)
+
+
+def _adapted(
+    copy: SharedCopy, cache: Cache, ref: Ref, there: There
+) -> tuple[Pins | None, list[Json]]:
+    """A ref for the shared copy; None where something that it pins has nothing in its place."""
+    standing: dict[str, list[Standing]] = {}
+    held = {store.key: {s.id: s.digest for s in store.segments()} for store in cache.stores()}
+    logs = copy.log.known, cache.history.log()
+    for key, pinned in {**ref.pins.spaces, **ref.pins.faces}.items():
+        for segment, digest in pinned.items():
+            became: dict[str, str] | None = None
+            if (key, segment) in there:
+                became = {segment: digest}
+            for log in logs if became is None else ():
+                names = log.stands_for(key, segment)
+                if names is not None and all((key, name) in there for name in names):
+                    digests = {name: _digest(copy, held, key, name) for name in names}
+                    became = {name: found for name, found in digests.items() if found}
+                    break
+            if became is None:
+                return None, []
+            standing.setdefault(key, []).append(Standing(segment, digest, became))
+    return adapted(ref, standing)
+
+
+def _digest(
+    copy: SharedCopy, held: Mapping[str, Mapping[str, str]], key: str, segment: str
+) -> str | None:
+    """The digest of a segment's manifest, here or there."""
+    if found := held.get(key, {}).get(segment):
+        return found
+    for root in ROOTS:
+        space = copy.spaces(root).get(key)
+        if space is not None and segment in space.segments:
+            listed = copy.segments.one(space, segment)
+            return None if listed is None else listed.manifest.digest
+    return None
+
+
+def _enter(copy: SharedCopy, pins: Pins, raw: bytes) -> bool:
+    """REF: write a ref and enter it in the log, from when on nobody removes what it pins."""
+    key = f"refs/{pins.name}.json"
+    if not copy.remote.create(key, raw):
+        return False
+
+    def decide(log: Log) -> Entry | None:
+        removed = (
+            f"{part}/{segment}" in log.gone
+            for part, pinned in {**pins.spaces, **pins.faces}.items()
+            for segment in pinned
+        )
+        return None if any(removed) else Entry(ref=(pins.name, str(own_digest(raw))))
+
+    try:
+        held = copy.log.append(decide)
+    except Unconditional:
+        return True  # nothing is ever removed there
+    if not held:
+        copy.remote.delete(key)
+    return held

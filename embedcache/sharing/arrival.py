@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.errors import Damaged
-from embedcache.remotes.remote import BLOCK_BYTES, SMALL_BYTES, Remote
+from embedcache.errors import Damaged, RemoteError
+from embedcache.remotes.remote import BLOCK_BYTES, SMALL_BYTES, Remote, Unreachable
 from embedcache.sharing.moved import CountBytes
 from embedcache.sharing.screen import Screen, ShardScreen
 from embedcache.sharing.segments import RemoteSegment, wrong_bytes
@@ -69,20 +69,9 @@ def arriving(
         try:
             check_segment(segment, row_crcs=_row_crcs(source, screens))
         except Damaged as error:
-            disk.remove_folder(folder)
+            disk.delete_folder(folder)
             raise Damaged(f"its parts contradict each other: {error.fact}") from None
         yield segment
-
-
-def settle(segment: Segment, segments: Path) -> None:
-    """Move a segment that has arrived into its space, durably."""
-    disk.sync_tree(segment.folder)
-    try:
-        segment.folder.rename(segments / segment.id)
-    except OSError:
-        if not (segments / segment.id / MANIFEST).exists():  # else another process came first
-            raise
-    disk.sync_folder(segments)
 
 
 def clear(incoming: Path) -> None:
@@ -227,7 +216,7 @@ def _stream(
 ) -> bool:
     """Append to `part` what it lacks of an object of `size` bytes; all bytes pass `screen`.
 
-    True once the file is complete and, if it is large, durable; `settle` syncs small ones.
+    True once the file is complete and, if it is large, durable; publishing syncs small ones.
     False for an object of another size.
     """
     fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -285,8 +274,13 @@ def _place(incoming: Path, segment: str) -> Iterator[Path]:
             home = incoming / f"{segment}-{os.urandom(4).hex()}"
         folder = home / segment
         folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-        shutil.rmtree(home, ignore_errors=True)
+        try:
+            yield folder
+        except (RemoteError, Damaged) as error:
+            if not isinstance(error, Unreachable):  # refused: there is nothing to resume
+                disk.delete_folder(home)
+            raise
+        disk.delete_folder(home)
     finally:
         os.close(fd)
 

@@ -25,7 +25,7 @@ def connect(remote: Remote | str, cache: Cache) -> Remote:
         what = "is the cache itself" if place == cache.path else "lies in the cache"
         if cache.path in (place, *place.parents):
             raise CacheError(f"{remote} {what}", advice="Name another place to share it")
-    return open_remote(remote, staging=_staging(cache))
+    return open_remote(remote, staging=staging_of(cache))
 
 
 def memo_of(cache: Cache, remote: Remote) -> Path | None:
@@ -68,7 +68,7 @@ def _holds_nothing(cache: Cache) -> bool:
     )
 
 
-def _staging(cache: Cache) -> str:
+def staging_of(cache: Cache) -> str:
     """Eight random digits that mark this cache's unfinished pushes on a file system."""
     try:
         path = cache.local / "staging"

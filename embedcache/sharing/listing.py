@@ -11,9 +11,12 @@ from embedcache.remotes.remote import UNSEEN, Denied, Entry, Remote
 from embedcache.sharing.refusals import Refusals
 from embedcache.store.columns import Kind
 from embedcache.store.layout import APART, KINDS
-from embedcache.store.manifest import MANIFEST
+from embedcache.store.log import PHOTOS
+from embedcache.store.manifest import MANIFEST, is_segment_id
+from embedcache.store.tombstones import FOLDER, LIFTS
 
 ROOTS = ("spaces", APART, "faces", "photos")
+MARKS = (FOLDER, LIFTS)
 _SEGMENT = r"segments/(?P<segment>\d{8}T\d{12}-[0-9a-f]{8})/(?P<path>[a-z0-9_/]+(?:\.json)?)"
 _KEY = re.compile(rf"(?:[a-z-]+)/(?:(?P<space>[0-9a-f]{{64}})/)?{_SEGMENT}")
 
@@ -39,6 +42,11 @@ class ListedSpace:
         """Listed segments without a manifest."""
         return sum(MANIFEST not in files for files in self.segments.values())
 
+    @property
+    def set_key(self) -> str:
+        """The name of the space in the log of removals."""
+        return self.digest or PHOTOS
+
 
 class Listing:
     """The keys of a shared copy, listed once for each root."""
@@ -57,7 +65,7 @@ class Listing:
             try:
                 found = list(self._remote.list(f"{root}/"))
             except Denied as error:
-                if root == "forgotten":
+                if root in MARKS:
                     raise unseen(self._remote, root, error) from None
                 self._refusals.notes.append(
                     f"you have no right to list {root}/ of {self._remote.name}"
@@ -65,7 +73,7 @@ class Listing:
                 found = []
             for entry in found:
                 if entry.size == UNSEEN:
-                    if root == "forgotten":
+                    if root in MARKS:
                         raise unseen(self._remote, entry.key, entry.tag)
                     self._refusals.object(entry.key, entry.tag)
             self._listed[root] = [entry for entry in found if entry.size != UNSEEN]
@@ -82,6 +90,9 @@ class Listing:
             place = _KEY.fullmatch(entry.key)
             if place and bool(place["space"]) == (root != "photos"):
                 digest = place["space"] or ""
+                if not is_segment_id(place["segment"]):
+                    self._refusals.segment(place["segment"], "its name is not a date: refused")
+                    continue
                 space = found.setdefault(digest, ListedSpace(root, digest))
                 space.segments.setdefault(place["segment"], {})[place["path"]] = entry
             elif re.fullmatch(rf"{root}/[0-9a-f]{{64}}/zarr\.json", entry.key):

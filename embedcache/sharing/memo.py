@@ -1,11 +1,14 @@
 """What this machine remembers of a remote between two commands."""
 
 import contextlib
+import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 from embedcache import disk
+
+SPARE_BYTES = 1 << 30  # of the disk, which are never filled with what can be fetched again
 
 
 class Memo:
@@ -28,6 +31,9 @@ class Memo:
         raw = fetch()
         if not good(raw):
             return raw
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(self._folder.parent.parent).free < SPARE_BYTES + len(raw):
+                return raw
         with contextlib.suppress(OSError):  # best effort; may fail on a full disk
             self._folder.mkdir(parents=True, exist_ok=True)
             # Not durable: every read compares the digest.

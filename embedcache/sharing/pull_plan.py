@@ -13,13 +13,13 @@ from embedcache.sharing.arrival import range_bytes
 from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.segments import RemoteSegment
 from embedcache.sharing.shared_copy import SharedCopy
-from embedcache.sharing.union import lacking
 from embedcache.store.cache import Cache, plain_name
 from embedcache.store.columns import ABSENT
 from embedcache.store.index import Table
 from embedcache.store.layout import APART
 from embedcache.store.refs import Pinned, Pins
-from embedcache.store.tombstones import Tombstones, forgotten
+from embedcache.store.tombstones import Dead
+from embedcache.store.union import lacking
 from embedcache.upkeep.rewrite import Store
 
 U8 = NDArray[np.uint8]
@@ -60,6 +60,11 @@ class Piece:
     pinned: bool = False
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the segment comes under its own id; forgotten rows are then taken out here."""
+        return self.rows is None or self.pinned
+
+    @property
     def n_rows(self) -> int:
         return self.segment.manifest.n_rows if self.rows is None else len(self.rows)
 
@@ -93,10 +98,10 @@ class PullPlan:
 class PullPlanner:
     """Compares a shared copy with a cache, space by space."""
 
-    def __init__(self, copy: SharedCopy, cache: Cache, gone: Tombstones, pool: Executor) -> None:
+    def __init__(self, copy: SharedCopy, cache: Cache, dead: Dead, pool: Executor) -> None:
         self._copy = copy
         self._cache = cache
-        self._gone = gone
+        self._dead = dead
         self._pool = pool
         self._plan = PullPlan()
 
@@ -132,10 +137,7 @@ class PullPlanner:
             for digest in {*pins.spaces, *pins.faces} - {space.digest for space in chosen}:
                 problem = f"ref {wanted.ref} pins space {digest[:8]}, which is absent there"
                 self._plan.problems.append(RemoteError(problem))
-        if self._gone:
-            for store in mine.values():
-                banned = forgotten(store.digests(), self._gone)
-                self._plan.still_here += int(banned.sum())
+        self._plan.still_here = dead_rows_in(self._cache, self._dead)
         return self._plan
 
     def _pins(self, ref: str) -> Pins:
@@ -147,11 +149,11 @@ class PullPlanner:
                 f"{self._copy.remote.name} has no ref {ref!r}; it has "
                 f"{', '.join(sorted(refs)) or 'none'}"
             )
-        return refs[ref][0]
+        return refs[ref].pins
 
     def _chosen(self, wanted: Wanted) -> list[ListedSpace]:
         """The spaces asked for, and the faces and ids that belong to them."""
-        found = {root: list(self._copy.listing.spaces(root).values()) for root in ROOTS}
+        found = {root: list(self._copy.spaces(root).values()) for root in ROOTS}
         if not wanted.backbones:
             every = [space for spaces in found.values() for space in spaces]
             return [space for space in every if not wanted.specs or space.digest in wanted.specs]
@@ -194,53 +196,73 @@ class PullPlanner:
         here = {} if mine is None else {s.id: s for s in mine.segments()}
         for name in space.segments.keys() & here.keys():
             self._plan.already_there += here[name].manifest.n_ok
+        asked = None if photos is None else _table_of(photos)
         segments: list[RemoteSegment] = []
-        parts = []
+        rows_of: list[I64] = []
+        parts: list[tuple[U8, int]] = []
         for segment in self._read(space, [s for s in space.segments if s not in here]):
             digests = self._copy.segments.digests(segment)
             if digests is not None:
-                parts.append((len(segments), digests, segment.manifest.n_ok))
+                # Only the rows that were asked for stay in memory, whatever is there.
+                rows = np.arange(len(digests))
+                rows = rows if asked is None else rows[asked.find(digests) >= 0]
                 segments.append(segment)
-        table = Table.empty().extended(parts, renumbered=np.empty(0, np.int64))
-        absent = np.full(len(table.ok), ABSENT, np.uint8)
-        status = absent if mine is None else mine.status(table.digests)
-        found = lacking(table, status, self._gone)
+                rows_of.append(rows)
+                parts.append((digests[rows], int((rows < segment.manifest.n_ok).sum())))
+
+        def status(digests: U8) -> U8:
+            return np.full(len(digests), ABSENT, np.uint8) if mine is None else mine.status(digests)
+
+        found = lacking(parts, status=status, dead=self._dead.of)
         self._plan.already_there += found.already_there
         self._plan.withheld += found.withheld
-        keep = found.rows
-        if photos is not None:
-            asked = np.zeros(len(keep), dtype=np.bool_)
-            at = table.find(np.ascontiguousarray(photos, dtype=np.uint8))
-            asked[at[at >= 0]] = True
-            keep = keep & asked
-        for number, segment in enumerate(segments):
-            rows = np.sort(table.row[keep & (table.segment == number)]).astype(np.int64)
-            if len(rows):
-                self._plan.pieces.append(_piece(space, segment, rows))
+        for segment, rows, wanted in zip(segments, rows_of, found.rows, strict=True):
+            if len(wanted):
+                self._plan.pieces.append(_piece(space, segment, rows[wanted]))
 
     def _add_pinned(self, space: ListedSpace, mine: Store | None, pinned: Pinned) -> None:
         """Exactly the segments that a ref names, whole, except for forgotten rows."""
         here = {} if mine is None else {s.id: s for s in mine.segments()}
+        log = self._copy.log.known
+        wanted: dict[str, str | None] = {}
         for name, digest in pinned.items():
+            # A purge there may have put a segment without its forgotten rows in its place.
+            standing = log.stands_for(space.set_key, name)
+            if standing == [name]:
+                wanted[name] = digest
+            else:
+                wanted |= dict.fromkeys(standing or [name])
+        for name, wanted_digest in wanted.items():
             if name in here:
-                if here[name].digest != digest:
+                if wanted_digest not in (None, here[name].digest):
                     problem = f"segment {name} here differs from the one that the ref pins"
                     self._plan.problems.append(RemoteError(problem))
                 else:
                     self._plan.already_there += here[name].manifest.n_ok
-                continue
-            found = self._read(space, [name] if name in space.segments else [])
-            if not found or found[0].manifest.digest != digest:
-                now = "another segment has its name" if found else "it is gone"
-                self._copy.refusals.segment(name, f"the ref pins it, and {now}")
-                continue
-            digests = self._copy.segments.digests(found[0])
-            if digests is None:
-                continue
-            banned = forgotten(digests, self._gone)
-            self._plan.withheld += int(banned.sum())
-            piece = _piece(space, found[0], np.flatnonzero(~banned))
-            self._plan.pieces.append(replace(piece, pinned=True, by_ranges=False))
+            else:
+                self._add_segment(space, mine, name, wanted_digest)
+
+    def _add_segment(
+        self, space: ListedSpace, mine: Store | None, name: str, digest: str | None
+    ) -> None:
+        """One whole segment. digest: of its manifest, where a ref says which one."""
+        if mine is not None and mine.history.log().stands_for(space.set_key, name) not in (
+            None,
+            [name],
+        ):
+            return  # it was here, and what stands in its place is
+        found = self._read(space, [name] if name in space.segments else [])
+        if not found or digest not in (None, found[0].manifest.digest):
+            now = "another segment has its name" if found else "it is gone"
+            self._copy.refusals.segment(name, f"the ref pins it, and {now}")
+            return
+        digests = self._copy.segments.digests(found[0])
+        if digests is None:
+            return
+        banned = self._dead.of(digests)
+        self._plan.withheld += int(banned.sum())
+        piece = _piece(space, found[0], np.flatnonzero(~banned))
+        self._plan.pieces.append(replace(piece, pinned=True, by_ranges=False))
 
     def _add_ids(self, space: ListedSpace, pinned: Pinned | None) -> None:
         """Photo ids: all of them, or those in the segments that a ref pins."""
@@ -253,6 +275,22 @@ class PullPlanner:
         """The manifests of some segments, fetched several at once; those refused are left out."""
         dim = self._copy.spec(space).dim if space.kind == "vectors" and names else 0
         return self._copy.segments.all(space, names, pool=self._pool, dim=dim)
+
+
+def dead_rows_in(cache: Cache, dead: Dead) -> int:
+    """How many rows of forgotten photos a cache still stores; readers do not see them."""
+    if not dead:
+        return 0
+    return sum(
+        int(store.dead_rows(segment, dead).sum())
+        for store in cache.stores()
+        for segment in store.segments()
+    )
+
+
+def _table_of(contents: U8) -> Table:
+    digests = np.ascontiguousarray(contents, dtype=np.uint8)
+    return Table.empty().extended([(0, digests, len(digests))], renumbered=np.empty(0, np.int64))
 
 
 def _piece(space: ListedSpace, segment: RemoteSegment, rows: I64) -> Piece:

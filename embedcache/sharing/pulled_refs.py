@@ -1,22 +1,22 @@
-"""The refs that come with a pull: written once every segment that they pin is here."""
+"""The refs that come with a pull: written once all that they pin is here."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from embedcache import disk
 from embedcache.errors import RemoteError
 from embedcache.sharing.moved import MoveCounts
+from embedcache.sharing.ref_changes import Ref, Standing, adapted, same_ref
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.store.cache import Cache
-from embedcache.store.refs import MAX_REF_BYTES, Pins, encode_ref, read_ref, repin, same_pins
+from embedcache.store.refs import MAX_REF_BYTES, parse_ref
 from embedcache.store.sealed import unseal
-
-Successors = dict[str, dict[str, str]]
+from embedcache.upkeep.pinning import enter_ref
 
 
 def take_refs(
     copy: SharedCopy,
     cache: Cache,
-    successors: Successors,
+    renamed: Mapping[str, str],
     counts: MoveCounts,
     *,
     ref: str | None,
@@ -24,23 +24,31 @@ def take_refs(
 ) -> None:
     """Write `ref`, or with None every ref of the shared copy, where its segments are all here.
 
-    successors: {pinned segment: what took its place here}, for segments with forgotten rows.
+    renamed: {segment: the new id of its rows here}, for ids that were removed here before.
+    A ref of the same name here that pins something else is a problem, and stays.
     """
-    held = {segment.id: segment.digest for segment in cache.photo_segments()}
-    for store in [*cache.spaces(), *cache.face_spaces()]:
-        held |= {segment.id: segment.digest for segment in store.segments()}
-    for name, (theirs, raw) in copy.refs().items():
+    held = {store.key: {s.id: s.digest for s in store.segments()} for store in cache.sets()}
+    for name, theirs in copy.refs().items():
         if ref is not None and name != ref:
             continue
         if (cache.path / "refs" / f"{name}.json").exists():
-            if not same_pins(read_ref(cache.path, name), theirs):
-                counts.notes.append(f"ref {name} here pins other segments than there")
+            if not same_ref(read_local_ref(cache, name), theirs):
+                counts.problems.append(
+                    RemoteError(
+                        f"ref {name} here pins other segments than ref {name} of "
+                        f"{copy.remote.name}, which was not written",
+                        advice="Refs never change: one of the two needs another name",
+                    )
+                )
             continue
-        n_lacking = sum(
-            held.get(segment) != digest and segment not in successors
-            for pinned in (*theirs.spaces.values(), *theirs.faces.values())
-            for segment, digest in pinned.items()
-        )
+        standing = {
+            key: [
+                _standing(copy, cache, held.get(key, {}), renamed, key, segment, digest)
+                for segment, digest in pinned.items()
+            ]
+            for key, pinned in {**theirs.pins.spaces, **theirs.pins.faces}.items()
+        }
+        n_lacking = sum(found is None for some in standing.values() for found in some)
         if n_lacking and name == ref:
             counts.problems.append(RemoteError(f"ref {name} lacks {n_lacking} of its segments"))
         elif n_lacking:
@@ -49,24 +57,72 @@ def take_refs(
                 f"'embedcache pull --ref {name} {copy.remote.name} {cache.path}' brings them"
             )
         else:
-            ids = (theirs.photos or {}).items()
-            if not with_ids or any(held.get(segment) != digest for segment, digest in ids):
-                theirs = replace(theirs, photos=None)
-            _write(cache, theirs, raw, successors, counts)
+            complete = {key: [one for one in some if one] for key, some in standing.items()}
+            _write(cache, theirs, complete, held, counts, with_ids=with_ids)
 
 
 def _write(
-    cache: Cache, pins: Pins, raw: bytes, successors: Successors, counts: MoveCounts
+    cache: Cache,
+    theirs: Ref,
+    standing: Mapping[str, list[Standing]],
+    held: Mapping[str, Mapping[str, str]],
+    counts: MoveCounts,
+    *,
+    with_ids: bool,
 ) -> None:
-    document, _ = unseal(raw, what=f"ref {pins.name}", limit=MAX_REF_BYTES)
-    changes = document.get("changes")
-    if not isinstance(changes, list):
-        problem = f"ref {pins.name} has no list of its changes: left out"
-        counts.problems.append(RemoteError(problem))
-        return
-    path = cache.path / "refs" / f"{pins.name}.json"
-    path.parent.mkdir(exist_ok=True)
-    disk.publish(path, encode_ref(pins, changes=changes))
-    for old, new in successors.items():
-        repin(cache.path, old, new)
-    counts.refs.append(pins.name)
+    pins, changes = adapted(theirs, standing)
+    ids = (pins.photos or {}).items()
+    here = held.get(cache.photo_ids.key, {})
+    if not with_ids or any(here.get(segment) != digest for segment, digest in ids):
+        pins = replace(pins, photos=None)
+    if enter_ref(cache, pins, changes=changes):
+        counts.refs.append(pins.name)
+    else:
+        counts.problems.append(
+            RemoteError(
+                f"segments of ref {pins.name} were removed here while it was written",
+                advice="Run the same command again",
+            )
+        )
+
+
+def _standing(
+    copy: SharedCopy,
+    cache: Cache,
+    held: Mapping[str, str],
+    renamed: Mapping[str, str],
+    key: str,
+    segment: str,
+    digest: str,
+) -> Standing | None:
+    """What holds a pinned segment's rows here, without the forgotten ones; None where nothing does.
+
+    held: {segment id: manifest digest} of that set of segments here.
+    """
+    logs = cache.history.log(), copy.log.known
+
+    def find(name: str, digest: str | None) -> dict[str, str] | None:
+        if name in held and digest in (None, held[name]):
+            return {name: held[name]}
+        if name in renamed:
+            new = renamed[name]
+            return {new: held[new]} if new else {}
+        for log in logs:
+            standing = log.stands_for(key, name)
+            if standing is None or standing == [name]:
+                continue
+            parts = [find(successor, None) for successor in standing]
+            if None not in parts:
+                return {s: d for part in parts if part for s, d in part.items()}
+        return None
+
+    became = find(segment, digest)
+    return None if became is None else Standing(segment, digest, became)
+
+
+def read_local_ref(cache: Cache, name: str) -> Ref:
+    """A ref of this cache. Raises Damaged for one that is not as it was written."""
+    raw = (cache.path / "refs" / f"{name}.json").read_bytes()
+    pins = parse_ref(raw, name=name, where=str(cache.path))
+    document, _ = unseal(raw, what=f"ref {name}", limit=MAX_REF_BYTES)
+    return Ref(pins, document["changes"], raw)

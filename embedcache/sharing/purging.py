@@ -1,61 +1,227 @@
-"""The bytes of forgotten photos, removed from a shared copy."""
+"""REMOVE on a shared copy: segments with forgotten rows give way to segments without them.
 
-from collections.abc import Mapping, Sequence
+As in a cache (`store.removal`): successors are published first, then an entry of the log names what
+goes, created only if nobody removed anything meanwhile; then the bytes go. Anybody may finish the
+last step. A storage that cannot have a log is never purged.
+"""
+
+from collections.abc import Collection, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from embedcache.errors import RemoteError
+from embedcache.remotes.remote import Unconditional
+from embedcache.sharing.arrival import arriving
+from embedcache.sharing.connecting import staging_of
+from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.moved import MoveCounts
-from embedcache.sharing.push_plan import Doomed
-from embedcache.sharing.shared_copy import SharedCopy
+from embedcache.sharing.outgoing import Kind, outgoing
+from embedcache.sharing.segments import RemoteSegment
+from embedcache.sharing.sending import send_segment
+from embedcache.sharing.shared_copy import Marks, SharedCopy
 from embedcache.store.cache import Cache
-from embedcache.store.columns import ABSENT
-from embedcache.store.manifest import MANIFEST
-from embedcache.store.refs import Pins
-from embedcache.store.tombstones import Tombstones, forgotten
+from embedcache.store.columns import split_text
+from embedcache.store.log import Entry, Gone, Log
+from embedcache.store.manifest import MANIFEST, replacement_id
+from embedcache.store.segment import Segment
+from embedcache.store.tombstones import Dead
+
+ROUNDS = 20  # others may forget and push all the while
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Victim:
+    """A segment of a shared copy with dead rows. dead: which, (n,)."""
+
+    space: ListedSpace
+    segment: RemoteSegment
+    dead: Bool
+
+    @property
+    def name(self) -> str:
+        """Its name in the log of removals."""
+        return f"{self.space.set_key}/{self.segment.id}"
 
 
 def purge(
     copy: SharedCopy,
     cache: Cache,
-    doomed: Sequence[Doomed],
-    gone: Tombstones,
+    pool: ThreadPoolExecutor,
     counts: MoveCounts,
     *,
-    sent_refs: Mapping[str, Pins],
-    dry_run: bool,
+    only: Collection[str] | None = None,
+    dry_run: bool = False,
 ) -> None:
-    """Remove segments with forgotten rows, whose other rows have been sent in new segments.
+    """Remove the rows of forgotten photos from a shared copy, and report what may still hold some.
 
-    A segment stays, with a problem that says why, while a ref there pins it, or while it holds
-    rows that this cache lacks. sent_refs: refs that this push has sent.
+    only: ids of the segments to look at; None for all. A ref there follows the successors.
+    Raises Denied for a member who may not delete.
     """
-    refs = {name: pins for name, (pins, _) in copy.refs().items()} | dict(sent_refs)
-    pinning = {one: name for name, pins in refs.items() for part in pins.parts for one in part}
-    where = copy.remote.name
-    for each in doomed:
-        held = f"segment {each.segment} of {where} holds rows of forgotten photos"
-        if ref := pinning.get(each.segment):
-            counts.problems.append(
-                RemoteError(
-                    f"{held}, and ref {ref} there pins it",
-                    advice=f"Run 'embedcache pull --ref {ref} {where} {cache.path}', 'embedcache "
-                    f"forget {cache.path} --forgotten', then push --purge again",
-                )
+    try:
+        copy.log.require_conditional()
+    except Unconditional as error:
+        counts.problems.append(
+            RemoteError(
+                f"{error.found}, so nothing was removed from it: two members who purge at once "
+                "could lose rows",
+                advice="Move the shared copy to a storage with conditional writes, such as S3",
             )
-            continue
-        banned = forgotten(each.digests, gone)
-        if not (each.store.status(each.digests[~banned]) != ABSENT).all():
-            counts.problems.append(
-                RemoteError(
-                    f"{held}, and other rows that are not in {cache.path}",
-                    advice="Pull, then push --purge again",
-                )
-            )
-            continue
-        counts.purged += 1
-        counts.purged_rows += int(banned.sum())
-        if not dry_run:
-            key = f"{each.space.key}/segments/{each.segment}"
-            copy.remote.delete(f"{key}/{MANIFEST}")  # first: without it the segment is not there
-            for path in each.space.segments[each.segment]:
-                if path != MANIFEST:
-                    copy.remote.delete(f"{key}/{path}")
+        )
+        return
+    if not dry_run:
+        copy.bring_over()
+    for _ in range(ROUNDS):
+        now = copy.again()
+        now.log.read()
+        victims, marks = _find(now, cache, pool, only)
+        if dry_run:
+            _count(victims, counts)
+            return
+        if not victims:
+            _finish(now, cache, counts, only)
+            return
+        _count([v for v in victims if _replace(now, cache, pool, v, marks)], counts)
+    counts.problems.append(
+        RemoteError(
+            f"{copy.remote.name} was changed by others all the while",
+            advice="Run the same command again",
+        )
+    )
+
+
+def _find(
+    copy: SharedCopy, cache: Cache, pool: Executor, only: Collection[str] | None
+) -> tuple[list[Victim], Marks]:
+    """The segments there with dead rows; segments are listed before the marks."""
+    spaces = [space for root in ROOTS for space in copy.spaces(root).values()]
+    marks = copy.marks()
+    dead = marks.joined(cache)
+    victims = []
+    for space in spaces if dead else ():
+        names = [s for s in space.segments if only is None or s in only]
+        for segment in copy.segments.all(space, names, pool=pool):
+            rows = _dead_rows(copy, segment, dead)
+            if rows.any():
+                victims.append(Victim(space, segment, rows))
+    return victims, marks
+
+
+def _dead_rows(copy: SharedCopy, segment: RemoteSegment, dead: Dead) -> Bool:
+    digests = copy.segments.digests(segment)
+    if digests is None:
+        return np.zeros(0, dtype=np.bool_)
+    if segment.manifest.kind != "photos":
+        return dead.of(digests)
+    offsets, text = (copy.segments.column(segment, name) for name in ("id_offset", "id_text"))
+    ids = split_text(offsets, text, Path(segment.key))
+    return dead.of_pairs(segment.manifest.name, ids, digests)
+
+
+def _count(victims: Collection[Victim], counts: MoveCounts) -> None:
+    counts.purged += len(victims)
+    counts.purged_rows += sum(int(victim.dead.sum()) for victim in victims)
+
+
+def _replace(
+    copy: SharedCopy, cache: Cache, pool: ThreadPoolExecutor, victim: Victim, marks: Marks
+) -> bool:
+    """Publish a victim's live rows, enter its removal in the log, and delete it.
+
+    Returns False, and removes nothing, where others removed it or changed the marks meanwhile.
+    """
+    successors: tuple[str, ...] = ()
+    live = np.flatnonzero(~victim.dead)
+    if len(live):
+        new = replacement_id(victim.segment.id)
+        with (
+            _whole(copy, cache, pool, victim) as segment,
+            outgoing(
+                cache, segment, live, kind=_kind(copy, victim.space), segment_id=new
+            ) as successor,
+        ):
+            send_segment(copy, victim.space.key, successor, pool, lambda n: None)
+        successors = (new,)
+
+    def decide(log: Log) -> Entry | None:
+        if victim.name in log.gone or copy.again().marks() != marks:
+            return None
+        gone = Gone(victim.segment.manifest.digest, successors)
+        return Entry(segments={victim.name: gone})
+
+    if not copy.log.append(decide):
+        return False
+    _delete(copy, victim.space, victim.segment.id)
+    return True
+
+
+@contextmanager
+def _whole(
+    copy: SharedCopy, cache: Cache, pool: ThreadPoolExecutor, victim: Victim
+) -> Iterator[Segment]:
+    """A victim's bytes, checked: those of the same segment here, else fetched."""
+    for store in cache.sets():
+        for segment in store.segments():
+            if segment.id == victim.segment.id and segment.digest == victim.segment.manifest.digest:
+                yield segment
+                return
+    with (
+        ThreadPoolExecutor(1) as syncing,
+        arriving(
+            victim.segment,
+            copy.remote,
+            cache.local / "incoming",
+            fetching=pool,
+            syncing=syncing,
+            count=lambda n: None,
+        ) as segment,
+    ):
+        yield segment
+
+
+def _kind(copy: SharedCopy, space: ListedSpace) -> Kind:
+    if space.kind == "photos":
+        return None
+    return copy.detector(space) if space.kind == "faces" else copy.spec(space)
+
+
+def _delete(copy: SharedCopy, space: ListedSpace, segment: str) -> None:
+    """Delete a segment that the log names, its manifest first."""
+    key = f"{space.key}/segments/{segment}"
+    copy.remote.delete(f"{key}/{MANIFEST}")
+    for path in space.segments.get(segment, {}):
+        if path != MANIFEST:
+            copy.remote.delete(f"{key}/{path}")
+
+
+def _finish(
+    copy: SharedCopy, cache: Cache, counts: MoveCounts, only: Collection[str] | None
+) -> None:
+    """Finish deletions that were cut off, and name what may still hold forgotten rows."""
+    gone = copy.log.known.gone
+    own = f"-{staging_of(cache)}"
+    for root in ROOTS:
+        for space in copy.listing.spaces(root).values():
+            for segment in list(space.segments):
+                if f"{space.set_key}/{segment}" in gone:
+                    _delete(copy, space, segment)
+                elif MANIFEST not in space.segments[segment] and only is None:
+                    counts.notes.append(_unfinished(copy, f"{space.key}/segments/{segment}"))
+            for key in copy.remote.leftovers(f"{space.key}/segments"):
+                name = key.rpartition("/")[2]
+                if name.startswith((".gone-", ".old-")) or name.endswith(own):
+                    copy.remote.delete(key)
+                elif name.startswith(".push-") and only is None:
+                    counts.notes.append(_unfinished(copy, key))
+
+
+def _unfinished(copy: SharedCopy, key: str) -> str:
+    return (
+        f"{key} of {copy.remote.name} is an unfinished push, perhaps with forgotten rows: "
+        "the member who began it finishes it by pushing again; if nobody does, remove it there"
+    )

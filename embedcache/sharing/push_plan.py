@@ -1,6 +1,6 @@
 """What a push will send: the segments, or only the rows, that the shared copy lacks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -9,19 +9,20 @@ from numpy.typing import NDArray
 
 from embedcache.remotes.remote import Denied
 from embedcache.sharing.listing import ROOTS, ListedSpace
+from embedcache.sharing.pull_plan import dead_rows_in
 from embedcache.sharing.shared_copy import SharedCopy
-from embedcache.sharing.union import lacking
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.index import Table
 from embedcache.store.layout import APART
 from embedcache.store.manifest import MANIFEST
-from embedcache.store.photo_ids import read_pairs
-from embedcache.store.refs import pinned_segments
+from embedcache.store.photo_ids import PhotoIds
+from embedcache.store.refs import pinned_ids
 from embedcache.store.segment import Segment
 from embedcache.store.space import Space
-from embedcache.store.tombstones import Tombstones, forgotten
+from embedcache.store.tombstones import Dead
+from embedcache.store.union import lacking
 from embedcache.store.zarr_json import encode_document, group_document
 from embedcache.upkeep.rewrite import Store
 
@@ -38,7 +39,7 @@ class Parcel:
 
     key: str
     segment: Segment
-    store: Store | None
+    store: Store | PhotoIds | None
     files: tuple[str, ...]
     rows: I64 | None = None
     mends: bool = False
@@ -50,26 +51,17 @@ class Parcel:
         return size if self.rows is None else size * len(self.rows) // max(1, manifest.n_rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Doomed:
-    """A segment of the shared copy with forgotten rows. digests: of all its rows, (n, 32)."""
-
-    store: Store
-    space: ListedSpace
-    segment: str
-    digests: U8
-
-
 @dataclass(slots=True)
 class PushPlan:
-    """The parcels to send, {key: bytes} of group documents before them, and what to purge.
+    """The parcels to send, and {key: bytes} of group documents to create before them.
 
-    The counts are those of `moved.Moved`.
+    there: the segments that the shared copy holds: (name of the set, segment id). The counts are
+    those of `moved.Moved`.
     """
 
     parcels: list[Parcel] = field(default_factory=list)
     documents: dict[str, bytes] = field(default_factory=dict)
-    doomed: list[Doomed] = field(default_factory=list)
+    there: set[tuple[str, str]] = field(default_factory=set)
     segments: int = 0
     rows: int = 0
     failures: int = 0
@@ -83,34 +75,36 @@ class PushPlan:
     def n_bytes(self) -> int:
         return sum(parcel.n_bytes for parcel in self.parcels)
 
+    @property
+    def whole(self) -> list[tuple[str, str]]:
+        """(key of the space, segment id) of the segments that go under their own ids."""
+        return [(p.key, p.segment.id) for p in self.parcels if p.rows is None]
+
 
 class PushPlanner:
-    """Compares a cache with a shared copy, space by space.
+    """Compares a cache with a shared copy, space by space. dead: what either side forgot."""
 
-    purge: segments there with forgotten rows count as absent, and are planned to be removed.
-    """
-
-    def __init__(
-        self, copy: SharedCopy, cache: Cache, gone: Tombstones, pool: Executor, *, purge: bool
-    ) -> None:
+    def __init__(self, copy: SharedCopy, cache: Cache, dead: Dead, pool: Executor) -> None:
         self._copy = copy
         self._cache = cache
-        self._gone = gone
+        self._dead = dead
         self._pool = pool
-        self._purges = purge
         self._plan = PushPlan()
 
     def plan(self, *, backbones: Sequence[str], specs: Sequence[str], with_ids: bool) -> PushPlan:
         """Find out what the shared copy lacks. Raises NoSuchSpace for an unknown backbone."""
-        pinned = pinned_segments(self._cache.path)
-        there = {root: self._copy.listing.spaces(root) for root in ROOTS}
+        there = {root: self._copy.spaces(root) for root in ROOTS}
+        for spaces in there.values():
+            for space in spaces.values():
+                held = (name for name, files in space.segments.items() if MANIFEST in files)
+                self._plan.there |= {(space.set_key, name) for name in held}
         for store in self._chosen(backbones):
             if specs and store.digest not in specs:
                 continue
             root = _root_of(store, there)
             space = there[root].get(store.digest) or ListedSpace(root, store.digest)
             try:
-                self._add_store(store, space, pinned)
+                self._add_store(store, space)
             except Denied:
                 self._copy.refusals.note_locked(root)
                 continue
@@ -118,10 +112,7 @@ class PushPlanner:
                 self._add_documents(store, space)
         if with_ids:
             self._add_ids(there["photos"].get("") or ListedSpace("photos", ""))
-        if self._gone:
-            for store in self._chosen(()):
-                banned = forgotten(store.digests(), self._gone)
-                self._plan.still_here += int(banned.sum())
+        self._plan.still_here = dead_rows_in(self._cache, self._dead)
         return self._plan
 
     def _chosen(self, backbones: Sequence[str]) -> list[Store]:
@@ -132,22 +123,27 @@ class PushPlanner:
         faces = [space for space in self._cache.face_spaces() if space.digest in detectors]
         return [*spaces, *faces]
 
-    def _add_store(self, store: Store, space: ListedSpace, pinned: dict[str, list[str]]) -> None:
-        segments, table = store.row_table()
-        there, remote_rows = self._remote_rows(store, segments, space)
-        at = remote_rows.find(table.digests)
-        status = np.full(len(at), ABSENT, np.uint8)
-        status[at >= 0] = np.where(remote_rows.ok[at[at >= 0]], np.uint8(OK), np.uint8(FAILED))
-        found = lacking(table, status, self._gone)
+    def _add_store(self, store: Store, space: ListedSpace) -> None:
+        segments = store.segments()
+        there = {name for name, files in space.segments.items() if MANIFEST in files}
+        found = lacking(
+            [(segment.column("digest"), segment.manifest.n_ok) for segment in segments],
+            status=lambda digests: self._status(digests, segments, space),
+            dead=self._dead.of,
+        )
         self._plan.already_there += found.already_there
         self._plan.withheld += found.withheld
-        for number, segment in enumerate(segments):
+        log = store.history.log()
+        pinned = pinned_ids(self._cache.path, store.key, log)
+        removed = self._copy.log.known.gone
+        for segment, rows in zip(segments, found.rows, strict=True):
             if segment.id in there:
                 self._add_missing_files(segment, space)
                 continue
-            rows = np.sort(table.row[found.rows & (table.segment == number)]).astype(np.int64)
-            if segment.id in pinned:  # a ref must find it whole, unless that would undo a forget
-                hidden = forgotten(segment.column("digest"), self._gone)
+            fresh = f"{store.key}/{segment.id}" not in removed  # a removed id never returns
+            if fresh and segment.id in pinned:
+                # A ref must find it whole, unless that would undo a forget.
+                hidden = self._dead.of(segment.column("digest"))
                 rows = rows if hidden.any() else np.arange(len(hidden))
             if not len(rows):
                 continue
@@ -155,35 +151,40 @@ class PushPlanner:
             self._plan.segments += 1
             self._plan.rows += int((rows < n_ok).sum())
             self._plan.failures += int((rows >= n_ok).sum())
-            whole = len(rows) == segment.manifest.n_rows
+            whole = fresh and len(rows) == segment.manifest.n_rows
             files = tuple(segment.manifest.files)
             self._plan.parcels.append(
                 Parcel(space.key, segment, store, files, None if whole else rows)
             )
 
-    def _remote_rows(
-        self, store: Store, segments: Sequence[Segment], space: ListedSpace
-    ) -> tuple[set[str], Table]:
-        """Ids of the segments that are there, and all rows that are there."""
+    def _status(self, digests: U8, segments: Sequence[Segment], space: ListedSpace) -> U8:
+        """ABSENT, OK or FAILED of (n, 32) digests in the shared copy.
+
+        Of the rows there only those asked about are kept in memory.
+        """
+        asked = Table.empty().extended([(0, digests, 0)], renumbered=np.empty(0, np.int64))
+        status = np.full(len(asked.keys), ABSENT, np.uint8)
+        for theirs, n_ok in self._remote_digests(segments, space):
+            at = asked.find(theirs)
+            good, bad = at[:n_ok], at[n_ok:]
+            status[good[good >= 0]] = OK
+            bad = bad[bad >= 0]
+            status[bad[status[bad] == ABSENT]] = FAILED
+        return status[asked.find(digests)] if len(digests) else status
+
+    def _remote_digests(
+        self, segments: Sequence[Segment], space: ListedSpace
+    ) -> Iterator[tuple[U8, int]]:
+        """Of each segment there: the contents of its rows, and how many are good."""
         here = {segment.id: segment for segment in segments}
         there = {name for name, files in space.segments.items() if MANIFEST in files}
-        found = [
-            (name, here[name].column("digest"), here[name].manifest.n_ok)
-            for name in sorted(there & here.keys())
-        ]
+        for name in sorted(there & here.keys()):
+            yield here[name].column("digest"), here[name].manifest.n_ok
         others = sorted(there - here.keys())
         for segment in self._pool.map(lambda name: self._copy.segments.one(space, name), others):
             digests = None if segment is None else self._copy.segments.digests(segment)
             if segment is not None and digests is not None:
-                found.append((segment.id, digests, segment.manifest.n_ok))
-        parts: list[tuple[int, U8, int]] = []
-        for name, digests, n_ok in found:
-            if self._purges and forgotten(digests, self._gone).any():
-                self._plan.doomed.append(Doomed(store, space, name, digests))
-                there.discard(name)
-            else:
-                parts.append((len(parts), digests, n_ok))
-        return there, Table.empty().extended(parts, renumbered=np.empty(0, np.int64))
+                yield digests, segment.manifest.n_ok
 
     def _add_missing_files(self, segment: Segment, space: ListedSpace) -> None:
         """The files that a segment there lacks, or has in another size."""
@@ -213,15 +214,15 @@ class PushPlanner:
         for segment in self._cache.photo_segments():
             if MANIFEST in space.segments.get(segment.id, {}):
                 continue
-            contents = np.frombuffer(b"".join(read_pairs(segment)[1]), np.uint8).reshape(-1, 32)
-            if forgotten(contents, self._gone).any():
-                self._plan.notes.append(
-                    "some photo ids were not sent: they belong to forgotten photos"
-                )
+            photos = self._cache.photo_ids
+            hidden = photos.dead_rows(segment, self._dead)
+            fresh = f"{photos.key}/{segment.id}" not in self._copy.log.known.gone
+            whole = fresh and not hidden.any()
+            if hidden.all():
                 continue
-            files = tuple(segment.manifest.files)
-            self._plan.parcels.append(Parcel(space.key, segment, None, files))
-            self._plan.ids += segment.manifest.n_rows
+            files, rows = tuple(segment.manifest.files), None if whole else np.flatnonzero(~hidden)
+            self._plan.parcels.append(Parcel(space.key, segment, photos, files, rows))
+            self._plan.ids += int((~hidden).sum())
 
 
 def _root_of(store: Store, there: dict[str, dict[str, ListedSpace]]) -> str:

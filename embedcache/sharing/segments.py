@@ -24,9 +24,8 @@ from embedcache.store.layout import MAX_DOCUMENT_BYTES
 from embedcache.store.manifest import MANIFEST, Manifest
 from embedcache.store.sealed import MAX_MANIFEST_BYTES
 
-# Bounds of what one run reads of a remote, whatever that lists; all are far from a team's needs.
+# What one run reads of a remote's manifests, whatever it lists: far from a team's needs.
 MAX_MANIFESTS_BYTES = 256 << 20
-MAX_ROWS = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,6 @@ class RemoteSegments:
         self._objects = objects
         self._memo = memo
         self._read_bytes = 0
-        self._rows_of: dict[str, int] = {}
         self._known: dict[str, RemoteSegment | None] = {}
 
     def all(
@@ -120,7 +118,7 @@ class RemoteSegments:
     def column(self, segment: RemoteSegment, name: str) -> NDArray[Any]:
         """A small array of a segment, checked against its manifest.
 
-        Raises RemoteError for a wrong one, and where all digests together are too many to hold.
+        Raises RemoteError for a wrong one.
         """
         manifest = segment.manifest
         shape = manifest.column_shape(name)
@@ -129,13 +127,6 @@ class RemoteSegments:
         if path not in manifest.files:
             return np.empty(shape, dtype=little)
         size, digest = manifest.files[path]
-        if name == "digest":
-            self._rows_of[segment.key] = manifest.n_rows
-            if sum(self._rows_of.values()) > MAX_ROWS:
-                raise TooMuch(
-                    f"{self._remote.name} has over {MAX_ROWS:,} rows to look at",
-                    advice="Name fewer with --backbone",
-                )
 
         def fetch() -> bytes:
             raw = read_small(self._remote, f"{segment.key}/{path}", limit=size)

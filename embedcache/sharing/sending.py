@@ -1,6 +1,5 @@
 """The parcels of a push on their way: each segment's data first, and its manifest last."""
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,14 +11,15 @@ from embedcache.remotes.patience import read_small
 from embedcache.remotes.remote import BLOCK_BYTES
 from embedcache.sharing.listing import ROOTS
 from embedcache.sharing.moved import SEGMENTS_AT_ONCE, CountBytes, OnBytes, counter
+from embedcache.sharing.outgoing import kind_of, outgoing
 from embedcache.sharing.push_plan import Parcel, PushPlan
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.store.cache import Cache
-from embedcache.store.manifest import MANIFEST
+from embedcache.store.manifest import MANIFEST, Manifest
 from embedcache.store.sealed import MAX_MANIFEST_BYTES
 from embedcache.store.segment import Segment
-from embedcache.store.space import FaceSpace, Space
-from embedcache.upkeep.rewrite import Store, rewrite
+
+Published = dict[tuple[str, str], Manifest]
 
 
 def send(
@@ -28,8 +28,8 @@ def send(
     plan: PushPlan,
     pool: ThreadPoolExecutor,
     on_bytes: OnBytes | None,
-) -> None:
-    """Send everything that is planned.
+) -> Published:
+    """Send everything that is planned; returns {(key of the space, segment id): manifest}.
 
     Raises RemoteError where the remote refuses, Damaged for a file that is not as it was written,
     and CacheError for a segment that was removed meanwhile.
@@ -42,10 +42,22 @@ def send(
     whole = [parcel for parcel in plan.parcels if parcel.rows is None]
     with ThreadPoolExecutor(SEGMENTS_AT_ONCE) as segments:
         _finish([segments.submit(_send, copy, parcel, pool, count) for parcel in whole])
+    published = {(parcel.key, parcel.segment.id): parcel.segment.manifest for parcel in whole}
     for parcel in plan.parcels:
         if parcel.rows is not None:
-            with _chosen_rows(cache, parcel) as new:
-                _send(copy, new, pool, count)
+            assert parcel.store is not None
+            kind = kind_of(parcel.store)
+            with outgoing(cache, parcel.segment, parcel.rows, kind=kind) as segment:
+                send_segment(copy, parcel.key, segment, pool, count)
+                published[parcel.key, segment.id] = segment.manifest
+    return published
+
+
+def send_segment(
+    copy: SharedCopy, key: str, segment: Segment, pool: ThreadPoolExecutor, count: CountBytes
+) -> None:
+    """Send a whole segment into the space at `key`."""
+    _send(copy, Parcel(key, segment, None, tuple(segment.manifest.files)), pool, count)
 
 
 def _send(copy: SharedCopy, parcel: Parcel, pool: ThreadPoolExecutor, count: CountBytes) -> None:
@@ -101,27 +113,6 @@ def _checked(segment: Segment, path: str, size: int, digest: str) -> Callable[[]
             )
 
     return blocks
-
-
-@contextlib.contextmanager
-def _chosen_rows(cache: Cache, parcel: Parcel) -> Iterator[Parcel]:
-    """A segment of only the chosen rows, made for the push and removed after it."""
-    assert parcel.store is not None
-    assert parcel.rows is not None
-    folder = cache.local / f"outgoing-{os.urandom(4).hex()}"
-    (folder / "segments").mkdir(parents=True)
-    try:
-        target: Store
-        if isinstance(parcel.store, Space):
-            target = Space(folder, parcel.store.spec)
-        else:
-            target = FaceSpace(folder, dict(parcel.store.document), parcel.store.digest)
-        about = dict(parcel.segment.manifest.about)
-        rewrite(target, parcel.store, [(parcel.segment, parcel.rows)], about=about)
-        [new] = target.segments()
-        yield Parcel(parcel.key, new, None, tuple(new.manifest.files))
-    finally:
-        disk.remove_folder(folder)
 
 
 def _finish(jobs: list["Future[None]"]) -> None:

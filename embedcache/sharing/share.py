@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.errors import InputError
 from embedcache.remotes.remote import Remote
-from embedcache.sharing.announcing import send_refs, send_tombstones
+from embedcache.sharing.announcing import send_marks, send_refs
+from embedcache.sharing.confirming import confirm, set_names
 from embedcache.sharing.connecting import connect, memo_of
 from embedcache.sharing.moved import MoveCounts, Moved, OnBytes, workers
-from embedcache.sharing.pull_plan import PullPlan, PullPlanner, Wanted
+from embedcache.sharing.pull_plan import PullPlanner, Wanted
 from embedcache.sharing.pulled_refs import take_refs
 from embedcache.sharing.purging import purge as purge_segments
 from embedcache.sharing.push_plan import PushPlanner
@@ -35,9 +36,7 @@ from embedcache.sharing.sending import send
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.sharing.taking import Taking, planned
 from embedcache.store.cache import Cache
-from embedcache.store.refs import Pins
-from embedcache.store.tombstones import FOLDER as TOMBSTONES
-from embedcache.store.tombstones import Tombstones, read_tombstones
+from embedcache.store.tombstones import Dead
 
 U8 = NDArray[np.uint8]
 
@@ -72,18 +71,18 @@ def pull(
     copy.require()
     with disk.plain_errors("write to", cache.path), workers() as pool:
         counts = MoveCounts()
-        gone = _adopt_tombstones(copy, cache, counts, dry_run=dry_run)
-        plan = PullPlanner(copy, cache, gone, pool).plan(wanted)
+        dead = _adopt_marks(copy, cache, counts, dry_run=dry_run)
+        plan = PullPlanner(copy, cache, dead, pool).plan(wanted)
         if dry_run:
             counts.add(planned(plan.pieces))
         else:
-            taking = Taking(copy, cache, gone, pool)
+            taking = Taking(copy, cache, pool)
             taking.take(plan.pieces, progress)
             counts.add(taking.counts)
             if taking.n_lost and ref is None:
-                _take_elsewhere(copy, cache, gone, pool, plan, wanted, counts)
+                _take_elsewhere(copy, cache, dead, pool, replace(wanted, specs=plan.specs), counts)
             if ref is not None or wanted.everything:
-                take_refs(copy, cache, taking.successors, counts, ref=ref, with_ids=with_ids)
+                take_refs(copy, cache, taking.renamed, counts, ref=ref, with_ids=with_ids)
     counts.problems += plan.problems
     counts.already_there += plan.already_there
     counts.withheld += plan.withheld
@@ -110,35 +109,31 @@ def _open(remote: Remote | str, cache: Cache) -> SharedCopy:
     return SharedCopy(remote, memo_of(cache, remote))
 
 
-def _adopt_tombstones(
-    copy: SharedCopy, cache: Cache, counts: MoveCounts, *, dry_run: bool
-) -> Tombstones:
-    """Record here what others forgot, before anything else comes; returns all tombstones."""
-    for name, raw in copy.tombstones().items():
-        target = cache.path / TOMBSTONES / name
-        if not target.exists():
-            counts.tombstones += 1
-            if not dry_run:
-                target.parent.mkdir(exist_ok=True)
-                disk.publish(target, raw)
-    return {**copy.gone(), **read_tombstones(cache.path)[0]}
+def _adopt_marks(copy: SharedCopy, cache: Cache, counts: MoveCounts, *, dry_run: bool) -> Dead:
+    """Record here what others forgot, before anything else comes; returns the marks that hold."""
+    marks = copy.marks()
+    known = cache.history.dead().tombstones
+    counts.tombstones += len(marks.tombstones.keys() - known.keys())
+    if dry_run:
+        return marks.joined(cache)
+    cache.history.adopt(lifts=marks.lifts, tombstones=marks.tombstones)
+    return cache.history.dead()
 
 
 def _take_elsewhere(
     copy: SharedCopy,
     cache: Cache,
-    gone: Tombstones,
+    dead: Dead,
     pool: ThreadPoolExecutor,
-    plan: PullPlan,
     wanted: Wanted,
     counts: MoveCounts,
 ) -> None:
     """Take rows of refused segments from other segments that hold them too."""
-    narrowed = replace(wanted, backbones=(), specs=plan.specs)
+    wanted = replace(wanted, backbones=())
     n_lost = 1
     while n_lost:
-        taking = Taking(copy, cache, gone, pool)
-        again = PullPlanner(copy, cache, gone, pool).plan(narrowed)
+        taking = Taking(copy, cache, pool)
+        again = PullPlanner(copy, cache, dead, pool).plan(wanted)
         taking.take(again.pieces, None)
         counts.add(taking.counts)
         counts.problems += again.problems
@@ -155,9 +150,9 @@ def available(
     """
     copy = _open(remote, cache)
     copy.require()
-    gone = _adopt_tombstones(copy, cache, MoveCounts(), dry_run=True)
+    dead = copy.marks().joined(cache)
     with workers() as pool:
-        plan = PullPlanner(copy, cache, gone, pool).plan(Wanted(specs=specs, photos=photos))
+        plan = PullPlanner(copy, cache, dead, pool).plan(Wanted(specs=specs, photos=photos))
     found: dict[str, tuple[U8, U8]] = {}
     for piece in plan.pieces:
         digests = copy.segments.column(piece.segment, "digest")
@@ -197,21 +192,22 @@ def push(
     counts = MoveCounts(new_copy=not copy.exists())
     if counts.new_copy:
         copy.require_place()
-    gone = {**read_tombstones(cache.path)[0], **({} if counts.new_copy else copy.gone())}
+    marks = copy.marks()
     with disk.plain_errors("read", cache.path), _alone(cache), workers() as pool:
-        planner = PushPlanner(copy, cache, gone, pool, purge=purge)
-        plan = planner.plan(backbones=backbones, specs=specs, with_ids=with_ids)
-        if not dry_run:
-            if counts.new_copy:
-                copy.begin()
-            send(copy, cache, plan, pool, progress)
-        send_tombstones(copy, cache, counts, dry_run=dry_run)
-        sent: dict[str, Pins] = {}
+        plan = PushPlanner(copy, cache, marks.joined(cache), pool).plan(
+            backbones=backbones, specs=specs, with_ids=with_ids
+        )
+        if counts.new_copy and not dry_run:
+            copy.begin()
+        send_marks(copy, cache, counts, dry_run=dry_run)
+        published = {} if dry_run else send(copy, cache, plan, pool, progress)
         if not (backbones or specs):
-            sent = send_refs(
-                copy, cache, counts, with_ids=with_ids, replaces=purge, dry_run=dry_run
-            )
-        purge_segments(copy, cache, plan.doomed, gone, counts, sent_refs=sent, dry_run=dry_run)
+            there = plan.there | set_names(plan.whole if dry_run else published)
+            send_refs(copy, cache, counts, there=there, with_ids=with_ids, dry_run=dry_run)
+        if published:
+            confirm(copy, cache, pool, counts, published, marks)
+        if purge:
+            purge_segments(copy, cache, pool, counts, dry_run=dry_run)
     counts.segments, counts.rows, counts.failures = plan.segments, plan.rows, plan.failures
     counts.bytes, counts.ids, counts.already_there = plan.n_bytes, plan.ids, plan.already_there
     counts.withheld, counts.still_here = plan.withheld, plan.still_here

@@ -8,7 +8,8 @@ what was fetched once is remembered in the cache's `local/`.
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from embedcache.errors import CacheError, RemoteError
@@ -16,24 +17,53 @@ from embedcache.remotes.patience import read_small
 from embedcache.remotes.remote import Denied, Remote, Unreachable
 from embedcache.sharing.listing import ListedSpace, Listing
 from embedcache.sharing.memo import Memo
+from embedcache.sharing.ref_changes import Ref
 from embedcache.sharing.refusals import Refusals, advice
+from embedcache.sharing.remote_log import RemoteLog
 from embedcache.sharing.segments import RemoteSegments
 from embedcache.sharing.small_objects import SmallObjects, TooMuch
 from embedcache.spec import Json, Spec
-from embedcache.store.layout import APART, GROUPS, MAX_DOCUMENT_BYTES, face_digest, root_document
-from embedcache.store.refs import MAX_REF_BYTES, Pins, parse_ref
-from embedcache.store.tombstones import MAX_BYTES as MAX_TOMBSTONE_BYTES
-from embedcache.store.tombstones import Tombstones, parse_tombstone
+from embedcache.store.cache import Cache
+from embedcache.store.history import parse_marks
+from embedcache.store.layout import (
+    APART,
+    CACHE_FORMAT,
+    GROUPS,
+    MAX_DOCUMENT_BYTES,
+    OLD_FORMAT,
+    face_digest,
+    root_document,
+)
+from embedcache.store.refs import MAX_REF_BYTES, parse_ref
+from embedcache.store.sealed import unseal
+from embedcache.store.tombstones import FOLDER as TOMBSTONES
+from embedcache.store.tombstones import LIFTS, Dead, parse_lift, parse_tombstone
+from embedcache.store.tombstones import MAX_BYTES as MAX_MARKS_BYTES
 from embedcache.store.zarr_json import encode_document, group_document
 
-_TOMBSTONE = re.compile(r"forgotten/(\d{8}T\d{12}-[0-9a-f]{8}\.json)")
+_TOMBSTONE = re.compile(rf"{TOMBSTONES}/(\d{{8}}T\d{{12}}-[0-9a-f]{{8}}\.json)")
+_LIFT = re.compile(rf"{LIFTS}/(\d{{8}}T\d{{12}}-[0-9a-f]{{8}}\.json)")
 _REF = re.compile(r"refs/([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The lifts and tombstones of a shared copy, {file name: bytes}."""
+
+    lifts: dict[str, bytes]
+    tombstones: dict[str, bytes]
+
+    def joined(self, cache: Cache) -> Dead:
+        """The marks that hold once both sides know all of them; nothing is written."""
+        lifts, tombstones = cache.history.files()
+        return parse_marks({**self.lifts, **lifts}, {**self.tombstones, **tombstones})
 
 
 class SharedCopy:
     """A shared copy as one run sees it: every part is listed and fetched at most once.
 
     refusals: what is left out. listing: its keys. segments: its manifests and small arrays.
+    log: what was removed there.
     """
 
     def __init__(self, remote: Remote, memo: Path | None = None) -> None:
@@ -43,6 +73,15 @@ class SharedCopy:
         remembered = Memo(memo)
         self._objects = SmallObjects(remote, self.listing, remembered)
         self.segments = RemoteSegments(remote, self.refusals, self._objects, remembered)
+        self._is_old = False
+        self._memo = memo
+        self.log = RemoteLog(remote, remembered)
+
+    def again(self) -> "SharedCopy":
+        """The same shared copy, to be listed afresh."""
+        copy = SharedCopy(self.remote, self._memo)
+        copy.log = self.log
+        return copy
 
     def exists(self) -> bool:
         """Whether a shared copy of this format is there; RemoteError where something else is."""
@@ -50,12 +89,24 @@ class SharedCopy:
             raw = read_small(self.remote, "zarr.json", limit=MAX_DOCUMENT_BYTES)
         except FileNotFoundError:
             return False
-        if raw != encode_document(root_document()):
+        known = [root_document(number) for number in (OLD_FORMAT, CACHE_FORMAT)]
+        if raw not in map(encode_document, known):
             raise RemoteError(
-                f"{self.remote.name} is not a shared copy of format 1",
+                f"{self.remote.name} is not a shared copy of format {OLD_FORMAT} or {CACHE_FORMAT}",
                 advice="Name another place, or update embedcache",
             )
+        self._is_old = raw == encode_document(root_document(OLD_FORMAT))
         return True
+
+    def bring_over(self) -> None:
+        """Make a shared copy of the older format one of the newer, before the first removal.
+
+        A program that knows no log of removals refuses the newer one.
+        """
+        if self._is_old:
+            raw = encode_document(root_document(CACHE_FORMAT))
+            self.remote.write("zarr.json", lambda: iter([raw]), size=len(raw))
+            self._is_old = False
 
     def require(self) -> None:
         """RemoteError unless a shared copy is there."""
@@ -85,18 +136,23 @@ class SharedCopy:
             self.remote.create(f"{part}/zarr.json", encode_document(group_document({})))
         self.remote.create("zarr.json", encode_document(root_document()))
 
-    def tombstones(self) -> dict[str, bytes]:
-        """{file name: bytes} of all tombstones, each checked.
+    def marks(self) -> Marks:
+        """All tombstones and lifts, each checked.
 
+        Tombstones are listed before lifts, so that a lift is never taken for older than it is.
         Raises RemoteError for one that is damaged or cannot be read: which photos it names is
         unknown, so nothing may be taken.
         """
+        tombstones = self._marks(TOMBSTONES, _TOMBSTONE, parse_tombstone)
+        return Marks(lifts=self._marks(LIFTS, _LIFT, parse_lift), tombstones=tombstones)
+
+    def _marks(
+        self, root: str, pattern: re.Pattern[str], parse: Callable[..., object]
+    ) -> dict[str, bytes]:
         found = {}
-        for name, entry, raw in self._objects.named(
-            "forgotten", _TOMBSTONE, limit=MAX_TOMBSTONE_BYTES
-        ):
+        for name, entry, raw in self._objects.named(root, pattern, limit=MAX_MARKS_BYTES):
             try:
-                parse_tombstone(raw, name=name)
+                parse(raw, name=name)
             except CacheError as error:
                 raise RemoteError(
                     f"{entry.key} lists forgotten photos and is damaged ({error.found}), so "
@@ -108,19 +164,25 @@ class SharedCopy:
             found[name] = raw
         return found
 
-    def gone(self) -> Tombstones:
-        """Everything that was forgotten, in the store's form."""
-        found: dict[bytes, str] = {}
-        for name, raw in sorted(self.tombstones().items()):
-            found.update(dict.fromkeys(parse_tombstone(raw, name=name), name))
-        return found
-
-    def refs(self) -> dict[str, tuple[Pins, bytes]]:
-        """{name: (pins, bytes)} of all refs, each checked."""
+    def refs(self) -> dict[str, Ref]:
+        """All refs by name, each checked."""
         found = {}
         for name, entry, raw in self._objects.named("refs", _REF, limit=MAX_REF_BYTES):
             with self._refusing(entry.key):
-                found[name] = parse_ref(raw, name=name, where=self.remote.name), raw
+                pins = parse_ref(raw, name=name, where=self.remote.name)
+                changes = unseal(raw, what=f"ref {name}", limit=MAX_REF_BYTES)[0].get("changes")
+                if not isinstance(changes, list):
+                    raise RemoteError("it has no list of its changes")
+                found[name] = Ref(pins, changes, raw)
+        return found
+
+    def spaces(self, root: str) -> dict[str, ListedSpace]:
+        """The spaces under one of ROOTS by digest, without the segments that were removed there."""
+        gone = self.log.known.gone
+        found = self.listing.spaces(root)
+        for space in found.values():
+            for name in [s for s in space.segments if f"{space.set_key}/{s}" in gone]:
+                del space.segments[name]
         return found
 
     def spec(self, space: ListedSpace) -> Spec:

@@ -136,7 +136,7 @@ def survey(remote: Remote | str) -> Survey:
     spaces, unfinished = [], 0
     with workers() as pool:
         for root in ROOTS:
-            for digest, space in sorted(copy.listing.spaces(root).items()):
+            for digest, space in sorted(copy.spaces(root).items()):
                 try:
                     found = copy.segments.all(space, space.segments, pool=pool)
                 except Denied:
@@ -149,7 +149,7 @@ def survey(remote: Remote | str) -> Survey:
         remote=copy.remote.name,
         spaces=tuple(spaces),
         refs=tuple(sorted(copy.refs())),
-        tombstones=len(copy.tombstones()),
+        tombstones=len(copy.marks().tombstones),
         unfinished=unfinished,
         notes=tuple(copy.refusals.notes),
         problems=tuple(map(str, copy.refusals.problems)),
@@ -164,7 +164,7 @@ def verify_remote(remote: Remote | str) -> Checked:
     unfinished = 0
     with workers() as pool:
         for root in ROOTS:
-            for space in copy.listing.spaces(root).values():
+            for space in copy.spaces(root).values():
                 copy.check_groups(space)
                 unfinished += space.unfinished
                 findings += _wrong_space(copy, space)
@@ -178,7 +178,7 @@ def verify_remote(remote: Remote | str) -> Checked:
                     findings += filter(None, pool.map(wrong, segment.manifest.files))
                 checked += segments
     findings += _missing_pins(copy, {segment.id for segment in checked})
-    copy.tombstones()
+    copy.marks()
     # A part that this member may not read is a finding too: nobody checked it.
     refused = [problem.fact for problem in copy.refusals.problems]
     return Checked(
@@ -232,11 +232,14 @@ def _missing_pins(copy: SharedCopy, there: set[str]) -> list[str]:
     """Pinned segments that are absent, unless this member cannot see everything."""
     if copy.refusals.notes:
         return []
+    log = copy.log.known
     return [
         f"ref {name} pins segment {segment}, which is not there"
-        for name, (pins, _) in copy.refs().items()
-        for part in (*pins.spaces.values(), *pins.faces.values())
-        for segment in part.keys() - there
+        for name, ref in copy.refs().items()
+        for key, pinned in {**ref.pins.spaces, **ref.pins.faces}.items()
+        for pin in pinned
+        for segment in log.stands_for(key, pin) or [pin]
+        if segment not in there
     ]
 
 

@@ -8,9 +8,10 @@ from functools import partial
 
 import numpy as np
 
+from embedcache import disk
 from embedcache.errors import Damaged, NotACache, RemoteError
 from embedcache.remotes.remote import Unreachable
-from embedcache.sharing.arrival import arriving, clear, fetch_rows, settle
+from embedcache.sharing.arrival import arriving, clear, fetch_rows
 from embedcache.sharing.listing import ListedSpace
 from embedcache.sharing.moved import (
     SEGMENTS_AT_ONCE,
@@ -25,16 +26,13 @@ from embedcache.sharing.segments import RemoteSegment
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.spec import Json, canonical_json
 from embedcache.store.cache import Cache
-from embedcache.store.check import check_segment
-from embedcache.store.manifest import replacement_id
-from embedcache.store.photo_ids import read_pairs
+from embedcache.store.photo_ids import PhotoIds
 from embedcache.store.segment import Segment
-from embedcache.store.space import Space
-from embedcache.store.tombstones import Tombstones, forgotten
+from embedcache.store.space import FaceSpace, Space
 from embedcache.store.writer import SegmentWriter
-from embedcache.upkeep.merging import merge_ids
-from embedcache.upkeep.rewrite import Store, joint_about, rewrite
+from embedcache.upkeep.rewrite import joint_about
 
+Target = Space | FaceSpace | PhotoIds
 Arrive = Callable[[RemoteSegment], AbstractContextManager[Segment]]
 
 JOINT_ROWS = 65_536
@@ -45,19 +43,16 @@ MAX_ABOUT_BYTES = 65_536
 class Taking:
     """Brings planned pieces into a cache. What is damaged is refused, and the rest still comes.
 
-    counts: rows, segments and bytes that came. successors: {id of a pinned segment with forgotten
-    rows: what took its place here, {id: manifest digest}}. n_lost: pieces that were refused.
+    counts: rows, segments and bytes that came. renamed: {id of a segment that was removed here
+    before: the new id of its rows}. n_lost: pieces that were refused.
     """
 
-    def __init__(
-        self, copy: SharedCopy, cache: Cache, gone: Tombstones, pool: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, copy: SharedCopy, cache: Cache, pool: ThreadPoolExecutor) -> None:
         self.counts = MoveCounts()
-        self.successors: dict[str, dict[str, str]] = {}
+        self.renamed: dict[str, str] = {}
         self.n_lost = 0
         self._copy = copy
         self._cache = cache
-        self._gone = gone
         self._pool = pool
 
     def take(self, pieces: Sequence[Piece], on_bytes: OnBytes | None) -> None:
@@ -71,7 +66,6 @@ class Taking:
         self.counts = planned(pieces)
         incoming = self._cache.local / "incoming"
         clear(incoming)
-        whole = [p for p in pieces if p.rows is None and p.space.kind != "photos"]
         ranged: dict[tuple[str, str], list[Piece]] = defaultdict(list)
         for piece in pieces:
             if piece.by_ranges:
@@ -86,15 +80,15 @@ class Taking:
                 count=count,
             )
             for piece in pieces:
-                if not piece.by_ranges and (piece.rows is not None or piece.space.kind == "photos"):
+                if not piece.is_whole and not piece.by_ranges:
                     self._take_some(piece, arrive)
-            self._take_whole(whole, arrive)
+            self._take_whole([piece for piece in pieces if piece.is_whole], arrive)
         for group in ranged.values():
             self._take_ranges(group, count)
 
     def _take_whole(self, pieces: Sequence[Piece], arrive: Arrive) -> None:
         """Segments under their own ids; one is checked while the next one comes."""
-        stores: dict[str, Store] = {}
+        stores: dict[str, Target] = {}
         for piece in pieces:  # before the threads start: two of them would create the same space
             try:
                 stores[piece.space.key] = self._store(piece.space)
@@ -108,7 +102,7 @@ class Taking:
                 return cut_off[0]
             try:
                 with arrive(piece.segment) as segment:
-                    settle(segment, stores[piece.space.key].segments_folder)
+                    self._publish(segment, stores[piece.space.key])
             except Unreachable as error:
                 cut_off.append(error)
                 return error
@@ -121,35 +115,29 @@ class Taking:
                 if failure is not None:
                     self._lost(piece, failure)
 
+    def _publish(self, segment: Segment, target: Target) -> None:
+        """WRITE: a segment that has arrived, under its own id, and without its dead rows.
+
+        An id that was removed here never returns: its rows come under a new one.
+        """
+        disk.sync_tree(segment.folder)
+        if target.admit(segment.folder, segment.id, digest=segment.digest):
+            return
+        if not segment.folder.exists():
+            return  # another process brought it, and it was joined with others at once
+        live = np.flatnonzero(~target.dead_rows(segment, target.history.dead()))
+        new = target.rewrite([(segment, live)], about=segment.manifest.about)
+        self.renamed[segment.id] = new or ""
+
     def _take_some(self, piece: Piece, arrive: Arrive) -> None:
-        """Photo ids, or chosen rows of a segment that is fetched whole."""
+        """Chosen rows of a segment that is fetched whole."""
+        assert piece.rows is not None
         try:
+            store = self._store(piece.space)
             with arrive(piece.segment) as segment:
-                if piece.space.kind == "photos":
-                    self._add_ids(segment)
-                else:
-                    self._add_rows(piece, segment)
+                store.rewrite([(segment, piece.rows)], about=_about([piece]))
         except (RemoteError, Damaged, NotACache) as error:
             self._lost(piece, error)
-
-    def _add_ids(self, segment: Segment) -> None:
-        check_segment(segment)
-        contents = np.frombuffer(b"".join(read_pairs(segment)[1]), np.uint8).reshape(-1, 32)
-        if forgotten(contents, self._gone).any():
-            merge_ids(self._cache, [segment], self._gone)
-        else:
-            settle(segment, self._cache.path / "photos" / "segments")
-
-    def _add_rows(self, piece: Piece, segment: Segment) -> None:
-        assert piece.rows is not None
-        store = self._store(piece.space)
-        new = replacement_id(piece.segment.id) if piece.pinned else ""
-        if len(piece.rows):
-            about = _about([piece])
-            rewrite(store, store, [(segment, piece.rows)], about=about, segment_id=new)
-        if piece.pinned:
-            found = {s.id: s.digest for s in store.segments() if s.id == new}
-            self.successors[piece.segment.id] = found
 
     def _take_ranges(self, pieces: list[Piece], count: CountBytes) -> None:
         """Rows of several segments of one backbone, by their ranges, into new segments here."""
@@ -191,8 +179,10 @@ class Taking:
             reasons = segments.reasons(segment)
             writer.fail(digests[bad], [reasons[row - n_ok] for row in bad.tolist()])
 
-    def _store(self, space: ListedSpace) -> Store:
-        """The space here for a space of the shared copy; created where there is none."""
+    def _store(self, space: ListedSpace) -> Target:
+        """The set of segments here for one of the shared copy; created where there is none."""
+        if space.kind == "photos":
+            return self._cache.photo_ids
         if space.kind == "faces":
             for faces in self._cache.face_spaces():
                 if faces.digest == space.digest:

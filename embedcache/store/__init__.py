@@ -51,4 +51,5 @@ __all__ = [
     "union",
     "writer",
     "zarr_json",
+    "zarr_view",
 ]

@@ -39,6 +39,7 @@ from embedcache.store.segment import Segment
 from embedcache.store.space import FaceSpace, Space
 from embedcache.store.tombstones import content_mark, pair_mark
 from embedcache.store.zarr_json import encode_document, group_document
+from embedcache.store.zarr_view import ZarrSegment, zarr_segments
 
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
@@ -268,6 +269,10 @@ class Cache:
         known[known] = there
         return vectors, known
 
+    def zarr(self, backbone: str) -> list[ZarrSegment]:
+        """The segments of a backbone's vectors as read-only zarr arrays (`zarr_view`)."""
+        return zarr_segments(self.find(backbone))
+
     def _space_folders(self) -> dict[str, Path]:
         """Where the space of each spec digest lies; a shared folder keeps face crops apart."""
         if self._pins is not None:
@@ -338,6 +343,8 @@ def plain_name(backbone: str) -> str:
     path, at, crop = rest.rpartition("@")
     if not at or crop not in CROPS:
         path, at, crop = rest, "", ""
+    elif kind == "facenet" and CROPS[crop] == "only":  # what facenet: means without it
+        at, crop = "", ""
     return f"{kind}:{path.rstrip('/').rpartition('/')[2]}{at}{crop}"
 
 

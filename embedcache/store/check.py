@@ -15,6 +15,7 @@ from embedcache.store.columns import FAILED, OK
 from embedcache.store.manifest import MANIFEST
 from embedcache.store.photo_ids import read_pairs, scope_key
 from embedcache.store.reader import read_rows
+from embedcache.store.salvage import own_litter
 from embedcache.store.segment import Segment
 from embedcache.store.space import faces_of
 
@@ -91,9 +92,11 @@ def _files(folder: Path) -> Iterator[str]:
         with os.scandir(folder / here) as entries:
             for entry in entries:
                 path = here + entry.name
+                if own_litter(entry.name):
+                    continue  # what its writer left, were it killed at the very end
                 if not entry.is_dir():
                     yield path
                 elif entry.is_symlink():
                     raise Damaged(f"{folder / path} is a link: refused")
-                elif entry.name != journal.FOLDER and not entry.name.startswith(".old-"):
+                elif entry.name != journal.FOLDER:
                     waiting.append(f"{path}/")

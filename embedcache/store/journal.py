@@ -161,7 +161,7 @@ def _read_lease(folder: Path) -> tuple[dict[str, Any], bool]:
         if not isinstance(lease, dict):
             raise Damaged(f"{folder / FOLDER / name} is not a lease")
         return lease, withdrawn
-    raise FileNotFoundError(folder / FOLDER)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / FOLDER))
 
 
 def _whoami() -> dict[str, Json]:

@@ -25,7 +25,7 @@ from embedcache.store.log import PHOTOS
 from embedcache.store.manifest import new_segment_id, replacement_id
 from embedcache.store.salvage import salvage
 from embedcache.store.segment import Segment
-from embedcache.store.segment_set import LOOKS, SegmentSet
+from embedcache.store.segment_set import SegmentSet
 from embedcache.store.tombstones import Dead
 
 BLOCK_IDS = 1 << 18
@@ -215,10 +215,7 @@ class PhotoIds(SegmentSet):
 
         salvage(self.segments_folder, reopen=nothing, known=nothing, gone=gone)
 
-    def dead_rows(self, segment: Segment, dead: Dead) -> Bool:
-        """Which pairs of a segment are dead, (n,)."""
-        if not dead:
-            return np.zeros(segment.manifest.n_rows, dtype=np.bool_)
+    def _dead_rows(self, segment: Segment, dead: Dead) -> Bool:
         return dead.of_pairs(segment.manifest.name, ids_of(segment), segment.column("digest"))
 
     def readable(self, segment: Segment) -> Bool:
@@ -262,31 +259,27 @@ class PhotoIds(SegmentSet):
 
     def _all(self) -> dict[str, _Scope]:
         """The pairs of each scope, dead ones too."""
-        return _scopes({}, self.segments(), Dead())
+        return self.steadily(lambda segments: _scopes({}, segments, Dead()))
 
     def _load(self) -> dict[str, _Scope]:
         """The pairs of each scope that are not dead."""
-        for last in [False] * LOOKS + [True]:
-            segments = self.segments()
-            names = tuple(segment.id for segment in segments)
-            dead = self.history.dead()
-            if names == self._loaded and dead is self._dead:
-                return self._pairs
-            more = dead.since(self._dead.tombstones, self._dead.lifts)
-            if more is None or names[: len(self._loaded)] != self._loaded:
-                self._loaded, self._pairs, more = (), {}, None
-            try:
-                if more:
-                    self._pairs = {scope: rows.without(more) for scope, rows in self._pairs.items()}
-                self._pairs = _scopes(self._pairs, segments[len(self._loaded) :], dead)
-            except Damaged:
-                self._loaded, self._pairs = (), {}
-                if last or all(segment.folder.exists() for segment in segments):
-                    raise
-            else:
-                self._loaded, self._dead = names, dead
-                return self._pairs
-        raise AssertionError("unreachable")
+        return self.steadily(self._loaded_from)
+
+    def _loaded_from(self, segments: list[Segment]) -> dict[str, _Scope]:
+        names = tuple(segment.id for segment in segments)
+        dead = self.history.dead()
+        if names == self._loaded and dead is self._dead:
+            return self._pairs
+        more = dead.since(self._dead.tombstones, self._dead.lifts)
+        before, n_before = self._pairs, len(self._loaded)
+        if more is None or names[:n_before] != self._loaded:
+            before, n_before, more = {}, 0, None
+        self._pairs, self._loaded = {}, ()  # until all of it has been read
+        if more:
+            before = {scope: rows.without(more) for scope, rows in before.items()}
+        pairs = _scopes(before, segments[n_before:], dead)
+        self._pairs, self._loaded, self._dead = pairs, names, dead
+        return pairs
 
 
 def _scopes(

@@ -1,7 +1,7 @@
 """Refs: named, write-once lists of segments, each pinned by its manifest's digest."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,7 +84,7 @@ def parse_ref(raw: bytes, *, name: str, where: str) -> Pins:
     return pins
 
 
-def write_ref(cache: Path, name: str, *, pins: Pins) -> str:
+def write_ref(cache: Path, name: str, *, pins: Pins, changes: Sequence[Json] = ()) -> str:
     """Write refs/`name`.json and return its digest; nothing holds what it pins until it is entered.
 
     Raises CacheError for a name that is taken or cannot be one.
@@ -94,7 +94,7 @@ def write_ref(cache: Path, name: str, *, pins: Pins) -> str:
             f"a ref's name has up to 100 letters, digits, dots, dashes and underscores, and starts "
             f"with a letter or digit; got {name!r:.120}"
         )
-    path, raw = cache / "refs" / f"{name}.json", encode_ref(pins, changes=[])
+    path, raw = cache / "refs" / f"{name}.json", encode_ref(pins, changes=[*changes])
     with disk.plain_errors("write", path):
         disk.make_folder(path.parent)
         try:

@@ -23,7 +23,7 @@ from embedcache.store.index import Table
 from embedcache.store.reader import Part
 from embedcache.store.salvage import salvage
 from embedcache.store.segment import Segment
-from embedcache.store.segment_set import LOOKS, SegmentSet
+from embedcache.store.segment_set import SegmentSet
 from embedcache.store.tombstones import Dead
 from embedcache.store.writer import FaceWriter, SegmentWriter
 
@@ -131,7 +131,7 @@ class Rows(SegmentSet):
     def row_table(self) -> tuple[list[Segment], Table]:
         """The segments, and where each digest that is not dead lies in them."""
 
-        return self._retried(lambda segments: (segments, self._table_of(segments)))
+        return self.steadily(lambda segments: (segments, self._table_of(segments)))
 
     def columns_of(self, segment: Segment) -> Columns:
         """A segment's small arrays; those read last are kept, up to a few megabytes."""
@@ -154,10 +154,7 @@ class Rows(SegmentSet):
             gone=lambda name: f"{self.key}/{name}" in self.history.log().gone,
         )
 
-    def dead_rows(self, segment: Segment, dead: Dead) -> Bool:
-        """Which rows of a segment are dead, (n,)."""
-        if not dead.contents:
-            return np.zeros(segment.manifest.n_rows, dtype=np.bool_)
+    def _dead_rows(self, segment: Segment, dead: Dead) -> Bool:
         return dead.of(segment.column("digest"))
 
     def held_in(self, holder: Segment, segment: Segment, rows: I64) -> Bool:
@@ -253,18 +250,7 @@ class Rows(SegmentSet):
                 path.unlink()
 
     def _steadily(self, look: Callable[[list[Segment], Table], T]) -> T:
-        return self._retried(lambda segments: look(segments, self._table_of(segments)))
-
-    def _retried(self, look: Callable[[list[Segment]], T]) -> T:
-        """Look again when a segment was removed during a read."""
-        for last in [False] * LOOKS + [True]:
-            segments = self.segments()
-            try:
-                return look(segments)
-            except Damaged:
-                if last or all(segment.folder.exists() for segment in segments):
-                    raise
-        raise AssertionError("unreachable")
+        return self.steadily(lambda segments: look(segments, self._table_of(segments)))
 
     def _found(
         self, segments: list[Segment], table: Table, digests: U8

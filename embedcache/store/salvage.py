@@ -43,9 +43,10 @@ def salvage(
     for folder in sorted(segments.iterdir()):
         aside = _ASIDE.fullmatch(folder.name)
         name = aside[1] if aside else folder.name
-        if folder.name.startswith(".") and not aside:
+        journaled = (folder / journal.FOLDER).is_dir()
+        if folder.name.startswith(".") and not (aside and journaled):
             collect(folder, gone=gone)
-        elif not folder.is_symlink() and (folder / journal.FOLDER).is_dir() and not gone(name):
+        elif not folder.is_symlink() and journaled and not gone(name):
             claim = journal.Claim.take(folder)
             if claim is not None:
                 try:
@@ -83,7 +84,7 @@ def _salvage(
         disk.rename_folder(aside, before)
         raise
     if not _published(aside, home):
-        disk.delete_folder(aside)
+        disk.remove_folder(aside)
     return saved
 
 
@@ -93,6 +94,8 @@ def _published(folder: Path, home: Path) -> bool:
         return False
     if folder != home and not disk.rename_folder(folder, home):
         return False
+    for litter in home.glob(".*"):  # its manifest's temporary name
+        collect(litter)
     disk.remove_folder(home / journal.FOLDER)
     return True
 
@@ -123,7 +126,8 @@ def collect(litter: Path, *, gone: Callable[[str], bool] | None = None) -> bool:
         removed = _GONE.fullmatch(litter.name)
         if removed and not (gone is not None and gone(removed[1])):
             return False
-        if not (removed or _LEAVING.fullmatch(litter.name)) and not _abandoned(litter):
+        leaving = removed or _LEAVING.fullmatch(litter.name) or _ASIDE.fullmatch(litter.name)
+        if not leaving and not _abandoned(litter):
             return False
         if litter.is_dir() and not litter.is_symlink():
             return disk.delete_folder(litter)
@@ -167,7 +171,7 @@ def leftovers(folder: Path) -> list[Leftover]:
 def _holder(path: Path) -> str:
     if (path / journal.FOLDER / "journal").exists():
         return journal.holder(path)
-    if _GONE.fullmatch(path.name) or _LEAVING.fullmatch(path.name):
+    if any(kind.fullmatch(path.name) for kind in (_GONE, _LEAVING, _ASIDE)):
         return ""
     with contextlib.suppress(OSError):
         return "" if _abandoned(path) else "a process that is at work"

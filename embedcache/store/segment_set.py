@@ -7,6 +7,7 @@ folder says.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from embedcache.store.tombstones import Dead
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
+T = TypeVar("T")
 LOOKS = 10  # at what others may remove meanwhile
 ROUNDS = 50  # others may forget, compact and write all the while
 
@@ -48,6 +50,7 @@ class SegmentSet:
         self.history = history
         self._pins = pins
         self._segments: dict[str, Segment] = {}
+        self._asked: tuple[Dead, dict[str, Bool]] = (Dead(), {})  # the last few answers
 
     @property
     def segments_folder(self) -> Path:
@@ -72,6 +75,17 @@ class SegmentSet:
                     self._segments = found
                     return list(found.values())
             log = self.history.log()
+
+    def steadily(self, look: Callable[[list[Segment]], T]) -> T:
+        """What `look` makes of the segments; again where one was removed meanwhile."""
+        for last in [False] * LOOKS + [True]:
+            segments = self.segments()
+            try:
+                return look(segments)
+            except Damaged:
+                if last or all(segment.folder.exists() for segment in segments):
+                    raise
+        raise AssertionError("unreachable")
 
     def _listed(self, log: Log) -> dict[str, Segment]:
         wanted = None if self._pins is None else self._pinned(log, self._pins)
@@ -108,6 +122,18 @@ class SegmentSet:
 
     def dead_rows(self, segment: Segment, dead: Dead) -> Bool:
         """Which rows of a segment are dead, (n,)."""
+        if not dead:
+            return np.zeros(segment.manifest.n_rows, dtype=np.bool_)
+        if dead is not self._asked[0]:
+            self._asked = (dead, {})
+        known = self._asked[1]
+        if segment.digest not in known:
+            if len(known) >= LOOKS:
+                del known[next(iter(known))]
+            known[segment.digest] = self._dead_rows(segment, dead)
+        return known[segment.digest]
+
+    def _dead_rows(self, segment: Segment, dead: Dead) -> Bool:
         raise NotImplementedError
 
     def held_in(self, holder: Segment, segment: Segment, rows: I64) -> Bool:
@@ -221,16 +247,23 @@ class SegmentSet:
                 clean, known = set(), dead
             again = False
             for segment in segments:
-                if segment.id in clean or (chosen is not None and not chosen(segment)):
+                if segment.id in clean:
                     continue
-                gone = self.dead_rows(segment, dead)
-                if not gone.any():
-                    clean.add(segment.id)
-                elif self.replace(segment, ~gone):
-                    n_rows += int(gone.sum())
+                try:
+                    if chosen is not None and not chosen(segment):
+                        clean.add(segment.id)
+                        continue
+                    gone = self.dead_rows(segment, dead)
+                    if not gone.any():
+                        clean.add(segment.id)
+                        continue
                     again = True
-                else:
-                    again = True
+                    if self.replace(segment, ~gone):
+                        n_rows += int(gone.sum())
+                except Damaged:
+                    if segment.folder.exists():
+                        raise
+                    again = True  # another process removed it
             if not again:
                 return n_rows
         raise CacheError(

@@ -25,7 +25,7 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 W = TypeVar("W", SegmentWriter, FaceWriter)
-BLOCK_ROWS = 1024
+BLOCK_BYTES = 8 << 20  # rows in memory at a time, while they are copied or compared
 
 
 class Space(Rows):
@@ -106,8 +106,7 @@ class Space(Rows):
             for segment, rows in chosen:
                 columns = segment.columns()
                 good = rows[rows < segment.manifest.n_ok]
-                for start in range(0, len(good), BLOCK_ROWS):
-                    block = good[start : start + BLOCK_ROWS]
+                for block in self._blocks(good):
                     out = np.empty((len(block), self.dim), dtype="<f4")
                     part = (segment, columns, block, np.arange(len(block)))
                     read_rows([part], out, n_rows=len(block), shards=self._shards)
@@ -122,21 +121,22 @@ class Space(Rows):
         """
         digests, columns = segment.column("digest"), {"row_crc": segment.column("row_crc")}
         found = np.zeros(len(rows), dtype=np.float32)
-        for start in range(0, len(rows), BLOCK_ROWS):
-            block = rows[start : start + BLOCK_ROWS]
+        start = 0
+        for block in self._blocks(rows):
             theirs = np.empty((len(block), self.dim), dtype="<f4")
             read_rows([(segment, columns, block, np.arange(len(block)))], theirs, n_rows=len(block))
             ours, there = self.read(digests[block])
-            found[start : start + len(block)] = np.where(
-                there, np.abs(ours - theirs).max(axis=1), np.float32(0)
-            )
+            distance = np.abs(ours - theirs).max(axis=1)
+            found[start : start + len(block)] = np.where(there, distance, np.float32(0))
+            start += len(block)
         return found
 
     def _readable(self, segment: Segment, rows: I64) -> Bool:
         """Which of some good rows of a segment can be read, each under its CRC, (k,)."""
         fine = np.ones(len(rows), dtype=np.bool_)
         columns = {"row_crc": segment.column("row_crc")}
-        out = np.empty((BLOCK_ROWS, self.dim), dtype="<f4")
+        blocks = self._blocks(rows)
+        out = np.empty((max(map(len, blocks), default=0), self.dim), dtype="<f4")
 
         def readable(block: I64) -> bool:
             try:
@@ -147,12 +147,18 @@ class Space(Rows):
                 return False
             return bool((crcs == columns["row_crc"][block]).all())
 
-        for start in range(0, len(rows), BLOCK_ROWS):
-            block = rows[start : start + BLOCK_ROWS]
+        start = 0
+        for block in blocks:
             if not readable(block):
                 for i in range(len(block)):
                     fine[start + i] = readable(block[i : i + 1])
+            start += len(block)
         return fine
+
+    def _blocks(self, rows: I64) -> list[I64]:
+        """Rows cut into parts that take no more than BLOCK_BYTES."""
+        step = max(64, BLOCK_BYTES // (4 * self.dim))
+        return [rows[start : start + step] for start in range(0, len(rows), step)]
 
     def _reopen(self, lease: Mapping[str, Any], n_rows: int) -> SegmentWriter:
         about = dict(lease.get("about") or {})

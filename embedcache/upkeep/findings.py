@@ -110,7 +110,8 @@ class Report:
         lines += [f"  {note}" for note in self.notes]
         if self.unseen:
             lines.append(f"  not looked at: {', '.join(self.unseen)}")
-        if not self.clean and not any(found.moved for found in self.findings):
+        helpless = [found for found in self.findings if "'embedcache " not in found.problem]
+        if helpless and not any(found.moved for found in self.findings):
             lines.append(
                 f"Run 'embedcache verify --repair {self.cache}' to set damaged segments aside"
             )

@@ -5,7 +5,7 @@ publishes its rows later. Then the bytes go.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from embedcache.store.tombstones import content_mark, pair_mark
 from embedcache.upkeep.local import delete_memory, delete_staged
 
 U8 = NDArray[np.uint8]
+Bool = NDArray[np.bool_]
 
 MIN_DIGITS = 12
 Pair = tuple[str, str, bytes]  # scope, id, content
@@ -111,9 +112,7 @@ def forget_forgotten(cache: Cache) -> Forgotten:
         ids, digests = [table.ids[i] for i in at], table.digests[at]
         dead = cache.dead_pairs(scope, ids, digests)
         pairs |= {(scope, ids[i], digests[i].tobytes()) for i in np.flatnonzero(dead).tolist()}
-    contents = _contents(cache, table)
-    gone = contents[cache.dead(contents)]
-    return _remove(cache, pairs, {row.tobytes() for row in gone})
+    return _remove(cache, pairs, _contents(cache, table, cache.dead))
 
 
 def _remove(
@@ -129,9 +128,9 @@ def _remove(
             def holds(segment: Segment) -> bool:
                 return bool(members(segment.column("digest"), doomed).any())
 
-            before = {f"{store.key}/{segment.id}" for segment in store.segments() if holds(segment)}
-            rows += store.take_dead_rows_away(holds) if before else 0
-            touched |= before
+            held = store.steadily(lambda segments: [s.id for s in segments if holds(s)])
+            rows += store.take_dead_rows_away(holds)
+            touched |= {f"{store.key}/{name}" for name in held}
         scopes = {scope for scope, _, _ in pairs}
         photos = cache.photo_ids
         touched |= {f"{photos.key}/{segment.id}" for segment in photos.segments()}
@@ -175,25 +174,37 @@ def _pairs(table: PhotoTable) -> list[Pair]:
     ]
 
 
-def _contents(cache: Cache, table: PhotoTable) -> U8:
-    """All contents that are stored, uint8 (n, 32): of vectors, faces, failures and ids."""
-    parts = [table.digests]
+def _contents(cache: Cache, table: PhotoTable, wanted: Callable[[U8], Bool]) -> set[bytes]:
+    """The contents that are stored and `wanted`: of vectors, faces, failures and ids."""
+
+    def look(segments: list[Segment]) -> list[U8]:
+        digests = [segment.column("digest") for segment in segments]
+        return [some[wanted(some)] for some in digests]
+
+    parts = [table.digests[wanted(table.digests)]]
     with disk.plain_errors("write to", cache.path):
         for store in cache.stores():
             store.salvage()
-            parts += [segment.column("digest") for segment in store.segments()]
-    return np.unique(np.concatenate(parts), axis=0)
+            parts += store.steadily(look)
+    return {row.tobytes() for part in parts for row in part}
 
 
 def _named(cache: Cache, table: PhotoTable, texts: set[str]) -> dict[str, bytes]:
     """Which of some texts are digests of contents, and of which: stored here, or forgotten."""
-    digits = {text for text in texts if re.fullmatch(rf"[0-9a-f]{{{MIN_DIGITS},64}}", text)}
+    digits = sorted(text for text in texts if re.fullmatch(rf"[0-9a-f]{{{MIN_DIGITS},64}}", text))
     if not digits:
         return {}
-    known = [row.tobytes() for row in _contents(cache, table)]
+    starts = np.array([int(text[:MIN_DIGITS], 16) for text in digits], np.uint64)
+
+    def begins(digests: U8) -> Bool:
+        keys = np.ascontiguousarray(digests[:, :8]).view(">u8").reshape(-1).astype(np.uint64)
+        found: Bool = np.isin(keys >> np.uint64(64 - 4 * MIN_DIGITS), starts)
+        return found
+
+    known = sorted(_contents(cache, table, begins))
     marks = cache.history.dead().contents
     found = {}
-    for text in sorted(digits):
+    for text in digits:
         fitting = [content for content in known if content.hex().startswith(text)]
         if len(fitting) > 1:
             raise CacheError(f"{len(fitting)} contents in {cache.path} begin with {text}: say more")

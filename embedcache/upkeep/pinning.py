@@ -67,14 +67,16 @@ def pin(cache: Cache) -> str:
     raise CacheError(f"{cache.path} was changed all the while: run the same command again")
 
 
-def enter_ref(cache: Cache, pins: Pins) -> bool:
+def enter_ref(cache: Cache, pins: Pins, *, changes: Sequence[Json] = ()) -> bool:
     """REF: write a ref and enter it in the log, from when on nobody removes what it pins.
+
+    changes: how it differs from the ref of another copy that it was taken from.
 
     Returns False, and leaves no ref, where a segment of `pins` was removed meanwhile.
     Raises CacheError for a name that is taken.
     """
     finish_ref(cache, pins.name)
-    digest = _write_ref(cache.path, pins.name, pins=pins)
+    digest = _write_ref(cache.path, pins.name, pins=pins, changes=changes)
     if not _enter(cache, pins, digest):
         withdraw_ref(cache.path, pins.name, digest=digest)
         return False

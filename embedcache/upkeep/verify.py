@@ -261,7 +261,7 @@ class _Audit:
         good, broken = [], []
         for name in self._children(segments):
             path = segments / name
-            if name == "zarr.json" or any(left.path == path for left in self.left):
+            if name == "zarr.json":
                 continue
             if f"{of.key}/{name}" in self.log.gone:
                 if not self._went(path):

@@ -5,6 +5,7 @@ held back to choose the epoch and the rate. The caller keeps a test set.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from heads.dataset.join import from_arrays
 from heads.dataset.rows import Dataset
 from heads.fitting.candidates import chosen_names, fit_candidates
 from heads.fitting.protocol import OPTIONS, Protocol, protocol_of
+from heads.head import merged
 
 DEFAULT = Protocol()
 
@@ -25,13 +27,21 @@ DEFAULT = Protocol()
 class _Heads(BaseEstimator):  # type: ignore[misc]
     """head: its name. dev_share: the share of the groups that chooses epoch and rate.
 
+    folds: K heads in place of one, each with another fold to choose by; they predict their mean.
+    Fitted: `head_`, and per head `epochs_` and `learning_rates_`.
     The fields of `protocol` are parameters too, for `set_params` and grids: `protocol__hidden`.
     """
 
     def __init__(
-        self, *, head: str = "1fc", protocol: Protocol = DEFAULT, dev_share: float = 0.15
+        self,
+        *,
+        head: str = "1fc",
+        protocol: Protocol = DEFAULT,
+        dev_share: float = 0.15,
+        folds: int | None = None,
     ) -> None:
         self.head = head
+        self.folds = folds
         self.protocol = protocol
         self.dev_share = dev_share
 
@@ -62,27 +72,38 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
     ) -> Dataset:
         if not 0 < self.dev_share < 1:
             raise InputError(f"dev_share must be between 0 and 1; got {self.dev_share}")
-        keys = [str(key) for key in (range(len(inputs)) if groups is None else groups)]
+        keys = [f"row {i}" for i in range(len(inputs))]
+        if groups is not None:
+            found = split.keys_of(groups)  # a missing group joins nothing
+            keys = [own if key is None else f"group {key}"
+                    for key, own in zip(found, keys, strict=True)]  # fmt: skip
         if len(set(keys)) < 2:
             raise InputError(f"{len(inputs)} rows in one group cannot be split into train and dev")
-        dev = self._dev_rows(keys)
-        subset = np.where(dev, split.DEV, split.TRAIN).astype(np.uint8)
-        data = from_arrays(inputs, targets, weights=weights, groups=keys, subset=subset, task=task)
+        data = from_arrays(inputs, targets, weights=weights, groups=keys, task=task)
         names = chosen_names((self.head,), data.task)
-        found = fit_candidates(
-            data.part("train"), data.part("dev"), names, dataset=data, protocol=self.protocol
-        )
-        chosen = found[self.head]
-        self.head_, self.epoch_, self.learning_rate_ = chosen.head, chosen.epoch, chosen.rate
+        chosen = []
+        for dev in self._dev_sides(data, keys):
+            side = replace(data, subset=np.where(dev, split.DEV, split.TRAIN).astype(np.uint8))
+            found_heads = fit_candidates(
+                side.part("train"), side.part("dev"), names, dataset=side, protocol=self.protocol
+            )
+            chosen.append(found_heads[self.head])
+        self.head_ = merged([one.head for one in chosen])
+        self.epochs_ = [one.epoch for one in chosen]
+        self.learning_rates_ = [one.rate for one in chosen]
         return data
 
-    def _dev_rows(self, keys: Sequence[str]) -> NDArray[np.bool_]:
-        """At least one group, and at most all but one, at random."""
+    def _dev_sides(self, data: Dataset, keys: Sequence[str]) -> list[NDArray[np.bool_]]:
+        """Which rows choose, once or fold by fold: whole groups, never all of them."""
+        seed = self.protocol.seed
+        if self.folds is not None:
+            fold = split.folds(data.groups, data.ids, self.folds, seed=seed)
+            return [fold == number for number in range(self.folds)]
         groups = sorted(set(keys))
         count = min(len(groups) - 1, max(1, round(self.dev_share * len(groups))))
-        picked = np.random.default_rng(self.protocol.seed).permutation(len(groups))[:count]
-        chosen = {groups[place] for place in picked}
-        return np.array([key in chosen for key in keys])
+        picked = np.random.default_rng(seed).permutation(len(groups))[:count]
+        dev = {groups[place] for place in picked}
+        return [np.array([key in dev for key in keys])]
 
     def _predict(self, inputs: ArrayLike) -> NDArray[np.float64]:
         check_is_fitted(self)

@@ -228,7 +228,7 @@ class _Scene:
                         else intervals.loss_interval
                     )
                     low, high = within(sample, rows)
-                    extra = self._extra(metric, truth, seen[name])
+                    extra = self._extra(metric, truth, seen[name], moves=name != "const")
                     if metric == "mse" and baseline in seen:
                         extra |= self._explained(truth, seen[baseline], seen[name], sample)
                     found.append(
@@ -250,8 +250,13 @@ class _Scene:
         """The column of one target among several; class probabilities stay together."""
         return values[:, k] if self.dataset.targets.ndim == 2 and values.ndim == 2 else values
 
-    def _extra(self, metric: str, truth: Floats, seen: Floats) -> dict[str, float]:
-        """The further figures that stand in the same row."""
+    def _extra(self, metric: str, truth: Floats, seen: Floats, *, moves: bool) -> dict[str, float]:
+        """The further figures that stand in the same row.
+
+        moves: whether the head says different things of different photos; a constant moves only
+        from fold to fold, and an order or a line of its predictions would say nothing.
+        """
+        none = (math.nan, math.nan, math.nan)
         sample, weight = self.sample, self.weight
         found: dict[str, tuple[float, float, float]] = {}
         if metric == "mse":
@@ -274,6 +279,9 @@ class _Scene:
         else:
             return {}
         found |= {"calibration_slope": line.slope, "calibration_intercept": line.intercept}
+        if not moves:
+            fixed = {"r2": found["r2"], "mae": found["mae"]} if metric == "mse" else {}
+            found = dict.fromkeys(found, none) | fixed
         named: dict[str, float] = {}
         for name, (value, low, high) in found.items():
             named |= {name: value, f"{name}_low": low, f"{name}_high": high}

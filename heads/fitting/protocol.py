@@ -55,7 +55,7 @@ class Protocol:
     hidden: int = 256
     loss: Literal["auto", "mse", "log_loss", "binomial"] = "auto"
     start: Literal["linear", "constant", "random"] = "linear"
-    margin: float = 1.0
+    margin: float = 2.5
     weight_decay: float = 0.0
     dropout: float = 0.0
     patience: int | None = 4

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,19 @@ def test_a_pickle_with_code_is_refused_in_our_words(
     for name in (folder, f"facenet:{tmp_path / 'evil.pt'}", f"facenet:{tmp_path / 'evil.bin'}"):
         assert "would run code" in refusal(name)
     assert not Path("executed").exists()
+
+
+def test_a_compiled_torchscript_file_is_refused_in_our_words(tmp_path: Path) -> None:
+    file = tmp_path / "script.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(str(file))
+    assert str(file) in refusal(f"facenet:{file}")
+
+
+def test_a_configuration_that_is_a_pointer_is_called_one(folder: Path) -> None:
+    (folder / "config.json").write_bytes(POINTER)
+    assert "git lfs pull" in refusal(folder)
 
 
 # --- odd configurations ---------------------------------------------------------------------------

@@ -103,15 +103,15 @@ def test_a_rerun_with_nothing_to_do_loads_no_torch(
         f"try:\n    cli.app({command!r})\nexcept SystemExit as end:\n    assert not end.code\n"
         "print('torch' in sys.modules, 'timm' in sys.modules)"
     )
-    told = [
+    printed = [
         subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=True
         ).stdout.splitlines()
         for _ in range(2)
     ]
-    assert told[0][-1] == "True True"
-    assert told[1][-1] == "False False"
-    assert "3 present, 0 embedded" in told[1][1]
+    assert printed[0][-1] == "True True"
+    assert printed[1][-1] == "False False"
+    assert "3 present, 0 embedded" in printed[1][1]
 
 
 def test_the_files_behind_the_detector_are_found_without_importing_it() -> None:

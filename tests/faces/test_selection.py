@@ -49,6 +49,7 @@ def test_every_crop_is_part_of_a_recorded_name(crop: str) -> None:
     assert (name.select, name.recorded) == (CROPS[crop], f"local-dir:net@{crop}")
     assert plain_name(f"local-dir:/any/net@{crop}") == f"local-dir:net@{crop}"
     facenet = Name.parse(f"facenet:casia-webface@{crop}")
+    assert plain_name(f"facenet:casia-webface@{crop}") == facenet.recorded
     assert facenet.select == CROPS[crop]
     assert Name.parse(facenet.recorded) == Name.parse(facenet.place) == facenet
 

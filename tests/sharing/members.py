@@ -6,6 +6,7 @@ import numpy as np
 
 from embedcache.spec import Preprocessing, Spec
 from embedcache.store.cache import Cache
+from embedcache.upkeep.verify import verify
 from tests.stores import model, photos
 
 SPEC = Spec(
@@ -26,6 +27,12 @@ SPEC = Spec(
 
 
 Make = Callable[..., Cache]
+
+
+def intact(cache: Cache) -> bool:
+    """Whether verify finds nothing but what an interrupted pull has left to resume."""
+    report = verify(cache)
+    return all(found.path.startswith("local/incoming/") for found in report.findings)
 
 
 def held(cache: Cache, n: int = 40) -> set[int]:

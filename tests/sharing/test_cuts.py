@@ -27,7 +27,7 @@ from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.pinning import write_ref
 from embedcache.upkeep.verify import verify
 from tests import fakes
-from tests.sharing.members import SPEC, Make, held
+from tests.sharing.members import SPEC, Make, held, intact
 from tests.stores import fill, model, photos
 
 
@@ -81,7 +81,7 @@ def test_a_run_interrupted_at_any_request_is_never_half_visible_and_resumes(
             pull(cut, b)
         except Unreachable:
             cut_off += 1
-            assert verify(b).clean
+            assert intact(b)
             assert (held(b) if Cache.open(b.path).spaces() else set()) in whole
         pull(remote, b)
         assert held(b) == {0, 1, 2, 3, 4}
@@ -159,7 +159,7 @@ def test_a_run_that_is_cut_at_any_byte_goes_on(kind: str, tmp_path: Path, make: 
         assert counted.n_bytes < n_bytes + overhead - cut + 8 * largest
         with pytest.raises(Unreachable):
             pull(Severed(remote, cut), b)
-        assert verify(b).clean
+        assert intact(b)
         counted = fakes.counted(remote)
         pull(counted, b)
         assert (b.space(wide).read(everything)[0] == model(everything, 256)).all()
@@ -196,7 +196,7 @@ def test_twenty_interleavings_with_kills_end_with_the_same_rows(
                         compact(member)
             except (Unreachable, RemoteError):
                 pass
-            assert verify(member).clean
+            assert intact(member)
         for member in (*members, *members):
             push(member, remote)
             pull(remote, member)
@@ -235,7 +235,7 @@ def check_kills(make: Make, tmp_path: Path, numbers: Iterable[int]) -> None:
         assert held(Cache.open(shared)) == {0, 1, 2, 3, 4}
         killed |= kills("pull", tmp_path / f"b{k}", shared, k)
         b = make(f"b{k}")
-        assert verify(b).clean
+        assert intact(b)
         assert (held(b) if b.spaces() else set()) in whole
         pull(fakes.folder(shared), b)
         assert held(b) == {0, 1, 2, 3, 4}

@@ -41,7 +41,7 @@ def test_the_blocks_run_as_written(
 ) -> None:
     from urllib.request import Request, urlopen
 
-    bucket = Request(f"{os.environ['AWS_ENDPOINT_URL']}/our-bucket", method="PUT")
+    bucket = Request(f"{os.environ['AWS_ENDPOINT_URL']}/documented-bucket", method="PUT")
     urlopen(bucket, timeout=30).close()
     monkeypatch.setenv("AWS_REGION", os.environ["AWS_REGION"])  # the page sets another one
     shutil.copytree(tiny_weights, tmp_path / "inception")
@@ -51,6 +51,7 @@ def test_the_blocks_run_as_written(
         make_photos(n, f"{name}/my-photos")
 
     def here(text: str) -> str:
+        text = text.replace("s3://our-bucket", "s3://documented-bucket")
         text = text.replace("/mnt/team", f"{tmp_path}/team")
         return text.replace("inception_v3.tf_in1k", f"local-dir:{tmp_path}/inception")
 

@@ -44,7 +44,10 @@ def objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]
         faces.add(photos(0, 1), faces_of([1, 2]))
     a.record_photos("f", ["gone"], photos(7))
     fill(a.space(foreign("theirs", 2), create=True), photos(7), name="theirs")
-    forget(a, ["gone"])
+    a.record_photos("f", ["back"], photos(6))
+    fill(a.space(foreign("theirs", 2)), photos(6), name="theirs")
+    forget(a, ["gone", "back"])
+    a.lift(photos(6))
     a.record_photos("f", IDS, photos(0, 1))
     write_ref(a, "paper")
     push(a, remote, with_ids=True)
@@ -123,7 +126,10 @@ def check_flips(
 
 def test_the_shared_copy_holds_every_kind_of_object(objects: dict[str, bytes]) -> None:
     roots = {key.split("/")[0] for key in objects}
-    assert roots == {"zarr.json", "spaces", APART, "faces", "photos", "refs", "forgotten"}
+    assert roots == {
+        *("zarr.json", "spaces", APART, "faces", "photos"),
+        *("refs", "forgotten", "remembered", "removed"),
+    }
     assert sum(key.endswith("manifest.json") for key in objects) == 4
 
 

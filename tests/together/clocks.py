@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
-from typing import Any
+from typing import Any, Final
 
 from embedcache.store import journal
 
@@ -37,6 +37,9 @@ class Host:
                 "started": "1",
             }
             fcntl.lockf = lambda *args: None
+
+
+HERE: Final = Host()
 
 
 class _Shifted(datetime):

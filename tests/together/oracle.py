@@ -52,6 +52,9 @@ def held(place: Path, album: Known, zarr: ZarrRows) -> Held:
                 found.wrong.append(f"zarr cannot read a segment of {name}: {error}"[:200])
                 continue
             for content, raw in rows.items():
+                if content not in album.number:
+                    found.wrong.append(f"{name} holds a content that nobody wrote")
+                    continue
                 row = (name, album.number[content])
                 if raw != album.bytes_of(row):
                     found.wrong.append(f"{name} {row[1]} has other bytes")
@@ -108,7 +111,8 @@ def dangling_refs(place: Path) -> list[str]:
         for space, pinned in parts.items():
             for segment, digest in pinned.items():
                 if not resolves(f"{space}/{segment}", digest):
-                    found.append(f"ref {path.stem} pins a segment that is gone")
+                    what = "photo ids" if space == "photos" else "a segment"
+                    found.append(f"ref {path.stem} pins {what}, gone without successors")
     return sorted(set(found))
 
 
@@ -124,7 +128,10 @@ def _lifts(document: dict[str, Any]) -> list[tuple[str, str]]:
 def traces(
     place: Path, album: Known, numbers: set[int], ids: Callable[[int], tuple[str, ...]]
 ) -> list[str]:
-    """Files below `place` that hold bytes of the rows, or (in photos/) ids, of these photos."""
+    """Files below `place` that hold bytes of the rows, or (in photos/) ids, of these photos.
+
+    Not in damaged/: what `repair` set aside is the user's, and `forget` says so.
+    """
     rows = {
         n: [album.bytes_of((space, n)) for space in album.names.values()] for n in sorted(numbers)
     }
@@ -135,6 +142,8 @@ def traces(
             continue
         raw = path.read_bytes()
         where = path.relative_to(place)
+        if where.parts[0] == "damaged":
+            continue
         for n in rows:
             if any(row in raw or row[: len(row) // 2] in raw for row in rows[n]):
                 found.append(f"row {n} in {shape(where)}")

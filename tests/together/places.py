@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from embedcache.remotes import opening
 from embedcache.remotes.patience import Patient
@@ -39,6 +39,9 @@ class Flaw:
     def __str__(self) -> str:
         parts = [f"answer {self.late} lost"] if self.late else []
         return ", ".join([*parts, *(["stale listings"] if self.stale else [])])
+
+
+SOUND: Final = Flaw()
 
 
 class Place(Protocol):

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import struct
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -24,7 +25,7 @@ CHANGES: Final = frozenset(
 )
 WRITES: Final = frozenset(["create", "request put", "request create", "request delete"])
 LOOKS: Final = frozenset(["os.scandir", "os.listdir"])
-HANGS_SECONDS = 20.0
+HANGS_SECONDS = 60.0
 
 _HEAD = struct.Struct("<I")
 _GO = struct.Struct("<q")
@@ -74,8 +75,6 @@ _child = _Child()
 
 def install() -> None:
     """See every call of this process and its children; nothing stops until an operation runs."""
-    import sys
-
     sys.addaudithook(_hook)
     os.stat = _stat
     fcntl.lockf, fcntl.flock = _asking(fcntl.lockf), _asking(fcntl.flock)

@@ -11,17 +11,20 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from embedcache import disk
 from embedcache.upkeep import verify
 from tests.together import operations, process, schedule, world
-from tests.together.places import Flaw, FolderPlace, Place, S3Place, S3Server
+from tests.together.clocks import HERE, Host
+from tests.together.places import SOUND, Flaw, FolderPlace, Place, S3Place, S3Server
 from tests.together.process import Event
-from tests.together.schedule import SOUND
+from tests.together.stage import Stage
 from tests.together.zarr_rows import ZarrRows
 
 Answer = dict[str, Any]
+DAMAGED = 2  # a photo whose row lies in two segments
 
 
 def main() -> None:
@@ -85,12 +88,23 @@ class Sweeper:
         self._server: S3Server | None = None
 
     def sweep(
-        self, *, x: str, y: str, n: int, seed: int, where: str = "folder", flawed: bool = False
+        self,
+        *,
+        x: str,
+        y: str,
+        n: int,
+        seed: int,
+        where: str = "folder",
+        flawed: bool = False,
+        damaged: bool = False,
+        far: bool = False,
     ) -> Answer:
         """Pause, and kill, `x` at some of its events, and run `y` there.
 
         n: at how many to pause; half as many kills. 0 for both at every one.
         where: the remote is a "folder", or on an "s3" server.
+        damaged: a row that two segments hold is damaged in the one whose rows count.
+        far: `y` always runs on another host, which our locks do not bind, its clock a day ahead.
         flawed: answers are lost and listings are stale, of either operation.
         """
         first = operations.named(x)
@@ -101,9 +115,11 @@ class Sweeper:
         hosts = schedule.hosts(rng.randrange(12))
         for k, kills in _choose(events, n, rng):
             x_host, y_host = next(hosts)
+            if far:
+                x_host, y_host = HERE, Host(timedelta(days=1), far=True)
             x_flaw, y_flaw = (_flaw(rng), _flaw(rng)) if flawed else (SOUND, SOUND)
             plan = schedule.Plan(first, second, k, kills, x_host, y_host, x_flaw, y_flaw)
-            tally.count(self.play(plan, where), "")
+            tally.count(self.play(plan, where, damaged=damaged), "")
         return {"x": x, "y": y, "events": len(events), **tally.answer()}
 
     def shuffle(self, *, ops: list[str], n: int, seed: int, where: str = "folder") -> Answer:
@@ -123,20 +139,24 @@ class Sweeper:
                 self._events[op.name, where] = schedule.list_events(stage, op)
         return self._events[op.name, where]
 
-    def play(self, plan: schedule.Plan, where: str) -> schedule.Outcome:
+    def play(
+        self, plan: schedule.Plan, where: str = "folder", *, damaged: bool = False
+    ) -> schedule.Outcome:
         """One schedule in a copy of the template."""
         with self._stage(where) as stage:
+            if damaged:
+                stage.damage((world.NET, DAMAGED))
             return schedule.run(plan, stage)
 
     @contextmanager
-    def _stage(self, where: str) -> Iterator[schedule.Stage]:
+    def _stage(self, where: str) -> Iterator[Stage]:
         copy = self.template.copy()
         place: Place = FolderPlace(copy.remote)
         if where == "s3":
             self._server = self._server or S3Server()
             place = S3Place(self._server, copy.remote)
         try:
-            yield schedule.Stage(copy, self.album, self.zarr, place)
+            yield Stage(copy, self.album, self.zarr, place)
         finally:
             place.remove()
             copy.remove()

@@ -13,6 +13,7 @@ import pytest
 
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
+from tests.together.workers import ROOT
 
 N_ROWS = 140_000
 DIM = 4
@@ -33,7 +34,7 @@ def _large_cache(path: Path) -> list[str]:
 
 def _embedcache(*words: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT)
 
 
 def _loops(path: Path, *, seconds: float) -> int:

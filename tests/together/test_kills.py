@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.together.workers import ROOT
+
 
 @pytest.mark.parametrize(
     "n_kills",
@@ -17,6 +19,7 @@ def test_two_writers_and_five_commands_are_killed_again_and_again(n_kills: int) 
         capture_output=True,
         text=True,
         timeout=3000,
+        cwd=ROOT,
     )
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout.splitlines()[-1]) == []

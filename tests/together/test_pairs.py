@@ -7,7 +7,7 @@ import pytest
 from tests.together.operations import ALL, COMPACT_LITTLE, TWINS
 from tests.together.workers import Workers, describe
 
-N_PAUSES = 8
+N_PAUSES = 4
 SEED = 20
 NAMES = [op.name for op in ALL]
 LITTLE = COMPACT_LITTLE.name
@@ -32,6 +32,45 @@ def test_nothing_is_lost_or_back_when_one_command_runs_amid_another(
     assert not found["wrong"], describe(found)
 
 
+WRITERS = ("extract", "import", "merge", "forget", "compact")
+# The host that looks at drafts, and at leftovers, of others.
+LOOKERS = ("salvage", "compact")
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        pytest.param({"x": x, "y": y, "n": N_PAUSES, "seed": SEED, "far": True}, id=f"{x} / {y}")
+        for x in WRITERS
+        for y in LOOKERS
+    ],
+)
+def test_nothing_is_lost_or_back_when_locks_bind_nobody_and_clocks_are_wrong(
+    sweep: dict[str, Any], workers: Workers
+) -> None:
+    found = workers.answer(sweep)
+    assert not found["wrong"], describe(found)
+
+
+DAMAGE = [
+    *((x, y) for x in ("compact", LITTLE, "forget") for y in ("repair", "forget", LITTLE)),
+    *(("repair", y) for y in ("compact", LITTLE, "forget", "pull", "read")),
+    *((x, LITTLE) for x in ("merge", "pull", "push")),
+]
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        pytest.param({"x": x, "y": y, "n": 4, "seed": SEED, "damaged": True}, id=f"{x} / {y}")
+        for x, y in DAMAGE
+    ],
+)
+def test_the_good_copy_of_a_damaged_row_is_kept(sweep: dict[str, Any], workers: Workers) -> None:
+    found = workers.answer(sweep)
+    assert not found["wrong"], describe(found)
+
+
 @pytest.mark.torture
 @pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("sweep", _sweeps(0))
@@ -40,7 +79,7 @@ def test_nothing_is_lost_or_back_at_any_event(sweep: dict[str, Any], workers: Wo
     assert not found["wrong"], describe(found)
 
 
-@pytest.mark.parametrize("sweep", [{"ops": NAMES, "n": 24, "seed": SEED + i} for i in range(2)])
+@pytest.mark.parametrize("sweep", [{"ops": NAMES, "n": 12, "seed": SEED + i} for i in range(2)])
 def test_nothing_is_lost_or_back_when_three_commands_take_turns(
     sweep: dict[str, Any], workers: Workers
 ) -> None:

