@@ -16,6 +16,7 @@ from embedcache.errors import EmbedcacheError, InputError
 
 if TYPE_CHECKING:
     from embedcache.extraction.outcome import Extraction
+    from embedcache.extraction.parts import WorkPart
     from embedcache.photos.table import Photos
     from embedcache.settings import ProjectSettings
     from embedcache.sharing.moved import Moved
@@ -119,6 +120,7 @@ def embed_photos(
     remote: str | None = None,
     offer: bool = False,
     writer: str = "",
+    part: "WorkPart | None" = None,
 ) -> "Extraction":
     """Embed what the cache lacks, with progress, until it is done or a signal comes.
 
@@ -145,6 +147,7 @@ def embed_photos(
             remote=remote,
             offer=offer,
             writer=writer,
+            part=part,
             progress=progress,
             log=lambda line: log.info("%s", line),
             stop=stop,
@@ -202,6 +205,14 @@ def extract(
             min=0, max=1, metavar="SHARE", help="Exit 1 if more fail. [default: only if all fail]"
         ),
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N|auto",
+            help="Only the I-th of N parts; auto: as Slurm, Kubernetes or EMBEDCACHE_PART and "
+            "EMBEDCACHE_PARTS say.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done, and how long it takes.")
     ] = False,
@@ -220,12 +231,15 @@ def extract(
     json_: JsonOption = False,
 ) -> None:
     """Embed every photo that the cache lacks. Rerun the command to resume."""
+    from embedcache.extraction.parts import WorkPart
     from embedcache.settings import read_settings
     from embedcache.sharing.connecting import destination
 
     settings = read_settings()
     shared = _shared(remote, settings)
+    mine = None if part is None else WorkPart.parse(part)
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
+    table = table if mine is None else mine.of(table)
     if offer and shared is None:
         raise InputError("--offer needs a shared copy: add --remote URL")
     offers = settings.offer if offer is None else offer
@@ -268,6 +282,7 @@ def extract(
             remote=shared,
             offer=offers,
             writer=settings.writer,
+            part=mine,
         )
     print_result(found, json_)
     if not json_:

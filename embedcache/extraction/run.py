@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from embedcache.backbones.loading import Backbone, Decode, load
 from embedcache.backbones.names import DEFAULT
@@ -238,7 +239,7 @@ def load_all(
 
 
 def _read(
-    photos: Photos, cache: Cache, *, workers: int, watch: Watch, beside: "Future[object]"
+    photos: Photos, cache: Cache, *, workers: int, watch: Watch, beside: Future[Any]
 ) -> Digests:
     """The digests of all photos.
 

@@ -77,7 +77,7 @@ def _ids(
     inline = any(isinstance(photo, InlinePhoto) for photo in photos)
     if named is None and inline and not {*ID_COLUMNS} & {*sheet.names}:
         note = f"{sheet.path.name} has no id column: its photos are called by their paths"
-        return "path", [None if p is None else str(p) for p in photos], (note,)
+        return "path", [str(photo) for photo in photos], (note,)
     column = sheet.id_column(named)
     usual = named is not None or column == ID_COLUMNS[0]
     notes = () if usual else (f"{sheet.path.name}: the ids are in column {column!r}",)

@@ -69,6 +69,11 @@ class Cache:
         """
         path = Path(path)
         with disk.plain_errors("open", path):
+            if path.is_symlink() and not path.exists():
+                raise NotACache(
+                    f"{path} is a link to {os.readlink(path)}, which does not exist: make that "
+                    "folder, or remove the link"
+                )
             if not (path / "zarr.json").exists():
                 if not create:
                     raise NotACache(not_a_cache(path))

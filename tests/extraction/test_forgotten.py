@@ -1,4 +1,4 @@
-"""Photos that were forgotten are not embedded by the next run over their folder, only on purpose."""
+"""Forgotten photos are not embedded by the next run over their folder, only on purpose."""
 
 from pathlib import Path
 

@@ -159,6 +159,107 @@ def test_empty_missing_and_unknown_inputs_are_refused(tmp_path: Path) -> None:
         Photos.read(write(tmp_path / "x.parquet", b"no parquet"))
 
 
+def test_files_without_a_known_suffix_are_sniffed_and_others_counted(tmp_path: Path) -> None:
+    png = b"\x89PNG\r\n\x1a\n" + bytes(300)
+    for name in ("noext", "a.jpg_large", "b.jpg?width=100", "c.weird"):
+        write(tmp_path / name, png)
+    for name in ("raw.dng", "notes.txt", "more.txt", "d.jxl", "README"):
+        write(tmp_path / name, b"II*\0" if name == "raw.dng" else b"no picture")
+    found = Photos.read(tmp_path)
+    assert found.ids == ("a.jpg_large", "b.jpg?width=100", "c.weird", "noext")
+    assert found.ignored == {".dng": 1, ".txt": 2, ".jxl": 1, "": 1}
+    (remark,) = found.remarks
+    assert remark.startswith("ignored 5 other files (2 .txt, ")
+    assert "1 without suffix" in remark
+
+
+def test_a_folder_of_other_files_says_what_it_holds(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt")
+    with pytest.raises(PhotosError, match=r"no photos in .*Found 1 other file \(1 \.txt\)"):
+        Photos.read(tmp_path)
+
+
+def test_columns_are_found_by_their_usual_names(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id,file_name,user_id\nx,a.jpg,u1\n")
+    found = Photos.read(tmp_path / "t.csv")
+    assert (found.ids, found.column) == (("u1",), "file_name")
+    assert found.remarks == ("t.csv: the ids are in column 'user_id'",)
+    assert Photos.read(tmp_path / "t.csv", id_column="id").remarks == ()
+
+
+def test_missing_photos_in_every_spelling_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("photo_id,photo\na,x.jpg\nb,NA\nc,\nd,nan\n\n# end\n")
+    found = Photos.read(tmp_path / "t.csv")
+    assert (found.ids, found.n_without_photo) == (("a",), 3)
+
+
+def test_urls_are_refused_by_name_and_file_urls_are_paths(tmp_path: Path) -> None:
+    for url in ("https://example.org/a.jpg", "s3://bucket/a.jpg", "data:x"):
+        (tmp_path / "t.csv").write_text(f"photo_id,photo\na,{url}\n")
+        with pytest.raises(PhotosError, match=r"holds addresses such as .*download them"):
+            Photos.read(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("photo_id,photo\na,file:///x/a%20b.jpg\n")
+    assert Photos.read(tmp_path / "t.csv").paths == ("/x/a b.jpg",)
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_photos_that_a_table_holds_are_read_from_it(tmp_path: Path, with_ids: bool) -> None:
+    write(tmp_path / "c.jpg", b"on disk")
+    image = [
+        {"bytes": PNG + b"one", "path": "a.png"},
+        {"bytes": None, "path": "c.jpg"},
+        {"bytes": PNG + b"two", "path": "d.png"},
+        {"bytes": None, "path": None},
+    ]
+    columns = {"image": image, "label": [1, 0, 1, 0]}
+    if with_ids:
+        columns["id"] = ["u1", "u2", "u3", "u4"]  # type: ignore[assignment]
+    pl.DataFrame(columns).write_parquet(tmp_path / "t.parquet")
+    found = Photos.read(tmp_path / "t.parquet")
+    assert found.ids == (("u1", "u2", "u3") if with_ids else ("a.png", "c.jpg", "d.png"))
+    assert found.n_without_photo == 1
+    contents = [PNG + b"one", b"on disk", PNG + b"two"]
+    assert [digests_module.read_file(path) for path in found.paths] == contents
+    for memo in (None, tmp_path / "memo.npz", tmp_path / "memo.npz"):
+        digests = found.digests(memo)
+        assert digests.readable.all()
+        assert [d.tobytes() for d in digests.value] == [
+            hashlib.sha256(content).digest() for content in contents
+        ]
+
+
+def test_bytes_are_photos_or_paths(tmp_path: Path) -> None:
+    table = pl.DataFrame({"photo_id": ["a", "b"], "photo": [PNG + b"one", b"x/c.jpg"]})
+    table.write_parquet(tmp_path / "t.parquet")
+    found = Photos.read(tmp_path / "t.parquet")
+    assert digests_module.read_file(found.paths[0]) == PNG + b"one"
+    assert found.paths[1] == str(tmp_path / "x/c.jpg")
+
+
+def test_more_photos_than_memory_should_hold_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedcache.photos.rows.MAX_INLINE_BYTES", 10)
+    table = pl.DataFrame({"photo_id": ["a"], "photo": [PNG + b"one"]})
+    table.write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(PhotosError, match="split it, or write the photos to files"):
+        Photos.read(tmp_path / "t.parquet")
+
+
+def test_a_table_whose_files_are_mostly_missing_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "a.jpg")
+    rows = "".join(f"{name},{name}.jpg\n" for name in "abcd")
+    (tmp_path / "t.csv").write_text(f"photo_id,photo\n{rows}")
+    with pytest.raises(PhotosError, match=r"3 of 4 files not found .*b\.jpg.*column 'photo'"):
+        Photos.read(tmp_path / "t.csv").digests()
+    for name in "bc":
+        write(tmp_path / f"{name}.jpg")
+    assert Photos.read(tmp_path / "t.csv").digests().reasons == {3: "vanished"}
+
+
 def test_digests_are_of_the_bytes_and_remembered(tmp_path: Path) -> None:
     write(tmp_path / "in/a.jpg", b"one")
     write(tmp_path / "in/b.jpg", b"two")
@@ -316,7 +417,10 @@ def test_reading_stops_when_asked_and_keeps_what_it_learned(
     table, memo = many(tmp_path, monkeypatch), tmp_path / "memo.npz"
     told: list[tuple[int, int]] = []
     found = table.digests(
-        memo, workers=2, progress=lambda *now: told.append(now), stop=lambda: len(told) >= 2
+        memo,
+        workers=2,
+        progress=lambda *now: told.append(now),
+        stop=lambda: len(told) >= 2 and told[-1][0] > 0,
     )
     assert found.stopped
     assert 0 < len(found.unread) == 3000 - found.readable.sum()

@@ -144,6 +144,99 @@ def test_a_table_that_cannot_be_used_is_refused_in_words(
         load(world, path, **({"target": "score", "weight": None} | options))
 
 
+@pytest.mark.parametrize("spelling", ["NA", "nan", "NULL", "#N/A", "n/a", "None", " "])
+def test_a_missing_label_is_no_class_in_any_spelling(world: World, spelling: str) -> None:
+    path = world.table(user_id=world.ids, g=["F", "M"] * 59 + [spelling, "F"])
+    shown = "is empty" if spelling == " " else f"has '{spelling}'"
+    message = rf"1 of 120 .* no usable 'g' \(first: u118 {shown}\).*--drop-missing"
+    with pytest.raises(LabelsError, match=message):
+        load(world, path, target="g", weight=None)
+    kept = load(world, path, target="g", weight=None, drop_missing=True)
+    assert kept.provenance.dropped == {"no g": 1}
+    assert kept.class_counts == {"F": 60, "M": 59}
+    assert "u118" not in kept.ids
+
+
+def test_blanks_around_classes_and_ids_are_stripped(world: World) -> None:
+    path = world.table(user_id=[f"{i} " for i in world.ids], g=["F", "F ", " M", "M"] * 30)
+    assert load(world, path, target="g", weight=None).class_counts == {"F": 60, "M": 60}
+
+
+def test_percents_and_decimal_commas_are_numbers_and_noted(world: World) -> None:
+    path = world.table(user_id=world.ids, a=["45%", "50%"] * 60, b=["3,5", "4,25"] * 60)
+    found = load(world, path, target=["a", "b"], weight=None)
+    assert found.targets[:2].tolist() == [[0.45, 3.5], [0.5, 4.25]]
+    assert "a: '45%' is read as 0.45" in found.notes
+    assert "b: '3,5' is read as 3.5" in found.notes
+
+
+def test_a_text_among_numbers_is_named(world: World) -> None:
+    path = world.table(user_id=world.ids, r=[str(k) for k in range(119)] + ["abc"])
+    for task in ("auto", "regression"):
+        with pytest.raises(LabelsError, match=r"1 of 120 cells of 'r' are no numbers.*u119 has 'a"):
+            load(world, path, target="r", weight=None, task=task)
+
+
+def test_a_note_says_that_few_whole_numbers_are_fitted_as_numbers(world: World) -> None:
+    path = world.table(user_id=world.ids, stars=[1, 2, 3, 4] * 30, age=[*range(20, 80)] * 2)
+    (note,) = load(world, path, target="stars", weight=None).notes
+    assert "4 whole numbers (1, 2, 3, 4) and is fitted as a number" in note
+    assert "--task multiclass" in note
+    assert load(world, path, target="age", weight=None).notes == ()
+    assert load(world, path, target="stars", weight=None, task="multiclass").notes == ()
+
+
+def test_rows_without_a_person_stand_alone_and_are_counted(world: World) -> None:
+    people = ["ann", "ann", "", "NA", "nan", "None"] * 20
+    path = world.table(user_id=world.ids, score=range(120), who=people)
+    found = load(world, path, target="score", weight=None, split_by="who")
+    assert "80 rows have no 'who': each of these photos stands alone" in found.notes
+    groups = found.groups[[who != "ann" for who in people]]
+    assert len(set(groups.tolist())) == 80
+    assert found.n["train"] < 120
+
+
+def test_photos_of_one_class_are_a_warning_where_the_table_has_more(world: World) -> None:
+    ids = [*world.ids, *(f"later{k}" for k in range(80))]
+    path = world.table(user_id=ids, g=["F"] * 120 + ["M"] * 80)
+    found = load(world, path, target="g", weight=None)
+    assert found.class_counts == {"F": 120, "M": 0}
+    assert any("all 120 labelled photos with a vector are 'F'" in note for note in found.notes)
+
+
+def test_ids_meet_by_file_name_and_a_note_says_so(world: World) -> None:
+    path = world.table(user_id=[f"photos/{i}.jpg" for i in world.ids], score=range(120))
+    found = load(world, path, target="score", weight=None)
+    (note,) = found.notes
+    assert note.startswith("ids are joined by file name without suffix: 'photos/u000.jpg' is 'u000")
+    assert (found.vectors[np.arange(120)] == world.vectors).all()
+    few = world.table(user_id=["u000", *(f"x{k}" for k in range(119))], score=range(120))
+    assert load(world, few, target="score", weight=None).ids == ("u000",)
+
+
+def test_the_id_column_is_the_one_that_meets_the_cache(world: World) -> None:
+    path = world.table(photo_id=range(120), user_id=world.ids, score=range(120))
+    found = load(world, path, target="score", weight=None)
+    assert found.ids == tuple(world.ids)
+    assert "other.csv: the ids are in column 'user_id'" in found.notes
+    path = world.table(name=world.ids, score=range(120))
+    with pytest.raises(LabelsError, match=r"no column photo_id, user_id or id; it has name, score"):
+        load(world, path, target="score", weight=None)
+
+
+def test_ids_of_bytes_and_lists_are_text_or_one_message(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    raw = [i.encode() for i in world.ids]
+    pl.DataFrame({"user_id": raw, "score": range(120)}).write_parquet(path)
+    assert load(world, path, target="score", weight=None).ids == tuple(world.ids)
+    pl.DataFrame({"user_id": [[i] for i in world.ids], "score": range(120)}).write_parquet(path)
+    with pytest.raises(LabelsError, match=r"'user_id' of t.parquet holds List"):
+        load(world, path, target="score", weight=None)
+    pl.DataFrame({"user_id": world.ids, "score": [[1.0]] * 120}).write_parquet(path)
+    with pytest.raises(LabelsError, match=r"'score' holds List"):
+        load(world, path, target="score", weight=None)
+
+
 def test_labels_that_match_no_photo_show_ids_of_both_sides(world: World) -> None:
     path = world.table(user_id=["a.jpg", "b.jpg"], score=[1, 2])
     with pytest.raises(LabelsError, match=r"like 'a.jpg', 'b.jpg'; the cache has 'u0"):
