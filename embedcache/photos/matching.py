@@ -49,7 +49,11 @@ def match_ids(
     contents: (m,), equal for photos with the same bytes, which no rule has to tell apart.
     scopes: (m,), where each held id comes from; only places with a match count as a side.
     """
-    found = [_match(rule, key, asked, held, contents) for rule, key in RULES.items()]
+    found: list[Matches] = []
+    for rule, key in RULES.items():
+        found.append(_match(rule, key, asked, held, contents))
+        if found[-1].n == min(len(asked), len(held)):
+            break
     best = max(found, key=lambda matches: matches.n)
     if not best.n:
         return None

@@ -214,9 +214,9 @@ def test_photos_that_a_table_holds_are_read_from_it(tmp_path: Path, with_ids: bo
         {"bytes": PNG + b"two", "path": "d.png"},
         {"bytes": None, "path": None},
     ]
-    columns = {"image": image, "label": [1, 0, 1, 0]}
+    columns: dict[str, object] = {"image": image, "label": [1, 0, 1, 0]}
     if with_ids:
-        columns["id"] = ["u1", "u2", "u3", "u4"]  # type: ignore[assignment]
+        columns["id"] = ["u1", "u2", "u3", "u4"]
     pl.DataFrame(columns).write_parquet(tmp_path / "t.parquet")
     found = Photos.read(tmp_path / "t.parquet")
     assert found.ids == (("u1", "u2", "u3") if with_ids else ("a.png", "c.jpg", "d.png"))
