@@ -46,7 +46,7 @@ def match_ids(
 ) -> Matches | None:
     """The rule under which most of n ids meet the m ids of photos; None where none is good enough.
 
-    contents: (m,), equal for photos with the same bytes, which no rule has to tell apart.
+    contents: (m,), equal for photos with the same bytes, which no rule has to separate.
     scopes: (m,), where each held id comes from; only places with a match count as a side.
     """
     found: list[Matches] = []
