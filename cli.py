@@ -117,9 +117,12 @@ app.command()(extract)  # of stage one alone, but first in the list
 
 @app.command()
 def labels(
-    users: Annotated[Path, typer.Option(help="user_id, gender, photo [, photo_updated_at].")],
+    users: Annotated[
+        Path, typer.Option(help="A table: user_id, gender, photo [, photo_updated_at].")
+    ],
     swipes: Annotated[
-        Path, typer.Option(help="recipient_id, liked [, sender_id, sender_gender, swiped_at].")
+        Path,
+        typer.Option(help="A table: recipient_id, liked [, sender_id, sender_gender, swiped_at]."),
     ],
     out: Annotated[Path, typer.Option(help="The label table to write, .csv or .parquet.")],
     keep_unswiped: Annotated[
@@ -289,7 +292,9 @@ def fit_head(
 
 @app.command()
 def predict(
-    head_dir: Annotated[Path, typer.Argument(metavar="HEAD_DIR", help="A folder of fit-head's.")],
+    head_dir: Annotated[
+        Path, typer.Argument(metavar="HEAD_DIR", help="A folder that fit-head wrote.")
+    ],
     photos: PhotosPath,
     cache: CacheOption,
     out: Annotated[
