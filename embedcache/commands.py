@@ -81,7 +81,14 @@ class Printable(Protocol):
 
 def print_result(result: Printable, as_json: bool) -> None:
     """Print a result, for people or for machines."""
-    print(json.dumps(result.document()) if as_json else str(result))
+    print(json.dumps(result.document()) if as_json else printable(str(result)))
+
+
+def printable(text: str) -> str:
+    """Text without control characters: names and servers' answers may hold any."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def open_cache(path: Path, *, create: bool = False, ref: str | None = None) -> "Cache":
@@ -180,14 +187,14 @@ def extract(
     id_column: IdColumn = None,
     batch_size: BatchSize = None,
     precision: Annotated[
-        Precision, typer.Option(help="Of the network's arithmetic; each is a set of its own.")
+        Precision, typer.Option(help="Of the network; each gives vectors of its own.")
     ] = "float32",
     device: DeviceOption = "auto",
     workers: Workers = None,
     decode: Annotated[
         Decode,
         typer.Option(
-            help="full: every pixel, as timm. reduced: large JPEGs faster, a set of its own."
+            help="full: every pixel, as timm. reduced: large JPEGs faster, vectors of their own."
         ),
     ] = "full",
     compile_: Annotated[
@@ -384,8 +391,12 @@ def export(
 @commands.command("import")
 def import_(
     cache: CachePath,
-    vectors: Annotated[Path, typer.Argument(metavar="VECTORS.npy", help="Floats, (n, dim).")],
-    ids: Annotated[Path, typer.Option(metavar="ids.csv", help="n photo ids, in the same order.")],
+    vectors: Annotated[
+        Path, typer.Argument(metavar="VECTORS.npy", help="Floats, a row per photo.")
+    ],
+    ids: Annotated[
+        Path, typer.Option(metavar="ids.csv", help="Their photo ids, in the same order.")
+    ],
     photos: Annotated[Path, typer.Option(metavar="PHOTOS", help="The photos they belong to.")],
     name: Annotated[str, typer.Option(help="The name for these vectors, as --backbone takes it.")],
     photo_column: PhotoColumn = None,

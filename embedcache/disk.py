@@ -373,7 +373,9 @@ def plain_errors(action: str, path: Path) -> Iterator[None]:
     """Turn what the operating system refuses (space, rights, memory, files) into a CacheError."""
     try:
         yield
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+            raise
         raise CacheError(f"cannot {action} {path}: {_ADVICE[errno.ENOMEM]}") from error
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0)

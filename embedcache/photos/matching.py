@@ -46,10 +46,14 @@ def match_ids(
 ) -> Matches | None:
     """The rule under which most of n ids meet the m ids of photos; None where none is good enough.
 
-    contents: (m,), equal for photos with the same bytes, which no rule has to tell apart.
+    contents: (m,), equal for photos with the same bytes, which no rule has to separate.
     scopes: (m,), where each held id comes from; only places with a match count as a side.
     """
-    found = [_match(rule, key, asked, held, contents) for rule, key in RULES.items()]
+    found: list[Matches] = []
+    for rule, key in RULES.items():
+        found.append(_match(rule, key, asked, held, contents))
+        if found[-1].n == min(len(asked), len(held)):
+            break
     best = max(found, key=lambda matches: matches.n)
     if not best.n:
         return None

@@ -4,7 +4,7 @@
                    target="like_ratio", weight="swipes")
 
 A row is one labelled photo with a vector. Photos without one are left out and counted by reason;
-what would make a figure wrong (a missing label, a torn group, two labels for one id) is an error.
+what would make a figure wrong (a missing label, a group on two sides, two labels for one id) is an error.
 """
 
 from collections.abc import Iterator, Mapping

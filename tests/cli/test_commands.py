@@ -129,25 +129,25 @@ def test_extracts_mistakes_are_one_message_each(
     assert "no column 'photo_id'; it has user_id, photo" in mistake(
         run, "extract", labelled, *words
     )
-    told = mistake(
+    message = mistake(
         run, "extract", tmp_path / "photos", "--cache", cache, "--backbone", "inception_v9"
     )
-    assert "knows no model 'inception_v9'" in told
-    told = mistake(
+    assert "knows no model 'inception_v9'" in message
+    message = mistake(
         run, "extract", tmp_path / "photos", "--cache", cache, "--backbone", "local-dir:nowhere"
     )
-    assert "no such folder" in told
-    told = mistake(
+    assert "no such folder" in message
+    message = mistake(
         run, "extract", tmp_path / "photos", "--cache", cache, "--backbone", net, "--device", "tpu9"
     )
-    assert "no such device" in told
-    told = mistake(
+    assert "no such device" in message
+    message = mistake(
         run, "extract", tmp_path / "photos", "--cache", tmp_path / "photos", "--backbone", net
     )
-    assert "photos" in told
+    assert "photos" in message
 
 
-def test_caches_that_are_none_are_refused(run: Run, labelled: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_cache_is_refused(run: Run, labelled: Path, tmp_path: Path) -> None:
     fit = ("--backbone", "x", "--labels", labelled, "--target", "ratio", "--out", tmp_path / "h")
     for folder in (tmp_path / "nowhere", tmp_path / "photos"):
         assert str(folder) in mistake(run, "info", folder)
@@ -173,16 +173,16 @@ def test_fit_heads_mistakes_are_one_message_each(
     assert "inception" in fit("--target", "ratio", backbone="inception_v3")
     others = tmp_path / "others.csv"
     table.with_columns(pl.format("x{}", "user_id").alias("user_id")).write_csv(others)
-    told = fit("--target", "ratio", labels=others)
-    assert "xu000" in told
-    assert "u000" in told
+    message = fit("--target", "ratio", labels=others)
+    assert "xu000" in message
+    assert "u000" in message
     gaps = tmp_path / "gaps.csv"
     table.with_columns(
         pl.when(pl.col("votes") < 13).then(None).otherwise(pl.col("ratio")).alias("ratio")
     ).write_csv(gaps)
-    told = fit("--target", "ratio", labels=gaps)
-    assert "3" in told
-    assert "u000" in told
+    message = fit("--target", "ratio", labels=gaps)
+    assert "3" in message
+    assert "u000" in message
     assert not (tmp_path / "h").exists()
 
 

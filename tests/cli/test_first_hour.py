@@ -118,9 +118,9 @@ def test_predictions_are_what_the_name_says(
     table = pl.DataFrame({"id": [f"p{i:03}.jpg" for i in range(40)], "g": ["F", "M"] * 20})
     table.write_csv(tmp_path / "labels.csv")
     run("extract", folder, "--cache", tmp_path / "c")
-    words = ("--cache", tmp_path / "c", "--backbone", "stand-in", "--labels")
-    words += (tmp_path / "labels.csv", "--target", "g", "--head", "logistic")
-    assert run("fit-head", *words, "--out", tmp_path / "h")[0] == 0
+    fit = ("--cache", tmp_path / "c", "--backbone", "stand-in", "--target", "g")
+    labels = ("--labels", tmp_path / "labels.csv", "--head", "logistic")
+    assert run("fit-head", *fit, *labels, "--out", tmp_path / "h")[0] == 0
     apply = ("predict", tmp_path / "h", folder, "--cache", tmp_path / "c", "--out")
     status, out, err = run(*apply, tmp_path / "p.parquet")
     assert (status, f"wrote {tmp_path / 'p.parquet'}" in err) == (0, True)
@@ -149,9 +149,9 @@ def test_a_head_on_imported_vectors_predicts_what_the_cache_holds(
     status, _, err = run(*words, "--photos", folder, "--name", "elsewhere")
     assert status == 0, err
     assert Cache.open(tmp_path / "c").some_ids(1) == ["p000.jpg"]
-    words = ("--cache", tmp_path / "c", "--backbone", "elsewhere", "--labels", tmp_path / "ids.csv")
-    words += ("--target", "r", "--head", "ridge", "--out", tmp_path / "h")
-    assert run("fit-head", *words)[0] == 0
+    fit = ("--cache", tmp_path / "c", "--backbone", "elsewhere", "--labels", tmp_path / "ids.csv")
+    more = ("--target", "r", "--head", "ridge", "--out", tmp_path / "h")
+    assert run("fit-head", *fit, *more)[0] == 0
     make_photos(3, size=(70, 60), folder="new")
     for i in range(3):
         (tmp_path / "new" / f"p{i:03}.jpg").rename(folder / f"q{i}.jpg")

@@ -44,7 +44,7 @@ def as_a_stranger() -> Iterator[None]:
         os.setresuid(0, 0, 0)
 
 
-def test_info_tells_what_is_here_and_who_wrote_it(path: Path, run: Run) -> None:
+def test_info_prints_what_a_cache_holds_and_who_wrote_it(path: Path, run: Run) -> None:
     fill(Cache.open(path).space(SPEC), photos(9))
     status, out, _ = run("info", path)
     assert status == 0
@@ -55,8 +55,8 @@ def test_info_tells_what_is_here_and_who_wrote_it(path: Path, run: Run) -> None:
     assert "segments by device: cpu (2)" in out
     assert "1 no face" in out.partition("failed: ")[2]
     assert "1 truncated" in out.partition("failed: ")[2]
-    told = json.loads(run("info", path, "--json")[1])
-    (space,) = told["spaces"]
+    document = json.loads(run("info", path, "--json")[1])
+    (space,) = document["spaces"]
     assert space["spec"] == SPEC.digest
     assert space["document"] == SPEC.document()
     assert (space["rows"], space["segments"]) == (3, 2)
@@ -67,7 +67,7 @@ def test_info_tells_what_is_here_and_who_wrote_it(path: Path, run: Run) -> None:
     assert space["writers"] == {"ann": 1, "unknown": 1}
 
 
-def test_info_is_also_a_table_of_photos(path: Path, run: Run) -> None:
+def test_info_lists_photos_on_request(path: Path, run: Run) -> None:
     lines = run("info", path, "--photos")[1].splitlines()
     table = [line.split("\t") for line in lines if "\t" in line]
     assert [(row[0], row[2]) for row in table] == [
@@ -77,9 +77,9 @@ def test_info_is_also_a_table_of_photos(path: Path, run: Run) -> None:
         ("d", "truncated"),
         ("e", "absent"),
     ]
-    told = json.loads(run("info", path, "--photos", "--json")[1])["photos"]
-    assert told[2]["states"] == ["no face"]
-    assert told[2]["digest"] == photos(2).tobytes().hex()
+    document = json.loads(run("info", path, "--photos", "--json")[1])["photos"]
+    assert document[2]["states"] == ["no face"]
+    assert document[2]["digest"] == photos(2).tobytes().hex()
 
 
 def test_a_ref_is_read_by_info_and_export(path: Path, tmp_path: Path, run: Run) -> None:
@@ -96,7 +96,7 @@ def test_a_ref_is_read_by_info_and_export(path: Path, tmp_path: Path, run: Run) 
     assert run("ref", path, "then")[0] == 1
 
 
-def test_verify_ends_with_one_where_anything_is_wrong(path: Path, run: Run) -> None:
+def test_verify_exits_with_1_if_anything_is_wrong(path: Path, run: Run) -> None:
     assert run("verify", path)[0] == 0
     (shard,) = path.glob("spaces/*/segments/*/embedding/c/0/0")
     shard.write_bytes(b"?" + shard.read_bytes()[1:])
@@ -132,7 +132,7 @@ def test_forget_and_compact_and_merge_say_what_they_did(
 
 @pytest.mark.parametrize("command", ["ref", "forget", "compact", "merge", "export", "import"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
-def test_a_disk_that_refuses_ends_with_one_clear_message(
+def test_a_full_or_read_only_disk_is_one_clear_message(
     path: Path,
     tmp_path: Path,
     run: Run,
@@ -175,7 +175,7 @@ def test_a_disk_that_refuses_ends_with_one_clear_message(
     assert (Cache.open(path).space(SPEC).read(wanted)[0] == model(wanted)).all()
 
 
-def test_a_cache_that_one_may_only_read_is_read(path: Path, tmp_path: Path, run: Run) -> None:
+def test_a_read_only_cache_can_be_read(path: Path, tmp_path: Path, run: Run) -> None:
     fill(Cache.open(path).space(SPEC), photos(5))
     other = Cache.open(tmp_path / "other", create=True)
     fill(other.space(SPEC, create=True), photos(8))
@@ -202,7 +202,7 @@ def test_a_cache_that_one_may_only_read_is_read(path: Path, tmp_path: Path, run:
         assert {p: p.stat().st_mtime_ns for p in copy.rglob("*")} == before
 
 
-def test_what_may_not_be_read_is_not_called_damaged(
+def test_a_file_without_read_permission_is_not_reported_as_damaged(
     path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.open

@@ -25,7 +25,7 @@ MODEL = stand_in.backbone()
 
 
 def ledger(cache: Cache, photos: Photos) -> dict[str, str]:
-    """Each photo's fate by id: "ok", or the reason in the cache; "" for what is not kept."""
+    """What became of each photo, by id: "ok", or the reason in the cache; "" for what is not kept."""
     digests = photos.digests()
     reasons = cache.space(MODEL.spec).reasons(digests.value)
     _, good = cache.vectors("stand-in", list(photos.ids), scope=photos.scope)
@@ -118,7 +118,7 @@ def test_a_heic_photo_has_its_vector_or_asks_for_its_plugin(
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "pillow_heif", None)
         assert extract(photos, cache, backbone=MODEL).spaces[0].failures == {"no_decoder": 1}
-    # once the plugin is there the photo is tried again, unasked
+    # once the plugin is there the photo is tried again, without --retry-failed
     assert extract(photos, cache, backbone=MODEL).spaces[0].embedded == 1
     wanted = expected(Image.fromarray(smooth()))
     vector = cache.vectors("stand-in", ["a.heic"])[0][0]
@@ -206,7 +206,7 @@ def test_files_that_are_not_regular_are_reported_and_block_nothing(
 
 
 @pytest.mark.parametrize("fate", ["vanished", "unreadable", "changed"])
-def test_a_photo_may_go_between_the_plan_and_its_reading(
+def test_a_photo_may_disappear_or_change_between_plan_and_reading(
     make_photos: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fate: str
 ) -> None:
     folder = make_photos(6)
@@ -231,7 +231,7 @@ def test_a_photo_may_go_between_the_plan_and_its_reading(
     if fate == "unreadable":
         victim.rmdir()
     victim.write_bytes(original)
-    space = extract(photos, cache, backbone=MODEL).spaces[0]  # tried again, unasked
+    space = extract(photos, cache, backbone=MODEL).spaces[0]  # tried again, without --retry-failed
     assert (space.hit, space.embedded, space.failed) == (5, 1, 0)
 
 

@@ -181,7 +181,7 @@ def test_the_first_frame_counts(kind: str) -> None:
     assert np.abs(found.astype(int) - (200, 30, 40)).max() <= 6
 
 
-def test_the_name_of_a_format_is_never_believed_and_other_kinds_are_refused() -> None:
+def test_the_suffix_is_ignored_and_other_kinds_are_refused() -> None:
     assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") is Reason.not_an_image
     assert reason(b"%PDF-1.7\n") is Reason.not_an_image
     assert reason(b"<svg xmlns='http://www.w3.org/2000/svg'/>") is Reason.not_an_image
@@ -368,7 +368,7 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
     assert decode(plain[:-2] + 20 * scan + b"\xff\xd9").size == decode(plain).size
 
 
-def test_what_looks_like_scans_beside_the_picture_is_no_matter() -> None:
+def test_bytes_like_scans_outside_the_picture_are_ignored() -> None:
     plain = encode(smooth(), "JPEG")
     film = 1000 * b"\xff\xda\x00\x02"
     aside = b"\xff\xe5" + struct.pack(">H", len(film) + 2) + film
@@ -402,7 +402,7 @@ def test_a_large_jpeg_is_decoded_at_the_smallest_scale_of_twice_the_need(
         assert min(found.size) >= 2 * at_least
 
 
-def test_a_need_keeps_its_pixels_whatever_needs_stand_beside_it() -> None:
+def test_the_pixels_of_a_need_do_not_depend_on_other_needs() -> None:
     data = encode(smooth(900, 601), "JPEG")
     together = decode_each(data, [75, None, 70, 150])
     assert together[0] is together[2]
@@ -474,7 +474,7 @@ def test_a_long_strip_is_resized_in_its_centre_without_taking_memory() -> None:
     assert resize_crop(Image.new("RGB", (30_000, 1)), plan((299, 299), 1.0)).shape == (299, 299, 3)
 
 
-def test_warnings_of_pillow_stay_silent_in_all_threads_and_the_filters_come_back() -> None:
+def test_pillow_warnings_are_silent_in_all_threads_and_the_filters_are_restored() -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x04\0\xff\xff\xff\xff\xff\xff\xff\x7f\0\0"
     data = encode(smooth(), "JPEG", exif=exif)
     with warnings.catch_warnings():
@@ -541,12 +541,12 @@ def survive(rounds: int, seed: int) -> int:
     return good
 
 
-def test_damaged_files_end_as_a_reason_and_never_as_another_exception() -> None:
+def test_a_damaged_file_raises_decode_error_and_nothing_else() -> None:
     assert survive(rounds=60, seed=0) > 0
 
 
 @pytest.mark.torture
-def test_many_damaged_files_end_as_a_reason() -> None:
+def test_many_damaged_files_raise_decode_error_and_nothing_else() -> None:
     survive(rounds=5_000, seed=1)
 
 

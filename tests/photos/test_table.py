@@ -45,7 +45,7 @@ def test_a_linked_folder_is_followed(tmp_path: Path) -> None:
     assert Photos.read(tmp_path / "photos").ids == ("link/x.jpg",)
 
 
-def test_a_name_that_is_no_unicode_gets_a_readable_id(tmp_path: Path) -> None:
+def test_a_name_that_is_not_unicode_gets_a_readable_id(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
     with open(path, "wb") as file:
         file.write(b"photo")
@@ -90,7 +90,7 @@ def test_links_to_themselves_and_folders_that_cannot_be_listed_are_in_the_table(
     assert found.digests().reasons == {1: "unreadable", 2: "unreadable"}
 
 
-def test_listing_a_large_folder_tells_how_far_it_is(
+def test_listing_a_large_folder_reports_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from embedcache.photos import folder
@@ -98,10 +98,10 @@ def test_listing_a_large_folder_tells_how_far_it_is(
     for name in ("a/1.jpg", "a/2.jpg", "b/3.jpg"):
         write(tmp_path / name)
     monkeypatch.setattr(folder, "_TICK_SECONDS", 0.0)
-    told: list[int] = []
-    Photos.read(tmp_path, progress=told.append)
-    assert told[-1] == 3
-    assert told == sorted(told)
+    shown: list[int] = []
+    Photos.read(tmp_path, progress=shown.append)
+    assert shown[-1] == 3
+    assert shown == sorted(shown)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -118,7 +118,7 @@ def test_a_table_gives_ids_and_paths_relative_to_itself(tmp_path: Path, suffix: 
     assert found.n_without_photo == 1
 
 
-def test_two_places_have_two_scopes_which_do_not_tell_the_place(tmp_path: Path) -> None:
+def test_two_folders_have_two_scopes_which_do_not_reveal_their_paths(tmp_path: Path) -> None:
     write(tmp_path / "one" / "photos" / "a.jpg")
     write(tmp_path / "two" / "photos" / "a.jpg")
     one, two = (Photos.read(tmp_path / n / "photos").scope for n in ("one", "two"))
@@ -214,9 +214,9 @@ def test_photos_that_a_table_holds_are_read_from_it(tmp_path: Path, with_ids: bo
         {"bytes": PNG + b"two", "path": "d.png"},
         {"bytes": None, "path": None},
     ]
-    columns = {"image": image, "label": [1, 0, 1, 0]}
+    columns: dict[str, object] = {"image": image, "label": [1, 0, 1, 0]}
     if with_ids:
-        columns["id"] = ["u1", "u2", "u3", "u4"]  # type: ignore[assignment]
+        columns["id"] = ["u1", "u2", "u3", "u4"]
     pl.DataFrame(columns).write_parquet(tmp_path / "t.parquet")
     found = Photos.read(tmp_path / "t.parquet")
     assert found.ids == (("u1", "u2", "u3") if with_ids else ("a.png", "c.jpg", "d.png"))
@@ -336,7 +336,7 @@ def test_the_memo_keeps_names_of_any_encoding(tmp_path: Path) -> None:
     assert known.tolist() == [True, False]
 
 
-def test_the_memo_forgets_what_changed_and_learns_it_anew(tmp_path: Path) -> None:
+def test_the_memo_replaces_the_digest_of_a_changed_file(tmp_path: Path) -> None:
     memo = DigestMemo.read(tmp_path / "memo.npz")
     now = time.time_ns()
     for name in ("a", "b", "c"):
@@ -415,19 +415,19 @@ def test_reading_stops_when_asked_and_keeps_what_it_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table, memo = many(tmp_path, monkeypatch), tmp_path / "memo.npz"
-    told: list[tuple[int, int]] = []
+    shown: list[tuple[int, int]] = []
     found = table.digests(
         memo,
         workers=2,
-        progress=lambda *now: told.append(now),
-        stop=lambda: len(told) >= 2 and told[-1][0] > 0,
+        progress=lambda *now: shown.append(now),
+        stop=lambda: len(shown) >= 2 and shown[-1][0] > 0,
     )
     assert found.stopped
     assert 0 < len(found.unread) == 3000 - found.readable.sum()
     assert not found.reasons
     assert not found.readable[found.unread].any()
     assert found.n_read == found.readable.sum() > 0
-    assert told[-1] == (found.n_read, 3000)
+    assert shown[-1] == (found.n_read, 3000)
     again = table.digests(memo)
     assert again.n_read == len(found.unread)
     assert not again.stopped
@@ -456,7 +456,7 @@ def test_reading_stops_in_the_middle_of_a_large_file(
     assert found.readable.tolist() == [True, False]
 
 
-def test_progress_is_told_while_one_file_is_read(
+def test_progress_is_reported_while_one_file_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "in/a.jpg", b"x")
@@ -467,10 +467,10 @@ def test_progress_is_told_while_one_file_is_read(
         return real(path, halt)
 
     monkeypatch.setattr(digests_module, "_digest", slowly)
-    told: list[tuple[int, int]] = []
-    Photos.read(tmp_path / "in").digests(progress=lambda *now: told.append(now))
-    assert told[-1] == (1, 1)
-    assert told.count((0, 1)) >= 3
+    shown: list[tuple[int, int]] = []
+    Photos.read(tmp_path / "in").digests(progress=lambda *now: shown.append(now))
+    assert shown[-1] == (1, 1)
+    assert shown.count((0, 1)) >= 3
 
 
 def test_an_exception_while_reading_keeps_what_was_learned(

@@ -66,11 +66,11 @@ def test_a_pulled_cache_without_ids_says_how_it_gets_them(world: World, tmp_path
     push(world.cache, str(shared))
     pulled = Cache.open(tmp_path / "pulled", create=True)
     pull(str(shared), pulled)
-    with pytest.raises(LabelsError, match="stay home when vectors are shared") as told:
+    with pytest.raises(LabelsError, match="stay home when vectors are shared") as caught:
         dataset.load(pulled, "net", world.labels, target="like_ratio")
     command = f"'embedcache extract PHOTOS --cache {pulled.path} --backbone net' once"
-    assert command in str(told.value)
-    assert "--id-column" not in str(told.value)
+    assert command in str(caught.value)
+    assert "--id-column" not in str(caught.value)
 
 
 def test_only_photos_with_one_face_are_kept_on_request(world: World) -> None:
@@ -136,7 +136,7 @@ def test_vectors_larger_than_the_limit_stay_in_the_cache(world: World) -> None:
         ({"score": range(120)}, {"task": "ranking"}, "task is one of auto"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_refused_in_words(
+def test_a_table_that_cannot_be_used_is_refused_with_a_reason(
     world: World, columns: dict[str, list[object]], options: dict[str, str], message: str
 ) -> None:
     path = world.table(user_id=world.ids, **columns)

@@ -20,7 +20,7 @@ def test_shares_are_about_seventy_fifteen_fifteen() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.text(min_size=1), unique=True, min_size=2), st.integers(0, 99))
-def test_adding_photos_in_any_order_moves_nobody(keys: list[str], seed: int) -> None:
+def test_adding_photos_in_any_order_moves_no_other_photo(keys: list[str], seed: int) -> None:
     half = keys[: len(keys) // 2]
     before = dict(zip(half, sides(half, seed), strict=True)) if half else {}
     after = dict(zip(reversed(keys), sides(keys[::-1], seed), strict=True))
@@ -35,7 +35,7 @@ def test_adding_photos_in_any_order_moves_nobody(keys: list[str], seed: int) -> 
         max_size=40,
     )
 )
-def test_one_person_or_one_content_is_never_parted(rows: list[tuple[str | None, int]]) -> None:
+def test_one_person_or_one_content_is_never_split(rows: list[tuple[str | None, int]]) -> None:
     people, content = [who for who, _ in rows], [str(what) for _, what in rows]
     groups, names = split.join_groups([people, content])
     found = split.by_hash(groups, names, seed=3)

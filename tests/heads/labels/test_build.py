@@ -250,7 +250,7 @@ def test_the_simple_form_needs_neither_senders_nor_times(tmp_path: Path) -> None
     assert str(made.path) in str(made)
 
 
-def test_the_photo_resolves_from_where_the_label_table_lies(tmp_path: Path) -> None:
+def test_photo_paths_are_relative_to_the_label_table(tmp_path: Path) -> None:
     data, elsewhere = tmp_path / "data", tmp_path / "runs" / "one"
     data.mkdir()
     elsewhere.mkdir(parents=True)
@@ -267,7 +267,7 @@ def test_the_photo_resolves_from_where_the_label_table_lies(tmp_path: Path) -> N
         assert rows["bob"]["photo"] == "/srv/bob.jpg"
 
 
-def test_other_user_columns_pass_through_as_they_are(tmp_path: Path) -> None:
+def test_other_user_columns_are_copied(tmp_path: Path) -> None:
     users = [{**user, "code": f"00{i}", "n": "n", "likes": ""} for i, user in enumerate(USERS)]
     made = build(tmp_path, users, GOOD)
     first = rows_of(made)["ann"]
@@ -300,7 +300,7 @@ def test_users_without_a_kept_swipe_are_left_out_unless_asked_for(tmp_path: Path
     assert made.users_labelled == 1
 
 
-def test_a_failed_run_leaves_the_earlier_table_and_no_scraps(tmp_path: Path) -> None:
+def test_a_failed_run_leaves_the_earlier_table_and_no_temporary_files(tmp_path: Path) -> None:
     made = build(tmp_path, USERS, GOOD)
     before = made.path.read_bytes()
     with pytest.raises(LabelsError):

@@ -43,7 +43,7 @@ def test_it_looks_like_the_papers_population(
     assert built.swipes_kept / built.swipes == pytest.approx(11 / 40, abs=0.03)
 
 
-def test_ratios_scatter_about_the_truth_as_finite_swipes_must(
+def test_ratios_scatter_around_the_truth_as_the_number_of_swipes_implies(
     made: tuple[simulate.Simulation, labels.Labels],
 ) -> None:
     table = pl.read_csv(made[1].path).filter(pl.col("swipes") >= 20)
@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_tables_in_either_format(tmp_path: Path) ->
     assert first.swipes_path.read_bytes() != other.swipes_path.read_bytes()
 
 
-def test_batches_follow_one_another_in_time_and_nobody_swipes_themselves(
+def test_batches_are_in_time_order_and_nobody_swipes_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(simulate, "_BATCH", 700)
