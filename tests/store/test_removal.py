@@ -84,7 +84,7 @@ def test_a_removal_that_loses_the_race_decides_anew(
 ) -> None:
     cache = make(tmp_path / "a", (1, 2), (1, 2), (3,))
     one, other, _ = cache.space(SPEC).segments()
-    real = removal.create_entry
+    real = create_entry
 
     def late(*arguments: Any) -> bool:
         monkeypatch.undo()
@@ -102,7 +102,7 @@ def test_a_row_that_is_lifted_meanwhile_keeps_its_segment(
 ) -> None:
     """A lift is an entry of the log: else a removal of what was dead takes what is alive again."""
     cache = make(tmp_path / "a", (1, 2))
-    real = removal.create_entry
+    real = create_entry
 
     def late(*arguments: Any) -> bool:
         monkeypatch.undo()
