@@ -102,7 +102,8 @@ def findings(results: Results) -> list[Headline]:
     for target in results.targets():
         subset = results.subsets(target)[-1]
         found.append(_headline(results, target, subset))
-    compared = results.comparisons()
+    # Without an interval, as for one group of test photos, a comparison is no finding.
+    compared = [one for one in results.comparisons() if np.isfinite([one.low, one.high]).all()]
     found += [
         _versus(one, simulated=results.simulated, n_comparisons=len(compared)) for one in compared
     ]
