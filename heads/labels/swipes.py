@@ -115,8 +115,8 @@ def compact(path: Path, users: pl.DataFrame, out: Path, notes: list[str]) -> Non
     has_times = "swiped_at" in names
     notes += _lacking(path, names, dated=users["_changed"].null_count() < users.height)
     log = _with_senders(_with_users(swipes, users, path, has_times=has_times), users, names)
-    # Senders are only compared, so 64 bits of their id are enough: among the swipes on one photo at one
-    # time, two senders meet by chance less than once in 1e13 swipes.
+    # Senders are only compared, so 64 bits of their id are enough: among the swipes on one photo at
+    # one time, two senders meet by chance less than once in 1e13 swipes.
     who_swiped = pl.col("_sender_id")
     rows = log.select(
         "recipient",
