@@ -37,6 +37,7 @@ from embedcache.commands import (
     extract,
     open_cache,
     print_result,
+    printable,
     read_photos,
 )
 from embedcache.errors import EmbedcacheError, InputError
@@ -448,6 +449,7 @@ def _streams() -> Iterator[None]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable())
     log.setLevel(logging.INFO)
     log.propagate = False
     log.addHandler(handler)
@@ -513,15 +515,15 @@ def _demo_study() -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {_escaped(message)}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(1)
 
 
-def _escaped(text: str) -> str:
-    """A message without control characters: names and servers' answers may hold any."""
-    return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
-    )
+class _Printable(logging.Formatter):
+    """Log lines without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 if __name__ == "__main__":

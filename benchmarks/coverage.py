@@ -10,7 +10,7 @@ ones). Rows of a group share half of their variance.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,6 +126,18 @@ def covered(figure: str, design: Design, n: int, *, trials: int, seed: int = 0) 
     return found / trials
 
 
+def brief(lines: Sequence[str]) -> Iterator[str]:
+    """The lowest and the highest coverage of all designs, a line per figure of `table`."""
+    found: dict[str, list[list[float]]] = {}
+    for line in lines[2:]:
+        figure, _, *shares = (cell.strip() for cell in line.strip("| ").split("|"))
+        found.setdefault(figure, []).append([float(share) for share in shares])
+    for figure, rows in found.items():
+        columns = zip(*rows, strict=True)
+        ends = " | ".join(f"{min(column):.1f} to {max(column):.1f}" for column in columns)
+        yield f"| {figure} | {ends} |"
+
+
 def table(
     trials: int, *, sizes: tuple[int, ...] = SIZES, figures: tuple[str, ...] | None = None
 ) -> Iterator[str]:
@@ -144,8 +156,13 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--figure", help="only this one")
     chosen = parser.parse_args()
+    lines = []
     for line in table(chosen.trials, figures=(chosen.figure,) if chosen.figure else None):
         print(line, flush=True)
+        lines.append(line)
+    print("\nlowest to highest of the designs:")
+    for line in brief(lines):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Decoding and resizing of large and small JPEGs. Run: python benchmarks/decode.py
 
-JPEGs are made on the spot. The first side is what a plain loop does: Pillow's full decode, then
-resize and crop to 299 x 299. Runs alternate and ratios are of medians.
+The benchmark makes its own JPEGs. The first row of each pair is what a plain loop does: Pillow's
+full decode, then resize and crop to 299 x 299. Runs alternate and ratios are of medians.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""40 million swipes to labels and Table 1 in bounded memory, beside a plain pandas version.
+"""40 million swipes to labels and Table 1 in bounded memory, compared with plain pandas.
 
     python benchmarks/labels.py                      40 million swipes; pandas on 4 million of them
     python benchmarks/labels.py --swipes 4000000     smaller
 
-Each measurement is a process of its own, so that its peak memory is its own. The log is simulated
-(heads/simulate.py), as CSV: parsing is part of the job.
+Each measurement runs in its own process, so that peak memory is per measurement. The log is
+simulated (heads/labels/simulate.py) and written as CSV: parsing is part of the job.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from heads.labels import simulate
 
 
 def with_pandas(users_path: Path, swipes_path: Path, out: Path) -> dict[str, Any]:
-    """The same labels and Table 1 as one would write them in a notebook."""
+    """The same labels and Table 1, written as in a notebook."""
     import pandas as pd
 
     users = pd.read_csv(users_path, parse_dates=["photo_updated_at"])
@@ -50,12 +50,12 @@ def measure(which: str, folder: Path) -> dict[str, Any]:
     command = [sys.executable, __file__, "--only", which, "--folder", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    told = process.stdout.read()
+    printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{which} failed with status {process.returncode}")
-    found: dict[str, Any] = json.loads(told)
+    found: dict[str, Any] = json.loads(printed)
     return found | {"peak_bytes": usage.ru_maxrss * 1024}
 
 

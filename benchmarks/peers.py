@@ -1,6 +1,6 @@
-"""The loops that people write or install instead, for benchmarks/extract.py.
+"""The alternatives that people write or install, compared in benchmarks/extract.py.
 
-Each goes from files to vectors with a network of timm's. A peer is imported when it is called.
+Each computes vectors from files with a timm network. A package is imported when its row runs.
 """
 
 import subprocess
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 F32 = NDArray[np.float32]
-BATCH = 32  # of every loop that has no better size of its own
+BATCH = 32  # for every loop without a better size of its own
 
 
 class Files(torch.utils.data.Dataset[Any]):
-    """Photos as a user's Dataset has them."""
+    """Photos as a user's Dataset."""
 
     def __init__(self, paths: Sequence[str], transform: Any) -> None:
         self.paths, self.transform = paths, transform

@@ -1,6 +1,6 @@
-"""A 1FC head as people train it: a DataLoader, a module, autograd, Adam; the peer in heads.py.
+"""A 1FC head trained the usual way: DataLoader, module, autograd, Adam. heads.py compares with it.
 
-python benchmarks/plain_loop.py FOLDER STEPS    be one, step by step, for whoever holds the pipe
+python benchmarks/plain_loop.py FOLDER STEPS    run STEPS steps for each line read from stdin
 """
 
 import os
@@ -26,7 +26,7 @@ def network(dim: int) -> nn.Sequential:
 
 
 def adam(model: nn.Module, rate: float = 1e-3) -> torch.optim.Optimizer:
-    """The optimizer, as it comes."""
+    """The optimizer with its defaults."""
     return torch.optim.Adam(model.parameters(), lr=rate)
 
 
@@ -84,7 +84,7 @@ def apart(rows: TensorDataset, steps: int) -> Iterator[Callable[[], float]]:
 
 
 def obey(folder: Path, steps: int) -> None:
-    """Be that loop: for each line that comes in, go on, and say how long it took."""
+    """Run the loop: for each line on stdin, `steps` steps; print how long they took."""
     rows = TensorDataset(*(torch.from_numpy(np.load(folder / f"{k}.npy")) for k in range(3)))
     model = network(rows.tensors[0].shape[1])
     optimizer, coming = adam(model), iter(DataLoader(rows, BATCH, shuffle=True))

@@ -1,11 +1,11 @@
-"""A rerun over unchanged photos against a bare recursive scandir + stat.
+"""A rerun over unchanged photos, compared with a bare recursive scandir + stat.
 
 Run: python benchmarks/rerun.py
 
-Files are made on the spot: tiny, distinct, in nested folders. Their vectors are put into the cache
-without a network, and then `extract` is asked for them again, with its network loaded: listing,
-digests, the ids' record and the plan. Runs alternate; the ratio is of medians. The last line is the
-whole process of the command line, imports included.
+The benchmark makes its own files: tiny, distinct, in nested folders. It writes their vectors into
+the cache without a network, then runs `extract` on them with the network loaded: listing, digests,
+the record of ids and the plan. Runs alternate; the ratio is of medians. The last line is the whole
+process of the command line, imports included.
 """
 
 import argparse

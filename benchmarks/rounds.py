@@ -1,4 +1,4 @@
-"""Timing in interleaved rounds: every benchmark here measures its contenders in this way."""
+"""Timing in interleaved rounds: every benchmark here measures in this way."""
 
 import random
 import statistics

@@ -1,4 +1,4 @@
-"""How fast caches are shared, as ratios to plain copies of the same bytes, measured in one run.
+"""How fast push and pull are, as ratios to plain copies of the same bytes, measured in one run.
 
     python benchmarks/share.py [--rows 20000] [--dim 2048] [--rounds 3] [--folder DIR] [--out FILE]
 
@@ -213,8 +213,8 @@ def traffic(folder: Path, dim: int) -> list[str]:
         start = time.perf_counter()
         work(counted)
         seconds = time.perf_counter() - start
-        told = f"{counted.n_bytes / 1e6:.3f} MB, {counted.n_requests} requests"
-        lines.append(f"| {what} | {told} | {seconds:.2f} s | |")
+        moved = f"{counted.n_bytes / 1e6:.3f} MB, {counted.n_requests} requests"
+        lines.append(f"| {what} | {moved} | {seconds:.2f} s | |")
 
     few = Cache.open(folder / "few", create=True)
     line("pull of 500 rows of 76,000", lambda r: pull(r, few, photos=wanted))

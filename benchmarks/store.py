@@ -1,9 +1,9 @@
-"""How fast the store is, as ratios to plain files and to its peers, measured in one run.
+"""How fast the store is, as ratios to plain files and to other formats, measured in one run.
 
     python benchmarks/store.py [--rows 76000] [--dim 2048] [--rounds 5] [--folder DIR] [--out FILE]
 
 Each round measures every contender once, in a new order; the table gives medians. "Cold" means that
-the files were pushed out of the page cache first (posix_fadvise; only on Linux).
+the files were evicted from the page cache first (posix_fadvise; only on Linux).
 """
 
 import argparse
@@ -46,7 +46,7 @@ def rows(what: str, took: dict[str, float], *, to: str) -> list[str]:
 
 
 def forget_pages(folder: Path) -> None:
-    """Push a folder's files out of the page cache."""
+    """Evict a folder's files from the page cache."""
     for path in folder.rglob("*"):
         if path.is_file():
             fd = os.open(path, os.O_RDONLY)
@@ -75,7 +75,7 @@ def write_raw(path: Path, vectors: np.ndarray, *, sync: bool) -> None:
 
 
 def reading(folder: Path, n: int, dim: int, rounds: int) -> list[str]:
-    """Full reads, warm and cold, and 256 random rows, beside the peers."""
+    """Full reads, warm and cold, and 256 random rows, for each format."""
     vectors = np.random.default_rng(1).standard_normal((n, dim), np.float32)
     digests = contents(n)
     space = Cache.open(folder / "a", create=True).space(foreign("net", dim), create=True)

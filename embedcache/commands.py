@@ -16,6 +16,7 @@ from embedcache.errors import EmbedcacheError, InputError
 
 if TYPE_CHECKING:
     from embedcache.extraction.outcome import Extraction
+    from embedcache.extraction.parts import WorkPart
     from embedcache.photos.table import Photos
     from embedcache.settings import ProjectSettings
     from embedcache.sharing.moved import Moved
@@ -80,7 +81,14 @@ class Printable(Protocol):
 
 def print_result(result: Printable, as_json: bool) -> None:
     """Print a result, for people or for machines."""
-    print(json.dumps(result.document()) if as_json else str(result))
+    print(json.dumps(result.document()) if as_json else printable(str(result)))
+
+
+def printable(text: str) -> str:
+    """Text without control characters: names and servers' answers may hold any."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def open_cache(path: Path, *, create: bool = False, ref: str | None = None) -> "Cache":
@@ -114,10 +122,12 @@ def embed_photos(
     workers: int | None = None,
     compiling: Compile = "auto",
     retry_failed: bool = False,
+    again: bool = False,
     strict: bool = False,
     remote: str | None = None,
     offer: bool = False,
     writer: str = "",
+    part: "WorkPart | None" = None,
 ) -> "Extraction":
     """Embed what the cache lacks, with progress, until it is done or a signal comes.
 
@@ -139,10 +149,12 @@ def embed_photos(
             workers=workers,
             compiling=compiling,
             retry_failed=retry_failed,
+            again=again,
             strict=strict,
             remote=remote,
             offer=offer,
             writer=writer,
+            part=part,
             progress=progress,
             log=lambda line: log.info("%s", line),
             stop=stop,
@@ -190,11 +202,22 @@ def extract(
         typer.Option("--compile", help="Compile the networks; auto: in runs long enough to gain."),
     ] = "auto",
     retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Embed these photos even if they were forgotten.")
+    ] = False,
     strict: Annotated[bool, typer.Option(help="Stop at the first photo that fails.")] = False,
     max_failed: Annotated[
         float | None,
         typer.Option(
             min=0, max=1, metavar="SHARE", help="Exit 1 if more fail. [default: only if all fail]"
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N|auto",
+            help="Only the I-th of N parts; auto: as Slurm, Kubernetes or EMBEDCACHE_PART and "
+            "EMBEDCACHE_PARTS say.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -215,12 +238,15 @@ def extract(
     json_: JsonOption = False,
 ) -> None:
     """Embed every photo that the cache lacks. Rerun the command to resume."""
+    from embedcache.extraction.parts import WorkPart
     from embedcache.settings import read_settings
     from embedcache.sharing.connecting import destination
 
     settings = read_settings()
     shared = _shared(remote, settings)
+    mine = None if part is None else WorkPart.parse(part)
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
+    table = table if mine is None else mine.of(table)
     if offer and shared is None:
         raise InputError("--offer needs a shared copy: add --remote URL")
     offers = settings.offer if offer is None else offer
@@ -258,10 +284,12 @@ def extract(
             workers=workers,
             compiling=compile_,
             retry_failed=retry_failed,
+            again=again,
             strict=strict,
             remote=shared,
             offer=offers,
             writer=settings.writer,
+            part=mine,
         )
     print_result(found, json_)
     if not json_:

@@ -149,12 +149,12 @@ def _claim(temporary: Path, path: Path) -> None:
         temporary.rename(mine / path.name)
         sync_folder(mine)
         won = rename_folder(mine, claim)
-        if not path.exists():
-            with contextlib.suppress(FileNotFoundError):  # somebody else moved it
+        with contextlib.suppress(FileNotFoundError):  # another writer moved it into place
+            if not path.exists():
                 (claim / path.name).rename(path)
-        elif won:  # the name was taken before it could be claimed
-            (claim / path.name).unlink(missing_ok=True)
-            won = False
+            elif won:
+                (claim / path.name).unlink()
+                won = False  # the name was taken before it was claimed
         if not won:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     finally:
@@ -373,7 +373,9 @@ def plain_errors(action: str, path: Path) -> Iterator[None]:
     """Turn what the operating system refuses (space, rights, memory, files) into a CacheError."""
     try:
         yield
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+            raise
         raise CacheError(f"cannot {action} {path}: {_ADVICE[errno.ENOMEM]}") from error
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0)

@@ -1,28 +1,28 @@
-"""The exceptions a user can cause. Imports nothing.
+"""The errors that a user can cause. Imports nothing.
 
     EmbedcacheError              the command line prints it and exits with status 1
-    ├── InputError               what was given does not fit: change the call or the file
+    ├── InputError               an argument or input file is wrong: change it
     │   ├── PhotosError          a photo folder or table
     │   ├── LabelsError          a label table, a target, a weight, a split
-    │   └── HeadError            a head's folder, or vectors that it does not fit
-    ├── WeightsError             a backbone's name or weights: get them, or name others
+    │   └── HeadError            a head's folder, or vectors of another spec than the head's
+    ├── WeightsError             a backbone's name or weights: download them, or name another
     └── CacheError               a cache: open another, repair it, make room
-        ├── NotACache            no cache there, or one of a later format
-        ├── NoSuchSpace          no (or more than one) set of vectors fits the name
+        ├── NotACache            the folder holds no cache, or one of a later format
+        ├── NoSuchSpace          no set of vectors has that name, or several have
         ├── SpecMismatch         vectors of other weights or other preprocessing
-        ├── Damaged              bytes that are not what was written: run `embedcache verify DIR`
-        └── RemoteError          a shared copy that cannot be reached or believed
+        ├── Damaged              bytes differ from what was written: run `embedcache verify DIR`
+        └── RemoteError          a shared copy is unreachable, or holds what it must not
 
-Each message says what was asked, what was found and what to do. Anything else that is raised is a
-bug and keeps its traceback.
+Each message says what was asked, what was found and what to do. Any other exception is a bug and
+keeps its traceback.
 """
 
 
 class EmbedcacheError(Exception):
-    """Any mistake that a user can mend.
+    """Any error that a user can fix.
 
     found: what is wrong. asked: what it is about, "" where `found` says it. advice: what to do.
-    The three become one sentence here and nowhere else; nobody takes a sentence apart.
+    Only this class builds the sentence; code that needs a part reads the field.
     """
 
     def __init__(self, found: object = "", *, asked: str = "", advice: str = "") -> None:
@@ -41,7 +41,7 @@ class EmbedcacheError(Exception):
 
 
 class InputError(EmbedcacheError):
-    """An argument, option or input file that does not fit."""
+    """An argument, option or input file that is wrong."""
 
 
 class PhotosError(InputError):
@@ -53,11 +53,11 @@ class LabelsError(InputError):
 
 
 class HeadError(InputError):
-    """A head's folder that is refused, or vectors that do not fit the head."""
+    """A head's folder that is refused, or vectors of another spec than the head's."""
 
 
 class WeightsError(EmbedcacheError):
-    """A backbone that is unknown, or whose weights are not to be had."""
+    """A backbone that is unknown, or whose weights are unavailable."""
 
 
 class CacheError(EmbedcacheError):
@@ -65,20 +65,20 @@ class CacheError(EmbedcacheError):
 
 
 class NotACache(CacheError):
-    """The folder is no cache, or one of a format that this version cannot read."""
+    """The folder is not a cache, or its format is too new for this version."""
 
 
 class NoSuchSpace(CacheError):
-    """No set of vectors fits the name, or more than one does."""
+    """No set of vectors has the name, or more than one has."""
 
 
 class SpecMismatch(CacheError):
-    """Vectors of other weights, another crop or other preprocessing."""
+    """The vectors come from other weights, another crop or other preprocessing."""
 
 
 class Damaged(CacheError):
-    """Stored bytes that are not what was written."""
+    """Stored bytes differ from what was written."""
 
 
 class RemoteError(CacheError):
-    """A shared copy that cannot be reached, or that holds what it should not."""
+    """A shared copy is unreachable, or holds what it must not."""

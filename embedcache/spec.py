@@ -3,7 +3,7 @@
 A `Spec` holds everything that changes a vector besides the photo's own bytes: the network, the
 digest of its weights, the crop, the preprocessing and the arithmetic. Two runs share vectors if
 and only if their specs have the same digest. How a user called the backbone, where its weights lay
-and which machine ran it are provenance: they stand in a segment's manifest and never in a spec.
+and which machine ran it are provenance: they are in a segment's manifest, never in a spec.
 
     spec.document()  the JSON object that a cache stores
     spec.digest      sha256 (64 hex digits) of that object in canonical form

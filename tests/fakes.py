@@ -153,3 +153,70 @@ def counted(remote: Remote) -> Flaky:
 def impatient(remote: Remote) -> Remote:
     """Patient, without the pauses."""
     return Patient(remote, sleep=lambda seconds: None)
+
+
+class Meanwhile(Flaky):
+    """Runs `deed` once, before the first request whose method and key `when` accepts."""
+
+    def __init__(
+        self, remote: Remote, when: Callable[[str, str], bool], deed: Callable[[], object]
+    ) -> None:
+        super().__init__(remote, lambda n: "")
+        self._when = when
+        self._deed: Callable[[], object] | None = deed
+
+    @property
+    def happened(self) -> bool:
+        return self._deed is None
+
+    def _at(self, method: str, key: str) -> None:
+        if self._deed is not None and self._when(method, key):
+            deed, self._deed = self._deed, None
+            deed()
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        self._at("list", prefix)
+        yield from super().list(prefix)
+
+    def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        self._at("blocks", key)
+        yield from super().blocks(key, start=start, length=length)
+
+    def write(self, key: str, blocks: Blocks, *, size: int) -> None:
+        self._at("write", key)
+        super().write(key, blocks, size=size)
+
+    def create(self, key: str, data: bytes) -> bool:
+        self._at("create", key)
+        return super().create(key, data)
+
+    def create_once(self, key: str, data: bytes) -> bool:
+        self._at("create_once", key)
+        return super().create_once(key, data)
+
+    def delete(self, key: str) -> None:
+        self._at("delete", key)
+        super().delete(key)
+
+
+class Stale(Flaky):
+    """A remote whose listings are as old as its first ones."""
+
+    def __init__(self, remote: Remote) -> None:
+        super().__init__(remote, lambda n: "")
+        self._lists: dict[str, list[Entry]] = {}
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        if prefix not in self._lists:
+            self._lists[prefix] = [*super().list(prefix)]
+        return iter(self._lists[prefix])
+
+
+class Unconditional(Held):
+    """A store that ignores the condition of a conditional write, as some do."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        self.objects[key] = data
+        return True
+
+    create_once = create

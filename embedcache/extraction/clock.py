@@ -86,12 +86,13 @@ class SpaceTally:
     wanted: int = 0
     hit: int = 0
     embedded: int = 0
+    forgotten: int = 0
     failed: Counter[str] = field(default_factory=Counter)
 
     @property
     def left(self) -> int:
         """Photos that have neither a vector nor a reason yet."""
-        return self.wanted - self.hit - self.embedded - self.failed.total()
+        return self.wanted - self.hit - self.embedded - self.forgotten - self.failed.total()
 
 
 def duration(seconds: float) -> str:

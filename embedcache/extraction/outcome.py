@@ -10,7 +10,8 @@ from embedcache.spec import Json
 class SpaceOutcome:
     """One backbone's part of a run.
 
-    wanted = hit + embedded + failed + left, in photos. A second copy of a content is a hit.
+    wanted = hit + embedded + failed + forgotten + left, in photos. A second copy of a content is a
+    hit. forgotten: photos that `forget` has named, which are skipped.
     failures: reason -> photos.
     model_photos_per_second: the network's own rate in this run: measured alone, with reading
         paused, where the run was long enough for trials, else beside all other work; None when
@@ -34,6 +35,7 @@ class SpaceOutcome:
     batch_size: int | None = None
     workers: int = 1
     compiled: bool = False
+    forgotten: int = 0
 
     @property
     def failed(self) -> int:
@@ -42,7 +44,7 @@ class SpaceOutcome:
     @property
     def left(self) -> int:
         """Photos that an interrupted run did not reach."""
-        return self.wanted - self.hit - self.embedded - self.failed
+        return self.wanted - self.hit - self.embedded - self.failed - self.forgotten
 
     @property
     def photos_per_second(self) -> float:
@@ -58,6 +60,7 @@ class SpaceOutcome:
             "hit": self.hit,
             "embedded": self.embedded,
             "failed": self.failed,
+            "forgotten": self.forgotten,
             "left": self.left,
             "failures": dict(self.failures),
             "seconds": round(self.seconds, 3),
@@ -79,6 +82,10 @@ class SpaceOutcome:
         if self.failures:
             ordered = sorted(self.failures.items(), key=lambda item: -item[1])
             lines.append("  failed: " + ", ".join(f"{n:,} {reason}" for reason, n in ordered))
+        if self.forgotten:
+            lines.append(
+                f"  {self.forgotten:,} were forgotten and are skipped; --again embeds them"
+            )
         if self.embedded:
             ceiling = self.model_photos_per_second
             lines.append(

@@ -83,7 +83,8 @@ def plan(
 ) -> tuple[Plan, list[SpaceTally]]:
     """Compare the photos with what k spaces hold; None stands for a space that does not exist.
 
-    Returns the plan and, for each space, the counts so far: hits and known failures.
+    Returns the plan and, for each space, the counts so far: hits, known failures, and photos that
+    were forgotten, which are never wanted.
     """
     positions = np.flatnonzero(digests.readable)
     _, first, inverse = np.unique(
@@ -94,13 +95,15 @@ def plan(
     copies = np.bincount(inverse, minlength=len(first)).astype(np.int64)
     rows = digests.value[positions[first]]
     wanted = np.zeros((len(rows), len(spaces)), bool)
+    known = next((space for space in spaces if space is not None), None)
+    forgotten = np.zeros(len(rows), bool) if known is None else known.history.dead().of(rows)
     tallies = []
     for k, space in enumerate(spaces):
-        tally = SpaceTally(wanted=len(photos))
+        tally = SpaceTally(wanted=len(photos), forgotten=int(copies[forgotten].sum()))
         tally.failed.update(digests.reasons.values())
         status = np.full(len(rows), ABSENT, np.uint8) if space is None else space.status(rows)
         tally.hit = int(copies[status == OK].sum())
-        wanted[:, k] = status == ABSENT
+        wanted[:, k] = (status == ABSENT) & ~forgotten
         failed = np.flatnonzero(status == FAILED)
         if retry_failed:
             wanted[failed, k] = True

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from embedcache.backbones.loading import Backbone, Decode, load
 from embedcache.backbones.names import DEFAULT
@@ -52,6 +53,7 @@ def extract(
     decode: Decode = "full",
     compiling: Compile = "auto",
     retry_failed: bool = False,
+    again: bool = False,
     strict: bool = False,
     part: WorkPart | None = None,
     remote: str | Upstream | None = None,
@@ -75,6 +77,7 @@ def extract(
         way only once their pace is known and only if that is faster and gives the same vectors.
     precision, device, decode: as in `backbones.load`.
     retry_failed: try photos again that an earlier run could not embed.
+    again: embed and record photos also where they were forgotten; otherwise they are skipped.
     strict: PhotosError at the first photo that fails; what was embedded until then is kept.
     part: only these of the photos, where other processes do the other parts.
     remote: a shared copy to read through: rows that it has are taken, only the rest is computed. A
@@ -107,6 +110,7 @@ def extract(
         )
         with clock.step("read"):
             digests = _read(photos, cache, workers=gate.workers, watch=watch, beside=loading)
+            _record(photos, digests, cache, again=again)
         backbones = loading.result()
     if strict and digests.reasons:
         position, reason = next(iter(digests.reasons.items()))
@@ -235,9 +239,9 @@ def load_all(
 
 
 def _read(
-    photos: Photos, cache: Cache, *, workers: int, watch: Watch, beside: "Future[object]"
+    photos: Photos, cache: Cache, *, workers: int, watch: Watch, beside: Future[Any]
 ) -> Digests:
-    """The digests of all photos; the cache records whose they are.
+    """The digests of all photos.
 
     beside: what is done at the same time; should it fail, reading ends at once.
     """
@@ -250,12 +254,18 @@ def _read(
     def stopped() -> bool:
         return watch.stop() or (beside.done() and beside.exception() is not None)
 
-    digests = photos.digests(
+    return photos.digests(
         cache.local / "digests.npz", workers=workers, progress=reading, stop=stopped
     )
+
+
+def _record(photos: Photos, digests: Digests, cache: Cache, *, again: bool) -> None:
+    """Record whose photos these are; with `again`, also of those that were forgotten."""
     readable = [photo for photo, ok in zip(photos.ids, digests.readable, strict=True) if ok]
-    cache.record_photos(photos.scope, readable, digests.value[digests.readable])
-    return digests
+    known = digests.value[digests.readable]
+    if again:
+        cache.lift(known, scope=photos.scope, ids=readable)
+    cache.record_photos(photos.scope, readable, known)
 
 
 def _engines(
@@ -362,4 +372,5 @@ def _outcome(
         batch_size=None if engine is None else engine.pace.size,
         workers=workers,
         compiled=engine is not None and engine.compiled is not None,
+        forgotten=tally.forgotten,
     )

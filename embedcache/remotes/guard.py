@@ -7,6 +7,8 @@ TLS stays between the library and the store; this module sees only encrypted byt
 
 import base64
 import contextlib
+import fcntl
+import os
 import re
 import socket
 import threading
@@ -18,6 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 CONNECT_SECONDS = 5.0
 HEAD_BYTES = 65_536
 BUFFER_BYTES = 256 << 10
+PIPE_BYTES = 1 << 20
 # Where cloud machines give credentials to the library: link-local, never on the internet.
 _CREDENTIALS = re.compile(r"169\.254\.\d{1,3}\.\d{1,3}")
 _AMAZON = re.compile(r"[a-z0-9.-]+\.amazonaws\.com(\.cn)?")
@@ -133,10 +136,27 @@ def _quick(found: socket.socket) -> socket.socket:
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
     """Copy bytes one way until either side ends."""
-    buffer = memoryview(bytearray(BUFFER_BYTES))
     with contextlib.suppress(OSError):
-        while n := source.recv_into(buffer):
-            target.sendall(buffer[:n])
+        if hasattr(os, "splice"):
+            _splice(source.fileno(), target.fileno())
+        else:
+            buffer = memoryview(bytearray(BUFFER_BYTES))
+            while n := source.recv_into(buffer):
+                target.sendall(buffer[:n])
     for end, how in ((source, socket.SHUT_RD), (target, socket.SHUT_WR)):
         with contextlib.suppress(OSError):
             end.shutdown(how)
+
+
+def _splice(source: int, target: int) -> None:
+    """Copy bytes within the kernel, where there is such a call (Linux)."""
+    out, into = os.pipe()
+    try:
+        with contextlib.suppress(OSError, AttributeError):  # larger where it may be
+            fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        while n := os.splice(source, into, PIPE_BYTES):
+            while n:
+                n -= os.splice(out, target, n)
+    finally:
+        os.close(out)
+        os.close(into)

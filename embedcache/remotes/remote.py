@@ -125,6 +125,8 @@ def plain_os_error(error: Exception, name: str, key: str) -> Exception:
         return FileNotFoundError(errno.ENOENT, "no such object", key)
     if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.EPERM):
         return Denied(f"{name} denied access to {key}: {error.strerror or error}")
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return error  # of this machine, not of the remote: trying again does not help
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RemoteError(
             f"{name} is full", advice="Make room there, then run the same command again"

@@ -33,11 +33,13 @@ def send_marks(copy: SharedCopy, cache: Cache, counts: MoveCounts, *, dry_run: b
         if name not in theirs.tombstones:
             fresh[f"{TOMBSTONES}/{name}"] = raw
             counts.tombstones += 1
-    if not fresh or dry_run:
+    if dry_run:
         return
-    copy.bring_over()
+    if fresh:
+        copy.bring_over()
     for key, raw in fresh.items():
         copy.remote.create(key, raw)
+    lifts, tombstones = {**theirs.lifts, **lifts}, {**theirs.tombstones, **tombstones}
 
     def decide(log: Log) -> Entry | None:
         named = Entry(
@@ -47,8 +49,9 @@ def send_marks(copy: SharedCopy, cache: Cache, counts: MoveCounts, *, dry_run: b
         return named if named.forgotten or named.remembered else None
 
     # A purge that has looked before must look again. Without a log there are no purges.
-    with contextlib.suppress(Unconditional):
-        copy.log.append(decide)
+    if decide(copy.log.known) is not None:  # also where an earlier push was cut off here
+        with contextlib.suppress(Unconditional):
+            copy.log.append(decide)
 
 
 def _unnamed(marks: Mapping[str, bytes], known: Mapping[str, str]) -> dict[str, str]:

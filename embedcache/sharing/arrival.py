@@ -63,8 +63,11 @@ def arriving(
         jobs = [
             fetching.submit(_fetch, remote, source, path, folder, syncing, count) for path in files
         ]
-        screens = dict(zip(files, _all(jobs), strict=True))
-        (folder / MANIFEST).write_bytes(source.raw)
+        try:
+            screens = dict(zip(files, _all(jobs), strict=True))
+            (folder / MANIFEST).write_bytes(source.raw)
+        except FileNotFoundError:
+            raise Damaged("its files here were deleted while it arrived") from None
         segment = Segment.read(str(folder), kind=source.manifest.kind, space=source.manifest.space)
         try:
             check_segment(segment, row_crcs=_row_crcs(source, screens))

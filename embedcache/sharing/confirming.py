@@ -1,11 +1,14 @@
 """WRITE, after publishing: a push succeeded once its segments are seen, without forgotten rows."""
 
+import contextlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from embedcache.errors import RemoteError
 from embedcache.remotes.patience import read_small
 from embedcache.remotes.remote import Denied, Entry
+from embedcache.sharing.connecting import staging_of
+from embedcache.sharing.listing import ROOTS
 from embedcache.sharing.moved import MoveCounts
 from embedcache.sharing.purging import purge
 from embedcache.sharing.sending import Published
@@ -52,6 +55,17 @@ def confirm(
         purge(now, cache, pool, counts, only={segment for _, segment in published})
     except Denied:
         counts.problems.append(_left(copy))
+
+
+def remove_own_leftovers(copy: SharedCopy, cache: Cache) -> None:
+    """Delete what an interrupted push of this cache staged and no push finishes any more."""
+    own = f"-{staging_of(cache)}"
+    with contextlib.suppress(Denied):
+        for root in ROOTS:
+            for space in copy.listing.spaces(root).values():
+                for key in copy.remote.leftovers(f"{space.key}/segments"):
+                    if key.endswith(own):
+                        copy.remote.delete(key)
 
 
 def _is_there(copy: SharedCopy, key: str, manifest: Manifest, listed: dict[str, Entry]) -> bool:

@@ -205,12 +205,19 @@ def _finish(
     """Finish deletions that were cut off, and name what may still hold forgotten rows."""
     gone = copy.log.known.gone
     own = f"-{staging_of(cache)}"
+    # Unfinished pushes of segments of this cache, which no other process pushes meanwhile.
+    ours = {(store.key, segment.id) for store in cache.sets() for segment in store.segments()}
+    ours |= {(key, name) for key, _, name in (s.partition("/") for s in cache.history.log().gone)}
     for root in ROOTS:
         for space in copy.listing.spaces(root).values():
             for segment in list(space.segments):
                 if f"{space.set_key}/{segment}" in gone:
                     _delete(copy, space, segment)
-                elif MANIFEST not in space.segments[segment] and only is None:
+                elif MANIFEST in space.segments[segment] or only is not None:
+                    continue
+                elif (space.set_key, segment) in ours:
+                    _delete(copy, space, segment)
+                else:
                     counts.notes.append(_unfinished(copy, f"{space.key}/segments/{segment}"))
             for key in copy.remote.leftovers(f"{space.key}/segments"):
                 name = key.rpartition("/")[2]

@@ -63,7 +63,6 @@ def send_segment(
 def _send(copy: SharedCopy, parcel: Parcel, pool: ThreadPoolExecutor, count: CountBytes) -> None:
     remote, segment, manifest = copy.remote, parcel.segment, parcel.segment.manifest
     key = f"{parcel.key}/segments/{segment.id}"
-    raw = disk.read_inside(segment.folder, MANIFEST, limit=MAX_MANIFEST_BYTES)
     there = {}
     if not parcel.mends:
         there = {entry.key: entry.size for entry in remote.unfinished(key)}
@@ -76,6 +75,7 @@ def _send(copy: SharedCopy, parcel: Parcel, pool: ThreadPoolExecutor, count: Cou
         count(size)
 
     try:
+        raw = disk.read_inside(segment.folder, MANIFEST, limit=MAX_MANIFEST_BYTES)
         _finish([pool.submit(send_file, path) for path in parcel.files])
     except FileNotFoundError:
         raise CacheError(

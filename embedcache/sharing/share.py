@@ -25,7 +25,7 @@ from embedcache import disk
 from embedcache.errors import InputError
 from embedcache.remotes.remote import Remote
 from embedcache.sharing.announcing import send_marks, send_refs
-from embedcache.sharing.confirming import confirm, set_names
+from embedcache.sharing.confirming import confirm, remove_own_leftovers, set_names
 from embedcache.sharing.connecting import connect, memo_of
 from embedcache.sharing.moved import MoveCounts, Moved, OnBytes, workers
 from embedcache.sharing.pull_plan import PullPlanner, Wanted
@@ -204,6 +204,8 @@ def push(
         if not (backbones or specs):
             there = plan.there | set_names(plan.whole if dry_run else published)
             send_refs(copy, cache, counts, there=there, with_ids=with_ids, dry_run=dry_run)
+        if not dry_run:
+            remove_own_leftovers(copy, cache)
         if published:
             confirm(copy, cache, pool, counts, published, marks)
         if purge:

@@ -1,4 +1,4 @@
-"""A cache on disk, as everyone else sees it: open it, find vectors, write more.
+"""A cache on disk, as its users see it: open it, find vectors, write more.
 
     cache = Cache.open("faces.cache")
     vectors, found = cache.vectors("inception_v3.tf_in1k", ["a.jpg", "b.jpg"])   # (2, 2048), (2,)

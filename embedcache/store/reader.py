@@ -61,6 +61,15 @@ def read_rows(
                 raise Damaged(f"a row holds {NOT_FINITE}")
 
 
+def read_rows_singly(part: Part, out: F32, *, shards: "OpenShards") -> None:
+    """As `read_rows`, each row under its own CRC, whatever its chunk's says."""
+    segment, columns, rows, slots = part
+    _read_singles(segment, rows, slots, columns["row_crc"][rows], shards=shards, out=out)
+    if not np.isfinite(out[slots]).all():
+        with _located(segment):
+            raise Damaged(f"a row holds {NOT_FINITE}")
+
+
 class OpenShards:
     """Shard files that are open for reading; those opened last stay open, up to a few.
 

@@ -15,7 +15,7 @@ from embedcache.store.columns import Columns, Kind
 from embedcache.store.faces import Faces
 from embedcache.store.history import History
 from embedcache.store.index import Table
-from embedcache.store.reader import OpenShards, read_rows
+from embedcache.store.reader import OpenShards, read_rows, read_rows_singly
 from embedcache.store.rows import Rows
 from embedcache.store.segment import Segment
 from embedcache.store.writer import FaceWriter, SegmentWriter, face_writer, vector_writer
@@ -109,7 +109,10 @@ class Space(Rows):
                 for block in self._blocks(good):
                     out = np.empty((len(block), self.dim), dtype="<f4")
                     part = (segment, columns, block, np.arange(len(block)))
-                    read_rows([part], out, n_rows=len(block), shards=self._shards)
+                    try:
+                        read_rows([part], out, n_rows=len(block), shards=self._shards)
+                    except Damaged:  # these rows may be whole beside one that is not
+                        read_rows_singly(part, out, shards=self._shards)
                     writer.add(columns["digest"][block], out)
                 writer.fail(*_failures(segment, rows))
         return writer.commit()
@@ -138,10 +141,13 @@ class Space(Rows):
         blocks = self._blocks(rows)
         out = np.empty((max(map(len, blocks), default=0), self.dim), dtype="<f4")
 
-        def readable(block: I64) -> bool:
+        def readable(block: I64, *, singly: bool = False) -> bool:
             try:
                 part = (segment, columns, block, np.arange(len(block)))
-                read_rows([part], out[: len(block)], n_rows=len(block), shards=self._shards)
+                if singly:  # a chunk with one wrong row fails as a whole
+                    read_rows_singly(part, out[: len(block)], shards=self._shards)
+                else:
+                    read_rows([part], out[: len(block)], n_rows=len(block), shards=self._shards)
                 crcs = crc_of_rows(out[: len(block)])
             except Damaged:
                 return False
@@ -151,7 +157,7 @@ class Space(Rows):
         for block in blocks:
             if not readable(block):
                 for i in range(len(block)):
-                    fine[start + i] = readable(block[i : i + 1])
+                    fine[start + i] = readable(block[i : i + 1], singly=True)
             start += len(block)
         return fine
 

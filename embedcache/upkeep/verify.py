@@ -27,11 +27,11 @@ from embedcache.store.layout import (
     refuse_links,
     root_document,
 )
-from embedcache.store.log import ENTRY, Entry, Log, create_entry, read_entry
+from embedcache.store.log import ENTRY, PHOTOS, Entry, Log, create_entry, read_entry
 from embedcache.store.log import FOLDER as LOG
 from embedcache.store.manifest import HEX_DIGEST, MANIFEST, is_segment_id
 from embedcache.store.photo_ids import PhotoIds, read_pairs
-from embedcache.store.refs import read_ref
+from embedcache.store.refs import Pins, read_ref
 from embedcache.store.salvage import Leftover, leftovers, own_litter
 from embedcache.store.segment import Segment, read_segment
 from embedcache.store.segment_set import SegmentSet
@@ -379,13 +379,7 @@ class _Audit:
                 self._find(path, error.fact, move=path)
                 continue
             self.report.files += 1
-            missing = [
-                segment
-                for key, pinned in pins.by_set().items()
-                for segment, digest in pinned.items()
-                if not self._held(key, segment, digest)
-            ]
-            if missing:
+            if missing := self._missing(pins):
                 problem = f"pins segment {min(missing)}, which is gone or damaged"
                 if len(missing) > 1:
                     problem += f", and {len(missing) - 1} others"
@@ -397,15 +391,41 @@ class _Audit:
         ):
             self.report.notes.append(f"ref {name} was deleted: it pins nothing any more")
 
+    def _missing(self, pins: Pins) -> list[str]:
+        """The segments that a ref pins and that are not here, nor all that stands for them.
+
+        Judged by the log as it is now: what was here when this began may have been replaced since.
+        """
+        while True:
+            self.log = self.history.log()
+            missing = [
+                segment
+                for key, pinned in pins.by_set().items()
+                for segment, digest in pinned.items()
+                if not self._held(key, segment, digest)
+            ]
+            if not missing or self.history.log().n == self.log.n:
+                return missing
+
     def _held(self, key: str, segment: str, digest: str) -> bool:
         """Whether what a ref pins is here: the segment itself, or all that stands for it."""
         gone = self.log.gone.get(f"{key}/{segment}")
         if gone is None:
-            return self.manifests.get(segment) == digest
+            return self._digest(key, segment) == digest
         standing = self.log.stands_for(key, segment)
-        return (
-            gone.digest == digest and standing is not None and self.manifests.keys() >= {*standing}
-        )
+        if gone.digest != digest or standing is None:
+            return False
+        return all(self._digest(key, name) is not None for name in standing)
+
+    def _digest(self, key: str, segment: str) -> str | None:
+        """The digest of a segment that is here, also of one that came after this had looked."""
+        if segment not in self.manifests:
+            folders = [PHOTOS] if key == PHOTOS else [f"{part}/{key}" for part in KINDS]
+            for folder in folders:
+                path = self.root / folder / "segments" / segment
+                with contextlib.suppress(EmbedcacheError, OSError):
+                    self.manifests[segment] = Segment.read(str(path), kind="vectors").digest
+        return self.manifests.get(segment)
 
     def _leftovers(self) -> None:
         """What is being written is named; what a process that died left is a finding."""

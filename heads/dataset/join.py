@@ -82,7 +82,7 @@ def load(
     id_column: None for photo_id, user_id or id, whichever meets the cache's ids. Ids that do not
         meet them as they stand are compared by path, file name and file name without suffix.
     weight: a column of non-negative weights (such as swipes per photo).
-    faces: keep only photos in which the stored detection has exactly so many boxes.
+    faces: keep only photos in which the stored detection has exactly this number of boxes.
     split_by: a column whose equal values stay on one side; a row without a value stands alone.
         Photos with equal contents always stay together.
     split_column: take the split from a column that says train, dev or test.
@@ -361,7 +361,7 @@ def _no_match(
 
 
 def _with_faces(rows: _Rows, cache: Cache, space: Space, faces: int) -> _Rows:
-    """The rows whose photo has exactly so many detected faces."""
+    """The rows whose photo has exactly this number of detected faces."""
     detectors = list(cache.face_spaces())
     if space.spec.face is not None:
         detectors = [d for d in detectors if d.digest == space.spec.face.detector]

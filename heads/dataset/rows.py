@@ -3,9 +3,9 @@
     dataset = load(Cache.open("faces.cache"), "inception_v3.tf_in1k", "labels.csv",
                    target="like_ratio", weight="swipes")
 
-A row is one labelled photo with a vector. Photos without one are left out and counted by reason.
-What would make a figure wrong (a missing label, a group on two sides, two labels for one id) is an
-error.
+A row is one labelled photo with a vector. Photos without one are left out and counted by reason;
+what would make a figure wrong is an error: a missing label, a group on two sides, two labels for
+one id.
 """
 
 from collections.abc import Iterator, Mapping

@@ -39,7 +39,7 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Subset(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Some of the photos. faces: exactly so many; where: an SQL condition on the label table."""
+    """Some of the photos. faces: exactly this number; where: SQL on the label table."""
 
     name: str
     faces: int | None = None

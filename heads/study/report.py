@@ -146,6 +146,14 @@ def _headline(results: Results, target: str, subset: str) -> Headline:
     name = name_of(fit.backbone, head, fit.protocol)
     n = len(fit.ids)
     if fit.task == "binary":
+        if row["low"] is None:
+            return Headline(
+                figure="",
+                label=f"{title_of(target)} on {subset}: one group of test photos, no interval",
+                text=f"{name} is right on {_percent(row['value'])} of {n:,} test photos, the "
+                f"constant on {_percent(constant['value'])}. All test photos belong to one group, "
+                f"so that nothing can be said of others.",
+            )
         return Headline(
             figure=f"{100 * row['value']:.1f} %",
             label=f"{title_of(target)} predicted correctly on {subset}",
@@ -155,6 +163,14 @@ def _headline(results: Results, target: str, subset: str) -> Headline:
         )
     low, high = intervals.ratio_interval(fit.sample(), fit.losses(CONST), fit.losses(head))
     times = constant["value"] / row["value"]
+    if not np.isfinite((low, high)).all():  # no multiple without its interval
+        return Headline(
+            figure="",
+            label=f"{title_of(target)} on {subset}: one group of test photos, no interval",
+            text=f"{name} has a mean squared error of {row['value']:.4f} on {n:,} test photos, the "
+            f"constant {constant['value']:.4f}. All test photos belong to one group, so that "
+            f"nothing can be said of others.",
+        )
     if not low > 1:  # a multiple whose interval holds 1 is no finding
         return Headline(
             figure="≈",

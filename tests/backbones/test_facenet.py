@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,11 @@ from safetensors.torch import load_file
 from embedcache.backbones import facenet, tf_graph, weights
 from embedcache.backbones.loading import FACENET_MARGIN, load
 from embedcache.errors import WeightsError
+from embedcache.extraction.run import extract
+from embedcache.photos.table import Photos
 from embedcache.spec import FaceCrop, digest_of_weights
+from embedcache.store.cache import Cache
+from tests import stand_in
 from tests.golden import make_facenet
 from tests.graphs import graph, node, tensor
 
@@ -144,7 +150,16 @@ def test_without_the_package_the_release_page_stays_the_other_way(
     assert facenet.files("casia-webface") == [place]
 
 
-def test_the_licence_and_the_training_set_are_provenance_and_no_part_of_the_spec() -> None:
+def test_the_licence_and_the_training_set_stand_in_the_manifest_and_not_in_the_spec(
+    tmp_path: Path, make_photos: Callable[..., Path]
+) -> None:
     for where in facenet.FILES:
         assert set(facenet.ORIGINS[where]) == {"source", "trained_on", "licence"}
     assert "CASIA-WebFace" in facenet.ORIGINS["casia-webface"]["trained_on"]
+    cache = Cache.open(tmp_path / "c", create=True)
+    plain = stand_in.backbone()
+    network = replace(plain.open(), origin=facenet.ORIGINS["casia-webface"])
+    extract(Photos.read(make_photos(2)), cache, backbone=replace(plain, open=lambda: network))
+    (segment,) = cache.find("stand-in").segments()
+    assert segment.manifest.about["weights"] == facenet.ORIGINS["casia-webface"]
+    assert "CASIA" not in str(plain.spec.document())

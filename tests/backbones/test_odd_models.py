@@ -218,7 +218,8 @@ def test_a_compiled_torchscript_file_is_refused_in_our_words(tmp_path: Path) -> 
     file = tmp_path / "script.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(str(file))
+        script = torch.jit.trace(torch.nn.ReLU(), torch.zeros(1))  # type: ignore[no-untyped-call]
+        script.save(str(file))
     assert str(file) in refusal(f"facenet:{file}")
 
 

@@ -1,6 +1,8 @@
 """Sharing on the command line: what is typed, what is printed, what stands in embedcache.toml."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,3 +189,61 @@ def test_a_world_writable_project_file_is_ignored_with_a_warning(
         file.chmod(0o644)
         tmp_path.chmod(0o777 if place == file else 0o755)
     assert run("push", filled)[0] == 0
+
+
+def test_what_a_shared_copy_says_is_printed_without_control_characters(
+    run: Run, filled: Path, tmp_path: Path
+) -> None:
+    """Names, refs and manifests come from others: none may move the cursor or rename a window."""
+    shared = tmp_path / "shared"
+    run("push", filled, shared)
+    wild = "\x1b[2J\x1b]0;x\x07\x9b31m"
+    for place in ("spaces", "face-spaces"):
+        for space in (shared / place).glob("*/segments"):
+            (space / f"20261125T000000000000-0000000{wild}").mkdir()
+    (shared / "refs").mkdir(exist_ok=True)
+    (shared / "refs" / f"a{wild}.json").write_text("{}")
+    outputs = [
+        *run("pull", shared, tmp_path / "b")[1:],
+        *run("pull", tmp_path / f"no{wild}where", tmp_path / "c")[1:],
+        *run("pull", shared, tmp_path / "c", "--ref", wild)[1:],
+        *run("pull", shared, tmp_path / "c", "--backbone", wild)[1:],
+        *run("verify", f"file://{shared}")[1:],
+        *run("info", f"file://{shared}")[1:],
+        *run("verify", shared)[1:],
+        *run("ref", filled, wild)[1:],
+    ]
+    assert any("\\x1b[2J" in text for text in outputs)
+    for text in outputs:
+        assert not any(c in text for c in "\x1b\x07\x9b"), text
+
+
+@pytest.mark.parametrize(
+    ("limit", "size"), [("NOFILE", 14), ("NOFILE", 24), ("AS", 400), ("AS", 700)]
+)
+def test_a_pull_within_tight_limits_is_one_message_and_resumes(
+    limit: str, size: int, filled: Path, tmp_path: Path
+) -> None:
+    cache = Cache.open(filled)
+    for n in range(12):
+        fill(cache.space(foreign("net", 8)), photos(*range(100 + 40 * n, 140 + 40 * n)))
+    root = Path(__file__).parents[2]
+    most = size if limit == "NOFILE" else size << 20
+    code = f"import resource, cli\nresource.setrlimit(resource.RLIMIT_{limit}, ({most}, {most}))\n"
+    code += "cli.main()"
+    shared, b = tmp_path / "shared", tmp_path / "b"
+    subprocess.run(
+        [sys.executable, "-m", "cli", "push", str(filled), str(shared)], check=True, cwd=root
+    )
+    words = [sys.executable, "-c", code, "pull", str(shared), str(b)]
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, 1)
+    if done.returncode:
+        assert done.stderr.count("\n") == 1
+        assert "run the same command again" in done.stderr.lower()
+    again = subprocess.run(
+        [sys.executable, "-m", "cli", "pull", str(shared), str(b)], check=True, cwd=root
+    )
+    assert again.returncode == 0
+    assert len(Cache.open(b).find("net").digests()) == 50 + 480

@@ -1,5 +1,6 @@
 """Parts of the photos for processes that know nothing of each other."""
 
+import json
 import os
 import subprocess
 import sys
@@ -154,3 +155,30 @@ def test_parts_at_once_complete_a_cache_and_nothing_is_computed_twice(
     extract(photos, alone, backbone=stand_in.backbone())
     np.testing.assert_array_equal(vectors(cache, photos), vectors(alone, photos))
     assert verify(cache).clean
+
+
+def test_the_command_does_its_part_and_the_rest_is_left_for_the_others(
+    run: Callable[..., tuple[int, str, str]],
+    make_photos: MakePhotos,
+    tiny_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["extract", str(make_photos(9)), "--cache", str(tmp_path / "c"), "--json"]
+    words += ["--backbone", f"local-dir:{tiny_weights}"]
+    monkeypatch.setenv("EMBEDCACHE_PARTS", "3")
+    embedded = []
+    for part in ("1/3", "auto", "3/3"):
+        monkeypatch.setenv("EMBEDCACHE_PART", "2")
+        status, out, err = run(*words, "--part", part)
+        assert status == 0, err
+        document = json.loads(out)
+        assert document["part"] == part.replace("auto", "2/3")
+        embedded.append(document["spaces"][0]["embedded"])
+    assert sum(embedded) == 9
+    document = json.loads(run(*words)[1])
+    assert (document["part"], document["spaces"][0]["hit"]) == (None, 9)
+    assert run(*words, "--part", "4/3")[0] == 1
+    # Where there are more parts than photos, some have nothing to do.
+    empty = [json.loads(run(*words, "--part", f"{i}/40")[1])["photos"] for i in (1, 2, 3)]
+    assert 0 in empty

@@ -40,7 +40,8 @@ class Stage:
         # What the world begins with is no news.
         [draft] = world.cache.glob("spaces/*/segments/*/writing")
         self.draft = draft.parent.relative_to(world.cache).as_posix()
-        self.damaged: set[Row] = set()
+        self.damaged: set[Row] = set()  # until it is repaired
+        self.hurt: set[Row] = set()  # what refs that pinned it have lost
 
     def damage(self, row: Row) -> None:
         """Change a byte of a row that two segments hold, in the one whose rows count.
@@ -48,7 +49,7 @@ class Stage:
         From now on until `repair` an operation may refuse, and zarr may fail to read a segment.
         """
         self.world.damage(self.album, row)
-        self.damaged = {row}
+        self.damaged = self.hurt = {row}
 
     def repair(self) -> None:
         """Where there was damage: what a user does about it, so that the rest can be judged."""
@@ -206,7 +207,7 @@ class Stage:
         pinned = {"old": {(NET, n) for n in (0, 1, 2)}, **self.facts.refs}
         for name, spaces in refs.items():
             rows = {(space, n) for space, numbers in spaces.items() for n in numbers}
-            self._lost(f"ref {name}", (pinned[name] & self.facts.must) - rows)
+            self._lost(f"ref {name}", (pinned[name] & self.facts.must) - rows - self.hurt)
             self._back(f"ref {name}", {n for _, n in rows} & self.facts.never)
 
     def _lost(self, where: str, rows: set[Row]) -> None:

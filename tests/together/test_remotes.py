@@ -26,7 +26,7 @@ def _sweeps(where: str, pairs: list[tuple[str, str]], n: int) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("sweep", [*_sweeps("folder", PAIRS, 4), *_sweeps("s3", S3_PAIRS, 2)])
+@pytest.mark.parametrize("sweep", [*_sweeps("folder", PAIRS, 3), *_sweeps("s3", S3_PAIRS, 2)])
 def test_nothing_is_lost_or_back_over_a_flawed_network(
     sweep: dict[str, Any], workers: Workers
 ) -> None:
