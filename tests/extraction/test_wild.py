@@ -25,7 +25,7 @@ MODEL = stand_in.backbone()
 
 
 def ledger(cache: Cache, photos: Photos) -> dict[str, str]:
-    """What became of each photo, by id: "ok", the reason in the cache, or "" where none is kept."""
+    """By id: "ok" for a photo with a vector, else its recorded reason, "" where none is."""
     digests = photos.digests()
     reasons = cache.space(MODEL.spec).reasons(digests.value)
     _, good = cache.vectors("stand-in", list(photos.ids), scope=photos.scope)
