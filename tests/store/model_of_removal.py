@@ -17,7 +17,16 @@ from dataclasses import dataclass, field
 Steps = Iterator[None]
 Segments = dict[str, frozenset[int]]
 
-RULES = ("holders", "log", "ref", "lift", "settle", "refs pin", "successors")
+# Each rule, and operations that go wrong without it.
+RULES = {
+    "holders": ("drop X for Y", "drop Y for X and S", "compact", "forget 2"),
+    "log": ("drop X for Y", "drop Y for X and S", "compact", "ref"),
+    "ref": ("ref", "compact", "drop X for Y"),
+    "lift": ("forget 4", "lift 4", "compact"),
+    "settle": ("merge", "forget 3"),
+    "refs pin": ("ref", "compact", "drop S"),
+    "successors": ("ref", "compact", "forget 2", "forget 3"),
+}
 
 
 @dataclass(slots=True)
@@ -78,11 +87,17 @@ class World:
         """The rows of the segments that stand for some successors, of those that stay."""
         rows: set[int] = set()
         for name in after or ():
-            standing = self.stands_for(name) if self.follows("successors") else [name]
+            standing = self.stands_for(name)
             if standing is None:
                 return None
             rows = rows.union(*(staying.get(one, frozenset()) for one in standing))
         return None if after is None else rows
+
+    def replaces(self, standing: set[int] | None, needed: frozenset[int] | set[int]) -> bool:
+        """Whether successors hold all that is needed of what they stand for."""
+        if not self.follows("successors"):
+            return True
+        return standing is not None and needed <= standing
 
     def at_ref(self, ref: str) -> set[int] | None:
         """What a reader of a ref finds; None for a ref that dangles."""
@@ -105,12 +120,8 @@ def remove(world: World, plan: dict[str, tuple[str, ...] | None]) -> Iterator[No
         yield
         dead = world.dead
         yield
-        pins = {
-            one
-            for ref in world.refs.values()
-            for name in ref
-            for one in world.stands_for(name) or ()
-        }
+        pinned = itertools.chain(*world.refs.values()) if world.follows("refs pin") else ()
+        pins = {one for name in pinned for one in world.stands_for(name) or ()}
         yield
         plan = {
             name: after for name, after in plan.items() if name in segments and name not in gone
@@ -126,9 +137,8 @@ def remove(world: World, plan: dict[str, tuple[str, ...] | None]) -> Iterator[No
             name: after if replaced else None
             for name, after in plan.items()
             if segments[name] - dead <= held
-            for replaced in [segments[name] - dead <= (standing[name] or set())]
-            if name not in pins
-            or (standing[name] is not None and replaced and segments[name] & dead)
+            for replaced in [world.replaces(standing[name], segments[name] - dead)]
+            if name not in pins or (after is not None and replaced and segments[name] & dead)
         }
         if not plan:
             return
@@ -300,7 +310,8 @@ OPERATIONS: dict[str, Callable[[World], Steps]] = {
     "compact too": compact,
     "forget 3": lambda world: forget(world, 3),
     "forget 2": lambda world: forget(world, 2),
-    "lift 3": lambda world: lift(world, 3),
+    "forget 4": lambda world: forget(world, 4),
+    "lift 4": lambda world: lift(world, 4),
     "ref": lambda world: ref(world, "r"),
     "merge": merge,
     "salvage": salvage,
@@ -353,7 +364,7 @@ def run(names: tuple[str, ...], pick: Callable[[list[int]], tuple[int, bool]], r
 def check_pairs(*, rule: str = "", reach: int = 16, step: int = 1) -> int:
     """Two operations, with up to two preemptions and one kill; returns how many schedules."""
     n = 0
-    for names in itertools.permutations(OPERATIONS, 2):
+    for names in itertools.permutations(RULES.get(rule, [*OPERATIONS]), 2):
         for first, second, kill in itertools.product(
             range(0, reach, step), range(0, reach, step), (None, 0, 1)
         ):
@@ -379,7 +390,7 @@ def check_random(n: int, *, seed: int, rule: str = "") -> int:
     """`n` schedules of three or four operations, each killed now and then."""
     rng = random.Random(seed)
     for _ in range(n):
-        names = tuple(rng.sample(list(OPERATIONS), rng.choice((3, 4))))
+        names = tuple(rng.sample(RULES.get(rule, [*OPERATIONS]), 3 if rule else rng.choice((3, 4))))
         run(names, lambda alive: (rng.choice(alive), rng.random() < 0.01), rule)
     return n
 
