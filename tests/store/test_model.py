@@ -17,8 +17,9 @@ def test_the_model_finds_what_goes_wrong_without_a_rule(rule: str) -> None:
 
 
 def _search(rule: str) -> None:
-    check_pairs(rule=rule, reach=40, step=4)
-    check_random(5_000, seed=2, rule=rule)
+    if len(RULES[rule]) > 2:
+        check_random(5_000, seed=2, rule=rule)
+    check_pairs(rule=rule, reach=40)
 
 
 @pytest.mark.torture
