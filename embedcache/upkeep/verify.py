@@ -397,15 +397,22 @@ class _Audit:
         Judged by the log as it is now: what was here when this began may have been replaced since.
         """
         while True:
-            self.log = self.history.log()
+            self.log = self._log_now()
             missing = [
                 segment
                 for key, pinned in pins.by_set().items()
                 for segment, digest in pinned.items()
                 if not self._held(key, segment, digest)
             ]
-            if not missing or self.history.log().n == self.log.n:
+            if not missing or self._log_now().n == self.log.n:
                 return missing
+
+    def _log_now(self) -> Log:
+        """The log, read on; as it was walked where an entry of it is damaged."""
+        try:
+            return self.history.log()
+        except EmbedcacheError:
+            return self.log
 
     def _held(self, key: str, segment: str, digest: str) -> bool:
         """Whether what a ref pins is here: the segment itself, or all that stands for it."""
