@@ -95,29 +95,33 @@ def send_refs(
                 )
             )
             continue
-        pins = _with_ids(cache, pins, there) if with_ids else _without_ids(pins)
-        raw = encode_ref(pins, changes=changes)
-        if len(raw) <= MAX_REF_BYTES and (dry_run or _enter(copy, pins, raw)):
+        photos = _pinned_ids(copy, cache, mine, there) if with_ids else None
+        raw = encode_ref(replace(pins, photos=photos), changes=changes)
+        if len(raw) <= MAX_REF_BYTES and (
+            dry_run or _enter(copy, replace(pins, photos=photos), raw)
+        ):
             counts.refs.append(name)
 
 
-def _with_ids(cache: Cache, pins: Pins, there: There) -> Pins:
-    """A ref with the photo ids that stand there for those it pins; without any where some lack."""
-    log, held = cache.history.log(), {s.id: s.digest for s in cache.photo_segments()}
+def _pinned_ids(copy: SharedCopy, cache: Cache, ref: Ref, there: There) -> dict[str, str] | None:
+    """The segments of photo ids that a ref pins there; None where one of them is not there."""
+    if ref.pins.photos is None:
+        return None
+    held = {segment.id: segment.digest for segment in cache.photo_segments()}
     found: dict[str, str] = {}
-    for segment, digest in (pins.photos or {}).items():
-        if (PHOTOS, segment) in there:
-            found[segment] = digest
-            continue
-        names = log.stands_for(PHOTOS, segment)
-        if names is None or not all((PHOTOS, name) in there and name in held for name in names):
-            return _without_ids(pins)
-        found.update((name, held[name]) for name in names)
-    return replace(pins, photos=found)
-
-
-def _without_ids(pins: Pins) -> Pins:
-    return replace(pins, photos=None)
+    for segment, digest in ref.pins.photos.items():
+        for log in (copy.log.known, cache.history.log()):
+            names = log.stands_for(PHOTOS, segment)
+            if names is not None and all((PHOTOS, name) in there for name in names):
+                digests = {
+                    name: digest if name == segment else _digest(copy, {PHOTOS: held}, PHOTOS, name)
+                    for name in names
+                }
+                found |= {name: known for name, known in digests.items() if known}
+                break
+        else:
+            return None
+    return found
 
 
 def _adapted(
@@ -151,7 +155,7 @@ def _digest(
     if found := held.get(key, {}).get(segment):
         return found
     for root in ROOTS:
-        space = copy.spaces(root).get(key)
+        space = copy.spaces(root).get("" if key == PHOTOS else key)
         if space is not None and segment in space.segments:
             listed = copy.segments.one(space, segment)
             return None if listed is None else listed.manifest.digest
@@ -167,7 +171,7 @@ def _enter(copy: SharedCopy, pins: Pins, raw: bytes) -> bool:
     def decide(log: Log) -> Entry | None:
         removed = (
             f"{part}/{segment}" in log.gone
-            for part, pinned in {**pins.spaces, **pins.faces}.items()
+            for part, pinned in pins.by_set().items()
             for segment in pinned
         )
         return None if any(removed) else Entry(ref=(pins.name, str(own_digest(raw))))
