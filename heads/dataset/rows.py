@@ -91,7 +91,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """n labelled vectors, each on one side.
+    """n labelled vectors, each row on one side.
 
     vectors: float32 (n, d). targets: float64 (n,), or (n, k) for several regression targets at
         once; 0 and 1 for a binary task, class numbers for a multiclass one.

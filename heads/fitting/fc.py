@@ -95,7 +95,7 @@ class Bank:
 
         Two rectifiers make a line, relu(z) - relu(-z) = z: a hidden layer's first 2 x outputs units
         carry the map, the others get He's normal weights, and the last layer ignores them at first.
-        Draws follow from (seed, the member's seed, its depth), whatever its neighbours. Where
+        Draws follow from (seed, the member's seed, its depth) alone, not from other members. Where
         a hidden layer is narrower than 2 x outputs, the start is the bias alone.
         """
         k = self.outputs if 2 * self.outputs <= self.hidden else 0

@@ -88,7 +88,7 @@ class _Loss:
             yield places, self.standard.apply(block)
 
     def blocks(self) -> Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Standardised rows, from memory or read anew."""
+        """Standardised rows, from memory or read again."""
         return self._read() if self.held is None else self.held
 
     def _gram(self) -> Floats:
@@ -102,7 +102,7 @@ class _Loss:
     def minimum(self, theta: Floats, strength: float, *, exact: bool) -> Floats:
         """The theta of least loss, from a first guess on. strength: scikit-learn's C.
 
-        exact: to the rounding of float32 coefficients; else as well as dev can tell.
+        exact: to the rounding of float32 coefficients; else to what dev can distinguish.
         """
         penalty = 1 / (strength * len(self.train))
         if self.gram is None:
@@ -131,7 +131,7 @@ class _Loss:
         first = theta.copy()
         if self.gram is not None:
             first[:, :-1] = theta[:, :-1] @ root.T
-        # A loss from float32 products says nothing of steps below 1e-7.
+        # A loss from float32 products does not resolve steps below 1e-7.
         options = {"gtol": 1e-9, "ftol": 0.0} if exact else {"gtol": 1e-5, "ftol": 1e-7}
         options |= {"maxiter": 1000, "maxls": 50}
         found = minimize(look, first.ravel(), jac=True, method="L-BFGS-B", options=options)

@@ -145,7 +145,7 @@ def noise_floor(ratio: ArrayLike, count: ArrayLike) -> float:
     ratio: successes / count per row; count: the number of trials, which is also the row's weight.
     Assumes that each row's trials are independent with one probability p: the ratio then has
     variance p(1-p)/count, of which ratio x (1 - ratio) / (count - 1) is an unbiased estimate.
-    Rows with one trial say nothing about their own variance; they are taken to have the p(1-p) of
+    Rows with one trial carry no estimate of their own variance; they are given the p(1-p) of
     the others on average (weighted by count). NaN when no row has two trials.
     """
     one_trial, several, seen = noise_terms(ratio, count).T

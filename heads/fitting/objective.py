@@ -188,7 +188,7 @@ class Objective:
         return sums.square().sum().mul(n / max(n - 1, 1)).sqrt()
 
     def unscale(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-        """Let the last layer speak in the target's own units."""
+        """Convert the last layer to the target's own units."""
         *below, last = layers
         weight = last.weight * self.spread[:, None]
         bias = last.bias * self.spread + self.centre

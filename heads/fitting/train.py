@@ -53,7 +53,7 @@ class Trained:
 
 @dataclass(slots=True)
 class _Rate:
-    """One (depth, rate): its members stand or fall together, by their averaged predictions."""
+    """One (depth, rate): its members are judged together, by their averaged predictions."""
 
     name: str
     depth: int
@@ -61,8 +61,8 @@ class _Rate:
     best: list[float] = field(default_factory=list)  # dev figure so far, epoch by epoch
 
     def may_win(self, record: float, *, left: int, patience: int) -> bool:
-        """Whether to go on: not after `patience` epochs without a gain, nor if its mean gain in as
-        many, kept up to the end, would leave it behind `record`, the best of its head's rates.
+        """Whether to continue: not after `patience` epochs without a gain, nor if its mean gain in
+        as many, kept up to the end, would leave it behind `record`, the best of its head's rates.
         """
         if not math.isfinite(self.best[-1]):
             return False
@@ -267,7 +267,7 @@ def _keep(
     candidates: Sequence[_Rate],
     protocol: Protocol,
 ) -> tuple[Bank, torch.optim.Optimizer]:
-    """A smaller bank of the members that go on, with their optimizer's state."""
+    """A smaller bank of the members that continue, with their optimizer's state."""
     places = [place for candidate in candidates for place in _places(bank, candidate)]
     smaller = Bank(
         [bank.members[place] for place in places],

@@ -76,6 +76,8 @@ def run(
             found, fresh = task.fit(rows, cache, out)
         except LabelsError as error:  # one class only, say: the other cells can still be filled
             skipped[task.name] = str(error)
+            if progress is not None:
+                progress(f"{task.name}: left out: {error}")
             continue
         dropped = left_out | found.dropped
         fits.append(msgspec.structs.replace(found, labels=labels_digest, dropped=dropped))

@@ -370,3 +370,20 @@ def test_a_fit_by_other_code_is_refitted(
     assert len(fresh()) == 0
     monkeypatch.setattr(study, "code", lambda: "other")
     assert len(fresh()) == 1
+
+
+def test_a_fit_that_cannot_be_made_is_left_out_and_the_rest_stands(
+    folder: Path, cache: Cache, tmp_path: Path
+) -> None:
+    table = pl.read_csv(folder / "out" / "labels.csv").with_columns(kind=pl.lit("same"))
+    table.write_csv(tmp_path / "labels.csv")
+    targets = [{"column": "kind"}, {"column": "like_ratio"}]
+    chosen = small(tmp_path, labels="labels.csv", target=targets)
+    lines: list[str] = []
+    made = study.run(chosen, cache, lambda _: None, tmp_path / "out", progress=lines.append)
+    assert [fit.target for fit in made.fits] == ["like_ratio"]
+    assert "needs two classes" in next(iter(made.skipped.values()))
+    assert any("left out: " in line for line in lines)
+    assert "left out: kind on ALL" in str(made)
+    with pytest.raises(LabelsError, match="no fit could be made"):
+        run(small(tmp_path, labels="labels.csv", target=targets[:1]), cache, tmp_path / "none")
