@@ -5,7 +5,7 @@
 
 Photos are MEBeauty's where EMBEDCACHE_REAL_DATA names them, else the embedded example's; the
 network is Inception v3 from there, else the example's EfficientNet. Every contender goes from
-files to vectors once a round, in a new order each round; rates are medians and ratios are of them.
+files to vectors once a round, in a new order each round; rates are medians, ratios are of medians.
 A peer that is not installed says so. thingsvision pins older versions of torch and numpy, so it is
 run by a Python of its own. Rows marked "network alone" are given pixels that are ready.
 """
@@ -37,6 +37,7 @@ from embedcache.backbones.loading import Backbone, Decode, load
 from embedcache.extraction.lanes import Lanes
 from embedcache.extraction.pace import Pace
 from embedcache.extraction.run import extract
+from embedcache.machine import processors
 from embedcache.photos import images
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
@@ -98,6 +99,7 @@ def alone(pixels: U8, backbone: Backbone, *, n_batch: int) -> None:
 
     with Lanes.of([network]) as lanes:
         for i in range(0, len(pixels), n_batch):
+            lanes.make_room()
             lanes.submit(partial(work, pixels[i : i + n_batch]), lambda _: None)
         lanes.drain()
 
@@ -142,12 +144,12 @@ def contenders(
             "the network alone, compiled": lambda: alone(pixels, compiled, n_batch=n_batch),
             "embedcache, compiled": lambda: ours(photos, [compiled], scratch, n_batch=n_batch),
         }
-    for workers in (0, os.cpu_count() or 1):
+    for workers in (0, processors()):
         found[f"timm + DataLoader, {workers} workers"] = partial(
             peers.plain_loop, photos.paths, model, workers=workers
         )
     if why := peers.missing("openvino"):
-        notes.append(f"OpenVINO is not here: {why}.")
+        notes.append(f"OpenVINO is not installed: {why}.")
     else:
         transform = peers.transform_of(model)
         files = peers.Files(photos.paths, transform)
@@ -158,13 +160,13 @@ def contenders(
             photos.paths, peers.transform_of(model)
         )
     if why := peers.missing("datasets"):
-        notes.append(f"datasets is not here: {why}.")
+        notes.append(f"datasets is not installed: {why}.")
     else:
         found["Hugging Face datasets.map"] = lambda: peers.hugging_face(
             photos.paths, model, scratch
         )
     if why := peers.missing("thingsvision", other_python):
-        notes.append(f"thingsvision is not here: {why}.")
+        notes.append(f"thingsvision is not installed: {why}.")
     else:
         folder = peers.linked(photos.paths, scratch)
         found["thingsvision"] = lambda: peers.thingsvision(folder, name, scratch, other_python)
@@ -273,7 +275,7 @@ def main() -> None:
         photos, many = some_of(found_photos, n_photos), some_of(found_photos, 4 * n_photos)
         lines = [
             f"{network.name}, {len(photos)} photos, {asked.rounds} interleaved rounds, "
-            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.system()}, "
+            f"{processors()} cores, load {os.getloadavg()[0]:.1f}, {platform.system()}, "
             f"torch {torch.__version__}."
         ]
         if asked.table != "routes":

@@ -36,13 +36,12 @@ from embedcache.machine import processors
 
 MAX_PHOTOS = 100_000
 CONCLUSIONS = (
-    "What you may conclude from this page: the path from photos to tables works, and so much of a "
-    "known truth is found in photos of pictures that the heads have not seen. What you may not "
+    "What you may conclude from this page: the path from photos to tables works, and how much of "
+    "what heads learn from a few pictures carries over to others: little. What you may not "
     "conclude: anything about people, or about which network is better. All photos are derived "
     "from ten pictures in three sets. The heads are fitted on the first (Eileen Collins, a cat, "
     "a cup), settle their options on the second (a man with a camera, a rocket) and are tested on "
-    "the third (Grace Hopper, a star field). The intervals count photos, not pictures: other "
-    "pictures would move the figures further than they say."
+    "the third (Grace Hopper, a star field). One set is one group, so no figure has an interval."
 )
 _SIZES = (400, 448, 500)  # sides of the square photos, in pixels
 # File: (the package that ships it, what it shows and its licence). For scikit-image as it states

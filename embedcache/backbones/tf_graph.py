@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from embedcache.errors import WeightsError
 
-MAX_FILE_BYTES = 1 << 30
+MAX_GRAPH_BYTES = 1 << 30
 MAX_DIMENSIONS = 8
 MAX_VALUES = 1 << 28
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
@@ -39,7 +39,7 @@ def constants(path: Path) -> dict[str, F32]:
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            if not 0 < size <= MAX_FILE_BYTES:
+            if not 0 < size <= MAX_GRAPH_BYTES:
                 raise _Malformed(f"it has {size:,} bytes")
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         found: dict[str, F32] = {}

@@ -19,6 +19,7 @@ __all__ = [
     "pipeline",
     "plan",
     "prefetch",
+    "process",
     "provenance",
     "run",
     "sink",

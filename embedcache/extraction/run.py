@@ -7,19 +7,17 @@ One read, one decode and one detection serve every backbone of a run. There is n
 run embeds what the cache lacks, so running it again after a crash is the resume.
 """
 
-import gc
-import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedcache.backbones.loading import Backbone, Decode, load
 from embedcache.backbones.names import DEFAULT
-from embedcache.errors import EmbedcacheError, PhotosError
+from embedcache.errors import PhotosError
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
 from embedcache.extraction.engine import Engine
 from embedcache.extraction.face_finder import FaceFinder
@@ -31,6 +29,7 @@ from embedcache.extraction.parts import WorkPart
 from embedcache.extraction.pipeline import Pipeline
 from embedcache.extraction.plan import Plan
 from embedcache.extraction.prefetch import Gate, Ready, prefetch
+from embedcache.extraction.process import note_networks, refuse_fork, without_collection
 from embedcache.extraction.provenance import about, remember_places
 from embedcache.extraction.sink import F32, OpenSegment, Sink, Sinks
 from embedcache.extraction.upstream import Upstream
@@ -93,7 +92,7 @@ def extract(
         raise: its reason is recorded.
     """
     started = time.perf_counter()
-    _refuse_fork()
+    refuse_fork()
     photos = photos if part is None else part.of(photos)
     watch = Watch(progress, log, stop)
     clock, gate, faces = Clock(), Gate(workers), FaceFinder(cache, device)
@@ -129,12 +128,10 @@ def extract(
             retry_failed=retry_failed,
         )
     pace_finder = PaceFinder(gate, batch_size=batch_size, compiling=compiling, log=log)
-    engines = {}
-    if not interrupted:
-        engines = _engines(backbones, work, pace_finder)
+    engines = {} if interrupted else _engines(backbones, work, pace_finder)
     sinks = _sinks(backbones, spaces, faces, tallies=work.tallies, clock=clock, writer=writer)
-    networks = [engine.network for engine in engines.values()]
-    with neighbours.announced(), Lanes.of(networks) as lanes:
+    lanes = Lanes.of([engine.network for engine in engines.values()])
+    with neighbours.announced(), lanes:
         pipeline = Pipeline(
             backbones, engines, faces, sinks, lanes=lanes, pace_finder=pace_finder, clock=clock
         )
@@ -145,19 +142,10 @@ def extract(
 
         if not interrupted:
             interrupted = _embed(work, pipeline, sinks, stream=stream, watch=watch, strict=strict)
-        n_lanes = lanes.n
     seconds = time.perf_counter() - started
     return Extraction(
         spaces=tuple(
-            _outcome(
-                b,
-                tally,
-                engines.get(i),
-                clock=clock,
-                n_lanes=n_lanes,
-                workers=gate.workers,
-                seconds=seconds,
-            )
+            _outcome(b, tally, engines.get(i), clock=clock, lanes=lanes, gate=gate, seconds=seconds)
             for i, (b, tally) in enumerate(zip(backbones, work.tallies, strict=True))
         ),
         interrupted=interrupted,
@@ -170,35 +158,6 @@ def extract(
         taken=0 if upstream is None else upstream.n_taken,
         offered=0 if upstream is None else upstream.n_given,
     )
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage collection while a million objects of imported modules come to stay."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _refuse_fork() -> None:
-    """Raise in a process that was forked from one whose threads of torch have run.
-
-    Those threads do not exist in the copy, and torch would wait for them without end.
-    """
-    if _ran_networks and os.getpid() not in _ran_networks:
-        raise EmbedcacheError(
-            "this process was forked from one that had run a network, whose threads it lacks",
-            advice="Start it with multiprocessing.get_context('spawn'), or fork before the first "
-            "extraction",
-        )
-
-
-_ran_networks: set[int] = set()
-"""This process, once it has loaded networks; a forked copy holds its parent instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +180,7 @@ def load_all(
 ) -> list[Backbone]:
     """The backbones of a run, loaded, each spec once."""
     asked = [backbone] if isinstance(backbone, str | Backbone) else backbone
-    with _uncollected():
+    with without_collection():
         loaded = [
             b
             if isinstance(b, Backbone)
@@ -275,9 +234,9 @@ def _engines(
     engines = {}
     for b, n_photos in enumerate(work.todo.wanted.sum(axis=0).tolist()):
         if n_photos:
-            with _uncollected():
+            with without_collection():
                 network = backbones[b].open()
-            _ran_networks.add(os.getpid())
+            note_networks()
             pace = pace_finder.begin(backbones[b].name, network, n_photos=n_photos)
             engines[b] = Engine(backbones[b].name, network, pace)
     return engines
@@ -353,8 +312,8 @@ def _outcome(
     engine: Engine | None,
     *,
     clock: Clock,
-    n_lanes: int,
-    workers: int,
+    lanes: Lanes,
+    gate: Gate,
     seconds: float,
 ) -> SpaceOutcome:
     return SpaceOutcome(
@@ -367,10 +326,10 @@ def _outcome(
         failures=dict(tally.failed),
         seconds=seconds,
         model_photos_per_second=None if engine is None else engine.rate,
-        bottleneck=clock.bottleneck(n_lanes),
+        bottleneck=clock.bottleneck(lanes.n),
         shares=clock.shares(),
         batch_size=None if engine is None else engine.pace.size,
-        workers=workers,
+        workers=gate.workers,
         compiled=engine is not None and engine.compiled is not None,
         forgotten=tally.forgotten,
     )

@@ -13,7 +13,7 @@ from embedcache.sharing.ref_changes import Ref, Standing, adapted, same_ref
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
-from embedcache.store.log import Entry, Log
+from embedcache.store.log import PHOTOS, Entry, Log
 from embedcache.store.refs import MAX_REF_BYTES, Pins, encode_ref, ref_names
 from embedcache.store.sealed import own_digest
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
@@ -95,9 +95,25 @@ def send_refs(
                 )
             )
             continue
-        raw = encode_ref(pins if with_ids else _without_ids(pins), changes=changes)
+        pins = _with_ids(cache, pins, there) if with_ids else _without_ids(pins)
+        raw = encode_ref(pins, changes=changes)
         if len(raw) <= MAX_REF_BYTES and (dry_run or _enter(copy, pins, raw)):
             counts.refs.append(name)
+
+
+def _with_ids(cache: Cache, pins: Pins, there: There) -> Pins:
+    """A ref with the photo ids that stand there for those it pins; without any where some lack."""
+    log, held = cache.history.log(), {s.id: s.digest for s in cache.photo_segments()}
+    found: dict[str, str] = {}
+    for segment, digest in (pins.photos or {}).items():
+        if (PHOTOS, segment) in there:
+            found[segment] = digest
+            continue
+        names = log.stands_for(PHOTOS, segment)
+        if names is None or not all((PHOTOS, name) in there and name in held for name in names):
+            return _without_ids(pins)
+        found.update((name, held[name]) for name in names)
+    return replace(pins, photos=found)
 
 
 def _without_ids(pins: Pins) -> Pins:

@@ -106,6 +106,11 @@ class Taking:
             except Unreachable as error:
                 cut_off.append(error)
                 return error
+            except FileNotFoundError:
+                return RemoteError(
+                    f"segment {piece.segment.id} was deleted while it arrived, as 'forget' does",
+                    advice="Run the same command again",
+                )
             except (RemoteError, Damaged, NotACache) as error:
                 return error
             return None

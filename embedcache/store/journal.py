@@ -165,7 +165,7 @@ def _read_lease(folder: Path) -> tuple[dict[str, Any], bool]:
 
 
 def _whoami() -> dict[str, Json]:
-    """This process, told apart from a later one with the same number."""
+    """This process, which differs from a later one with the same number."""
     try:
         started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -2,7 +2,7 @@
 
 Whatever takes a segment away, and every ref, is an entry. Entry n + 1 is created only if it does
 not exist, so that of several that decided by the first n entries one goes on, and the others look
-again and decide anew. An entry is durable before anything that it names is deleted.
+and decide again. An entry is durable before anything that it names is deleted.
 """
 
 import errno

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from embedcache import disk
@@ -175,45 +174,3 @@ def same_pins(one: Pins, other: Pins) -> bool:
         for pins in (one, other)
     )
     return mine == theirs
-
-
-# What `sharing` calls until it writes refs by `upkeep.pinning.enter_ref`.
-def repin(cache: Path, old: str, new: Mapping[str, str]) -> list[str]:
-    """In every ref, put segments `new` ({id: manifest digest}) in the place of segment `old`.
-
-    Only `forget` does this: what it removes must not be claimed by anybody. Returns the names of
-    the refs that changed; each records when.
-    """
-    changed = []
-    for path in sorted((cache / "refs").glob("*.json")):
-        pins = read_ref(cache, path.stem)
-        if any(old in pinned for pinned in pins.parts):
-            document, _ = unseal(path.read_bytes(), what=path.name, limit=MAX_REF_BYTES)
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            changes = [*document["changes"], {"when": now, "why": "forget", "segment": old}]
-
-            def swap(pinned: Pinned) -> dict[str, str]:
-                if old not in pinned:
-                    return dict(pinned)
-                return {key: digest for key, digest in pinned.items() if key != old} | dict(new)
-
-            replaced = Pins(
-                name=pins.name,
-                spaces={key: swap(pinned) for key, pinned in pins.spaces.items()},
-                faces={key: swap(pinned) for key, pinned in pins.faces.items()},
-                photos=None if pins.photos is None else swap(pins.photos),
-            )
-            disk.replace(path, encode_ref(replaced, changes=changes))
-            changed.append(pins.name)
-    return changed
-
-
-def pinned_segments(cache: Path) -> dict[str, list[str]]:
-    """{segment id: names of the refs that pin it}."""
-    found: dict[str, list[str]] = {}
-    for path in sorted((cache / "refs").glob("*.json")):
-        pins = read_ref(cache, path.stem)
-        for pinned in pins.parts:
-            for segment in pinned:
-                found.setdefault(segment, []).append(pins.name)
-    return found

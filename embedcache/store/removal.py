@@ -99,37 +99,58 @@ def _enter(of: Removable, victims: list[Victim]) -> list[Segment]:
         leaving = {victim.segment.id for victim in victims}
         staying = {name: segment for name, segment in present.items() if name not in leaving}
         pinned = pinned_ids(of.history.cache, of.key, log) if victims else set()
-        justified = []
+        named = {}
         for victim in victims:
-            hurt = of.dead_rows(victim.segment, dead)
-            if victim.lost is not None:
-                hurt = hurt | victim.lost
-            hurts = bool(hurt.any()) or victim.lost is not None
-            replaced = victim.successors is not None and hurts
-            if victim.segment.id in pinned and not replaced:
-                continue
-            seen = evidence.setdefault(victim.segment.id, {})
-            if _held(of, victim, ~hurt, staying, seen):
-                justified.append(victim)
-        victims = justified
+            gone = _gone(of, victim, log, dead, staying, evidence, victim.segment.id in pinned)
+            if gone is not None:
+                named[victim] = gone
+        victims = [*named]
         if not victims:
             break
-        named = {
-            f"{of.key}/{victim.segment.id}": Gone(
-                victim.segment.digest, _standing(of, victim.successors, log)
-            )
-            for victim in victims
-        }
-        entry = replace(of.history.entry(log), segments=named)
+        segments = {f"{of.key}/{victim.segment.id}": gone for victim, gone in named.items()}
+        entry = replace(of.history.entry(log), segments=segments)
         if create_entry(of.history.cache, log.n + 1, entry):
             return [victim.segment for victim in victims]
     return []
 
 
+def _gone(
+    of: Removable,
+    victim: Victim,
+    log: Log,
+    dead: Dead,
+    staying: Mapping[str, Segment],
+    evidence: dict[str, dict[str, I64]],
+    pinned: bool,
+) -> Gone | None:
+    """How the log names a victim; None where it has to stay.
+
+    What a ref pins goes only where it holds rows that must go, and where successors hold all its
+    others: these are what the ref reads from then on.
+    """
+    hurt = of.dead_rows(victim.segment, dead)
+    if victim.lost is not None:
+        hurt = hurt | victim.lost
+    seen = evidence.setdefault(victim.segment.id, {})
+    standing = _standing(of, victim.successors, log)
+    if standing is not None:
+        alone = {name: staying[name] for name in standing if name in staying}
+        if not _held(of, victim, ~hurt, alone, seen):
+            standing = None
+    if pinned and (standing is None or not (hurt.any() or victim.lost is not None)):
+        return None
+    if standing is None and not _held(of, victim, ~hurt, staying, seen):
+        return None
+    return Gone(victim.segment.digest, standing)
+
+
 def _standing(
     of: Removable, successors: tuple[str, ...] | None, log: Log
 ) -> tuple[str, ...] | None:
-    """The segments that stand for some successors now: these may have been replaced already."""
+    """The segments that stand for some successors now: these may have been replaced already.
+
+    None where there are none to name, or where one was joined with others meanwhile.
+    """
     found: list[str] = []
     for successor in successors or ():
         standing = log.stands_for(of.key, successor)

@@ -142,7 +142,7 @@ class Segment:
 def segment_folders(segments: Path, *, gone: Callable[[str], bool] | None = None) -> list[str]:
     """Folders that are, or are going to be, segments; Damaged for a link or a foreign name.
 
-    gone: whether a segment was removed, by its id; those are passed over.
+    gone: whether a segment was removed, by its id; those are left out.
     """
     found = []
     with os.scandir(segments) as entries:

@@ -1,6 +1,6 @@
 """A set of immutable segments: READ, WRITE and the taking away of what was forgotten.
 
-What vectors, faces and photo ids share. Segments are found anew on every call, so that what other
+What vectors, faces and photo ids share. Segments are listed again on every call, so that what other
 writers commit is seen at once; those that the log names as removed are not there, whatever the
 folder says.
 """

@@ -7,7 +7,7 @@ dead while some tombstone names it and no lift lifts that tombstone's mark; no c
 """
 
 import os
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -54,9 +54,6 @@ class Tombstone:
     contents: tuple[bytes, ...]
     pairs: tuple[bytes, ...]
     digest: str
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self.contents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,20 +243,3 @@ def write_marks(cache: Path, which: Which, raw: bytes, *, name: str = "") -> str
     if not (folder / name).exists():
         disk.publish(folder / name, raw)
     return name
-
-
-# What `sharing` called before it took `History`; it goes with the last caller.
-Tombstones = Mapping[bytes, str]
-
-
-def read_tombstones(cache: Path) -> tuple[Tombstones, int]:
-    """The marks of contents that hold now, and the number of tombstones."""
-    tombstones = {name: read_tombstone(cache, name) for name in list_marks(cache, "forgotten")}
-    lifts = {name: read_lift(cache, name) for name in list_marks(cache, "remembered")}
-    marks = join(tombstones, lifts).contents
-    return {mark: names[-1] for mark, names in marks.items()}, len(tombstones)
-
-
-def forgotten(digests: U8, tombstones: Tombstones) -> Bool:
-    """Which of (n, 32) content digests have a mark."""
-    return Dead({mark: (name,) for mark, name in tombstones.items()}).of(digests)

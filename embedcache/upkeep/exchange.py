@@ -5,11 +5,9 @@ mixes with vectors that were computed here.
 """
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -49,8 +47,8 @@ class Exported:
         }
 
     def __str__(self) -> str:
-        told = f"{self.rows:,} vectors of {self.dim} floats in {' and '.join(self.files)}"
-        return told + (f"; {self.skipped:,} ids have no vector" if self.skipped else "")
+        line = f"{self.rows:,} vectors of {self.dim} floats in {' and '.join(self.files)}"
+        return line + (f"; {self.skipped:,} ids have no vector" if self.skipped else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,27 +265,17 @@ def _blocks(space: Space, digests: U8) -> Iterator[NDArray[np.float32]]:
 
 def _write_npy(space: Space, ids: Sequence[str], digests: U8, out: Path) -> list[Path]:
     listed = out.with_suffix(".ids.csv")
-    temporary = [_beside(out), _beside(listed)]
-    try:
-        with temporary[0].open("xb") as file:
+    with disk.replacing(listed, text=True) as text:
+        with disk.replacing(out) as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), space.dim)}
             np.lib.format.write_array_header_1_0(file, header)
             for rows in _blocks(space, digests):
                 file.write(rows.data)
-            _finish(file)
-        with temporary[1].open("x", newline="", encoding="utf-8") as text:
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(["photo_id"])
-            writer.writerows([name] for name in ids)
-            _finish(text)
-        # Ids that fit another matrix must never lie beside it, wherever this is cut off.
-        listed.unlink(missing_ok=True)
-        temporary[0].replace(out)
-        temporary[1].replace(listed)
-        disk.sync_folder(out.parent)
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
+            # Ids that fit another matrix must never lie beside it, wherever this is cut off.
+            listed.unlink(missing_ok=True)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["photo_id"])
+        writer.writerows([name] for name in ids)
     return [out, listed]
 
 
@@ -305,22 +293,6 @@ def _write_parquet(space: Space, ids: Sequence[str], digests: U8, out: Path) -> 
             "vector": pl.Series(vectors, dtype=pl.Array(pl.Float32, space.dim)),
         }
     )
-    temporary = _beside(out)
-    try:
-        with temporary.open("xb") as file:
-            frame.write_parquet(file)
-            _finish(file)
-        temporary.replace(out)
-        disk.sync_folder(out.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk.replacing(out) as file:
+        frame.write_parquet(file)
     return [out]
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{token_hex(4)}")
-
-
-def _finish(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

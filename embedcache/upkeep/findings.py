@@ -100,7 +100,8 @@ class Report:
                 some = ", ".join(found.lost[:5]) + (", ..." if len(found.lost) > 5 else "")
                 lines.append(
                     f"    extract again{f' for {found.space}' if found.space else ''}: "
-                    f"{found.lost_rows:,} photos{f' ({some})' if some else ''}"
+                    f"{found.lost_rows:,} photo{'s' if found.lost_rows != 1 else ''}"
+                    f"{f' ({some})' if some else ''}"
                 )
         if self.duplicates:
             lines.append(

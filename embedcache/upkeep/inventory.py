@@ -61,9 +61,9 @@ class Summary:
         lines = [f"{self.path}: {self.n_ids:,} photo ids from {self.n_scopes} places"]
         for spec, digest, counts in self.spaces:
             name = " = ".join(map(plain, counts.names)) or plain(str(spec["architecture"]))
-            lines += [f"{name}  {spec['dim']}-d  spec {digest[:8]}", *_told(counts)]
+            lines += [f"{name}  {spec['dim']}-d  spec {digest[:8]}", *_lines(counts)]
         for digest, counts in self.faces:
-            lines += [f"faces  detector {digest[:8]}", *_told(counts)]
+            lines += [f"faces  detector {digest[:8]}", *_lines(counts)]
         if not self.spaces:
             lines.append("no vectors yet: 'embedcache extract PHOTOS --cache DIR' makes some")
         for photo in self.photos or ():
@@ -160,7 +160,7 @@ def _counted(counts: Counts) -> dict[str, Json]:
     }
 
 
-def _told(counts: Counts) -> list[str]:
+def _lines(counts: Counts) -> list[str]:
     megabytes = counts.bytes_on_disk / 1e6
     lines = [
         f"  {counts.ok:,} rows in {counts.segments} segments, {megabytes:,.1f} MB"
@@ -168,11 +168,11 @@ def _told(counts: Counts) -> list[str]:
     ]
     for what, known in (("writer", counts.writers), ("device", counts.devices)):
         if known.keys() - {UNKNOWN}:
-            told = ", ".join(f"{plain(name)} ({n:,})" for name, n in known.items())
-            lines.append(f"  segments by {what}: {told}")
+            shown = ", ".join(f"{plain(name)} ({n:,})" for name, n in known.items())
+            lines.append(f"  segments by {what}: {shown}")
     if counts.failed:
-        told = ", ".join(f"{n:,} {plain(reason)}" for reason, n in counts.failed.items())
-        lines.append(f"  failed: {told}")
+        reasons = ", ".join(f"{n:,} {plain(reason)}" for reason, n in counts.failed.items())
+        lines.append(f"  failed: {reasons}")
     return lines
 
 

@@ -34,7 +34,7 @@ def staged(cache: Path) -> Iterator[Leftover]:
 def delete_staged(cache: Path) -> list[Leftover]:
     """Delete what transfers that were cut off left; returns what is still held.
 
-    A pull that is run again fetches it anew.
+    A pull that is run again fetches it again.
     """
     held = []
     for left in staged(cache):

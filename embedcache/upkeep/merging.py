@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError
@@ -15,11 +14,8 @@ from embedcache.store.columns import OK
 from embedcache.store.manifest import replacement_id
 from embedcache.store.photo_ids import read_pairs
 from embedcache.store.segment import Segment
-from embedcache.store.tombstones import Dead, Tombstones
 from embedcache.store.union import lacking
 from embedcache.upkeep.rewrite import Store, take
-
-Bool = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,18 +130,14 @@ def _merge_space(mine: Store, theirs: Store, tally: dict[str, int]) -> float:
     return largest
 
 
-def merge_ids(into: Cache, segments: Sequence[Segment], gone: Tombstones | None = None) -> int:
-    """Bring in the photo ids that `into` does not know and that were not forgotten there.
-
-    gone: marks of contents that are left out too.
-    """
+def merge_ids(into: Cache, segments: Sequence[Segment]) -> int:
+    """Bring in the photo ids that `into` does not know and that were not forgotten there."""
     here = into.photo_table()
     known = {
         (name, scope, digest.tobytes())
         for name, scope, digest in zip(here.ids, here.scopes, here.digests, strict=True)
     }
     ids = {segment.id for segment in into.photo_segments()}
-    also = Dead({mark: (name,) for mark, name in (gone or {}).items()})
     merged = 0
     for segment in segments:
         if segment.id in ids:
@@ -154,7 +146,7 @@ def merge_ids(into: Cache, segments: Sequence[Segment], gone: Tombstones | None 
         names, contents = read_pairs(segment)
         scope = segment.manifest.name
         digests = segment.column("digest")
-        banned = into.dead_pairs(scope, names, digests) | also.of(digests)
+        banned = into.dead_pairs(scope, names, digests)
         keep = [
             i
             for i in range(len(names))

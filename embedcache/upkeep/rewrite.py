@@ -69,20 +69,6 @@ def _copy_files(segment: Segment, hidden: Path) -> None:
     disk.sync_tree(hidden, but=journal.FOLDER)  # closing the journal would unlock it
 
 
-def rewrite(
-    target: Store,
-    source: Store,
-    chosen: Sequence[tuple[Segment, NDArray[np.int64]]],
-    *,
-    about: dict[str, Json],
-    segment_id: str = "",
-) -> int:
-    """`target.rewrite`, as `sharing` calls it; returns how many rows."""
-    del source
-    target.rewrite(chosen, about=about, segment_id=segment_id)
-    return sum(len(rows) for _, rows in chosen)
-
-
 def joint_about(segments: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
     """Provenance of several segments: what all agree on stays, the rest becomes lists."""
     values: dict[str, list[Json]] = {}

@@ -102,7 +102,8 @@ def findings(results: Results) -> list[Headline]:
     for target in results.targets():
         subset = results.subsets(target)[-1]
         found.append(_headline(results, target, subset))
-    compared = results.comparisons()
+    # Without an interval, as for one group of test photos, a comparison is no finding.
+    compared = [one for one in results.comparisons() if np.isfinite([one.low, one.high]).all()]
     found += [
         _versus(one, simulated=results.simulated, n_comparisons=len(compared)) for one in compared
     ]
@@ -219,7 +220,13 @@ def _versus(c: Comparison, *, simulated: bool, n_comparisons: int) -> Headline:
         f"{scale * x:.{digits}f}"
         for x in (c.loss - c.difference, c.loss, c.difference, c.low, c.high)
     )
-    p = f"{c.p_adjusted:.3f}" if c.p_adjusted >= 0.001 else "below 0.001"
+    p = "below 0.001" if c.p_adjusted < 0.001 else f"{c.p_adjusted:.3f}"
+    within = (
+        f"95 % interval {low} to {high}; p {p}, adjusted by Holm for {n_comparisons} "
+        f"comparison{'s' * (n_comparisons > 1)}"
+    )
+    if not np.isfinite((c.low, c.high)).all():
+        within = "no interval: all test photos belong to one group"
     figure, label = "≈", f"face vectors and whole-photo vectors on {c.subset}"
     if c.verdict:  # a large figure over an interval that holds zero would mislead
         sign = 1 if c.verdict > 0 else -1
@@ -233,8 +240,7 @@ def _versus(c: Comparison, *, simulated: bool, n_comparisons: int) -> Headline:
         label=label,
         text=f"{title_of(c.target)}, {c.protocol} protocol: {verdict}. {c.first} against "
         f"{c.second} on the same {c.n:,} test photos: {mine} against {theirs} {unit}, a difference "
-        f"of {gap} (95 % interval {low} to {high}; p {p}, adjusted by Holm for {n_comparisons} "
-        f"comparison{'s' * (n_comparisons > 1)}).",
+        f"of {gap} ({within}).",
     )
 
 

@@ -1,9 +1,8 @@
-"""Writes the golden store of the current format. Run once per format, then never again.
+"""Wrote the golden store of format 1, once, when format 1 was the newest; never to be run again.
 
-python -m tests.golden.make tests/golden/format-1
+Tests take its photos from here, and `make_2` begins with it.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +49,3 @@ def main(path: Path) -> None:
     cache.record_photos("golden folder", ["a.jpg", "x.jpg"], contents(6, 7))
     write_ref(cache, "pinned")
     forget(cache, ["x.jpg"])
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -21,7 +21,7 @@ from embedcache import disk
 from embedcache.errors import EmbedcacheError
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
-from embedcache.store.tombstones import read_tombstones
+from embedcache.store.history import History
 from embedcache.upkeep.forgetting import forget
 from embedcache.upkeep.merging import merge
 from embedcache.upkeep.pinning import write_ref
@@ -103,7 +103,7 @@ def read_behind(path: Path, *parts: str) -> None:
         if "photos" in parts or ref:
             assert (cache.digests_of(["a", "b"])[0] == photos(0, 1)).all()
     if "forgotten" in parts:
-        read_tombstones(path)
+        History(path).dead()
 
 
 def files_of(path: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from tests.golden.make import DETECTOR, SPEC, contents, vectors
 from tests.stores import model, photos
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
+GOLDEN_2 = GOLDEN.with_name("format-2")
 FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
 
 
@@ -60,6 +61,25 @@ def test_a_store_of_format_1_is_written_to_and_merged(tmp_path: Path) -> None:
     fresh = Cache.open(tmp_path / "fresh", create=True)
     assert merge(fresh, [Cache.open(GOLDEN)], with_ids=True).withheld == 0
     check_golden(fresh)
+
+
+def test_a_store_of_format_2_is_read_whole_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "golden"
+    shutil.copytree(GOLDEN_2, path)
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    assert verify(path).clean
+    for cache in (Cache.open(path), Cache.open(path, ref="pinned")):
+        check_golden(cache)
+    cache = Cache.open(path)
+    assert cache.dead(contents(7, 8, 10)).tolist() == [True, False, False]  # 8 was lifted
+    assert (cache.find("golden").read(contents(8, 10))[0] == vectors(8, 10)).all()
+    assert cache.digests_of(["h.jpg", "i.jpg", "x.jpg"])[1].tolist() == [True, True, False]
+    assert not Cache.open(path, ref="pinned").find("golden").status(contents(7, 8)).any()
+    log = cache.history.log()
+    assert log.refs.keys() == {"pinned"}
+    assert len(log.forgotten) == 4
+    assert len(log.remembered) == 1
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +150,11 @@ def test_the_six_lines_of_the_format_page_read_a_cache() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", FORMAT.read_text(), re.DOTALL)
     assert sum(bool(line.strip()) for line in code.splitlines()) == 6
     names: dict[str, object] = {}
-    exec(code.replace("photos.cache", str(GOLDEN)), names)
-    assert names["vectors"] == {
-        bytes([n] * 32): pytest.approx([n + i / 8 for i in range(6)]) for n in (1, 2, 3, 6)
-    }
+    for golden, numbers in ((GOLDEN, (1, 2, 3, 6)), (GOLDEN_2, (1, 2, 3, 6, 8, 10))):
+        exec(code.replace("photos.cache", str(golden)), names)
+        assert names["vectors"] == {
+            bytes([n] * 32): pytest.approx([n + i / 8 for i in range(6)]) for n in numbers
+        }
 
 
 def test_the_format_page_names_every_column_and_limit() -> None:

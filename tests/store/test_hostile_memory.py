@@ -154,7 +154,7 @@ from pathlib import Path
 from embedcache.errors import EmbedcacheError
 from embedcache.store import Cache
 from embedcache.upkeep.inventory import summarise
-from embedcache.store.tombstones import read_tombstones
+from embedcache.store.history import History
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.merging import merge
 from embedcache.upkeep.verify import verify
@@ -166,7 +166,7 @@ for step in (
     lambda: Cache.open(path, ref="r").find("net").reasons(photos(7)),
     lambda: Cache.open(path).digests_of(["a"]),
     lambda: summarise(Cache.open(path), photos=True),
-    lambda: read_tombstones(path),
+    lambda: History(path).dead(),
     lambda: verify(path),
     lambda: merge(Cache.open(path.with_name("target"), create=True), [Cache.open(path)]),
     lambda: Cache.open(path).find("net").salvage(),

@@ -47,8 +47,8 @@ SOUND: Final = Flaw()
 class Place(Protocol):
     """One schedule's remote."""
 
-    def open(self, flaw: Flaw) -> Remote | str:
-        """The remote, for the process of an operation."""
+    def open(self, flaw: Flaw, staging: str) -> Remote | str:
+        """The remote, for the process of an operation. staging: marks its member's stagings."""
         ...
 
     def folder(self) -> Any:
@@ -64,10 +64,10 @@ class FolderPlace:
 
     path: Path
 
-    def open(self, flaw: Flaw) -> Remote | str:
+    def open(self, flaw: Flaw, staging: str) -> Remote | str:
         if flaw == Flaw():
             return str(self.path)
-        return _patient(Flawed(opening.choose(str(self.path), "aaaaaaaa"), flaw))
+        return _patient(Flawed(opening.choose(str(self.path), staging), flaw))
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -124,8 +124,8 @@ class S3Place:
                 put = server.client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
                 self._mirrored[key] = put["ETag"]
 
-    def open(self, flaw: Flaw) -> Remote | str:
-        return _patient(Flawed(opening.choose(f"s3://{BUCKET}/{self._prefix}", "aaaaaaaa"), flaw))
+    def open(self, flaw: Flaw, staging: str) -> Remote | str:
+        return _patient(Flawed(opening.choose(f"s3://{BUCKET}/{self._prefix}", staging), flaw))
 
     @contextmanager
     def folder(self) -> Iterator[Path]:

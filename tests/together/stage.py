@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from embedcache.remotes.remote import Remote
+from embedcache.sharing.connecting import staging_of
 from embedcache.sharing.share import pull
 from embedcache.sharing.survey import verify_remote
 from embedcache.store.cache import Cache
@@ -64,7 +65,7 @@ class Stage:
 
         def follow() -> None:
             cache = Cache.open(self.world.cache)
-            pull(self.place.open(SOUND), cache, with_ids=True)
+            pull(self.place.open(SOUND, staging_of(cache)), cache, with_ids=True)
             forget_forgotten(cache)
 
         end = finish("advice", follow)
@@ -77,13 +78,17 @@ class Stage:
         promise = self.facts.begins(op)
         running = begin(
             op.name,
-            lambda: op.call(self.world, self.album, self.place.open(flaw) if op.remote else ""),
+            lambda: op.call(self.world, self.album, self._remote(op, flaw) if op.remote else ""),
             root=f"{self.world.folder}/",
             before=host.settle,
             fine=fine,
         )
         self.promises[running.pid] = op, promise
         return running
+
+    def _remote(self, op: Operation, flaw: Flaw) -> Remote | str:
+        member = self.world.other if op.removes else self.world.cache
+        return self.place.open(flaw, staging_of(Cache.open(member)))
 
     def ended(self, running: Running) -> bool:
         """Take note of how an operation ended; True if it succeeded."""
@@ -165,7 +170,7 @@ class Stage:
             left = oracle.traces(folder, self.album, self.facts.never_remote, ids_of)
         self.wrong += [f"bytes left on the remote: {trace}" for trace in left]
         if any(op.remote for op, _ in self.promises.values()):
-            end = finish("verify", lambda: _verify_remote(self.place.open(SOUND)))
+            end = finish("verify", lambda: _verify_remote(self.place.open(SOUND, "")))
             found = [end.text] if end.value is None else end.value
             self.wrong += [f"verify of the remote: {oracle.shape(text)}" for text in found]
 

@@ -39,7 +39,7 @@ def test_there_is_a_chart_for_everything_the_study_knows(results: Results) -> No
 def test_the_error_chart_holds_the_rows_of_the_table(results: Results) -> None:
     for panel in chart(results, "errors_like_ratio").panels:
         drawn = {
-            panel.names[int(y)].removesuffix(" ★"): x
+            panel.names[int(y)].removesuffix(" ★").partition(" = ")[0]: x
             for series in panel.series
             for x, y in zip(series.x, series.y, strict=True)
         }

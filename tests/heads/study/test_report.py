@@ -294,3 +294,16 @@ def test_a_difference_that_may_be_none_gets_no_large_figure(results: Results) ->
     unclear = report._versus(replace(one, low=-1.0, high=1.0), simulated=True, n_comparisons=4)
     assert unclear.figure == "≈"
     assert "undecided whether" in unclear.text
+
+
+def test_one_group_of_test_photos_gives_no_headline_and_says_why(results: Results) -> None:
+    fits = []
+    for fit in results.fits:
+        rows = [row | {"low": None, "high": None} for row in fit.rows]
+        fits.append(
+            msgspec.structs.replace(fit, rows=tuple(rows), groups=tuple([0] * len(fit.ids)))
+        )
+    for one in report.findings(replace(results, fits=tuple(fits))):
+        assert one.figure in ("", "≈")
+        assert "belong to one group" in one.text
+        assert "nan" not in one.text + one.label
