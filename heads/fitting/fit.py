@@ -64,13 +64,7 @@ def fit(
         for one in _splits(dataset, folds, protocol.seed)
     ]
     first = rounds[0].dataset
-    reference = "ridge" if dataset.task == "regression" else "logistic"
-    judged = None
-    if not dev_only:
-        tested = joined([one.tested for one in rounds if one.tested is not None])
-        judged = judge(
-            dataset, tested, reference=reference, resamples=resamples, seed=protocol.seed
-        )
+    judged = None if dev_only else _judged(rounds, dataset, resamples, protocol.seed)
     pooled = {name: _pooled(name, rounds) for name in rounds[0].found}
     if folds is not None:
         pooled[CHOICE] = _pooled_choice(rounds)
@@ -96,6 +90,13 @@ def fit(
         seconds=time.perf_counter() - began,
         writer=save,
     )
+
+
+def _judged(rounds: Sequence["_Round"], dataset: Dataset, resamples: int, seed: int) -> Judged:
+    """The test rows of all rounds, scored as one."""
+    tested = joined([one.tested for one in rounds if one.tested is not None])
+    reference = "ridge" if dataset.task == "regression" else "logistic"
+    return judge(dataset, tested, reference=reference, resamples=resamples, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)

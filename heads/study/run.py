@@ -59,6 +59,7 @@ def run(
     progress: called with one line per fit.
     """
     began = time.perf_counter()
+    say = progress or (lambda _line: None)
     out = Path(out)
     (out / "fits").mkdir(parents=True, exist_ok=True)
     (out / "subsets").mkdir(exist_ok=True)
@@ -76,15 +77,12 @@ def run(
             found, fresh = task.fit(rows, cache, out)
         except LabelsError as error:  # one class only, say: the other cells can still be filled
             skipped[task.name] = str(error)
-            if progress is not None:
-                progress(f"{task.name}: left out: {error}")
+            say(f"{task.name}: left out: {error}")
             continue
         dropped = left_out | found.dropped
         fits.append(msgspec.structs.replace(found, labels=labels_digest, dropped=dropped))
         reused += not fresh
-        if progress is not None:
-            done = f"fitted in {found.seconds:.1f} s" if fresh else "fitted before"
-            progress(f"{task.name}: {done}")
+        say(f"{task.name}: fitted {f'in {found.seconds:.1f} s' if fresh else 'before'}")
     if not fits:
         raise LabelsError(f"no fit could be made: {'; '.join(skipped.values())}")
     memo = read_labels_memo(out / "labels.json") if study.labels is None else None
