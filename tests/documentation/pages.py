@@ -45,8 +45,8 @@ def blocks(page: Path) -> list[Block]:
 
 
 def shape(line: str) -> str:
-    """A line of output without its numbers, dashes for numbers, and widths of columns."""
-    line = re.sub(r"\([^)]*%[^)]*\)|\b[0-9a-f]{8}\b", "#", line)
+    """A line of output without its numbers, dashes for numbers, made-up ids, and column widths."""
+    line = re.sub(r"\([^)]*%[^)]*\)|\b[0-9a-f]{8}\b|\bsim[0-9a-f]{10}\b", "#", line)
     line = re.sub(r"(?<![\w.])[-+]?\d[\d,.]*(e[-+]?\d+)?|(?<=\s)-(?=\s|$)", "#", line)
     return " ".join(line.split())
 
