@@ -13,6 +13,8 @@ from embedcache import disk
 from embedcache.spec import foreign
 from embedcache.store import journal
 from embedcache.store.cache import Cache
+from embedcache.upkeep.forgetting import forget
+from embedcache.upkeep.pinning import write_ref
 from tests.stores import model, photos
 
 SPEC = foreign("wide", 65_536)  # 8 rows to a chunk, 256 to a shard
@@ -127,3 +129,27 @@ print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
         for k in ("1", str(wanted))
     )
     assert (many - one) * 1024 <= wanted * 2048 * 4 + (64 << 20)
+
+
+def test_new_folders_are_durable_in_their_parents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a first commit, first ids, a first ref and a first tombstone."""
+    power = Power(monkeypatch)
+    cache = Cache.open(tmp_path / "new" / "a", create=True)
+    cache.space(SPEC, create=True)
+    write(cache, 50)
+    cache.record_photos("f", ["p0", "p1"], photos(0, 1))
+    write_ref(cache, "r")
+    forget(cache, ["p1"])
+    folders = [path for path in [cache.path, *cache.path.rglob("*")] if path.is_dir()]
+    folders = [path for path in folders if "local" not in path.parts]
+    assert {"removed", "forgotten", "refs"} <= {path.name for path in folders}
+    lacking = {str(path.parent) for path in [cache.path.parent, *folders]} - {*power.folders}
+    # Spaces, segments and entries are made in hidden folders, synced as a whole under that name.
+    hidden = {Path(folder).name[:5] for folder in power.folders}
+    assert {".new-", ".entr"} <= hidden
+    made_hidden = ("segments", "removed", "spaces")
+    lacking = {path for path in lacking if Path(path).parent.name not in made_hidden}
+    lacking = {path for path in lacking if "/segments/" not in path}
+    assert not lacking
