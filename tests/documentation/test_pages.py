@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from embedcache import example
-from tests.documentation.pages import ROOT, Run, Session, blocks
+from tests.documentation.pages import ROOT, Run, Session, blocks, demo_without_its_study
 
 HOW_TO = sorted(ROOT.glob("docs/how-to/*.md"))
 
@@ -15,11 +14,8 @@ def test_every_line_of_the_tutorial_runs_from_an_empty_folder(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # What `demo` leaves for the lines below, with fewer photos; test_readme.py runs the command.
-    made = tmp_path / "made"
-    example.make(made / "data", n_photos=60)
-    example.write_lite0(made / "weights" / "efficientnet_lite0")
-    session = Session(run, replaced={"embedcache demo --out demo": f"cp -r {made} demo"})
+    demo = demo_without_its_study(tmp_path / "made")
+    session = Session(run, replaced={"embedcache demo --out demo": f"cp -r {demo} demo"})
     for block in blocks(ROOT / "docs" / "tutorial.md"):
         session.play(block)
     assert session.names["found"].all()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documentation.pages import ROOT, Run, Session, blocks
+from tests.documentation.pages import ROOT, Run, Session, blocks, demo_without_its_study
 
 README = ROOT / "README.md"
 
@@ -14,11 +14,21 @@ def test_the_first_screen_of_the_readme_runs_from_an_empty_folder(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # Fewer photos here; nothing else is replaced.
-    session = Session(run, replaced={"demo --out demo": "demo --out demo --photos 60"})
+    demo = demo_without_its_study(tmp_path / "made")
+    session = Session(run, replaced={"embedcache demo --out demo": f"cp -r {demo} demo"})
     (screen,) = [block for block in blocks(README) if block.language == "console"]
     session.play(screen)
-    assert (tmp_path / "predictions.csv").exists()
+
+
+@pytest.mark.timeout(900)
+def test_its_first_line_writes_a_page_without_a_network(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run("demo", "--out", "demo", "--photos", 60)
+    assert status == 0, err
+    assert "demo/report.html" in out
+    assert (tmp_path / "demo" / "report.html").exists()
 
 
 @pytest.mark.timeout(900)
