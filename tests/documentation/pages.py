@@ -5,8 +5,8 @@
         session.play(block)
 
 A `sh` block is run line by line, a `python` block in one namespace for the whole document. In a
-`console` block each line after `$ ` is run, and the lines below it must be in its output (stdout and
-stderr are read apart, so in any order), with any numbers and quoted names.
+`console` block each line after `$ ` is run, and the lines below it must be in its output (stdout
+and stderr are read apart, so in any order), with any numbers and quoted names.
 """
 
 import os
