@@ -528,11 +528,20 @@ def forget(
     cache: CachePath,
     ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ID...", help="Photo ids, or sha256 of photos: 12 to 64 digits."),
+        typer.Argument(
+            metavar="ID...",
+            help="Photo ids, or sha256 of photos as 'info --photos' shows them: 12 to 64 digits.",
+        ),
     ] = None,
     forgotten: Annotated[
         bool, typer.Option("--forgotten", help="All photos that anyone has forgotten before.")
     ] = False,
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE", help="Where the ids come from, if one names photos in two places."
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Remove photos for good. Their rows, faces, ids and entries in refs go."""
@@ -542,7 +551,8 @@ def forget(
     if bool(ids) == forgotten:
         raise InputError("name the photos to forget: their ids, or --forgotten, not both")
     opened = open_cache(cache)
-    print_result(forget_forgotten(opened) if forgotten else remove(opened, ids or []), json_)
+    found = forget_forgotten(opened) if forgotten else remove(opened, ids or [], scope=scope)
+    print_result(found, json_)
 
 
 @commands.command()

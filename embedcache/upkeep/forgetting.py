@@ -74,7 +74,7 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     Contents that another id still stands for are kept, and named. A tombstone stays behind, which
     hides the rows from the moment it is written and keeps them from coming back. Refs that pinned
     a removed segment read its remaining rows.
-    scope: where the ids come from; needed when an id occurs in several places.
+    scope: where the ids come from; needed when an id stands for different photos in two places.
     Run again after a crash, it finishes what was begun.
     Raises CacheError for an id that is not recorded, and for a digest that is not here.
     """
@@ -84,7 +84,7 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     named = _named(cache, table, wanted - set(table.ids))
     wanted -= named.keys()
     pairs = {pair for pair in _pairs(table) if pair[1] in wanted and scope in (None, pair[0])}
-    _check_known(cache, wanted, {(pair[1], pair[0]) for pair in pairs})
+    _check_known(cache, wanted, pairs)
     whole = set(named.values())
     pairs |= {pair for pair in _pairs(table) if pair[2] in whole}
     cache.history.forget(
@@ -215,8 +215,9 @@ def _named(cache: Cache, table: PhotoTable, texts: set[str]) -> dict[str, bytes]
     return found
 
 
-def _check_known(cache: Cache, wanted: set[str], found: set[tuple[str, str]]) -> None:
-    if unknown := sorted(wanted - {name for name, _ in found}):
+def _check_known(cache: Cache, wanted: set[str], found: set[Pair]) -> None:
+    """Raise for an id that is not recorded, or that stands for different photos in two places."""
+    if unknown := sorted(wanted - {name for _, name, _ in found}):
         for store in cache.sets():
             finish(store)  # of a run that was cut off at its very end
         raise CacheError(
@@ -224,14 +225,16 @@ def _check_known(cache: Cache, wanted: set[str], found: set[tuple[str, str]]) ->
             + (f" (nor {len(unknown) - 1} others of those given)" if len(unknown) > 1 else "")
             + ". 'embedcache info' shows ids that it knows"
         )
-    places: dict[str, list[str]] = {}
-    for name, scope in found:
-        places.setdefault(name, []).append(scope)
-    for name, scopes in places.items():
-        if len(scopes) > 1:
+    places: dict[str, dict[str, set[bytes]]] = {}
+    for scope, name, content in found:
+        places.setdefault(name, {}).setdefault(scope, set()).add(content)
+    for name, contents in places.items():
+        if len({frozenset(held) for held in contents.values()}) > 1:
+            scopes = ", ".join(sorted(contents))
             raise CacheError(
-                f"photo id {name!r} occurs in {len(scopes)} places: {', '.join(sorted(scopes))}. "
-                "Say which one is meant by its scope"
+                f"photo id {name!r} stands for different photos in {len(contents)} places: "
+                f"{scopes}. Add --scope PLACE, or name the photo by its sha256 "
+                f"('embedcache info {cache.path} --photos' shows it)"
             )
 
 

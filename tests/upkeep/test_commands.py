@@ -232,10 +232,18 @@ def test_a_photo_that_another_id_stands_for_is_kept_and_named(tmp_path: Path) ->
     assert cache.space(SPEC).status(photos(1)).tolist() == [OK]
 
 
+def test_an_id_that_names_one_photo_in_two_places_is_forgotten_in_both(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", 1, 2)
+    cache.record_photos("table", ["p1", "p2"], photos(1, 2))
+    assert forget(cache, ["p1"]).ids == 2
+    assert cache.space(SPEC).status(photos(1, 2)).tolist() == [ABSENT, OK]
+    assert sorted(cache.photo_table().ids) == ["p2", "p2"]
+
+
 def test_an_id_of_two_places_is_forgotten_in_the_one_named(tmp_path: Path) -> None:
     cache = make(tmp_path / "a", 1, 2)
     cache.record_photos("elsewhere", ["p1"], photos(9))
-    with pytest.raises(CacheError, match="occurs in 2 places: elsewhere, folder"):
+    with pytest.raises(CacheError, match="different photos in 2 places: elsewhere, folder"):
         forget(cache, ["p1"])
     forget(cache, ["p1"], scope="folder")
     assert (cache.digests_of(["p1"])[0] == photos(9)).all()
