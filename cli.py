@@ -1,27 +1,23 @@
 """The command line: each command parses, calls one library function and prints what it returns.
 
 Here are the commands that fit heads or in which the two stages meet; those of stage one alone are
-in `embedcache/commands.py`. Nothing imports this module but `embedcache/__main__.py`, which runs
-it. Heavy imports stand inside the commands, so that `--help` and `info` answer at once. Data goes
-to stdout, progress and warnings to stderr. Exit status: 0 done, 1 a user's error, 2 wrong usage,
-130 interrupted (everything done until then is kept).
+in `embedcache/commands/`, and so is what stands around each of them. Nothing imports this module
+but `embedcache/__main__.py`, which runs it. Heavy imports stand inside the commands, so that
+`--help` and `info` answer at once. Data goes to stdout, progress and warnings to stderr.
 """
 
-import errno
 import json
 import logging
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from embedcache import __version__
-from embedcache.commands import (
+from embedcache.commands import caches, shared_copies, shell
+from embedcache.commands.embedding import embed_photos, extract
+from embedcache.commands.options import (
     DEFAULT_BACKBONE,
     INTERRUPTED,
     BackboneOption,
@@ -32,48 +28,17 @@ from embedcache.commands import (
     PhotoColumn,
     PhotosPath,
     Workers,
-    commands,
-    embed_photos,
-    extract,
     open_cache,
     print_result,
-    printable,
     read_photos,
 )
 from embedcache.errors import EmbedcacheError, InputError
 
-SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
-ANYWHERE = {
-    "-q": logging.WARNING,
-    "--quiet": logging.WARNING,
-    "-v": logging.DEBUG,
-    "--verbose": logging.DEBUG,
-}
 log = logging.getLogger("embedcache")
-
-
-class Commands(TyperGroup):
-    """The commands. -q and -v may stand anywhere; Ctrl-C ends each command with one line."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        own = args[: args.index("--")] if "--" in args else args
-        for level in [ANYWHERE[word] for word in own if word in ANYWHERE]:
-            log.setLevel(level)
-        kept = [word for i, word in enumerate(args) if i >= len(own) or word not in ANYWHERE]
-        return super().parse_args(ctx, kept)
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            line = "Interrupted: everything done so far is kept. Rerun the command to resume."
-            print(line, file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
-
 
 app = typer.Typer(
     name="embedcache",
-    cls=Commands,
+    cls=shell.Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -109,7 +74,7 @@ def _options(
         bool, typer.Option("--verbose", "-v", help="Also tracebacks of errors.")
     ] = False,
 ) -> None:
-    """-q and -v may also stand after a command; see `Commands.parse_args`."""
+    """-q and -v may also stand after a command; see `shell.Commands`."""
 
 
 app.command()(extract)  # of stage one alone, but first in the list
@@ -414,50 +379,13 @@ def demo(
     _study(toml, out, cache=None, show={}, device="auto", json_=json_)
 
 
-app.add_typer(commands)
+app.add_typer(caches.commands)
+app.add_typer(shared_copies.commands)
 
 
 def main() -> None:
-    """Run a command: a user's error is one message and exit status 1, a bug keeps its traceback."""
-    with _streams():
-        try:
-            app(prog_name="embedcache")
-        except EmbedcacheError as error:
-            if log.isEnabledFor(logging.DEBUG):
-                log.debug("", exc_info=error)
-            _fail(str(error))
-        except BrokenPipeError:  # `embedcache info ... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        except OSError as error:
-            if error.errno not in SYSTEM_ERRORS:
-                raise
-            _fail(f"{error.strerror}: {error.filename or 'while writing'}")
-
-
-@contextmanager
-def _streams() -> Iterator[None]:
-    """Notes go to stderr; any name can be printed, and a stream that is closed is no error."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:  # else the next file that is opened would be written to as stdout or stderr
-            os.open(os.devnull, os.O_RDWR)
-    sys.stdout = sys.stdout or os.fdopen(os.dup(1), "w")
-    sys.stderr = sys.stderr or os.fdopen(os.dup(2), "w")
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Printable())
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.propagate = True
+    """Run a command."""
+    shell.run(app)
 
 
 def _study(
@@ -512,18 +440,6 @@ def _demo_study() -> str:
             )
     note = f'note = "{" ".join(notes)}"\n'
     return note + design.template("demo.toml") + rows
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"error: {printable(message)}", file=sys.stderr)
-    sys.exit(1)
-
-
-class _Printable(logging.Formatter):
-    """Log lines without control characters."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ run embeds what the cache lacks, so running it again after a crash is the resume
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,8 +27,7 @@ from embedcache.extraction.outcome import Extraction, SpaceOutcome
 from embedcache.extraction.pace import Compile, PaceFinder
 from embedcache.extraction.parts import WorkPart
 from embedcache.extraction.pipeline import Pipeline
-from embedcache.extraction.plan import Plan
-from embedcache.extraction.prefetch import Gate, Ready, prefetch
+from embedcache.extraction.prefetch import Gate, prefetch
 from embedcache.extraction.process import note_networks, refuse_fork, without_collection
 from embedcache.extraction.provenance import about, remember_places
 from embedcache.extraction.sink import F32, OpenSegment, Sink, Sinks
@@ -94,65 +93,43 @@ def extract(
     started = time.perf_counter()
     refuse_fork()
     photos = photos if part is None else part.of(photos)
-    watch = Watch(progress, log, stop)
-    clock, gate, faces = Clock(), Gate(workers), FaceFinder(cache, device)
     upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
-    with ThreadPoolExecutor(1, "load") as beside:  # loading computes, reading waits for a disk
-        loading = beside.submit(
-            load_all,
-            backbone,
-            faces=faces,
-            memo=cache.local / "specs.json",
-            device=device,
-            precision=precision,
-            decode=decode,
-        )
-        with clock.step("read"):
-            digests = _read(photos, cache, workers=gate.workers, watch=watch, beside=loading)
-            _record(photos, digests, cache, again=again)
-        backbones = loading.result()
+    run = _Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), FaceFinder(cache, device))
+    options = {"device": device, "precision": precision, "decode": decode}
+    digests, backbones = run.read(photos, backbone, again=again, **options)
     if strict and digests.reasons:
         position, reason = next(iter(digests.reasons.items()))
         raise _refusal(f"{photos.paths[position]}: {reason}")
-    remember_places(cache, {b.spec.digest: b.place for b in backbones})
-    spaces = [cache.space(b.spec, create=True) for b in backbones]
-    for space in spaces:
-        space.salvage()
-    interrupted = digests.stopped or stop()
+    spaces = run.open_spaces(backbones)
     neighbours = Neighbours(cache, [b.spec.digest for b in backbones], part)
-    with clock.step("read"):
+    stopped = digests.stopped or stop()
+    with run.clock.step("read"):
         work = Work(
             *(photos, digests, spaces),
             neighbours=neighbours,
-            upstream=None if interrupted else upstream,
+            upstream=None if stopped else upstream,
             retry_failed=retry_failed,
         )
-    pace_finder = PaceFinder(gate, batch_size=batch_size, compiling=compiling, log=log)
-    engines = {} if interrupted else _engines(backbones, work, pace_finder)
-    sinks = _sinks(backbones, spaces, faces, tallies=work.tallies, clock=clock, writer=writer)
+    pace_finder = PaceFinder(run.gate, batch_size=batch_size, compiling=compiling, log=log)
+    engines = {} if stopped else _engines(backbones, work, pace_finder)
     lanes = Lanes.of([engine.network for engine in engines.values()])
-    with neighbours.announced(), lanes:
-        pipeline = Pipeline(
-            backbones, engines, faces, sinks, lanes=lanes, pace_finder=pace_finder, clock=clock
-        )
-
-        def stream(part: Plan) -> Generator[Ready, None, None]:
-            jobs = work.jobs(part, backbones, faces)
-            return prefetch(jobs, gate=gate, ahead=lambda: pipeline.ahead, clock=clock)
-
-        if not interrupted:
-            interrupted = _embed(work, pipeline, sinks, stream=stream, watch=watch, strict=strict)
+    if not stopped:
+        sinks = run.sinks(backbones, spaces, tallies=work.tallies, writer=writer)
+        with neighbours.announced(), lanes:
+            stopped = run.embed(
+                *(work, backbones, engines, sinks, lanes), pace_finder=pace_finder, strict=strict
+            )
     seconds = time.perf_counter() - started
     return Extraction(
         spaces=tuple(
-            _outcome(b, tally, engines.get(i), clock=clock, lanes=lanes, gate=gate, seconds=seconds)
+            run.outcome(b, tally, engines.get(i), n_lanes=lanes.n, seconds=seconds)
             for i, (b, tally) in enumerate(zip(backbones, work.tallies, strict=True))
         ),
-        interrupted=interrupted,
+        interrupted=stopped,
         part="" if part is None else str(part),
         n_photos=len(photos),
         n_without_photo=photos.n_without_photo,
-        n_reducible=clock.reducible,
+        n_reducible=run.clock.reducible,
         seconds=seconds,
         remote="" if upstream is None else upstream.name,
         taken=0 if upstream is None else upstream.n_taken,
@@ -167,6 +144,156 @@ class Watch:
     progress: Callable[[RunProgress], None]
     log: Callable[[str], None]
     stop: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every step of one run uses; the steps, in their order."""
+
+    cache: Cache
+    watch: Watch
+    clock: Clock
+    gate: Gate
+    faces: FaceFinder
+
+    def read(
+        self,
+        photos: Photos,
+        backbone: str | Backbone | Sequence[str | Backbone],
+        *,
+        again: bool,
+        **options: Any,
+    ) -> tuple[Digests, list[Backbone]]:
+        """The digests of all photos, recorded, and the backbones, loaded meanwhile.
+
+        again: lift what was forgotten.  options: those of `backbones.load`.
+        """
+        memo = self.cache.local / "specs.json"
+        with ThreadPoolExecutor(1, "load") as beside:  # loading computes, reading waits for a disk
+            loading = beside.submit(load_all, backbone, faces=self.faces, memo=memo, **options)
+            with self.clock.step("read"):
+                digests = self._digests(photos, beside=loading)
+                _record(photos, digests, self.cache, again=again)
+            return digests, loading.result()
+
+    def _digests(self, photos: Photos, *, beside: Future[Any]) -> Digests:
+        """beside: what is done at the same time; should it fail, reading ends at once."""
+        started = time.perf_counter()
+
+        def reading(n_done: int, n: int) -> None:
+            seconds = time.perf_counter() - started
+            self.watch.progress(RunProgress(n_done, n, 0, seconds, doing="reading"))
+
+        def stopped() -> bool:
+            return self.watch.stop() or (beside.done() and beside.exception() is not None)
+
+        memo = self.cache.local / "digests.npz"
+        return photos.digests(memo, workers=self.gate.workers, progress=reading, stop=stopped)
+
+    def open_spaces(self, backbones: Sequence[Backbone]) -> list[Space]:
+        """The spaces, with what runs that were killed have left in them."""
+        remember_places(self.cache, {b.spec.digest: b.place for b in backbones})
+        spaces = [self.cache.space(b.spec, create=True) for b in backbones]
+        for space in spaces:
+            space.salvage()
+        return spaces
+
+    def sinks(
+        self,
+        backbones: Sequence[Backbone],
+        spaces: Sequence[Space],
+        *,
+        tallies: Sequence[SpaceTally],
+        writer: str,
+    ) -> Sinks:
+        """Where rows go: one sink per space, and one for the faces."""
+
+        def sink(space: Space, backbone: Backbone) -> Sink[F32]:
+            def begin(n_rows: int) -> OpenSegment[F32]:
+                network = backbone.open()
+                provenance = about(network.device, weights=network.origin)
+                if writer:
+                    provenance["writer"] = writer
+                return space.writer(n_rows=n_rows, name=backbone.name, about=provenance)
+
+            return Sink(begin)
+
+        vectors = [sink(space, backbone) for space, backbone in zip(spaces, backbones, strict=True)]
+        return Sinks(vectors, Sink(self.faces.begin), tallies=tallies, clock=self.clock)
+
+    def embed(
+        self,
+        work: Work,
+        backbones: Sequence[Backbone],
+        engines: dict[int, Engine],
+        sinks: Sinks,
+        lanes: Lanes,
+        *,
+        pace_finder: PaceFinder,
+        strict: bool,
+    ) -> bool:
+        """Embed all parts of the work; True where the caller stopped it."""
+        pipeline = Pipeline(
+            backbones,
+            engines,
+            self.faces,
+            sinks,
+            lanes=lanes,
+            pace_finder=pace_finder,
+            clock=self.clock,
+        )
+        began, done = time.perf_counter(), 0
+        for part in work.parts():
+            pipeline.expect(part)
+            jobs = work.jobs(part, backbones, self.faces)
+            ready_photos = prefetch(
+                jobs, gate=self.gate, ahead=lambda: pipeline.ahead, clock=self.clock
+            )
+            with closing(ready_photos):
+                for ready in ready_photos:
+                    done += 1
+                    pipeline.take(ready)
+                    n_failed = max(tally.failed.total() for tally in work.tallies)
+                    seconds = time.perf_counter() - began
+                    self.watch.progress(RunProgress(done, work.n_photos, n_failed, seconds))
+                    refused = sinks.first_failure if strict else None
+                    if refused or self.watch.stop():
+                        pipeline.commit()
+                        work.give()
+                        if refused:
+                            raise _refusal(refused)
+                        return True
+            pipeline.flush()
+            pipeline.commit()
+        return False
+
+    def outcome(
+        self,
+        backbone: Backbone,
+        tally: SpaceTally,
+        engine: Engine | None,
+        *,
+        n_lanes: int,
+        seconds: float,
+    ) -> SpaceOutcome:
+        """What became of one backbone's photos."""
+        return SpaceOutcome(
+            backbone=backbone.name,
+            spec=backbone.spec.digest,
+            dim=backbone.spec.dim,
+            wanted=tally.wanted,
+            hit=tally.hit,
+            embedded=tally.embedded,
+            failures=dict(tally.failed),
+            seconds=seconds,
+            model_photos_per_second=None if engine is None else engine.rate,
+            bottleneck=self.clock.bottleneck(n_lanes),
+            shares=self.clock.shares(),
+            batch_size=None if engine is None else engine.pace.size,
+            workers=self.gate.workers,
+            compiled=engine is not None and engine.compiled is not None,
+            forgotten=tally.forgotten,
+        )
 
 
 def load_all(
@@ -197,27 +324,6 @@ def load_all(
     return list({b.spec.digest: b for b in loaded}.values())
 
 
-def _read(
-    photos: Photos, cache: Cache, *, workers: int, watch: Watch, beside: Future[Any]
-) -> Digests:
-    """The digests of all photos.
-
-    beside: what is done at the same time; should it fail, reading ends at once.
-    """
-    started = time.perf_counter()
-
-    def reading(n_done: int, n: int) -> None:
-        seconds = time.perf_counter() - started
-        watch.progress(RunProgress(n_done, n, 0, seconds, doing="reading"))
-
-    def stopped() -> bool:
-        return watch.stop() or (beside.done() and beside.exception() is not None)
-
-    return photos.digests(
-        cache.local / "digests.npz", workers=workers, progress=reading, stop=stopped
-    )
-
-
 def _record(photos: Photos, digests: Digests, cache: Cache, *, again: bool) -> None:
     """Record whose photos these are; with `again`, also of those that were forgotten."""
     readable = [photo for photo, ok in zip(photos.ids, digests.readable, strict=True) if ok]
@@ -242,94 +348,5 @@ def _engines(
     return engines
 
 
-def _sinks(
-    backbones: Sequence[Backbone],
-    spaces: Sequence[Space],
-    faces: FaceFinder,
-    *,
-    tallies: Sequence[SpaceTally],
-    clock: Clock,
-    writer: str,
-) -> Sinks:
-    """Where rows go: one sink per space, and one for the faces."""
-
-    def sink(space: Space, backbone: Backbone) -> Sink[F32]:
-        def begin(n_rows: int) -> OpenSegment[F32]:
-            network = backbone.open()
-            provenance = about(network.device, weights=network.origin)
-            if writer:
-                provenance["writer"] = writer
-            return space.writer(n_rows=n_rows, name=backbone.name, about=provenance)
-
-        return Sink(begin)
-
-    vectors = [sink(space, backbone) for space, backbone in zip(spaces, backbones, strict=True)]
-    return Sinks(vectors, Sink(faces.begin), tallies=tallies, clock=clock)
-
-
-def _embed(
-    work: Work,
-    pipeline: Pipeline,
-    sinks: Sinks,
-    *,
-    stream: Callable[[Plan], Generator[Ready, None, None]],
-    watch: Watch,
-    strict: bool,
-) -> bool:
-    """Embed all parts of the work; True where the caller stopped it.
-
-    stream: reads and decodes the photos of a part.
-    """
-    began, done = time.perf_counter(), 0
-    for part in work.parts():
-        pipeline.expect(part)
-        with closing(stream(part)) as photos:
-            for ready in photos:
-                done += 1
-                pipeline.take(ready)
-                n_failed = max(tally.failed.total() for tally in work.tallies)
-                seconds = time.perf_counter() - began
-                watch.progress(RunProgress(done, work.n_photos, n_failed, seconds))
-                refused = sinks.first_failure if strict else None
-                if refused or watch.stop():
-                    pipeline.commit()
-                    work.give()
-                    if refused:
-                        raise _refusal(refused)
-                    return True
-        pipeline.flush()
-        pipeline.commit()
-    return False
-
-
 def _refusal(failure: str) -> PhotosError:
     return PhotosError(f"{failure} (--strict). What was embedded until then is kept.")
-
-
-def _outcome(
-    backbone: Backbone,
-    tally: SpaceTally,
-    engine: Engine | None,
-    *,
-    clock: Clock,
-    lanes: Lanes,
-    gate: Gate,
-    seconds: float,
-) -> SpaceOutcome:
-    return SpaceOutcome(
-        backbone=backbone.name,
-        spec=backbone.spec.digest,
-        dim=backbone.spec.dim,
-        wanted=tally.wanted,
-        hit=tally.hit,
-        embedded=tally.embedded,
-        failures=dict(tally.failed),
-        seconds=seconds,
-        model_photos_per_second=None if engine is None else engine.rate,
-        bottleneck=clock.bottleneck(lanes.n),
-        shares=clock.shares(),
-        batch_size=None if engine is None else engine.pace.size,
-        workers=gate.workers,
-        compiled=engine is not None and engine.compiled is not None,
-        forgotten=tally.forgotten,
-    )

@@ -94,7 +94,7 @@ def test_an_impossible_request_is_one_message(run: Run, filled: Path, tmp_path: 
         (("push", tmp_path / "absent", tmp_path / "s"), "there is no cache at"),
         (("info", "file:///x", "--ref", "r"), "need a cache's folder, not a URL"),
         (("info", "file:///x", "--photos"), "need a cache's folder, not a URL"),
-        (("extract", tmp_path, "--cache", tmp_path / "b", "--offer"), "no photos in"),
+        (("extract", tmp_path, "--cache", tmp_path / "b", "--offer"), "--offer needs"),
     ):
         status, out, err = run(*words)
         assert (status, out) == (1, "")

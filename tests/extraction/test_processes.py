@@ -22,7 +22,7 @@ MakePhotos = Callable[..., Path]
 def test_an_extraction_runs_in_a_thread_also_as_commands_start_it(
     make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embedcache import commands
+    from embedcache.commands import embedding
     from embedcache.extraction import run
 
     monkeypatch.setattr(run, "load", lambda *_, **__: stand_in.backbone())
@@ -30,7 +30,7 @@ def test_an_extraction_runs_in_a_thread_also_as_commands_start_it(
 
     def work() -> None:
         cache = Cache.open(tmp_path / "c", create=True)
-        found = commands.embed_photos(photos, cache, ["stand-in"])
+        found = embedding.embed_photos(photos, cache, ["stand-in"])
         embedded.append(found.spaces[0].embedded)
 
     thread = threading.Thread(target=work)

@@ -1,0 +1,7 @@
+"""The commands of stage one: each parses its options, calls one library function and prints.
+
+`cli.py` adds them to its own (docs/decisions/004). Owns the options that mean the same everywhere;
+writes to stdout and stderr only, and imports what is heavy inside the commands.
+"""
+
+__all__ = ["caches", "embedding", "options", "shared_copies", "shell"]

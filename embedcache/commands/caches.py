@@ -1,0 +1,192 @@
+"""The commands that show, check and keep one cache."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedcache.commands.options import (
+    BackboneOption,
+    CachePath,
+    IdColumn,
+    JsonOption,
+    PhotoColumn,
+    open_cache,
+    print_result,
+    read_photos,
+)
+from embedcache.errors import InputError
+
+commands = typer.Typer()
+
+
+@commands.command()
+def info(
+    cache: Annotated[str, typer.Argument(metavar="DIR|URL", help="A cache, or a shared copy.")],
+    photos: Annotated[bool, typer.Option(help="Also list the photos, one line each.")] = False,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Also list the photos without a vector, with reasons.")
+    ] = False,
+    ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show what a cache or a shared copy holds. No vector is downloaded."""
+    if "://" in cache:
+        from embedcache.sharing.survey import survey
+
+        if photos or failed or ref is not None:
+            raise InputError("--photos, --failed and --ref need a cache's folder, not a URL")
+        print_result(survey(cache), json_)
+        return
+    from embedcache.upkeep.inventory import summarise
+
+    opened = open_cache(Path(cache), ref=ref)
+    print_result(summarise(opened, photos=photos, failed=failed), json_)
+
+
+@commands.command()
+def verify(
+    cache: Annotated[str, typer.Argument(metavar="DIR|URL", help="A cache, or a shared copy.")],
+    repair: Annotated[
+        bool, typer.Option(help="Move damaged files aside, and say what to extract again.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Check every byte of a cache. Exit status 1 if anything is wrong."""
+    from embedcache.sharing.survey import Checked, verify_remote
+    from embedcache.upkeep.findings import Report
+    from embedcache.upkeep.verify import verify as check
+
+    if repair and "://" in cache:
+        raise InputError("--repair needs a cache's folder; without it, verify checks the URL")
+    report: Report | Checked
+    report = verify_remote(cache) if "://" in cache else check(cache, repair=repair)
+    print_result(report, json_)
+    if not report.clean:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def export(
+    cache: CachePath,
+    backbone: BackboneOption,
+    out: Annotated[Path, typer.Option(metavar="F.npy|F.parquet", help="The file to write.")],
+    ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
+    all_ids: Annotated[
+        bool,
+        typer.Option("--all-ids", help="A row for each folder or table that has a photo."),
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Write vectors and photo ids to a .npy or Parquet file."""
+    from embedcache.upkeep.exchange import export as write
+
+    opened = open_cache(cache, ref=ref)
+    print_result(write(opened, backbone, out, every_scope=all_ids), json_)
+
+
+@commands.command("import")
+def import_(
+    cache: CachePath,
+    vectors: Annotated[
+        Path, typer.Argument(metavar="VECTORS.npy", help="Floats, a row per photo.")
+    ],
+    ids: Annotated[
+        Path, typer.Option(metavar="ids.csv", help="Their photo ids, in the same order.")
+    ],
+    photos: Annotated[Path, typer.Option(metavar="PHOTOS", help="The photos they belong to.")],
+    name: Annotated[str, typer.Option(help="The name for these vectors, as --backbone takes it.")],
+    photo_column: PhotoColumn = None,
+    id_column: IdColumn = None,
+    json_: JsonOption = False,
+) -> None:
+    """Import vectors computed elsewhere. They are a set of their own."""
+    from embedcache.display import counts_on
+    from embedcache.upkeep.exchange import import_vectors
+
+    opened = open_cache(cache, create=True)
+    table = read_photos(photos, photo_column=photo_column, id_column=id_column)
+    digests = table.digests(opened.local / "digests.npz", progress=counts_on("photos read"))
+    known = [i for i, ok in zip(table.ids, digests.readable, strict=True) if ok]
+    found = import_vectors(
+        *(opened, vectors, ids),
+        ids=known,
+        digests=digests.value[digests.readable],
+        name=name,
+        scope=table.scope,
+    )
+    print_result(found, json_)
+
+
+@commands.command()
+def merge(
+    cache: CachePath,
+    others: Annotated[list[Path], typer.Argument(metavar="OTHER...", help="Other caches.")],
+    with_ids: Annotated[bool, typer.Option(help="Take their photo ids too.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Copy the rows of other caches that this one lacks."""
+    from embedcache.upkeep.merging import merge as join
+
+    opened = open_cache(cache, create=True)
+    print_result(join(opened, [open_cache(other) for other in others], with_ids=with_ids), json_)
+
+
+@commands.command()
+def compact(cache: CachePath, json_: JsonOption = False) -> None:
+    """Join small segments into larger ones."""
+    from embedcache.upkeep.compaction import compact as join
+
+    print_result(join(open_cache(cache)), json_)
+
+
+@commands.command()
+def forget(
+    cache: CachePath,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ID...",
+            help="Photo ids, or sha256 of photos as 'info --photos' shows them: 12 to 64 digits.",
+        ),
+    ] = None,
+    forgotten: Annotated[
+        bool, typer.Option("--forgotten", help="All photos that anyone has forgotten before.")
+    ] = False,
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE", help="Where the ids come from, if one names photos in two places."
+        ),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Remove photos for good. Their rows, faces, ids and entries in refs go."""
+    from embedcache.upkeep.forgetting import forget as remove
+    from embedcache.upkeep.forgetting import forget_forgotten
+
+    if bool(ids) == forgotten:
+        raise InputError("name the photos to forget: their ids, or --forgotten, not both")
+    opened = open_cache(cache)
+    found = forget_forgotten(opened) if forgotten else remove(opened, ids or [], scope=scope)
+    print_result(found, json_)
+
+
+@commands.command()
+def ref(
+    cache: CachePath,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A new name; refs are write-once.")],
+    json_: JsonOption = False,
+) -> None:
+    """Pin the cache under a name. Use it as --ref of info, export and fit-head."""
+    from embedcache.upkeep.pinning import write_ref
+
+    print_result(write_ref(open_cache(cache), name), json_)
+
+
+@commands.command()
+def doctor(json_: JsonOption = False) -> None:
+    """Show versions, devices and weights. Says how to get what is missing."""
+    from embedcache.doctor import diagnose
+
+    print_result(diagnose(), json_)

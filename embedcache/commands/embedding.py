@@ -1,0 +1,224 @@
+"""`embedcache extract`: photos in, vectors in a cache."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedcache.commands.options import (
+    DEFAULT_BACKBONE,
+    INTERRUPTED,
+    BatchSize,
+    CacheOption,
+    Compile,
+    Decode,
+    DeviceOption,
+    IdColumn,
+    JsonOption,
+    PhotoColumn,
+    PhotosPath,
+    Precision,
+    Workers,
+    open_cache,
+    print_result,
+    read_photos,
+)
+from embedcache.errors import EmbedcacheError, InputError
+
+if TYPE_CHECKING:
+    from embedcache.extraction.forecast import Forecast
+    from embedcache.extraction.outcome import Extraction
+    from embedcache.photos.table import Photos
+    from embedcache.settings import ProjectSettings
+    from embedcache.store.cache import Cache
+
+log = logging.getLogger(__name__)
+
+SHOWN_FAILURES = 5
+
+
+def extract(
+    photos: PhotosPath,
+    cache: CacheOption,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[@face]",
+            help="A timm name, hf-hub:ID, local-dir:FOLDER or facenet:NAME; may be repeated. "
+            f"[default: {DEFAULT_BACKBONE}]",
+        ),
+    ] = None,
+    photo_column: PhotoColumn = None,
+    id_column: IdColumn = None,
+    batch_size: BatchSize = None,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the network; each gives vectors of its own.")
+    ] = "float32",
+    device: DeviceOption = "auto",
+    workers: Workers = None,
+    decode: Annotated[
+        Decode,
+        typer.Option(
+            help="full: every pixel, as timm. reduced: large JPEGs faster, vectors of their own."
+        ),
+    ] = "full",
+    compile_: Annotated[
+        Compile,
+        typer.Option("--compile", help="Compile the networks; auto: in runs long enough to gain."),
+    ] = "auto",
+    retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Embed these photos even if they were forgotten.")
+    ] = False,
+    strict: Annotated[bool, typer.Option(help="Stop at the first photo that fails.")] = False,
+    max_failed: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, metavar="SHARE", help="Exit 1 if more fail. [default: only if all fail]"
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N|auto",
+            help="Only the I-th of N parts; auto: as Slurm, Kubernetes or EMBEDCACHE_PART and "
+            "EMBEDCACHE_PARTS say.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, and how long it takes.")
+    ] = False,
+    remote: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Take what this shared copy has, compute the rest; 'none' for none. "
+            "[default: that of embedcache.toml]",
+        ),
+    ] = None,
+    offer: Annotated[
+        bool | None,
+        typer.Option("--offer/--no-offer", help="Upload new vectors to the shared copy."),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Embed every photo that the cache lacks. Rerun the command to resume."""
+    from embedcache.extraction.parts import WorkPart
+    from embedcache.settings import read_settings
+    from embedcache.sharing.connecting import destination
+
+    settings = read_settings()
+    shared = _shared(remote, settings)
+    if offer and shared is None:
+        raise InputError("--offer needs a shared copy: add --remote URL")
+    mine = None if part is None else WorkPart.parse(part)
+    table = read_photos(photos, photo_column=photo_column, id_column=id_column)
+    table = table if mine is None else mine.of(table)
+    names = backbone or [DEFAULT_BACKBONE]
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "precision": precision,
+        "decode": decode,
+        "device": device,
+        "workers": workers,
+        "retry_failed": retry_failed,
+        "remote": shared,
+        "offer": settings.offer if offer is None else offer,
+    }
+    if dry_run:
+        print_result(_forecast(table, cache, names, options), json_)
+        return
+    options |= {
+        "compiling": compile_,
+        "again": again,
+        "strict": strict,
+        "writer": settings.writer,
+        "part": mine,
+    }
+    with destination(cache) as opened:
+        found = embed_photos(table, opened, names, **options)
+    print_result(found, json_)
+    if not json_:
+        print(f"vectors are in {cache}")
+    if found.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    _refuse_failures(found, max_failed)
+
+
+def _forecast(
+    table: "Photos", cache: Path, names: list[str], options: dict[str, Any]
+) -> "Forecast":
+    """What a run would do."""
+    from embedcache.display import progress_on
+    from embedcache.extraction.forecast import forecast
+
+    present = open_cache(cache) if cache.exists() else None
+    with progress_on() as progress:
+        return forecast(table, present, backbone=names, progress=progress, **options)
+
+
+def _name_failures(photos: "Photos", cache: "Cache", specs: list[str]) -> None:
+    """The first few photos that have no vector, and what lists the others, on stderr."""
+    from embedcache.upkeep.inventory import failures_of
+
+    failures = failures_of(photos, cache, specs)
+    for name, reason in failures[:SHOWN_FAILURES]:
+        log.info("no vector: %s (%s)", name, reason)
+    if len(failures) > SHOWN_FAILURES:
+        log.info(
+            "... and %s more: 'embedcache info %s --failed' lists them",
+            f"{len(failures) - SHOWN_FAILURES:,}",
+            cache.path,
+        )
+
+
+def _shared(remote: str | None, settings: "ProjectSettings") -> str | None:
+    """The shared copy to read through, checked before any photo is read; None for none."""
+    from embedcache.remotes.address import parse_address
+
+    shared = None if remote == "none" else remote or settings.remote or None
+    if shared is not None:
+        parse_address(shared)
+    return shared
+
+
+def _refuse_failures(found: "Extraction", max_failed: float | None) -> None:
+    """Raise where all photos failed, or more than the share that was asked for."""
+    for space in found.spaces:
+        if not space.wanted or not space.failed:
+            continue
+        share = space.failed / space.wanted
+        if share == 1 or (max_failed is not None and share > max_failed):
+            reason = max(space.failures.items(), key=lambda item: item[1])[0]
+            raise EmbedcacheError(
+                f"{space.failed:,} of {space.wanted:,} photos have no vector of {space.backbone}, "
+                f"mostly {reason!r}. What was embedded is kept"
+            )
+
+
+def embed_photos(
+    photos: "Photos", cache: "Cache", names: list[str], **options: Any
+) -> "Extraction":
+    """Embed what the cache lacks, with progress, until it is done or a signal comes.
+
+    Names on stderr the first few photos that failed, and what lists the others.
+
+    options: those of `embedcache.extract`.
+    """
+    from embedcache.display import progress_on, stop_on_signal
+    from embedcache.extraction.run import extract as run
+
+    with stop_on_signal() as stop, progress_on() as progress:
+        found = run(
+            photos,
+            cache,
+            backbone=names,
+            progress=progress,
+            log=lambda line: log.info("%s", line),
+            stop=stop,
+            **options,
+        )
+    if any(space.failed for space in found.spaces) and not found.interrupted:
+        _name_failures(photos, cache, [space.spec for space in found.spaces])
+    return found

@@ -1,0 +1,97 @@
+"""What commands share: options, opening a cache, reading photos, showing a result."""
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+import typer
+
+if TYPE_CHECKING:
+    from embedcache.photos.table import Photos
+    from embedcache.store.cache import Cache
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BACKBONE = "inception_v3.tf_in1k"
+INTERRUPTED = 130
+Precision = Literal["float32", "bfloat16", "float16"]
+Decode = Literal["full", "reduced"]
+Compile = Literal["auto", "on", "off"]
+
+CachePath = Annotated[Path, typer.Argument(metavar="DIR", help="The cache's folder.")]
+BackboneOption = Annotated[
+    str,
+    typer.Option(
+        "--backbone", metavar="NAME[@face]", help="The backbone to use; see 'embedcache info'."
+    ),
+]
+PhotoColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="The table's column with the photo's path. [default: photo, image, path or file_name]",
+    ),
+]
+IdColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="The table's column with the photo's id. [default: photo_id, user_id or id]",
+    ),
+]
+Backbones = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backbone", metavar="NAME", help="Only this backbone's vectors; may be repeated."
+    ),
+]
+CacheOption = Annotated[Path, typer.Option("--cache", metavar="DIR", help="The cache's folder.")]
+PhotosPath = Annotated[
+    Path, typer.Argument(metavar="PHOTOS", help="A folder, or a .csv/.parquet photo table.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Images per forward pass. [default: measured]")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Threads that read and decode. [default: measured]")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+class Printable(Protocol):
+    """What every library function returns here: text for people, a document for machines."""
+
+    def document(self) -> dict[str, Any]: ...
+
+
+def print_result(result: Printable, as_json: bool) -> None:
+    """Print a result, for people or for machines."""
+    print(json.dumps(result.document()) if as_json else printable(str(result)))
+
+
+def printable(text: str) -> str:
+    """Text without control characters: names and servers' answers may hold any."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def open_cache(path: Path, *, create: bool = False, ref: str | None = None) -> "Cache":
+    """The cache in a folder, as a ref pins it where one is named."""
+    from embedcache.store.cache import Cache
+
+    return Cache.open(path, create=create, ref=ref)
+
+
+def read_photos(path: Path, *, photo_column: str | None, id_column: str | None) -> "Photos":
+    """A folder or table of photos; shows progress while a long folder is listed."""
+    from embedcache.display import counts_on
+    from embedcache.photos.table import Photos
+
+    listed = counts_on("photos found")
+    photos = Photos.read(path, photo_column=photo_column, id_column=id_column, progress=listed)
+    for remark in photos.remarks:
+        log.info("%s", remark)
+    return photos

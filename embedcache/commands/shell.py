@@ -1,0 +1,102 @@
+"""What stands around every command: streams, signals, errors and exit statuses.
+
+Exit status: 0 done, 1 a user's error, 2 wrong usage, 130 interrupted (everything done until then
+is kept). A bug keeps its traceback.
+"""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from embedcache.commands.options import INTERRUPTED, printable
+from embedcache.errors import EmbedcacheError
+
+SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+ANYWHERE = {
+    "-q": logging.WARNING,
+    "--quiet": logging.WARNING,
+    "-v": logging.DEBUG,
+    "--verbose": logging.DEBUG,
+}
+log = logging.getLogger("embedcache")
+
+
+class Commands(TyperGroup):
+    """The commands. -q and -v may stand anywhere; Ctrl-C ends each command with one line."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = args[: args.index("--")] if "--" in args else args
+        for level in [ANYWHERE[word] for word in own if word in ANYWHERE]:
+            log.setLevel(level)
+        kept = [word for i, word in enumerate(args) if i >= len(own) or word not in ANYWHERE]
+        return super().parse_args(ctx, kept)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            line = "Interrupted: everything done so far is kept. Rerun the command to resume."
+            print(line, file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def run(app: typer.Typer) -> None:
+    """Run a command: a user's error is one message and exit status 1."""
+    with _streams():
+        try:
+            app(prog_name="embedcache")
+        except EmbedcacheError as error:
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("", exc_info=error)
+            _fail(str(error))
+        except BrokenPipeError:  # `embedcache info ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except OSError as error:
+            if error.errno not in SYSTEM_ERRORS:
+                raise
+            _fail(f"{error.strerror}: {error.filename or 'while writing'}")
+
+
+@contextmanager
+def _streams() -> Iterator[None]:
+    """Notes go to stderr; any name can be printed, and a stream that is closed is no error."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened would be written to as stdout or stderr
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(os.dup(1), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.dup(2), "w")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable())
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = True
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {printable(message)}", file=sys.stderr)
+    sys.exit(1)
+
+
+class _Printable(logging.Formatter):
+    """Log lines without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
