@@ -19,7 +19,7 @@ from embedcache.photos import images
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 from tests import stand_in
-from tests.photos.test_images import encode, heic, png_header, smooth, webp_header
+from tests.photos.pictures import encode, heic, png_header, smooth, webp_header
 
 MODEL = stand_in.backbone()
 

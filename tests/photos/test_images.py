@@ -1,7 +1,6 @@
 """Decoding: every kind of photo found in the wild ends as right pixels or as one typed reason."""
 
 import io
-import random
 import struct
 import subprocess
 import sys
@@ -18,47 +17,7 @@ from PIL import Image, ImageOps, features
 from embedcache.photos import images, kinds
 from embedcache.photos.images import DecodeError, Reason, decode, decode_each, resize_crop
 from embedcache.spec import Preprocessing
-
-Pixels = NDArray[np.uint8]
-
-
-def smooth(width: int = 96, height: int = 64) -> Pixels:
-    """A picture that lossy codecs keep well and whose eight orientations all differ."""
-    y, x = np.mgrid[0:height, 0:width]
-    return np.stack(
-        [255 * x / width, 255 * y / height, 255 * (x + 2 * y) / (width + 2 * height)], axis=-1
-    ).astype(np.uint8)
-
-
-def encode(pixels: Pixels | Image.Image, kind: str, **options: Any) -> bytes:
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def heic(pixels: Pixels, **options: Any) -> bytes:
-    pillow_heif = pytest.importorskip("pillow_heif")
-    buffer = io.BytesIO()
-    pillow_heif.from_pillow(Image.fromarray(pixels)).save(buffer, quality=95, **options)
-    return buffer.getvalue()
-
-
-def distance(image: Image.Image, pixels: Pixels) -> float:
-    assert image.mode == "RGB"
-    found = np.asarray(image)
-    assert found.shape == pixels.shape
-    return float(np.abs(found.astype(int) - pixels).mean())
-
-
-def reason(data: bytes, **options: Any) -> Reason:
-    with pytest.raises(DecodeError) as caught:
-        decode(data, **options)
-    assert caught.value.detail
-    return caught.value.reason
-
-
-KINDS = ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "AVIF"]
+from tests.photos.pictures import KINDS, distance, encode, heic, reason, smooth
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -300,82 +259,6 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_decoded(options: dict[str, int
     assert reason(progressive[: len(progressive) // 2]) is Reason.truncated
 
 
-def test_pixels_of_all_threads_together_stay_within_the_limit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(images, "MEMORY_BYTES", 25 * 96 * 64)
-    data = encode(smooth(), "PNG")  # 12 bytes per pixel: two at a time
-    inside, most, lock = 0, 0, threading.Lock()
-
-    def work() -> None:
-        nonlocal inside, most
-        with images.decoding(data, [None]) as found:
-            with lock:
-                inside += 1
-                most = max(most, inside)
-            threading.Event().wait(0.05)
-            assert distance(found[0], smooth()) == 0
-            with lock:
-                inside -= 1
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == 2
-    monkeypatch.setattr(images, "MEMORY_BYTES", 1)  # larger than all of it: one at a time
-    assert decode(data).size == (96, 64)
-
-
-def png_header(width: int, height: int) -> bytes:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = zlib.compress(b"\0" * 10_000)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-    )
-
-
-def webp_header(width: int, height: int) -> bytes:
-    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    body = b"WEBPVP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + size
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
-def test_bombs_are_refused_by_their_headers() -> None:
-    assert reason(png_header(60_000, 60_000)) is Reason.too_many_pixels
-    assert reason(png_header(14_000, 10_000)) is Reason.too_many_pixels
-    assert reason(webp_header(16_000, 16_000)) is Reason.too_many_pixels
-    gif = bytearray(encode(smooth(), "GIF"))
-    gif[6:10] = struct.pack("<HH", 65_535, 65_535)
-    assert reason(bytes(gif)) is Reason.too_many_pixels
-    jpeg = bytearray(encode(smooth(), "JPEG"))
-    frame = jpeg.index(b"\xff\xc0")
-    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_000, 65_000)
-    assert reason(bytes(jpeg)) is Reason.too_many_pixels
-
-
-def test_a_jpeg_of_endless_scans_is_refused() -> None:
-    plain = encode(smooth(), "JPEG", progressive=True)
-    start = plain.rindex(b"\xff\xda")
-    scan = plain[start:-2]
-    assert reason(plain[:-2] + 200 * scan + b"\xff\xd9") is Reason.too_many_scans
-    assert decode(plain[:-2] + 20 * scan + b"\xff\xd9").size == decode(plain).size
-
-
-def test_bytes_like_scans_outside_the_picture_are_ignored() -> None:
-    plain = encode(smooth(), "JPEG")
-    film = 1000 * b"\xff\xda\x00\x02"
-    aside = b"\xff\xe5" + struct.pack(">H", len(film) + 2) + film
-    np.testing.assert_array_equal(decode(plain + film), decode(plain))
-    np.testing.assert_array_equal(decode(plain[:2] + aside + plain[2:]), decode(plain))
-
-
 @pytest.mark.parametrize("options", [{}, {"lossless": True}])
 def test_the_webp_header_is_read_as_the_decoder_reads_it(options: dict[str, bool]) -> None:
     data = encode(smooth(97, 61), "WEBP", **options)
@@ -499,55 +382,6 @@ def test_pillow_warnings_are_silent_in_all_threads_and_the_filters_are_restored(
     # the same bytes do make Pillow warn
     with pytest.raises(UserWarning, match="Tag data larger than file"):
         Image.open(io.BytesIO(data)).getexif()
-
-
-def seeds() -> list[bytes]:
-    noisy = np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    found = [encode(noisy, kind) for kind in KINDS]
-    found.append(encode(noisy, "JPEG", progressive=True, exif=exif))
-    found.append(encode(noisy, "WEBP", lossless=True, exif=exif))
-    found.append(encode(noisy, "TIFF", compression="tiff_lzw"))
-    found.append(encode(noisy, "TIFF", compression="jpeg"))
-    found.append(encode(Image.fromarray(noisy).convert("CMYK"), "JPEG"))
-    found.append(encode(Image.fromarray(noisy).quantize(16), "PNG", transparency=3))
-    found.append(encode(Image.fromarray(noisy), "MPO", save_all=True, append_images=[]))
-    return found
-
-
-def survive(rounds: int, seed: int) -> int:
-    """Decode damaged files; return how many still gave pixels. Only DecodeError may leave."""
-    randomness = random.Random(seed)
-    good = 0
-    for data in seeds():
-        for _ in range(rounds):
-            broken = bytearray(data)
-            for _ in range(randomness.choice((1, 1, 3, 20))):
-                # most damage goes where the headers are
-                place = randomness.randrange(randomness.choice((40, 200, len(broken))))
-                broken[min(place, len(broken) - 1)] = randomness.choice(
-                    (0, 1, 0x7F, 0xFF, randomness.randrange(256))
-                )
-            if randomness.random() < 0.3:
-                del broken[randomness.randrange(len(broken)) :]
-            try:
-                image = decode(bytes(broken), at_least=randomness.choice((None, 3)))
-            except DecodeError:
-                pass
-            else:
-                assert image.mode == "RGB"
-                good += 1
-    return good
-
-
-def test_a_damaged_file_raises_decode_error_and_nothing_else() -> None:
-    assert survive(rounds=60, seed=0) > 0
-
-
-@pytest.mark.torture
-def test_many_damaged_files_raise_decode_error_and_nothing_else() -> None:
-    survive(rounds=5_000, seed=1)
 
 
 def test_decoding_loads_no_torch() -> None:
