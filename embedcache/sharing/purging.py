@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,6 @@ from embedcache.sharing.sending import send_segment
 from embedcache.sharing.shared_copy import Marks, SharedCopy
 from embedcache.sharing.small_objects import TooMuch
 from embedcache.store.cache import Cache
-from embedcache.store.columns import split_text
 from embedcache.store.log import Entry, Gone, Log
 from embedcache.store.manifest import MANIFEST, replacement_id
 from embedcache.store.segment import Segment
@@ -86,7 +84,7 @@ def purge(
             return
         if not victims and not now.is_outdated():
             _finish(now, cache, counts, only)
-            counts.problems += now.refusals.problems  # they may hold forgotten rows
+            counts.problems += now.problems()  # they may hold forgotten rows
             return
         _count([v for v in victims if _replace(now, cache, pool, v, marks)], counts)
         now = now.relisted()
@@ -117,13 +115,10 @@ def _find(
 
 def _dead_rows(copy: SharedCopy, segment: RemoteSegment, dead: Dead) -> Bool:
     """Which rows are dead; none of a segment that is refused, for its bytes are wrong or gone."""
-    names = ("id_offset", "id_text") if segment.manifest.kind == "photos" else ()
     try:
-        digests, *found = (copy.segments.column(segment, name) for name in ("digest", *names))
-        if not found:
-            return dead.of(digests)
-        offsets, text = found
-        ids = split_text(offsets, text, Path(segment.key))
+        if segment.manifest.kind != "photos":
+            return dead.of(copy.segments.column(segment, "digest"))
+        ids, digests = copy.segments.ids(segment)
         return dead.of_pairs(segment.manifest.name, ids, digests)
     except (Unreachable, TooMuch):
         raise

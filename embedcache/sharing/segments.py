@@ -153,6 +153,12 @@ class RemoteSegments:
             self.refuse(segment, error)
             return None
 
+    def ids(self, segment: RemoteSegment) -> tuple[list[str], NDArray[np.uint8]]:
+        """The ids and contents, (n, 32), of a photo segment."""
+        offsets, text = (self.column(segment, name) for name in ("id_offset", "id_text"))
+        ids = split_text(offsets, text, Path(segment.key))
+        return ids, self.column(segment, "digest")
+
     def reasons(self, segment: RemoteSegment) -> list[str]:
         """Why each failed row failed."""
         offsets, text = (self.column(segment, name) for name in ("reason_offset", "reason_text"))

@@ -271,7 +271,7 @@ def _moved(
     dry_run: bool,
     started: float,
 ) -> Moved:
-    problems = map(str, [*copy.refusals.problems, *counts.problems])
+    problems = map(str, [*copy.problems(), *counts.problems])
     return Moved(
         direction=direction,
         remote=copy.remote.name,

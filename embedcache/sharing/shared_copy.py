@@ -86,11 +86,16 @@ class SharedCopy:
         return copy
 
     def relisted(self) -> "SharedCopy":
-        """The same, to be listed afresh; what was refused stays so, unless it was removed."""
+        """The same, to be listed afresh; what was refused stays refused."""
         copy = self.again()
         copy.refusals, copy.segments, copy._unseen = self.refusals, self.segments, self._lacking()
-        copy.refusals.forgive(name.partition("/")[2] for name in self.log.known.gone)
         return copy
+
+    def problems(self) -> list[RemoteError]:
+        """What was refused; nothing is wrong with what was removed meanwhile."""
+        if self.refusals.problems:
+            self.refusals.forgive(name.partition("/")[2] for name in self.log.read().gone)
+        return self.refusals.problems
 
     def is_outdated(self) -> bool:
         """READ's second look: whether segments may be there that the listing does not show.
