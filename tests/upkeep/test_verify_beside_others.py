@@ -9,8 +9,9 @@ import pytest
 from embedcache import disk
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
+from embedcache.store.check import check_segment
 from embedcache.store.segment import Segment
-from embedcache.upkeep import recording, verify
+from embedcache.upkeep import verify
 from embedcache.upkeep.forgetting import forget
 from tests.stores import fill, photos
 
@@ -69,7 +70,7 @@ def test_what_goes_while_it_is_looked_at_is_no_finding(
         if left:
             left.pop().rmdir()
 
-    monkeypatch.setattr(recording.time, "sleep", one_goes)
+    monkeypatch.setattr("embedcache.upkeep.recording.time.sleep", one_goes)
     assert verify.verify(cache).clean
 
 
@@ -78,7 +79,7 @@ def test_a_segment_that_cannot_be_read_is_read_again(
     forgotten: bool, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is forgotten in that moment, or a draft has just become a segment."""
-    real, looks = verify.check_segment, 0
+    real, looks = check_segment, 0
 
     def check(segment: Segment) -> None:
         nonlocal looks
@@ -89,7 +90,7 @@ def test_a_segment_that_cannot_be_read_is_read_again(
             raise FileNotFoundError(segment.folder)
         real(segment)
 
-    monkeypatch.setattr(verify, "check_segment", check)
+    monkeypatch.setattr("embedcache.upkeep.verify.check_segment", check)
     report = verify.verify(cache)
     assert report.clean, str(report)
 
