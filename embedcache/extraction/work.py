@@ -81,6 +81,8 @@ class Work:
         next one begins.
         """
         left, n_done = self.todo, 0
+        if not len(left):
+            self.give()  # a run that was cut off may have computed rows, or sent a part of some
         while len(left):
             self._alone = False
             upstream = self._upstream if self._upstream and self._upstream.up else None

@@ -97,10 +97,17 @@ def send_refs(
             continue
         photos = _pinned_ids(copy, cache, mine, there) if with_ids else None
         raw = encode_ref(replace(pins, photos=photos), changes=changes)
-        if len(raw) <= MAX_REF_BYTES and (
-            dry_run or _enter(copy, replace(pins, photos=photos), raw)
-        ):
+        if len(raw) > MAX_REF_BYTES:
+            continue
+        if dry_run or _enter(copy, replace(pins, photos=photos), raw):
             counts.refs.append(name)
+        else:
+            counts.problems.append(
+                RemoteError(
+                    f"ref {name} was not sent: {copy.remote.name} was changed meanwhile",
+                    advice="Run the same command again",
+                )
+            )
 
 
 def _pinned_ids(copy: SharedCopy, cache: Cache, ref: Ref, there: There) -> dict[str, str] | None:

@@ -24,7 +24,7 @@ from embedcache.errors import Damaged, RemoteError
 from embedcache.remotes.remote import BLOCK_BYTES, SMALL_BYTES, Remote, Unreachable
 from embedcache.sharing.moved import CountBytes
 from embedcache.sharing.screen import Screen, ShardScreen
-from embedcache.sharing.segments import RemoteSegment, wrong_bytes
+from embedcache.sharing.segments import RemoteSegment, requiring, wrong_bytes
 from embedcache.store.check import check_segment
 from embedcache.store.checksums import CRC_BYTES, crc32c, crc_of_rows
 from embedcache.store.manifest import MANIFEST
@@ -153,11 +153,12 @@ def _fetch_range(
         start += (int(rows[0]) - chunk * cut.rows_per_chunk) * cut.row_bytes
         length = len(rows) * cut.row_bytes
     raw = bytearray()
-    for block in remote.blocks(key, start=start, length=length):
-        raw += block
-        count(len(block))
-        if len(raw) > length:
-            break
+    with requiring(remote, source, f"embedding/{shard_name(shard)}"):
+        for block in remote.blocks(key, start=start, length=length):
+            raw += block
+            count(len(block))
+            if len(raw) > length:
+                break
     if len(raw) != length:
         raise wrong_bytes(remote, source, f"embedding/{shard_name(shard)}")
     if whole:
@@ -183,7 +184,6 @@ def _fetch(
     count: CountBytes,
 ) -> Screen:
     """Fetch one file of a segment, or the rest of it, and check its digest."""
-    size, digest = source.manifest.files[path]
     target = folder / path
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -193,8 +193,8 @@ def _fetch(
         if not resumed:
             part.unlink(missing_ok=True)
         screen = _screen(source, path)
-        whole = _stream(remote, f"{source.key}/{path}", part, size, syncing, count, screen)
-        if whole and screen.digest == digest:
+        whole = _stream(remote, source, path, part, syncing, count, screen)
+        if whole and screen.digest == source.manifest.files[path][1]:
             part.rename(target)
             return screen
         part.unlink()
@@ -210,18 +210,19 @@ def _screen(source: RemoteSegment, path: str) -> Screen:
 
 def _stream(
     remote: Remote,
-    key: str,
+    source: RemoteSegment,
+    path: str,
     part: Path,
-    size: int,
     syncing: Executor,
     count: CountBytes,
     screen: Screen,
 ) -> bool:
-    """Append to `part` what it lacks of an object of `size` bytes; all bytes pass `screen`.
+    """Append to `part` what it lacks of a file of a segment; all bytes pass `screen`.
 
     True once the file is complete and, if it is large, durable; publishing syncs small ones.
     False for an object of another size.
     """
+    size = source.manifest.files[path][0]
     fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     syncs: list[Future[None]] = []
     try:
@@ -232,22 +233,21 @@ def _stream(
         count(got)
         asked = got
         if got < size:
-            for block in remote.blocks(key, start=got, length=size - got):
-                if got + len(block) > size:
-                    return False
-                disk.write_at(fd, block, got)
-                screen.update(memoryview(block))
-                got += len(block)
-                count(len(block))
-                if got - asked >= SYNC_BYTES:
-                    syncs.append(syncing.submit(disk.sync, fd))
-                    asked = got
+            with requiring(remote, source, path):
+                for block in remote.blocks(f"{source.key}/{path}", start=got, length=size - got):
+                    if got + len(block) > size:
+                        return False
+                    disk.write_at(fd, block, got)
+                    screen.update(memoryview(block))
+                    got += len(block)
+                    count(len(block))
+                    if got - asked >= SYNC_BYTES:
+                        syncs.append(syncing.submit(disk.sync, fd))
+                        asked = got
         _all(syncs)
         if size > SMALL_BYTES:
             disk.sync(fd)
         return got == size
-    except FileNotFoundError:
-        return False
     finally:
         wait(syncs)
         os.close(fd)

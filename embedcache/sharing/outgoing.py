@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
+from embedcache.errors import CacheError
 from embedcache.spec import Json, Spec
 from embedcache.store.cache import Cache
 from embedcache.store.photo_ids import PhotoIds
@@ -16,11 +17,24 @@ from embedcache.store.space import FaceSpace, Space
 Kind = Spec | Mapping[str, Json] | None  # of vectors, of faces (the detector), of photo ids
 
 
+class RemovedHere(CacheError):
+    """A segment of the cache that was removed while it was sent."""
+
+    def __init__(self, segment: Segment) -> None:
+        super().__init__(
+            f"segment {segment.id} was compacted or forgotten during the push",
+            advice="Run the same command again",
+        )
+
+
 @contextmanager
 def outgoing(
     cache: Cache, segment: Segment, rows: NDArray[np.int64], *, kind: Kind, segment_id: str = ""
 ) -> Iterator[Segment]:
-    """A segment of some rows of `segment`, at least one, which is removed again afterwards."""
+    """A segment of some rows of `segment`, at least one, which is removed again afterwards.
+
+    Raises RemovedHere where `segment` is not there any more.
+    """
     folder = cache.local / f"outgoing-{disk.mark_of_process()}"
     try:
         place = Cache.open(folder, create=True)
@@ -31,7 +45,10 @@ def outgoing(
             target = place.photo_ids
         else:
             target = place.face_space(dict(kind), create=True)
-        target.rewrite([(segment, rows)], about=segment.manifest.about, segment_id=segment_id)
+        try:
+            target.rewrite([(segment, rows)], about=segment.manifest.about, segment_id=segment_id)
+        except FileNotFoundError:
+            raise RemovedHere(segment) from None
         [new] = target.segments()
         yield new
     finally:

@@ -17,6 +17,8 @@ from embedcache.store.cache import Cache, plain_name
 from embedcache.store.columns import ABSENT
 from embedcache.store.index import Table
 from embedcache.store.layout import APART
+from embedcache.store.manifest import are_twins
+from embedcache.store.photo_ids import read_pairs
 from embedcache.store.refs import Pinned, Pins
 from embedcache.store.tombstones import Dead
 from embedcache.store.union import lacking
@@ -269,7 +271,19 @@ class PullPlanner:
         here = {segment.id for segment in self._cache.photo_segments()}
         names = space.segments.keys() if pinned is None else space.segments.keys() & pinned
         for segment in self._read(space, [s for s in names if s not in here]):
-            self._plan.pieces.append(Piece(space, segment, None, segment.n_bytes))
+            if not self._has_ids(segment):
+                self._plan.pieces.append(Piece(space, segment, None, segment.n_bytes))
+
+    def _has_ids(self, segment: RemoteSegment) -> bool:
+        """Whether what is left of some ids is here under another name: a photo was forgotten."""
+        photos = self._cache.photo_ids
+        twins = [s for s in photos.segments() if are_twins(s.manifest, segment.manifest)]
+        if not twins and f"{photos.key}/{segment.id}" not in photos.history.log().gone:
+            return False
+        held = {pair for twin in twins for pair in zip(*read_pairs(twin), strict=True)}
+        ids, digests = self._copy.segments.ids(segment)
+        lacking = np.array([(i, bytes(d)) not in held for i, d in zip(ids, digests, strict=True)])
+        return not (lacking & ~self._dead.of_pairs(segment.manifest.name, ids, digests)).any()
 
     def _read(self, space: ListedSpace, names: Sequence[str]) -> list[RemoteSegment]:
         """The manifests of some segments, fetched several at once; those refused are left out."""

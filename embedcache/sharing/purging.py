@@ -9,23 +9,22 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.errors import RemoteError
-from embedcache.remotes.remote import Unconditional
+from embedcache.errors import Damaged, RemoteError
+from embedcache.remotes.remote import Denied, Unconditional, Unreachable
 from embedcache.sharing.arrival import arriving
 from embedcache.sharing.connecting import staging_of
 from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.moved import MoveCounts
-from embedcache.sharing.outgoing import Kind, outgoing
+from embedcache.sharing.outgoing import Kind, RemovedHere, outgoing
 from embedcache.sharing.segments import RemoteSegment
 from embedcache.sharing.sending import send_segment
 from embedcache.sharing.shared_copy import Marks, SharedCopy
+from embedcache.sharing.small_objects import TooMuch
 from embedcache.store.cache import Cache
-from embedcache.store.columns import split_text
 from embedcache.store.log import Entry, Gone, Log
 from embedcache.store.manifest import MANIFEST, replacement_id
 from embedcache.store.segment import Segment
@@ -76,17 +75,19 @@ def purge(
         return
     if not dry_run:
         copy.bring_over()
+    now = copy.again()
     for _ in range(ROUNDS):
-        now = copy.again()
         now.log.read()
         victims, marks = _find(now, cache, pool, only)
         if dry_run:
             _count(victims, counts)
             return
-        if not victims:
+        if not victims and not now.is_outdated():
             _finish(now, cache, counts, only)
+            counts.problems += now.problems()  # they may hold forgotten rows
             return
         _count([v for v in victims if _replace(now, cache, pool, v, marks)], counts)
+        now = now.relisted()
     counts.problems.append(
         RemoteError(
             f"{copy.remote.name} was changed by others all the while",
@@ -113,14 +114,17 @@ def _find(
 
 
 def _dead_rows(copy: SharedCopy, segment: RemoteSegment, dead: Dead) -> Bool:
-    digests = copy.segments.digests(segment)
-    if digests is None:
+    """Which rows are dead; none of a segment that is refused, for its bytes are wrong or gone."""
+    try:
+        if segment.manifest.kind != "photos":
+            return dead.of(copy.segments.column(segment, "digest"))
+        ids, digests = copy.segments.ids(segment)
+        return dead.of_pairs(segment.manifest.name, ids, digests)
+    except (Unreachable, TooMuch):
+        raise
+    except (RemoteError, Damaged) as error:
+        copy.segments.refuse(segment, error)
         return np.zeros(0, dtype=np.bool_)
-    if segment.manifest.kind != "photos":
-        return dead.of(digests)
-    offsets, text = (copy.segments.column(segment, name) for name in ("id_offset", "id_text"))
-    ids = split_text(offsets, text, Path(segment.key))
-    return dead.of_pairs(segment.manifest.name, ids, digests)
 
 
 def _count(victims: Collection[Victim], counts: MoveCounts) -> None:
@@ -133,19 +137,22 @@ def _replace(
 ) -> bool:
     """Publish a victim's live rows, enter its removal in the log, and delete it.
 
-    Returns False, and removes nothing, where others removed it or changed the marks meanwhile.
+    Returns False, and removes nothing, where others removed it or changed the marks meanwhile, and
+    where it is refused because its bytes are wrong.
     """
     successors: tuple[str, ...] = ()
     live = np.flatnonzero(~victim.dead)
     if len(live):
         new = replacement_id(victim.segment.id)
-        with (
-            _whole(copy, cache, pool, victim) as segment,
-            outgoing(
-                cache, segment, live, kind=_kind(copy, victim.space), segment_id=new
-            ) as successor,
-        ):
-            send_segment(copy, victim.space.key, successor, pool, lambda n: None)
+        try:
+            _send_live(copy, cache, pool, victim, live, new)
+        except (Unreachable, Denied):
+            raise
+        except (RemoteError, Damaged) as error:
+            copy.segments.refuse(victim.segment, error)
+            return False
+        except RemovedHere:
+            return False
         successors = (new,)
 
     def decide(log: Log) -> Entry | None:
@@ -158,6 +165,23 @@ def _replace(
         return False
     _delete(copy, victim.space, victim.segment.id)
     return True
+
+
+def _send_live(
+    copy: SharedCopy,
+    cache: Cache,
+    pool: ThreadPoolExecutor,
+    victim: Victim,
+    live: NDArray[np.int64],
+    name: str,
+) -> None:
+    """Publish the live rows of a victim as the segment `name`."""
+    kind = _kind(copy, victim.space)
+    with (
+        _whole(copy, cache, pool, victim) as segment,
+        outgoing(cache, segment, live, kind=kind, segment_id=name) as successor,
+    ):
+        send_segment(copy, victim.space.key, successor, pool, lambda n: None)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a push will send: the segments, or only the rows, that the shared copy lacks."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -10,14 +11,15 @@ from numpy.typing import NDArray
 from embedcache.remotes.remote import Denied
 from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.pull_plan import dead_rows_in
+from embedcache.sharing.segments import Missing
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.index import Table
 from embedcache.store.layout import APART
-from embedcache.store.manifest import MANIFEST
-from embedcache.store.photo_ids import PhotoIds
+from embedcache.store.manifest import MANIFEST, are_twins, replaces
+from embedcache.store.photo_ids import PhotoIds, read_pairs
 from embedcache.store.refs import pinned_ids
 from embedcache.store.segment import Segment
 from embedcache.store.space import Space
@@ -218,11 +220,24 @@ class PushPlanner:
             hidden = photos.dead_rows(segment, self._dead)
             fresh = f"{photos.key}/{segment.id}" not in self._copy.log.known.gone
             whole = fresh and not hidden.any()
-            if hidden.all():
+            if hidden.all() or self._has_ids(segment, np.flatnonzero(~hidden), space):
                 continue
             files, rows = tuple(segment.manifest.files), None if whole else np.flatnonzero(~hidden)
             self._plan.parcels.append(Parcel(space.key, segment, photos, files, rows))
             self._plan.ids += int((~hidden).sum())
+
+    def _has_ids(self, segment: Segment, rows: I64, space: ListedSpace) -> bool:
+        """Whether some ids are there under another name, since a photo was forgotten."""
+        pairs = list(zip(*read_pairs(segment), strict=True))
+        lacking = {pairs[row] for row in rows.tolist()}
+        for name in space.segments:
+            if replaces(name, segment.id):
+                twin = self._copy.segments.one(space, name)
+                if twin is not None and are_twins(twin.manifest, segment.manifest):
+                    with contextlib.suppress(Missing):
+                        ids, digests = self._copy.segments.ids(twin)
+                        lacking -= set(zip(ids, map(bytes, digests), strict=True))
+        return not lacking
 
 
 def _root_of(store: Store, there: dict[str, dict[str, ListedSpace]]) -> str:

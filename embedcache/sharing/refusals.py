@@ -1,5 +1,6 @@
 """What one run leaves out of a shared copy, and why."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from embedcache.errors import EmbedcacheError, RemoteError
@@ -33,6 +34,11 @@ class Refusals:
     def object(self, key: str, error: Exception | str) -> None:
         """Refuse an object by its key."""
         self._add(key, f"{key} of {self._remote.name} is left out", error)
+
+    def forgive(self, segments: Iterable[str]) -> None:
+        """Take back refusals of segments that were removed meanwhile, which is no damage."""
+        for segment in segments:
+            self._problems.pop(segment, None)
 
     def note_locked(self, root: str) -> None:
         """Note that a part is left out because this member may not read it."""

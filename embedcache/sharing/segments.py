@@ -1,7 +1,8 @@
 """The segments of a shared copy, believed only as far as their manifests can be checked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -44,6 +45,10 @@ class RemoteSegment:
     def n_bytes(self) -> int:
         """What a whole copy moves."""
         return len(self.raw) + self.manifest.bytes_on_disk
+
+
+class Missing(RemoteError):
+    """A file of a segment that is not there: the log says what took the segment's place."""
 
 
 class RemoteSegments:
@@ -118,7 +123,7 @@ class RemoteSegments:
     def column(self, segment: RemoteSegment, name: str) -> NDArray[Any]:
         """A small array of a segment, checked against its manifest.
 
-        Raises RemoteError for a wrong one.
+        Raises RemoteError for a wrong one, and Missing for one that is not there.
         """
         manifest = segment.manifest
         shape = manifest.column_shape(name)
@@ -129,7 +134,8 @@ class RemoteSegments:
         size, digest = manifest.files[path]
 
         def fetch() -> bytes:
-            raw = read_small(self._remote, f"{segment.key}/{path}", limit=size)
+            with requiring(self._remote, segment, path):
+                raw = read_small(self._remote, f"{segment.key}/{path}", limit=size)
             if len(raw) != size or sha256(raw).hexdigest() != digest:
                 raise wrong_bytes(self._remote, segment, path)
             return raw
@@ -143,14 +149,33 @@ class RemoteSegments:
             return self.column(segment, "digest")
         except (Unreachable, TooMuch):
             raise
-        except (RemoteError, FileNotFoundError) as error:
-            self._refusals.segment(segment.id, error)
+        except RemoteError as error:
+            self.refuse(segment, error)
             return None
+
+    def ids(self, segment: RemoteSegment) -> tuple[list[str], NDArray[np.uint8]]:
+        """The ids and contents, (n, 32), of a photo segment."""
+        offsets, text = (self.column(segment, name) for name in ("id_offset", "id_text"))
+        ids = split_text(offsets, text, Path(segment.key))
+        return ids, self.column(segment, "digest")
 
     def reasons(self, segment: RemoteSegment) -> list[str]:
         """Why each failed row failed."""
         offsets, text = (self.column(segment, name) for name in ("reason_offset", "reason_text"))
         return split_text(offsets, text, Path(segment.key))
+
+
+@contextmanager
+def requiring(remote: Remote, segment: RemoteSegment, path: str) -> Iterator[None]:
+    """Raise Missing where a file of a segment is not there."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise Missing(
+            f"{path} is not there",
+            asked=f"segment {segment.id} at {remote.name}",
+            advice=advice(remote),
+        ) from None
 
 
 def wrong_bytes(remote: Remote, segment: RemoteSegment, path: str) -> RemoteError:

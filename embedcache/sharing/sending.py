@@ -6,12 +6,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 
 from embedcache import disk
-from embedcache.errors import CacheError, Damaged, RemoteError
+from embedcache.errors import Damaged, RemoteError
 from embedcache.remotes.patience import read_small
 from embedcache.remotes.remote import BLOCK_BYTES
 from embedcache.sharing.listing import ROOTS
 from embedcache.sharing.moved import SEGMENTS_AT_ONCE, CountBytes, OnBytes, counter
-from embedcache.sharing.outgoing import kind_of, outgoing
+from embedcache.sharing.outgoing import RemovedHere, kind_of, outgoing
 from embedcache.sharing.push_plan import Parcel, PushPlan
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.store.cache import Cache
@@ -32,7 +32,7 @@ def send(
     """Send everything that is planned; returns {(key of the space, segment id): manifest}.
 
     Raises RemoteError where the remote refuses, Damaged for a file that is not as it was written,
-    and CacheError for a segment that was removed meanwhile.
+    and RemovedHere for a segment that was removed meanwhile.
     """
     count = counter(on_bytes, plan.n_bytes)
     known = {key for root in ROOTS for key in copy.listing.keys(root)}
@@ -78,10 +78,7 @@ def _send(copy: SharedCopy, parcel: Parcel, pool: ThreadPoolExecutor, count: Cou
         raw = disk.read_inside(segment.folder, MANIFEST, limit=MAX_MANIFEST_BYTES)
         _finish([pool.submit(send_file, path) for path in parcel.files])
     except FileNotFoundError:
-        raise CacheError(
-            f"segment {segment.id} was compacted or forgotten during the push",
-            advice="Run the same command again",
-        ) from None
+        raise RemovedHere(segment) from None
     if parcel.mends or remote.create(f"{key}/{MANIFEST}", raw):
         return
     if read_small(remote, f"{key}/{MANIFEST}", limit=MAX_MANIFEST_BYTES) != raw:

@@ -28,8 +28,9 @@ from embedcache.sharing.announcing import send_marks, send_refs
 from embedcache.sharing.confirming import confirm, remove_own_leftovers, set_names
 from embedcache.sharing.connecting import connect, memo_of
 from embedcache.sharing.moved import MoveCounts, Moved, OnBytes, workers
-from embedcache.sharing.pull_plan import PullPlanner, Wanted
+from embedcache.sharing.pull_plan import PullPlan, PullPlanner, Wanted
 from embedcache.sharing.pulled_refs import take_refs
+from embedcache.sharing.purging import ROUNDS
 from embedcache.sharing.purging import purge as purge_segments
 from embedcache.sharing.push_plan import PushPlanner
 from embedcache.sharing.sending import send
@@ -72,17 +73,15 @@ def pull(
     with disk.plain_errors("write to", cache.path), workers() as pool:
         counts = MoveCounts()
         dead = _adopt_marks(copy, cache, counts, dry_run=dry_run)
-        plan = PullPlanner(copy, cache, dead, pool).plan(wanted)
+        pulling = _Pulling(copy, cache, dead, pool)
+        plan = pulling.plan(wanted)
         if dry_run:
             counts.add(planned(plan.pieces))
         else:
-            taking = Taking(copy, cache, pool)
-            taking.take(plan.pieces, progress)
-            counts.add(taking.counts)
-            if taking.n_lost and ref is None:
-                _take_elsewhere(copy, cache, dead, pool, replace(wanted, specs=plan.specs), counts)
-            if ref is not None or wanted.everything:
-                take_refs(copy, cache, taking.renamed, counts, ref=ref, with_ids=with_ids)
+            pulling.take(plan, wanted, counts, progress)
+        copy = pulling.copy
+        if not dry_run and (ref is not None or wanted.everything):
+            take_refs(copy, cache, pulling.renamed, counts, ref=ref, with_ids=with_ids)
     counts.problems += plan.problems
     counts.already_there += plan.already_there
     counts.withheld += plan.withheld
@@ -120,24 +119,54 @@ def _adopt_marks(copy: SharedCopy, cache: Cache, counts: MoveCounts, *, dry_run:
     return cache.history.dead()
 
 
-def _take_elsewhere(
-    copy: SharedCopy,
-    cache: Cache,
-    dead: Dead,
-    pool: ThreadPoolExecutor,
-    wanted: Wanted,
-    counts: MoveCounts,
-) -> None:
-    """Take rows of refused segments from other segments that hold them too."""
-    wanted = replace(wanted, backbones=())
-    n_lost = 1
-    while n_lost:
-        taking = Taking(copy, cache, pool)
-        again = PullPlanner(copy, cache, dead, pool).plan(wanted)
-        taking.take(again.pieces, None)
+class _Pulling:
+    """A pull at work. copy: the shared copy as it was listed last.
+
+    renamed: {id of a segment that was removed here before: the new id of its rows}.
+    """
+
+    def __init__(
+        self, copy: SharedCopy, cache: Cache, dead: Dead, pool: ThreadPoolExecutor
+    ) -> None:
+        self.copy = copy
+        self.renamed: dict[str, str] = {}
+        self._cache = cache
+        self._dead = dead
+        self._pool = pool
+
+    def plan(self, wanted: Wanted) -> PullPlan:
+        """READ: what to bring, by a listing that shows everything."""
+        for _ in range(ROUNDS):
+            plan = PullPlanner(self.copy, self._cache, self._dead, self._pool).plan(wanted)
+            if not self.copy.is_outdated():
+                break
+            self.copy = self.copy.relisted()
+        return plan
+
+    def take(
+        self, plan: PullPlan, wanted: Wanted, counts: MoveCounts, progress: OnBytes | None
+    ) -> None:
+        """Bring what is planned; rows of refused segments from others that hold them too.
+
+        A ref is of its own segments, and of those that took their place.
+        """
+        taking = self._take(plan, counts, progress)
+        wanted = replace(wanted, backbones=(), specs=plan.specs)
+        while taking.n_lost:
+            if self.copy.is_outdated():
+                self.copy = self.copy.relisted()
+            elif wanted.ref is not None:
+                break
+            again = self.plan(wanted)
+            counts.problems += again.problems
+            taking = self._take(again, counts, None)
+
+    def _take(self, plan: PullPlan, counts: MoveCounts, progress: OnBytes | None) -> Taking:
+        taking = Taking(self.copy, self._cache, self._pool)
+        taking.take(plan.pieces, progress)
         counts.add(taking.counts)
-        counts.problems += again.problems
-        n_lost = taking.n_lost
+        self.renamed |= taking.renamed
+        return taking
 
 
 def available(
@@ -152,7 +181,9 @@ def available(
     copy.require()
     dead = copy.marks().joined(cache)
     with workers() as pool:
-        plan = PullPlanner(copy, cache, dead, pool).plan(Wanted(specs=specs, photos=photos))
+        pulling = _Pulling(copy, cache, dead, pool)
+        plan = pulling.plan(Wanted(specs=specs, photos=photos))
+    copy = pulling.copy
     found: dict[str, tuple[U8, U8]] = {}
     for piece in plan.pieces:
         digests = copy.segments.column(piece.segment, "digest")
@@ -240,7 +271,7 @@ def _moved(
     dry_run: bool,
     started: float,
 ) -> Moved:
-    problems = map(str, [*copy.refusals.problems, *counts.problems])
+    problems = map(str, [*copy.problems(), *counts.problems])
     return Moved(
         direction=direction,
         remote=copy.remote.name,

@@ -15,7 +15,7 @@ from pathlib import Path
 from embedcache.errors import CacheError, RemoteError
 from embedcache.remotes.patience import read_small
 from embedcache.remotes.remote import Denied, Remote, Unreachable
-from embedcache.sharing.listing import ListedSpace, Listing
+from embedcache.sharing.listing import ROOTS, ListedSpace, Listing
 from embedcache.sharing.memo import Memo
 from embedcache.sharing.ref_changes import Ref
 from embedcache.sharing.refusals import Refusals, advice
@@ -76,12 +76,47 @@ class SharedCopy:
         self._is_old = False
         self._memo = memo
         self.log = RemoteLog(remote, remembered)
+        self._n_listed: int | None = None
+        self._unseen: set[str] = set()
 
     def again(self) -> "SharedCopy":
         """The same shared copy, to be listed afresh."""
         copy = SharedCopy(self.remote, self._memo)
         copy.log = self.log
         return copy
+
+    def relisted(self) -> "SharedCopy":
+        """The same, to be listed afresh; what was refused stays refused."""
+        copy = self.again()
+        copy.refusals, copy.segments, copy._unseen = self.refusals, self.segments, self._lacking()
+        return copy
+
+    def problems(self) -> list[RemoteError]:
+        """What was refused; nothing is wrong with what was removed meanwhile."""
+        if self.refusals.problems:
+            self.refusals.forgive(name.partition("/")[2] for name in self.log.read().gone)
+        return self.refusals.problems
+
+    def is_outdated(self) -> bool:
+        """READ's second look: whether segments may be there that the listing does not show.
+
+        Some were removed since, or the listing is older than the log and lacks what took their
+        place. What a fresh listing lacks as well is not asked for again.
+        """
+        return self.log.read().n != self._n_listed or not self._lacking() <= self._unseen
+
+    def _lacking(self) -> set[str]:
+        """Successors that the log names and that are neither listed nor removed."""
+        gone = self.log.known.gone
+        named = {
+            f"{name.partition('/')[0]}/{successor}"
+            for name, removal in gone.items()
+            for successor in removal.successors or ()
+        }
+        for root in ROOTS if named else ():
+            for space in self.listing.spaces(root).values():
+                named -= {f"{space.set_key}/{name}" for name in space.segments}
+        return named - gone.keys()
 
     def exists(self) -> bool:
         """Whether a shared copy of this format is there; RemoteError where something else is."""
@@ -179,6 +214,8 @@ class SharedCopy:
     def spaces(self, root: str) -> dict[str, ListedSpace]:
         """The spaces under one of ROOTS by digest, without the segments that were removed there."""
         gone = self.log.known.gone
+        if self._n_listed is None:
+            self._n_listed = self.log.known.n
         found = self.listing.spaces(root)
         for space in found.values():
             for name in [s for s in space.segments if f"{space.set_key}/{s}" in gone]:

@@ -161,6 +161,7 @@ def verify_remote(remote: Remote | str) -> Checked:
     copy = _open(remote)
     checked: list[RemoteSegment] = []
     findings: list[str] = []
+    damage: dict[str, list[str]] = {}
     unfinished = 0
     with workers() as pool:
         for root in ROOTS:
@@ -175,12 +176,17 @@ def verify_remote(remote: Remote | str) -> Checked:
                     continue
                 for segment in segments:
                     wrong = partial(_wrong_file, copy.remote, segment)
-                    findings += filter(None, pool.map(wrong, segment.manifest.files))
+                    name = f"{space.set_key}/{segment.id}"
+                    damage[name] = [*filter(None, pool.map(wrong, segment.manifest.files))]
                 checked += segments
+    if any(damage.values()):  # READ: it may have been removed meanwhile
+        gone = copy.log.read().gone
+        damage = {name: found for name, found in damage.items() if name not in gone}
+    findings += [text for found in damage.values() for text in found]
     findings += _missing_pins(copy, {segment.id for segment in checked})
     copy.marks()
     # A part that this member may not read is a finding too: nobody checked it.
-    refused = [problem.fact for problem in copy.refusals.problems]
+    refused = [problem.fact for problem in copy.problems()]
     return Checked(
         remote=copy.remote.name,
         segments=len(checked),
@@ -232,15 +238,24 @@ def _missing_pins(copy: SharedCopy, there: set[str]) -> list[str]:
     """Pinned segments that are absent, unless this member cannot see everything."""
     if copy.refusals.notes:
         return []
-    log = copy.log.known
-    return [
-        f"ref {name} pins segment {segment}, which is not there"
-        for name, ref in copy.refs().items()
-        for key, pinned in {**ref.pins.spaces, **ref.pins.faces}.items()
-        for pin in pinned
-        for segment in log.stands_for(key, pin) or [pin]
-        if segment not in there
-    ]
+
+    def missing(copy: SharedCopy) -> list[str]:
+        return [
+            f"ref {name} pins segment {segment}, which is not there"
+            for name, ref in copy.refs().items()
+            for key, pinned in {**ref.pins.spaces, **ref.pins.faces}.items()
+            for pin in pinned
+            for segment in copy.log.known.stands_for(key, pin) or [pin]
+            if segment not in there
+        ]
+
+    if found := missing(copy):  # what is pinned may have come, or been replaced, meanwhile
+        copy = copy.again()
+        copy.log.read()
+        for root in ROOTS:
+            there = there.union(*(space.segments for space in copy.spaces(root).values()))
+        found = missing(copy)
+    return found
 
 
 def _unfinished(n: int) -> str:

@@ -214,6 +214,19 @@ def new_segment_id(*, after: str = "") -> str:
     return f"{name}-{token_hex(4)}"
 
 
+def are_twins(one: Manifest, other: Manifest) -> bool:
+    """Whether two photo segments are of one scope and time: one may hold what the other did.
+
+    What counts for an id is its newest pair, so a segment of another time is no substitute.
+    """
+    return one.name == other.name and replaces(one.segment, other.segment)
+
+
+def replaces(name: str, segment: str) -> bool:
+    """Whether a segment's id may be a `replacement_id` of another one, or of its predecessor."""
+    return name[:21] == segment[:21]
+
+
 def replacement_id(segment: str) -> str:
     """An id for what takes a segment's place: as old as it, and still its own."""
     return f"{segment[:21]}-{token_hex(4)}"

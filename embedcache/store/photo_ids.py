@@ -22,7 +22,7 @@ from embedcache.store.columns import Columns, Kind, join_text, split_text
 from embedcache.store.draft import Draft
 from embedcache.store.history import History
 from embedcache.store.log import PHOTOS
-from embedcache.store.manifest import new_segment_id, replacement_id
+from embedcache.store.manifest import are_twins, new_segment_id, replacement_id
 from embedcache.store.salvage import salvage
 from embedcache.store.segment import Segment
 from embedcache.store.segment_set import SegmentSet
@@ -223,12 +223,9 @@ class PhotoIds(SegmentSet):
         return np.ones(len(read_pairs(segment)[0]), dtype=np.bool_)
 
     def held_in(self, holder: Segment, segment: Segment, rows: I64) -> Bool:
-        """Which of some pairs of `segment` are in `holder`, which must be as old: (k,).
-
-        What counts for an id is its newest pair, so a segment of another time is no substitute.
-        """
+        """Which of some pairs of `segment` are in `holder`, which must be its twin: (k,)."""
         held = np.zeros(len(rows), dtype=np.bool_)
-        if holder.manifest.name != segment.manifest.name or holder.id[:21] != segment.id[:21]:
+        if not are_twins(holder.manifest, segment.manifest):
             return held
         with contextlib.suppress(Damaged):  # what cannot be read holds nothing
             there = set(zip(*read_pairs(holder), strict=True))

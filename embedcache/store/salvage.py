@@ -172,7 +172,7 @@ def _holder(path: Path) -> str:
     if (path / journal.FOLDER / "journal").exists():
         return journal.holder(path)
     if any(kind.fullmatch(path.name) for kind in (_GONE, _LEAVING, _ASIDE)):
-        return ""
+        return "a process that is at work" if disk.maker_is_gone(path.name) is False else ""
     with contextlib.suppress(OSError):
         return "" if _abandoned(path) else "a process that is at work"
     return ""

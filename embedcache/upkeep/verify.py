@@ -1,22 +1,18 @@
 """Verify a cache, every file and every row of it, and set aside what is damaged."""
 
 import contextlib
-import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, EmbedcacheError
 from embedcache.spec import Json, Spec
-from embedcache.store import journal
 from embedcache.store.cache import Cache
 from embedcache.store.check import check_segment
 from embedcache.store.columns import Kind
-from embedcache.store.history import History, missing_marks, unknown_marks
+from embedcache.store.history import History
 from embedcache.store.layout import (
     APART,
-    CACHE_FORMAT,
     FOLDERS,
     KINDS,
     OLD_FORMAT,
@@ -27,12 +23,10 @@ from embedcache.store.layout import (
     refuse_links,
     root_document,
 )
-from embedcache.store.log import ENTRY, PHOTOS, Entry, Log, create_entry, read_entry
 from embedcache.store.log import FOLDER as LOG
-from embedcache.store.manifest import HEX_DIGEST, MANIFEST, is_segment_id
+from embedcache.store.manifest import HEX_DIGEST, is_segment_id
 from embedcache.store.photo_ids import PhotoIds, read_pairs
-from embedcache.store.refs import Pins, read_ref
-from embedcache.store.salvage import Leftover, leftovers, own_litter
+from embedcache.store.salvage import leftovers
 from embedcache.store.segment import Segment, read_segment
 from embedcache.store.segment_set import SegmentSet
 from embedcache.store.space import FaceSpace, Space
@@ -40,19 +34,14 @@ from embedcache.store.tombstones import FOLDER as TOMBSTONES
 from embedcache.store.tombstones import (
     LIFTS,
     Dead,
-    Lift,
-    Tombstone,
-    join,
-    read_lift,
-    read_tombstone,
 )
-from embedcache.store.zarr_json import encode_document, group_document
+from embedcache.store.zarr_json import group_document
 from embedcache.upkeep.duplicates import compare_duplicates
-from embedcache.upkeep.findings import ENTERED, GIVEN_UP, REWRITTEN, Finding, Report
+from embedcache.upkeep.findings import REWRITTEN, Finding, Report
+from embedcache.upkeep.history_audit import HistoryAudit
 from embedcache.upkeep.local import staged
-from embedcache.upkeep.repair import Broken, move_aside, set_aside
-
-SECOND_LOOK_SECONDS = 0.05  # at what may be gone in a moment
+from embedcache.upkeep.recording import Record
+from embedcache.upkeep.repair import Broken, set_aside
 
 
 def verify(cache: Cache | Path | str, *, repair: bool = False) -> Report:
@@ -78,126 +67,64 @@ class _Audit:
         self.root = root
         self.report = report
         self.repair = repair
+        self.record = Record(root, report, repair=repair)
         self.history = History(root)
-        self.format = CACHE_FORMAT
-        self.log = Log()
+        self.past = HistoryAudit(self.record, self.history)
         self.dead = Dead()
-        self.manifests: dict[str, str] = {}
-        self.removed: set[str] = set()
         self.names: dict[bytes, str] = {}
-        self.left: list[Leftover] = []
-        self.hidden: list[Path] = []
 
     def run(self) -> None:
         try:
             refuse_links(self.root)
         except Damaged as error:
-            self._find(self.root, error.fact)
+            self.record.find(self.root, error.fact)
             return  # and nothing is moved, least of all to somewhere else
-        self._root()
-        self._log()
-        self.dead = self._marks()
+        is_old = self._root()
+        self.past.read_log()
+        self.dead = self.past.read_marks(is_old=is_old)
         for part in PARTS:
             if not (self.root / part).is_dir():
-                self._find(self.root / part, "is missing, with all that it held")
+                self.record.find(self.root / part, "is missing, with all that it held")
                 if not self.repair:
                     continue
                 disk.make_folder(self.root / part)
-            self._group(self.root / part, group_document({}))
+            self.record.group(self.root / part, group_document({}))
         self._strangers(self.root / "photos")
         self._segments_of(self.root / "photos", "photos", "", self._photo_ids())
         for part in ("spaces", APART, "faces"):
-            for name in self._children(self.root / part):
+            for name in self.record.children(self.root / part):
                 if name != "zarr.json":
                     self._space(self.root / part / name, part)
-        self._refs()
-        self._leftovers()
+        self.past.read_refs()
+        for part in ("", *PARTS, APART, "refs", TOMBSTONES, LIFTS, LOG):
+            self.record.left += leftovers(self.root / part)
+        self.record.left += staged(self.root)
+        self.record.finish()
         self._unseen()
 
-    def _root(self) -> None:
-        """The cache's own folder."""
+    def _root(self) -> bool:
+        """The cache's own folder; whether it is of the older format."""
+        is_old = False
         try:
             check_group(self.root, root_document(OLD_FORMAT))
         except CacheError:
-            self._group(self.root, root_document())
+            self.record.group(self.root, root_document())
         else:
             self.report.files += 1
-            self.format = OLD_FORMAT
+            is_old = True
             if (self.root / LOG).exists():  # a program that knows no log might remove here
-                self._group(self.root, root_document())
-        for name in self._children(self.root):
+                self.record.group(self.root, root_document())
+        for name in self.record.children(self.root):
             if name not in {"zarr.json", *FOLDERS}:
-                self._find(self.root / name, "is not embedcache's")
+                self.record.find(self.root / name, "is not embedcache's")
+        return is_old
 
-    def _log(self) -> None:
-        """Every entry; none is missing between two."""
-        names = self._children(self.root / LOG)
-        for name in names:
-            if not (name.isdigit() and len(name) == 8):
-                self._find(self.root / LOG / name, "is not embedcache's")
-        numbers = [int(name) for name in names if name.isdigit() and len(name) == 8]
-        entries: list[Entry] = []
-        for number in range(1, max(numbers, default=0) + 1):
-            path = self.root / LOG / f"{number:08d}"
-            try:
-                raw = read_entry(self.root, number)
-                if raw is None:
-                    raise Damaged("is missing")
-                if strangers := [name for name in self._children(path) if name != ENTRY]:
-                    self._find(path / strangers[0], "is not embedcache's")
-                entries.append(Entry.parse(raw, number=number)[0])
-            except EmbedcacheError as error:
-                advice = "restore it from a backup, or what it removed may be shown again"
-                self._find(path / ENTRY, f"{error.fact}: {advice}", move=path)
-                entries.append(Entry())
-                if self.repair:
-                    create_entry(self.root, number, Entry())
-            else:
-                self.report.files += 1
-        self.log = Log().with_entries(entries)
-        self.removed = {name.partition("/")[2] for name in self.log.gone}
-
-    def _marks(self) -> Dead:
-        """Tombstones and lifts: each as it was written, and none missing that the log names."""
-        tombstones: dict[str, Tombstone] = {}
-        lifts: dict[str, Lift] = {}
-        for folder in (TOMBSTONES, LIFTS):
-            for name in self._children(self.root / folder):
-                path = self.root / folder / name
-                try:
-                    if folder == TOMBSTONES:
-                        tombstones[name] = read_tombstone(self.root, name)
-                    else:
-                        lifts[name] = read_lift(self.root, name)
-                except EmbedcacheError as error:
-                    advice = "Forget its photos again, or a merge may bring them back"
-                    self._find(path, f"{error.fact}. {advice}", move=path)
-                else:
-                    self.report.files += 1
-        dead = join(tombstones, lifts)
-        for name in missing_marks(self.log, dead):
-            damaged = any(finding.path == name for finding in self.report.findings)
-            if self.repair:
-                with disk.plain_errors("repair", self.root):
-                    self.history.give_up(name)
-            if not damaged:
-                self._find(
-                    self.root / name,
-                    "is missing, and the log of removals names it. Restore it from a backup, or "
-                    "forget its photos again: a merge may bring them back",
-                    moved=GIVEN_UP if self.repair else "",
-                )
-        unknown = unknown_marks(self.log, dead) if self.format != OLD_FORMAT else []
-        if unknown and self.repair:
-            self.history.note()
-        for name in unknown:
-            self._find(
-                self.root / name,
-                "is named by no entry of the log of removals: the run that wrote it was cut off. "
-                f"'embedcache forget {self.report.cache} --forgotten' finishes it",
-                moved=ENTERED if self.repair else "",
-            )
-        return dead
+    def _unseen(self) -> None:
+        """What this did not look at."""
+        for name, what in (("local", "this machine's own memory"), ("damaged", "set aside")):
+            if any((self.root / name).glob("*")):
+                self.report.unseen.append(f"{name}/ ({what})")
+        self.report.unseen += [self.record.name(path) for path in self.record.hidden]
 
     def _photo_ids(self) -> PhotoIds:
         return PhotoIds(self.root / "photos", history=self.history)
@@ -214,7 +141,7 @@ class _Audit:
         except CacheError as error:
             inner = folder / "segments"
             if inner.is_dir() and not inner.is_symlink():
-                self._group(inner, group_document({}), quiet=True)
+                self.record.group(inner, group_document({}), quiet=True)
             try:
                 document = read_attributes(folder)["detector" if part == "faces" else "spec"]
                 if face_digest(document) != folder.name:
@@ -223,7 +150,7 @@ class _Audit:
             except (CacheError, KeyError):
                 self._lose(folder, KINDS[part], error)
                 return
-            where = self._name(inner / "zarr.json")
+            where = self.record.name(inner / "zarr.json")
             self.report.findings.append(Finding(path=where, problem=error.fact, moved=REWRITTEN))
         self.report.files += 2
         self._strangers(folder)
@@ -241,67 +168,56 @@ class _Audit:
         return Space(folder, Spec.parse(document), history=self.history)
 
     def _strangers(self, folder: Path) -> None:
-        for name in self._children(folder):
+        for name in self.record.children(folder):
             if name not in ("zarr.json", "segments"):
-                self._find(folder / name, "is not embedcache's")
+                self.record.find(folder / name, "is not embedcache's")
 
     def _segments_of(
         self, folder: Path, kind: Kind, label: str, of: Space | FaceSpace | PhotoIds
     ) -> list[Segment]:
         segments = folder / "segments"
         if not segments.is_dir() or segments.is_symlink():
-            self._find(segments, "is missing, with all that it held")
+            self.record.find(segments, "is missing, with all that it held")
             if not self.repair or segments.is_symlink():
                 return []
             disk.make_folder(segments)
         if kind == "photos":
-            self._group(segments, group_document({}))
-        self.left += leftovers(segments)
+            self.record.group(segments, group_document({}))
+        self.record.left += leftovers(segments)
         space = None if kind == "photos" else folder.name
         good, broken = [], []
-        for name in self._children(segments):
+        for name in self.record.children(segments):
             path = segments / name
             if name == "zarr.json":
                 continue
-            if f"{of.key}/{name}" in self.log.gone:
-                if not self._went(path):
-                    self._find(
-                        path,
-                        "was removed, and is not deleted yet. 'embedcache compact "
-                        f"{self.report.cache}' deletes it",
-                    )
+            if f"{of.key}/{name}" in self.past.log.gone:
+                problem = (
+                    "was removed, and is not deleted yet. 'embedcache compact "
+                    f"{self.report.cache}' deletes it"
+                )
+                self.record.find(path, problem, passing=True)
                 continue
             if not is_segment_id(name) or path.is_symlink():
-                self._find(path, "is not a segment", move=None if path.is_symlink() else path)
+                self.record.find(path, "is not a segment", move=None if path.is_symlink() else path)
                 continue
-            with disk.plain_errors("read", path):  # what may not be read is not damaged
-                try:
-                    segment = read_segment(str(path), kind=kind, space=space)
-                    if segment is None:
-                        continue
-                    check_segment(segment)
-                    self.report.count(segment.manifest)
-                except (EmbedcacheError, FileNotFoundError) as error:
-                    if path.exists():  # else it was removed meanwhile
-                        broken.append(Broken(path, kind, space, label, error, of))
-                    continue
+            segment = _checked(path, kind, space)
+            if segment is None:
+                continue
+            if isinstance(segment, Exception):
+                broken.append(Broken(path, kind, space, label, segment, of))
+                continue
+            self.report.count(segment.manifest)
             if kind == "photos":
                 self.names.update(
                     (content, photo) for photo, content in zip(*read_pairs(segment), strict=True)
                 )
                 self._forgotten([segment], of)
             good.append(segment)
-            self.manifests[name] = segment.digest
+            self.past.manifests[name] = segment.digest
         # Those whose manifest cannot be read first: they stand in the way of every look.
         for one in sorted(broken, key=lambda one: one.segment() is not None):
             self._broken(one)
         return good
-
-    @staticmethod
-    def _went(path: Path) -> bool:
-        """Whether a segment that was removed is being deleted just now."""
-        time.sleep(SECOND_LOOK_SECONDS)
-        return not path.exists()
 
     def _broken(self, broken: Broken) -> None:
         """A segment that is not as it was written: say which photos are lost, and repair."""
@@ -325,28 +241,28 @@ class _Audit:
         if broken.kind != "photos":
             lost = [self.names[content] for content in digests if content in self.names]
         fact = broken.error.fact if isinstance(broken.error, EmbedcacheError) else broken.error
-        self._find(
+        self.record.find(
             broken.path,
             str(fact),
             space=name,
             segment=broken.path.name,
             lost_rows=n_rows,
             lost=lost,
-            moved="" if repaired is None else self._name(repaired.target),
+            moved="" if repaired is None else self.record.name(repaired.target),
         )
 
     def _lose(self, folder: Path, kind: Kind, error: EmbedcacheError) -> None:
         """A whole space that cannot be used: say which photos are lost with its segments."""
         n_rows, lost, name = 0, list[str](), folder.name[:8]
         inner = folder / "segments"
-        for path in (inner / one for one in self._children(inner) if is_segment_id(one)):
+        for path in (inner / one for one in self.record.children(inner) if is_segment_id(one)):
             with contextlib.suppress(EmbedcacheError, OSError):
                 segment = Segment.read(str(path), kind=kind, space=folder.name)
                 n_rows += segment.manifest.n_rows
                 name = f"{segment.name}#{folder.name[:8]}" if segment.name else name
                 contents = [row.tobytes() for row in segment.column("digest")]
                 lost += [self.names[content] for content in contents if content in self.names]
-        self._find(
+        self.record.find(
             folder,
             error.fact,
             space=name,
@@ -362,168 +278,29 @@ class _Audit:
             back = int(of.dead_rows(segment, self.dead).sum()) if self.dead else 0
             if back:
                 what = "forgotten photo ids" if of.kind == "photos" else "rows of forgotten photos"
-                self._find(
+                self.record.find(
                     segment.folder,
                     f"still stores {back} {what}, which are hidden. 'embedcache forget "
                     f"{self.report.cache} --forgotten' removes them",
+                    passing=True,
                 )
 
-    def _refs(self) -> None:
-        for name in self._children(self.root / "refs"):
-            path = self.root / "refs" / name
+
+def _checked(path: Path, kind: Kind, space: str | None) -> Segment | Exception | None:
+    """A segment, read whole; what is wrong with it; None for a draft, and for one that went.
+
+    Looked at twice before it is called wrong: a draft may just have become a segment.
+    """
+    with disk.plain_errors("read", path):  # what may not be read is not damaged
+        for look in (1, 2):
             try:
-                pins = read_ref(self.root, path.stem)
-                if path.suffix != ".json":
-                    raise Damaged("is not a ref")
-            except EmbedcacheError as error:
-                self._find(path, error.fact, move=path)
-                continue
-            self.report.files += 1
-            if missing := self._missing(pins):
-                problem = f"pins segment {min(missing)}, which is gone or damaged"
-                if len(missing) > 1:
-                    problem += f", and {len(missing) - 1} others"
-                if not any(segment in self.removed for segment in missing):
-                    problem += ". The ref holds again once they are back (merge or pull them)"
-                self._find(path, problem, move=path)
-        for name in sorted(
-            self.log.refs.keys() - {Path(n).stem for n in self._children(self.root / "refs")}
-        ):
-            self.report.notes.append(f"ref {name} was deleted: it pins nothing any more")
-
-    def _missing(self, pins: Pins) -> list[str]:
-        """The segments that a ref pins and that are not here, nor all that stands for them.
-
-        Judged by the log as it is now: what was here when this began may have been replaced since.
-        """
-        while True:
-            self.log = self._log_now()
-            missing = [
-                segment
-                for key, pinned in pins.by_set().items()
-                for segment, digest in pinned.items()
-                if not self._held(key, segment, digest)
-            ]
-            if not missing or self._log_now().n == self.log.n:
-                return missing
-
-    def _log_now(self) -> Log:
-        """The log, read on; as it was walked where an entry of it is damaged."""
-        try:
-            return self.history.log()
-        except EmbedcacheError:
-            return self.log
-
-    def _held(self, key: str, segment: str, digest: str) -> bool:
-        """Whether what a ref pins is here: the segment itself, or all that stands for it."""
-        gone = self.log.gone.get(f"{key}/{segment}")
-        if gone is None:
-            return self._digest(key, segment) == digest
-        standing = self.log.stands_for(key, segment)
-        if gone.digest != digest or standing is None:
-            return False
-        return all(self._digest(key, name) is not None for name in standing)
-
-    def _digest(self, key: str, segment: str) -> str | None:
-        """The digest of a segment that is here, also of one that came after this had looked."""
-        if segment not in self.manifests:
-            folders = [PHOTOS] if key == PHOTOS else [f"{part}/{key}" for part in KINDS]
-            for folder in folders:
-                path = self.root / folder / "segments" / segment
-                with contextlib.suppress(EmbedcacheError, OSError):
-                    self.manifests[segment] = Segment.read(str(path), kind="vectors").digest
-        return self.manifests.get(segment)
-
-    def _leftovers(self) -> None:
-        """What is being written is named; what a process that died left is a finding."""
-        for part in ("", *PARTS, APART, "refs", TOMBSTONES, LIFTS, LOG):
-            self.left += leftovers(self.root / part)
-        self.left += staged(self.root)
-        if any(not left.holder for left in self.left):
-            time.sleep(SECOND_LOOK_SECONDS)  # a file that is being renamed is gone by then
-        for left in self.left:
-            if not left.path.exists() or self._tidied(left.path):
-                continue
-            self.report.leftovers += 1
-            where = self._name(left.path)
-            if left.holder:
-                self.report.notes.append(f"{where} is being written by {left.holder}")
-            elif left.path.parent.parent.name == "local" or left.path.parent.name == "local":
-                self._find(
-                    left.path,
-                    "was left by a transfer that was cut off. Run it again, or delete it",
-                )
-            else:
-                self._find(
-                    left.path,
-                    "was left by a process that is gone. 'embedcache compact "
-                    f"{self.report.cache}' keeps its rows and removes it",
-                )
-
-    @staticmethod
-    def _tidied(path: Path) -> bool:
-        """Whether a folder that was a draft is a segment now, with nothing left of its writing."""
-        return (path / MANIFEST).exists() and not (path / journal.FOLDER).exists()
-
-    def _unseen(self) -> None:
-        """What this did not look at."""
-        for name, what in (("local", "this machine's own memory"), ("damaged", "set aside")):
-            if any((self.root / name).glob("*")):
-                self.report.unseen.append(f"{name}/ ({what})")
-        self.report.unseen += [self._name(path) for path in self.hidden]
-
-    def _group(self, folder: Path, document: dict[str, Json], *, quiet: bool = False) -> None:
-        """Check a group's zarr.json; where everything in it is known, `repair` rewrites it."""
-        try:
-            check_group(folder, document)
-        except CacheError as error:
-            moved = ""
-            if self.repair and not folder.is_symlink():
-                disk.replace(folder / "zarr.json", encode_document(document))
-                moved = REWRITTEN
-            if not quiet:
-                self.report.findings.append(
-                    Finding(path=self._name(folder / "zarr.json"), problem=error.fact, moved=moved)
-                )
-        else:
-            self.report.files += 1
-
-    def _find(
-        self,
-        path: Path,
-        problem: str,
-        *,
-        space: str = "",
-        segment: str = "",
-        lost_rows: int = 0,
-        lost: Sequence[str] = (),
-        move: Path | None = None,
-        moved: str = "",
-    ) -> None:
-        if self.repair and move is not None:
-            with disk.plain_errors("repair", self.root):
-                moved = self._name(move_aside(self.root, move))
-        self.report.findings.append(
-            Finding(
-                path=self._name(path),
-                problem=problem.replace(f"{self.root}{os.sep}", ""),
-                space=space,
-                segment=segment,
-                lost_rows=lost_rows,
-                lost=tuple(lost),
-                moved=moved,
-            )
-        )
-
-    def _children(self, folder: Path) -> list[str]:
-        """The names in a folder; hidden ones that are not ours are noted as not looked at."""
-        if not folder.is_dir() or folder.is_symlink():
-            return []
-        names = sorted(os.listdir(folder))
-        hidden = [name for name in names if name.startswith(".")]
-        self.hidden += [folder / name for name in hidden if not own_litter(name)]
-        links = [name for name in hidden if (folder / name).is_symlink()]
-        return [*links, *(name for name in names if not name.startswith("."))]
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+                segment = read_segment(str(path), kind=kind, space=space)
+                if segment is not None:
+                    check_segment(segment)
+                return segment
+            except (EmbedcacheError, FileNotFoundError) as error:
+                if not path.exists():
+                    return None
+                if look == 2:
+                    return error
+    raise AssertionError("unreachable")

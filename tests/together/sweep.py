@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from embedcache import disk
-from embedcache.upkeep import verify
+from embedcache.upkeep import recording
 from tests.together import operations, process, schedule, world
 from tests.together.clocks import HERE, Host
 from tests.together.places import SOUND, Flaw, FolderPlace, Place, S3Place, S3Server
@@ -32,7 +32,7 @@ def main() -> None:
     disk.sync = lambda fd: None
     disk.sync_folder = lambda path: None
     # Processes stand still here: what `verify` sees twice is the same.
-    verify.SECOND_LOOK_SECONDS = 0.0
+    recording.SECOND_LOOK_SECONDS = 0.0
     # One thread, so that the k-th event is the same one in every run.
     for module in list(sys.modules.values()):
         for name in ("OBJECTS_AT_ONCE", "SEGMENTS_AT_ONCE"):

@@ -1,0 +1,173 @@
+"""Verify what a cache says of removals: its log, tombstones, lifts and refs."""
+
+import contextlib
+from pathlib import Path
+
+from embedcache import disk
+from embedcache.errors import Damaged, EmbedcacheError
+from embedcache.store.history import History, missing_marks, unknown_marks
+from embedcache.store.layout import KINDS
+from embedcache.store.log import ENTRY, PHOTOS, Entry, Log, create_entry, read_entry
+from embedcache.store.log import FOLDER as LOG
+from embedcache.store.refs import Pins, read_ref
+from embedcache.store.segment import Segment
+from embedcache.store.tombstones import FOLDER as TOMBSTONES
+from embedcache.store.tombstones import (
+    LIFTS,
+    Dead,
+    Lift,
+    Tombstone,
+    join,
+    read_lift,
+    read_tombstone,
+)
+from embedcache.upkeep.findings import ENTERED, GIVEN_UP
+from embedcache.upkeep.recording import Record
+
+
+class HistoryAudit:
+    """Reads each of them once. log: what the entries say.
+
+    manifests: {id: manifest digest} of the segments that are here.
+    """
+
+    def __init__(self, record: Record, history: History) -> None:
+        self.record = record
+        self.history = history
+        self.log = Log()
+        self.manifests: dict[str, str] = {}
+
+    def read_log(self) -> None:
+        """Every entry; none is missing between two."""
+        names = self.record.children(self.record.root / LOG)
+        for name in names:
+            if not (name.isdigit() and len(name) == 8):
+                self.record.find(self.record.root / LOG / name, "is not embedcache's")
+        numbers = [int(name) for name in names if name.isdigit() and len(name) == 8]
+        entries: list[Entry] = []
+        for number in range(1, max(numbers, default=0) + 1):
+            path = self.record.root / LOG / f"{number:08d}"
+            try:
+                raw = read_entry(self.record.root, number)
+                if raw is None:
+                    raise Damaged("is missing")
+                if strangers := [name for name in self.record.children(path) if name != ENTRY]:
+                    self.record.find(path / strangers[0], "is not embedcache's")
+                entries.append(Entry.parse(raw, number=number)[0])
+            except EmbedcacheError as error:
+                advice = "restore it from a backup, or what it removed may be shown again"
+                self.record.find(path / ENTRY, f"{error.fact}: {advice}", move=path)
+                entries.append(Entry())
+                if self.record.repair:
+                    create_entry(self.record.root, number, Entry())
+            else:
+                self.record.report.files += 1
+        self.log = Log().with_entries(entries)
+
+    def read_marks(self, *, is_old: bool) -> Dead:
+        """Tombstones and lifts: each as it was written, and none missing that the log names."""
+        tombstones: dict[str, Tombstone] = {}
+        lifts: dict[str, Lift] = {}
+        for folder in (TOMBSTONES, LIFTS):
+            for name in self.record.children(self.record.root / folder):
+                path = self.record.root / folder / name
+                try:
+                    if folder == TOMBSTONES:
+                        tombstones[name] = read_tombstone(self.record.root, name)
+                    else:
+                        lifts[name] = read_lift(self.record.root, name)
+                except EmbedcacheError as error:
+                    advice = "Forget its photos again, or a merge may bring them back"
+                    self.record.find(path, f"{error.fact}. {advice}", move=path)
+                else:
+                    self.record.report.files += 1
+        dead = join(tombstones, lifts)
+        for name in missing_marks(self.log, dead):
+            damaged = any(finding.path == name for finding in self.record.report.findings)
+            if self.record.repair:
+                with disk.plain_errors("repair", self.record.root):
+                    self.history.give_up(name)
+            if not damaged:
+                self.record.find(
+                    self.record.root / name,
+                    "is missing, and the log of removals names it. Restore it from a backup, or "
+                    "forget its photos again: a merge may bring them back",
+                    moved=GIVEN_UP if self.record.repair else "",
+                )
+        unknown = unknown_marks(self.log, dead) if not is_old else []
+        if unknown and self.record.repair:
+            self.history.note()
+        for name in unknown:
+            self.record.find(
+                self.record.root / name,
+                "is named by no entry of the log of removals: the run that wrote it was cut off. "
+                f"'embedcache forget {self.record.report.cache} --forgotten' finishes it",
+                moved=ENTERED if self.record.repair else "",
+            )
+        return dead
+
+    def read_refs(self) -> None:
+        for name in self.record.children(self.record.root / "refs"):
+            path = self.record.root / "refs" / name
+            try:
+                pins = read_ref(self.record.root, path.stem)
+                if path.suffix != ".json":
+                    raise Damaged("is not a ref")
+            except EmbedcacheError as error:
+                self.record.find(path, error.fact, move=path)
+                continue
+            self.record.report.files += 1
+            if missing := self._missing(pins):
+                problem = f"pins segment {min(missing)}, which is gone or damaged"
+                if len(missing) > 1:
+                    problem += f", and {len(missing) - 1} others"
+                removed = {gone.partition("/")[2] for gone in self.log.gone}
+                if not removed & {*missing}:
+                    problem += ". The ref holds again once they are back (merge or pull them)"
+                self.record.find(path, problem, move=path)
+        there = {Path(name).stem for name in self.record.children(self.record.root / "refs")}
+        for name in sorted(self.log.refs.keys() - there):
+            self.record.report.notes.append(f"ref {name} was deleted: it pins nothing any more")
+
+    def _missing(self, pins: Pins) -> list[str]:
+        """The segments that a ref pins and that are not here, nor all that stands for them.
+
+        Judged by the log as it is now: what was here when this began may have been replaced since.
+        """
+        while True:
+            self.log = self._log_now()
+            missing = [
+                segment
+                for key, pinned in pins.by_set().items()
+                for segment, digest in pinned.items()
+                if not self._held(key, segment, digest)
+            ]
+            if not missing or self._log_now().n == self.log.n:
+                return missing
+
+    def _log_now(self) -> Log:
+        """The log, read on; as it was walked where an entry of it is damaged."""
+        try:
+            return self.history.log()
+        except EmbedcacheError:
+            return self.log
+
+    def _held(self, key: str, segment: str, digest: str) -> bool:
+        """Whether what a ref pins is here: the segment itself, or all that stands for it."""
+        gone = self.log.gone.get(f"{key}/{segment}")
+        if gone is None:
+            return self._digest(key, segment) == digest
+        standing = self.log.stands_for(key, segment)
+        if gone.digest != digest or standing is None:
+            return False
+        return all(self._digest(key, name) is not None for name in standing)
+
+    def _digest(self, key: str, segment: str) -> str | None:
+        """The digest of a segment that is here, also of one that came after this had looked."""
+        if segment not in self.manifests:
+            folders = [PHOTOS] if key == PHOTOS else [f"{part}/{key}" for part in KINDS]
+            for folder in folders:
+                path = self.record.root / folder / "segments" / segment
+                with contextlib.suppress(EmbedcacheError, OSError):
+                    self.manifests[segment] = Segment.read(str(path), kind="vectors").digest
+        return self.manifests.get(segment)

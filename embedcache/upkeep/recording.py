@@ -1,0 +1,141 @@
+"""What an audit of a cache takes down, and what it takes back after a second look."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from embedcache import disk
+from embedcache.errors import CacheError
+from embedcache.spec import Json
+from embedcache.store import journal
+from embedcache.store.layout import check_group
+from embedcache.store.manifest import MANIFEST
+from embedcache.store.salvage import Leftover, own_litter
+from embedcache.store.zarr_json import encode_document
+from embedcache.upkeep.findings import REWRITTEN, Finding, Report
+from embedcache.upkeep.repair import move_aside
+
+SECOND_LOOK_SECONDS = 0.2  # at what may be gone in a moment
+
+
+class Record:
+    """The findings of one audit.
+
+    root: of the cache. left: work in progress that was met. hidden: names that are not ours.
+    """
+
+    def __init__(self, root: Path, report: Report, *, repair: bool) -> None:
+        self.root = root
+        self.report = report
+        self.repair = repair
+        self.left: list[Leftover] = []
+        self.hidden: list[Path] = []
+        self._found: list[tuple[Finding, Path]] = []
+        self._passing: list[Path] = []
+
+    def find(
+        self,
+        path: Path,
+        problem: str,
+        *,
+        space: str = "",
+        segment: str = "",
+        lost_rows: int = 0,
+        lost: Sequence[str] = (),
+        move: Path | None = None,
+        moved: str = "",
+        passing: bool = False,
+    ) -> None:
+        """Take down what is wrong with a path, which is moved aside where that repairs it.
+
+        passing: somebody alive may be about to remove it.
+        """
+        if self.repair and move is not None:
+            with disk.plain_errors("repair", self.root):
+                moved = self.name(move_aside(self.root, move))
+        finding = Finding(
+            path=self.name(path),
+            problem=problem.replace(f"{self.root}{os.sep}", ""),
+            space=space,
+            segment=segment,
+            lost_rows=lost_rows,
+            lost=tuple(lost),
+            moved=moved,
+        )
+        self.report.findings.append(finding)
+        if not moved and os.path.lexists(path):
+            self._found.append((finding, path))
+        if passing:
+            self._passing.append(path)
+
+    def group(self, folder: Path, document: dict[str, Json], *, quiet: bool = False) -> None:
+        """Check a group's zarr.json; where everything in it is known, `repair` rewrites it."""
+        try:
+            check_group(folder, document)
+        except CacheError as error:
+            moved = ""
+            if self.repair and not folder.is_symlink():
+                disk.replace(folder / "zarr.json", encode_document(document))
+                moved = REWRITTEN
+            if not quiet:
+                self.report.findings.append(
+                    Finding(path=self.name(folder / "zarr.json"), problem=error.fact, moved=moved)
+                )
+        else:
+            self.report.files += 1
+
+    def children(self, folder: Path) -> list[str]:
+        """The names in a folder; hidden ones that are not ours are noted as not looked at."""
+        if not folder.is_dir() or folder.is_symlink():
+            return []
+        names = sorted(os.listdir(folder))
+        hidden = [name for name in names if name.startswith(".")]
+        self.hidden += [folder / name for name in hidden if not own_litter(name)]
+        links = [name for name in hidden if (folder / name).is_symlink()]
+        return [*links, *(name for name in names if not name.startswith("."))]
+
+    def name(self, path: Path) -> str:
+        """A path as the report shows it."""
+        return path.relative_to(self.root).as_posix()
+
+    def finish(self) -> None:
+        """Look again at what may be gone by now, and take down what is still left."""
+        idle = [left.path for left in self.left if not left.holder]
+        _wait_for([*idle, *self._passing])
+        for left in self.left:
+            if left.path.exists() and not _is_tidied(left.path):
+                self._find_left(left)
+        # What is gone was taken away by somebody alive: nothing is wrong with it any more.
+        gone = {id(found) for found, path in self._found if not os.path.lexists(path)}
+        self.report.findings = [f for f in self.report.findings if id(f) not in gone]
+
+    def _find_left(self, left: Leftover) -> None:
+        """What is being written is named; what a process that died left is a finding."""
+        self.report.leftovers += 1
+        if left.holder:
+            self.report.notes.append(f"{self.name(left.path)} is being written by {left.holder}")
+        elif "local" in (left.path.parent.name, left.path.parent.parent.name):
+            self.find(
+                left.path, "was left by a transfer that was cut off. Run it again, or delete it"
+            )
+        else:
+            self.find(
+                left.path,
+                "was left by a process that is gone. 'embedcache compact "
+                f"{self.report.cache}' keeps its rows and removes it",
+            )
+
+
+def _wait_for(paths: Sequence[Path]) -> None:
+    """Wait while some of these go: whoever removes them is at it, and may not be done."""
+    n_before = len(paths) + 1
+    while paths and len(paths) < n_before:
+        time.sleep(SECOND_LOOK_SECONDS)
+        n_before, paths = len(paths), [path for path in paths if os.path.lexists(path)]
+
+
+def _is_tidied(path: Path) -> bool:
+    """Whether a folder that was a draft is a segment now, with nothing left of its writing."""
+    hidden = path.name.startswith(".")
+    return not hidden and (path / MANIFEST).exists() and not (path / journal.FOLDER).exists()
