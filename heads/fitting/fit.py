@@ -96,7 +96,10 @@ def _judged(rounds: Sequence["_Round"], dataset: Dataset, resamples: int, seed: 
     """The test rows of all rounds, scored as one."""
     tested = joined([one.tested for one in rounds if one.tested is not None])
     reference = "ridge" if dataset.task == "regression" else "logistic"
-    return judge(dataset, tested, reference=reference, resamples=resamples, seed=seed)
+    stayed = [name for name in rounds[0].found if all(one.found[name].same_as for one in rounds)]
+    return judge(
+        dataset, tested, reference=reference, stayed=stayed, resamples=resamples, seed=seed
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +156,13 @@ def _fit_round(
 
 def _pooled(name: str, rounds: Sequence[_Round]) -> _Pooled:
     found = [one.found[name] for one in rounds]
-    same = {one.same_as for one in found}
+    same = [one.same_as or "" for one in found]
     return _Pooled(
         dev=_mean_dev([one.dev for one in found], rounds),
         dev_scores=np.concatenate([one.dev_scores for one in found]),
         rounds=tuple((one.rate, one.epoch) for one in found),
         seconds=sum(one.seconds for one in found),
-        same_as=same.pop() if len(same) == 1 else None,
+        same_as=max(same, key=len) if all(same) else None,
     )
 
 
