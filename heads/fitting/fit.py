@@ -54,10 +54,9 @@ def fit(
     class only.
     """
     began = time.perf_counter()
-    if protocol is None:
-        protocol = protocol_of(options)
-    elif options:
+    if protocol is not None and options:
         raise TypeError(f"give a protocol or options, not both; got {', '.join(options)}")
+    protocol = protocol or protocol_of(options)
     names = chosen_names(heads, dataset.task)
     rounds = [
         _fit_round(one, names, protocol, pooled=folds is not None, dev_only=dev_only)

@@ -58,9 +58,8 @@ def run(
         can be computed. It is not called for imported vectors, which cannot be computed here.
     progress: called with one line per fit.
     """
-    began = time.perf_counter()
+    began, out = time.perf_counter(), Path(out)
     say = progress or (lambda _line: None)
-    out = Path(out)
     (out / "fits").mkdir(parents=True, exist_ok=True)
     (out / "subsets").mkdir(exist_ok=True)
     labels_path = study.label_table(out)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import heads
 from benchmarks import null
 from embedcache.errors import InputError, LabelsError
-from heads.dataset.join import from_arrays
+from heads.dataset.arrays import from_arrays
 from heads.dataset.rows import Dataset, Part
 from heads.fitting.judge import predict_test
 from heads.fitting.protocol import FC_NAMES, Protocol, protocol_of

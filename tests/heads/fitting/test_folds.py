@@ -12,7 +12,7 @@ import pytest
 import heads
 from embedcache.errors import LabelsError
 from heads.dataset import split
-from heads.dataset.join import from_arrays
+from heads.dataset.arrays import from_arrays
 from heads.dataset.rows import Dataset
 from heads.fitting import metrics
 
