@@ -69,16 +69,25 @@ def chosen_names(heads: Sequence[str], task: str) -> tuple[str, ...]:
 
 
 def fit_candidates(
-    train: Part, dev: Part, names: Sequence[str], *, dataset: Dataset, protocol: Protocol
+    train: Part,
+    dev: Part,
+    names: Sequence[str],
+    *,
+    dataset: Dataset,
+    protocol: Protocol,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Candidate]:
     """Fit the named heads on train and dev rows alone.
 
     dataset: for the task, the classes and the names of the targets; its rows are not read.
+    tick: called with the epochs done: 0 while linear heads are fitted.
     """
     link = _link(dataset)
     loss = _loss(protocol, dataset, link)
     standard = linear.fit_standard(train)
-    found = _fit_linear(train, dev, names, standard, link, dataset=dataset, protocol=protocol)
+    found = _fit_linear(
+        train, dev, names, standard, link, dataset=dataset, protocol=protocol, tick=tick
+    )
     if deep := [name for name in names if name in FC_NAMES]:
         # OpenMP threads that wait for each other by spinning lose most of the machine as soon as
         # something else runs on it. Without effect once torch is loaded (docs/decisions/030).
@@ -96,6 +105,7 @@ def fit_candidates(
             loss=loss,
             start=_start(found[base].head, standard, train, link),
             protocol=protocol,
+            tick=tick,
         )
         seconds = time.perf_counter() - began
         for name in deep:
@@ -157,6 +167,7 @@ def _fit_linear(
     *,
     dataset: Dataset,
     protocol: Protocol,
+    tick: Callable[[int], None],
 ) -> dict[str, Candidate]:
     """The constant, ridge and logistic regression, as far as they are named.
 
@@ -173,7 +184,7 @@ def _fit_linear(
         return linear.ridge(train, dev, one)
 
     def logit(one: Standard) -> Linear:
-        return logistic(train, dev, one, outputs=outputs, memory_bytes=memory)
+        return logistic(train, dev, one, outputs=outputs, memory_bytes=memory, tick=lambda: tick(0))
 
     fits: dict[str, Callable[[], tuple[Linear, Standard]]] = {
         "const": lambda: (constant(standard), standard),
@@ -185,6 +196,7 @@ def _fit_linear(
         if name not in fits:
             continue
         one, scaled = fits[name]()
+        tick(0)
         head = Head(name, one.link, scaled, (one.layer,), {"classes": list(dataset.classes)})
         figures, scores = _dev(head, dev, dataset)
         found[name] = Candidate(
