@@ -118,7 +118,10 @@ def fit_head(
     task: Annotated[str, typer.Option(help="auto, regression, binary or multiclass.")] = "auto",
     head: Annotated[
         list[str] | None,
-        typer.Option(help="all, const, ridge, logistic, 0fc, 1fc or 2fc; may be repeated."),
+        typer.Option(
+            help="all, const, ridge, logistic, or 0fc, 1fc, 2fc (0, 1 or 2 fully connected layers "
+            "before the output); may be repeated."
+        ),
     ] = None,
     faces: Annotated[
         int | None, typer.Option(min=0, help="Keep only photos with exactly N faces.", metavar="N")
@@ -138,7 +141,7 @@ def fit_head(
     ] = None,
     folds: Annotated[
         int | None,
-        typer.Option(min=3, help="K-fold: test every photo once. [default: one split]"),
+        typer.Option(help="K-fold, 3 or more: test every photo once. [default: one split]"),
     ] = None,
     dev_only: Annotated[
         bool, typer.Option("--dev-only", help="Print dev figures only; look at no test photo.")
@@ -151,7 +154,9 @@ def fit_head(
         int | None, typer.Option(min=1, help="Width of each hidden layer. [default: 256]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs. [default: 20]")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="[default: 256]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Photos per step of the training. [default: 256]")
+    ] = None,
     learning_rate: Annotated[
         list[float] | None, typer.Option(help="Repeat it for a sweep; dev chooses.")
     ] = None,
@@ -197,8 +202,14 @@ def fit_head(
     ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Fit heads on cached vectors. The test set is used once."""
+    """Fit heads on cached vectors. The test set is used once.
+
+    const is the mean (or the class shares), ridge and logistic are linear. 0fc, 1fc and 2fc are
+    networks of so many fully connected layers before the output, as in the paper: 0fc is linear
+    too, but trained step by step. docs/heads.md explains the options that are rarely used.
+    """
     import heads
+    from embedcache.display import counts_on
     from heads.dataset.join import load
     from heads.fitting.protocol import protocol_of
 
@@ -249,6 +260,7 @@ def fit_head(
         protocol=chosen,
         folds=folds,
         dev_only=dev_only,
+        progress=counts_on("epochs"),
     )
     fitted.save(out)
     print_result(fitted, json_)
@@ -275,7 +287,11 @@ def predict(
     workers: Workers = None,
     json_: JsonOption = False,
 ) -> None:
-    """Apply a fitted head to photos. Photos that the cache lacks are embedded."""
+    """Apply a fitted head to photos. Photos that the cache lacks are embedded.
+
+    A head of two classes writes the probability of the second one as prediction, one of several a
+    column prediction_CLASS with P(CLASS) each; both also write the likeliest class.
+    """
     import heads
     from embedcache.extraction.provenance import place_of
     from heads.predict import check_out
@@ -311,7 +327,7 @@ def predict(
 def study(
     study_toml: Annotated[
         Path, typer.Argument(metavar="STUDY.toml", help="The study; --init writes one.")
-    ],
+    ] = Path("study.toml"),
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the page and its files.")
     ] = None,
@@ -393,6 +409,7 @@ def _study(
 ) -> None:
     """Run a study file, embedding for all its backbones at once, and print table and page."""
     from embedcache.backbones.names import resolved
+    from embedcache.display import counts_on
     from embedcache.upkeep.pinning import pin
     from heads.study import report
     from heads.study import run as studies
@@ -414,6 +431,7 @@ def _study(
         lambda _: None,
         out,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
+        counting=counts_on,
     )
     written = report.write(results, out, **show)
     if json_:

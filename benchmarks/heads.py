@@ -42,7 +42,7 @@ from embedcache.spec import foreign  # noqa: E402
 from embedcache.store.cache import Cache  # noqa: E402
 from embedcache.store.faces import Faces  # noqa: E402
 from heads import dataset, fit  # noqa: E402
-from heads.dataset.join import from_arrays  # noqa: E402
+from heads.dataset.arrays import from_arrays  # noqa: E402
 from heads.dataset.rows import Dataset  # noqa: E402
 from heads.fitting import linear  # noqa: E402
 from heads.fitting.objective import Objective  # noqa: E402

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import heads
-from heads.dataset.join import from_arrays
+from heads.dataset.arrays import from_arrays
 from heads.fitting.protocol import FC_NAMES, protocol_of
 
 

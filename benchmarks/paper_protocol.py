@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import heads
-from heads.dataset.join import from_arrays
+from heads.dataset.arrays import from_arrays
 from heads.dataset.rows import Dataset
 from heads.fitting.linear import fit_standard
 from heads.fitting.protocol import FC_NAMES, PAPER_RATES, protocol_of

@@ -49,8 +49,9 @@ class Predictions:
         """Write a table whole or not at all: photo_id, prediction; empty where there is none.
 
         path: .csv, .parquet, or "-" for CSV on stdout.
-        A head of several outputs gets a column each: prediction_CLASS or prediction_TARGET. A
-        classifier also gets the likeliest class, in the column class.
+        A head of several outputs gets a column each: prediction_CLASS, the probability P(CLASS), or
+        prediction_TARGET. Of two classes there is P(second), called prediction. A classifier also
+        gets the likeliest class, in the column class.
         """
         check_out(path)
         try:
@@ -109,7 +110,12 @@ class Predictions:
     def __str__(self) -> str:
         lost = int((~self.found).sum())
         line = f"{int(self.found.sum())} photos predicted with the {self.head.name} head"
-        return line + (f", {lost} without a vector" if lost else "")
+        line += f", {lost} without a vector" if lost else ""
+        if self.head.classes:
+            names = self.head.classes if self.values.ndim == 2 else self.head.classes[1:]
+            meant = (f"{c} is P({n})" for c, n in zip(self._columns(), names, strict=True))
+            line += f"; column {', '.join(meant)}"
+        return line
 
 
 def check_out(path: str | Path) -> None:

@@ -4,7 +4,18 @@ This room owns the way from a cache and a label table to train, dev and test row
 `embedcache.store`, `embedcache.photos`, `spec`, `errors` and `disk` only.
 """
 
-from heads.dataset.join import from_arrays, load, read_table
+from heads.dataset.arrays import from_arrays
+from heads.dataset.join import load, read_table
 from heads.dataset.rows import Dataset
 
-__all__ = ["Dataset", "from_arrays", "join", "load", "read_table", "rows", "split", "targets"]
+__all__ = [
+    "Dataset",
+    "arrays",
+    "from_arrays",
+    "join",
+    "load",
+    "read_table",
+    "rows",
+    "split",
+    "targets",
+]

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from embedcache.errors import LabelsError
 from embedcache.photos.matching import match_ids
-from embedcache.spec import Spec
 from embedcache.store.cache import Cache, without_ids
 from embedcache.store.columns import OK
 from embedcache.store.space import Space
@@ -21,6 +20,8 @@ from embedcache.tables import ID_COLUMNS, Sheet, is_missing, open_sheet, parse
 from heads.dataset import split
 from heads.dataset.rows import CacheRows, Dataset, Provenance, Vectors
 from heads.dataset.targets import (
+    Floats,
+    Labels,
     are_counts,
     are_shares,
     parse_targets,
@@ -31,7 +32,6 @@ from heads.dataset.targets import (
 MATCH_BELOW = 0.5
 """Where fewer of a table's ids are in the cache, names and stems are compared too."""
 
-Floats = NDArray[np.float64]
 U8 = NDArray[np.uint8]
 
 
@@ -78,48 +78,30 @@ def load(
 ) -> Dataset:
     """Join a label table to the cache's vectors by photo id, and split it.
 
-    cache: an open `embedcache.store.Cache`. target: a column, or several for a joint regression.
+    target: a column, or several for a joint regression. weight: a column of weights, 0 or more.
     id_column: None for photo_id, user_id or id, whichever meets the cache's ids. Ids that do not
-        meet them as they stand are compared by path, file name and file name without suffix.
-    weight: a column of non-negative weights (such as swipes per photo).
+        are compared by path, file name and file name without suffix.
     faces: keep only photos in which the stored detection has exactly this number of boxes.
-    split_by: a column whose equal values stay on one side; a row without a value stands alone.
-        Photos with equal contents always stay together.
+    split_by: a column whose equal values stay on one side, as photos of equal contents do.
     split_column: take the split from a column that says train, dev or test.
     by: columns to report errors by. ref: the name that the cache was opened at, for the cards.
-    memory_bytes: when the vectors are larger, read them from the
-        cache as they are needed instead of holding them.
+    memory_bytes: larger vectors are read from the cache as they are needed.
     drop_missing: leave out rows without a label, counted; otherwise they are an error.
-    What was decided on the way, such as how ids were joined, is in the dataset's `notes`.
     LabelsError for what cannot be used, see the first lines of `heads.dataset.rows`.
     """
     names = (target,) if isinstance(target, str) else tuple(target)
-    sheet = open_sheet(labels_path, error=LabelsError, kind="label table")
-    _check_columns(sheet, names, [weight, split_by, split_column, *by])
+    sheet = _opened(labels_path, names, [weight, split_by, split_column, *by])
     space = cache.find(backbone)
     rows = _present(sheet, cache, space, id_column, scope)
-    if faces is not None:
-        rows = _with_faces(rows, cache, space, faces)
-    if drop_missing:
-        rows = _with_labels(rows, sheet, names)
-    whole = [sheet.column(name) for name in names]
-    labels = parse_targets([column[rows.at] for column in whole], rows.ids, task, whole=whole)
-    weights = None if weight is None else parse_weights(sheet.column(weight)[rows.at], rows.ids)
-    people, alone = _people(rows, sheet, split_by)
-    sides = _split(
-        rows,
-        people,
-        given=rows.texts(sheet, split_column) if split_column else None,
-        column=split_column or "",
-        strata=strata_of(labels.values, labels.task) if stratify else None,
-        seed=seed,
-    )
-    rule = f"column {split_column}" if split_column else f"hash, seed {seed}"
+    rows = _chosen(rows, sheet, space, cache, faces, names if drop_missing else ())
+    labels = _labels(sheet, rows, names, task)
+    sides = _split(sheet, rows, split_by, split_column, labels if stratify else None, seed)
+    about = _provenance(cache, space, rows, sides, Path(labels_path))
     return Dataset(
         ids=tuple(rows.ids),
         vectors=_vectors(space, rows.digests, memory_bytes),
         targets=labels.values,
-        weights=weights,
+        weights=(weights := rows.weights(sheet, weight)),
         groups=sides.groups,
         subset=sides.subset,
         task=labels.task,
@@ -129,79 +111,8 @@ def load(
         counts=are_counts(labels.values, weights, labels.task),
         shares=are_shares(labels.values, labels.task),
         by={name: tuple(map(str, rows.texts(sheet, name))) for name in by},
-        notes=(*rows.notes, *labels.notes, *alone),
-        provenance=Provenance(
-            backbone=backbone,
-            spec=space.spec.document(),
-            spec_digest=space.digest,
-            cache=cache.path.name,
-            ref=ref,
-            scope=scope,
-            subset_name=subset_name,
-            labels_name=Path(labels_path).name,
-            labels=hashlib.sha256(Path(labels_path).read_bytes()).hexdigest(),
-            split=split.digest(rows.ids, sides.subset),
-            split_rule=rule + (f", grouped by {split_by}" if split_by else ""),
-            dropped=dict(rows.dropped),
-        ),
-    )
-
-
-def from_arrays(
-    vectors: ArrayLike,
-    targets: ArrayLike,
-    *,
-    weights: ArrayLike | None = None,
-    groups: Sequence[object] | None = None,
-    ids: Sequence[str] | None = None,
-    subset: ArrayLike | None = None,
-    task: str = "auto",
-    target: str | None = None,
-    stratify: bool = False,
-    seed: int = 0,
-    spec: Spec | None = None,
-) -> Dataset:
-    """A dataset from arrays already in memory: vectors (n, d), targets (n,) or (n, k).
-
-    groups: rows with equal values stay on one side; without it, rows with equal vectors do.
-    subset: 0 train, 1 dev, 2 test per row; by hash when left out.
-    """
-    held, raw = _checked(vectors, np.asarray(targets))
-    named = [str(i) for i in range(len(held))] if ids is None else [str(i) for i in ids]
-    columns = [pl.Series(raw[:, k] if raw.ndim == 2 else raw) for k in range(raw[:1].size)]
-    labels = parse_targets(columns, named, task)
-    values = labels.values[:, None] if raw.ndim == 2 > labels.values.ndim else labels.values
-    checked = None if weights is None else parse_weights(pl.Series(np.asarray(weights)), named)
-    if checked is not None and len(checked) != len(held):
-        raise LabelsError(f"{len(held)} vectors need as many weights; got {len(checked)}")
-    same = groups if groups is not None else [_content(row) for row in held]
-    numbers, names = split.join_groups([split.keys_of(same)], named)
-    if subset is not None:
-        sides = np.asarray(subset, np.uint8)
-    else:
-        strata = strata_of(values, labels.task) if stratify else None
-        sides = split.by_hash(numbers, names, seed=seed, strata=strata)
-    joint = [f"target{k}" for k in range(len(columns))] if raw.ndim == 2 else ["target"]
-    return Dataset(
-        ids=tuple(named),
-        vectors=held,
-        targets=values,
-        weights=checked,
-        groups=numbers,
-        subset=sides,
-        task=labels.task,
-        target=target or ",".join(joint),
-        weight=None if weights is None else "weight",
-        classes=labels.classes,
-        counts=are_counts(values, checked, labels.task),
-        shares=are_shares(values, labels.task),
-        notes=labels.notes,
-        provenance=Provenance(
-            spec=spec.document() if spec else None,
-            spec_digest=spec.digest if spec else "",
-            split=split.digest(named, sides),
-            split_rule="given" if subset is not None else f"hash, seed {seed}",
-        ),
+        notes=(*rows.notes, *labels.notes, *sides.notes),
+        provenance=replace(about, backbone=backbone, ref=ref, scope=scope, subset_name=subset_name),
     )
 
 
@@ -229,6 +140,10 @@ class _Rows:
             dropped=self.dropped + dropped,
         )
 
+    def weights(self, sheet: Sheet, name: str | None) -> Floats | None:
+        """A column of these rows as weights."""
+        return None if name is None else parse_weights(sheet.column(name)[self.at], self.ids)
+
     def texts(self, sheet: Sheet, name: str) -> list[str | None]:
         """A column of these rows as text."""
         cells = sheet.texts(name)
@@ -237,14 +152,17 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """Group number (n,) and side (n,) per row."""
+    """Group number (n,) and side (n,) per row, the rule that made them, and notes on it."""
 
     groups: NDArray[np.int64]
     subset: U8
+    rule: str
+    notes: tuple[str, ...]
 
 
-def _check_columns(sheet: Sheet, targets: tuple[str, ...], others: Sequence[str | None]) -> None:
-    """Refuse columns that are not there, targets that cannot stand side by side, no rows."""
+def _opened(path: str | Path, targets: tuple[str, ...], others: Sequence[str | None]) -> Sheet:
+    """The label table; refused without its columns or rows, or where targets cannot be joined."""
+    sheet = open_sheet(path, error=LabelsError, kind="label table")
     for name in (*targets, *filter(None, others)):
         if name not in sheet.names:
             raise LabelsError(
@@ -256,20 +174,7 @@ def _check_columns(sheet: Sheet, targets: tuple[str, ...], others: Sequence[str 
         raise LabelsError(f"a target is named twice: {', '.join(targets)}")
     if not sheet.n_rows:
         raise LabelsError(f"{sheet.path.name} has no rows")
-
-
-def _checked(
-    vectors: ArrayLike, targets: NDArray[np.generic]
-) -> tuple[NDArray[np.float32], NDArray[np.generic]]:
-    """Vectors (n, d) of finite floats, and n targets."""
-    held = np.ascontiguousarray(vectors, np.float32)
-    if held.ndim != 2 or not held.size:
-        raise LabelsError(f"vectors are a table of (photos, floats); got shape {held.shape}")
-    if not np.isfinite(held).all():
-        raise LabelsError(f"{(~np.isfinite(held).all(1)).sum()} vectors hold NaN or infinity")
-    if targets.ndim not in (1, 2) or len(targets) != len(held):
-        raise LabelsError(f"{len(held)} vectors need as many targets; got shape {targets.shape}")
-    return held, targets
+    return sheet
 
 
 def _present(
@@ -360,6 +265,20 @@ def _no_match(
     )
 
 
+def _chosen(
+    rows: _Rows,
+    sheet: Sheet,
+    space: Space,
+    cache: Cache,
+    faces: int | None,
+    needed: Sequence[str],
+) -> _Rows:
+    """The rows with this number of faces, and with a value of every column that is needed."""
+    if faces is not None:
+        rows = _with_faces(rows, cache, space, faces)
+    return _with_labels(rows, sheet, needed) if needed else rows
+
+
 def _with_faces(rows: _Rows, cache: Cache, space: Space, faces: int) -> _Rows:
     """The rows whose photo has exactly this number of detected faces."""
     detectors = list(cache.face_spaces())
@@ -412,19 +331,45 @@ def _people(
 
 
 def _split(
+    sheet: Sheet,
     rows: _Rows,
-    people: list[str | None] | None,
-    *,
-    given: list[str | None] | None,
-    column: str,
-    strata: NDArray[np.int64] | None,
+    split_by: str | None,
+    split_column: str | None,
+    strata: Labels | None,
     seed: int,
 ) -> _Sides:
+    """strata: labels of which each class is cut at the shares, or None."""
+    people, alone = _people(rows, sheet, split_by)
     content = [row.tobytes().hex() for row in rows.digests]
     groups, names = split.join_groups([people, content] if people else [content])
-    if given is not None:
-        return _Sides(groups, split.given(given, groups, rows.ids, column=column))
-    return _Sides(groups, split.by_hash(groups, names, seed=seed, strata=strata))
+    rule = f"column {split_column}" if split_column else f"hash, seed {seed}"
+    if split_column:
+        given = rows.texts(sheet, split_column)
+        subset = split.given(given, groups, rows.ids, column=split_column)
+    else:
+        classes = strata_of(strata.values, strata.task) if strata else None
+        subset = split.by_hash(groups, names, seed=seed, strata=classes)
+    return _Sides(groups, subset, rule + (f", grouped by {split_by}" if split_by else ""), alone)
+
+
+def _labels(sheet: Sheet, rows: _Rows, names: Sequence[str], task: str) -> Labels:
+    whole = [sheet.column(name) for name in names]
+    return parse_targets([column[rows.at] for column in whole], rows.ids, task, whole=whole)
+
+
+def _provenance(
+    cache: Cache, space: Space, rows: _Rows, sides: _Sides, labels_path: Path
+) -> Provenance:
+    return Provenance(
+        spec=space.spec.document(),
+        spec_digest=space.digest,
+        cache=cache.path.name,
+        labels_name=labels_path.name,
+        labels=hashlib.sha256(labels_path.read_bytes()).hexdigest(),
+        split=split.digest(rows.ids, sides.subset),
+        split_rule=sides.rule,
+        dropped=dict(rows.dropped),
+    )
 
 
 def _vectors(space: Space, digests: U8, memory_bytes: int | None) -> Vectors:
@@ -433,7 +378,3 @@ def _vectors(space: Space, digests: U8, memory_bytes: int | None) -> Vectors:
         vectors: NDArray[np.float32] = space.read(digests)[0]
         return vectors
     return CacheRows.of(space, digests)
-
-
-def _content(row: NDArray[np.float32]) -> str:
-    return hashlib.sha256(row.tobytes()).hexdigest()

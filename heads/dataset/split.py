@@ -88,7 +88,7 @@ def folds(
     if not 3 <= count <= n_groups:
         raise LabelsError(
             f"{count} folds of {n_groups} groups: use 3 or more folds (one tests, one chooses, the "
-            f"rest trains), and at most as many as there are groups"
+            f"rest trains), and at most as many as there are groups. For one split name no folds"
         )
     names: dict[int, str] = {}
     for group, name in zip(groups.tolist(), ids, strict=True):

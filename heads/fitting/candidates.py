@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from heads.fitting.logistic import logistic
 from heads.fitting.protocol import FC_NAMES, NAMES, Protocol
 from heads.fitting.scores import predict_part, row_scores
 from heads.head import Head, Layer, Link, Standard, rebased
+
+if TYPE_CHECKING:
+    from heads.fitting.train import Trained
 
 Floats = NDArray[np.float64]
 
@@ -37,7 +41,8 @@ class Candidate:
 
     rate: the learning rate that dev chose, NaN for a linear head. epoch: None for a linear head.
     dev: the dev figure by target and metric. dev_scores (n_dev,): the loss of each dev row, by
-    which heads are chosen. same_as: the linear head that it never left, or None.
+    which heads are chosen; those of the linear head for a head that never left it. same_as: that
+    head, "ridge via sigmoid" where the link makes their figures differ, or None.
     """
 
     head: Head
@@ -64,16 +69,25 @@ def chosen_names(heads: Sequence[str], task: str) -> tuple[str, ...]:
 
 
 def fit_candidates(
-    train: Part, dev: Part, names: Sequence[str], *, dataset: Dataset, protocol: Protocol
+    train: Part,
+    dev: Part,
+    names: Sequence[str],
+    *,
+    dataset: Dataset,
+    protocol: Protocol,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Candidate]:
     """Fit the named heads on train and dev rows alone.
 
     dataset: for the task, the classes and the names of the targets; its rows are not read.
+    tick: called with the epochs done: 0 while linear heads are fitted.
     """
     link = _link(dataset)
     loss = _loss(protocol, dataset, link)
     standard = linear.fit_standard(train)
-    found = _fit_linear(train, dev, names, standard, link, dataset=dataset, protocol=protocol)
+    found = _fit_linear(
+        train, dev, names, standard, link, dataset=dataset, protocol=protocol, tick=tick
+    )
     if deep := [name for name in names if name in FC_NAMES]:
         # OpenMP threads that wait for each other by spinning lose most of the machine as soon as
         # something else runs on it. Without effect once torch is loaded (docs/decisions/030).
@@ -91,28 +105,57 @@ def fit_candidates(
             loss=loss,
             start=_start(found[base].head, standard, train, link),
             protocol=protocol,
+            tick=tick,
         )
         seconds = time.perf_counter() - began
         for name in deep:
-            best = trained[name]
-            head = Head(name, link, standard, best.layers, {"classes": list(dataset.classes)})
-            figures, scores = _dev(head, dev, dataset)
-            rates = [p.rate for p in best.curve if not math.isfinite(p.dev) and p.epoch]
-            found[name] = Candidate(
-                head=head,
-                rate=best.rate if best.epoch else math.nan,
-                epoch=best.epoch,
-                dev=figures,
-                dev_scores=scores,
-                curve=tuple(CurvePoint(p.rate, p.epoch, p.train, p.dev) for p in best.curve),
+            head = Head(name, link, standard, trained[name].layers, found[base].head.card)
+            found[name] = _trained(
+                head, trained[name], dev, found[base], dataset=dataset, protocol=protocol,
                 seconds=seconds,
-                notes=(
-                    *(f"{name}: learning rate {rate:g} diverged" for rate in sorted(set(rates))),
-                    *_edges(name, best.rate, best.epoch, protocol),
-                ),
-                same_as=base if best.epoch == 0 and protocol.start != "random" else None,
-            )
+            )  # fmt: skip
     return found
+
+
+def _trained(
+    head: Head,
+    best: "Trained",
+    dev: Part,
+    base: Candidate,
+    *,
+    dataset: Dataset,
+    protocol: Protocol,
+    seconds: float,
+) -> Candidate:
+    """An FC head as training left it; base: the head that it started from."""
+    figures, scores = _dev(head, dev, dataset)
+    same_as = None
+    if best.epoch == 0 and protocol.start != "random":
+        same_as, scores = _stayed(base, head, scores), base.dev_scores
+    rates = sorted({p.rate for p in best.curve if not math.isfinite(p.dev) and p.epoch})
+    return Candidate(
+        head=head,
+        rate=best.rate if best.epoch else math.nan,
+        epoch=best.epoch,
+        dev=figures,
+        dev_scores=scores,
+        curve=tuple(CurvePoint(p.rate, p.epoch, p.train, p.dev) for p in best.curve),
+        seconds=seconds,
+        notes=(
+            *(f"{head.name}: learning rate {rate:g} diverged" for rate in rates),
+            *_edges(head.name, best.rate, best.epoch, protocol),
+        ),
+        same_as=same_as,
+    )
+
+
+def _stayed(base: Candidate, head: Head, scores: Floats) -> str:
+    """What to call a head that never left its start, by what it says of the dev rows.
+
+    A ridge of ratios seen through the sigmoid is no longer quite that ridge.
+    """
+    same = base.head.link == head.link or np.allclose(scores, base.dev_scores, rtol=0, atol=1e-6)
+    return base.head.name if same else f"{base.head.name} via {head.link}"
 
 
 def _fit_linear(
@@ -124,6 +167,7 @@ def _fit_linear(
     *,
     dataset: Dataset,
     protocol: Protocol,
+    tick: Callable[[int], None],
 ) -> dict[str, Candidate]:
     """The constant, ridge and logistic regression, as far as they are named.
 
@@ -140,7 +184,7 @@ def _fit_linear(
         return linear.ridge(train, dev, one)
 
     def logit(one: Standard) -> Linear:
-        return logistic(train, dev, one, outputs=outputs, memory_bytes=memory)
+        return logistic(train, dev, one, outputs=outputs, memory_bytes=memory, tick=lambda: tick(0))
 
     fits: dict[str, Callable[[], tuple[Linear, Standard]]] = {
         "const": lambda: (constant(standard), standard),
@@ -152,6 +196,7 @@ def _fit_linear(
         if name not in fits:
             continue
         one, scaled = fits[name]()
+        tick(0)
         head = Head(name, one.link, scaled, (one.layer,), {"classes": list(dataset.classes)})
         figures, scores = _dev(head, dev, dataset)
         found[name] = Candidate(
@@ -197,6 +242,9 @@ def _start(head: Head, standard: Standard, train: Part, link: Link) -> Layer:
     weights = np.ones(len(train)) if train.weights is None else train.weights
     mean = np.clip(weights @ train.targets / weights.sum(), 0.01, 0.99)
     slope = mean * (1 - mean)
+    if not layer.weight.any():  # a constant needs no line: it is itself through the sigmoid
+        mean = np.clip(layer.bias[0].astype(np.float64), 1e-6, 1 - 1e-6)
+        return Layer(layer.weight, np.log(mean / (1 - mean))[None].astype(np.float32))
     bias = np.log(mean / (1 - mean)) + (layer.bias[0] - mean) / slope
     weight = layer.weight[0] / slope[:, None]
     return Layer(weight[None].astype(np.float32), bias[None].astype(np.float32))

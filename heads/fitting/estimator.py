@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from embedcache.errors import InputError
 from heads.dataset import split
-from heads.dataset.join import from_arrays
+from heads.dataset.arrays import from_arrays
 from heads.dataset.rows import Dataset
 from heads.fitting.candidates import chosen_names, fit_candidates
 from heads.fitting.protocol import OPTIONS, Protocol, protocol_of

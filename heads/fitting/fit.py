@@ -7,7 +7,7 @@ others train. The predictions of all rounds are pooled and then judged by the sa
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +38,7 @@ def fit(
     folds: int | None = None,
     dev_only: bool = False,
     resamples: int = 2000,
+    progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Fit:
     """Fit heads on the train rows, choose by the dev rows, judge once on the test rows.
@@ -50,19 +51,16 @@ def fit(
         chose there. A saved head is the mean of the K.
     dev_only: look at no test row; for those who try many things.
     resamples: the number of bootstrap draws for explained shares.
+    progress: called now and then with the epochs done, over all folds, and those in all.
     InputError for an unknown option. LabelsError when a side has no rows, or the train side one
     class only.
     """
     began = time.perf_counter()
-    if protocol is None:
-        protocol = protocol_of(options)
-    elif options:
+    if protocol is not None and options:
         raise TypeError(f"give a protocol or options, not both; got {', '.join(options)}")
+    protocol = protocol or protocol_of(options)
     names = chosen_names(heads, dataset.task)
-    rounds = [
-        _fit_round(one, names, protocol, pooled=folds is not None, dev_only=dev_only)
-        for one in _splits(dataset, folds, protocol.seed)
-    ]
+    rounds = _rounds(dataset, names, protocol, folds, dev_only=dev_only, progress=progress)
     first = rounds[0].dataset
     judged = None if dev_only else _judged(rounds, dataset, resamples, protocol.seed)
     pooled = {name: _pooled(name, rounds) for name in rounds[0].found}
@@ -71,11 +69,6 @@ def fit(
     best = simplest(
         {name: one.dev_scores for name, one in pooled.items() if name != CHOICE}, _dev_rows(rounds)
     )
-    notes = [
-        *notes_on(first, n_folds=folds),
-        *counted([tuple(n for c in one.found.values() for n in c.notes) for one in rounds]),
-        *([] if judged is None else _notes_on_test(judged)),
-    ]
     return Fit(
         dataset=dataset,
         protocol=protocol,
@@ -86,17 +79,44 @@ def fit(
         best=best,
         test=judged,
         curves={name: _mean_curve([r.found[name].curve for r in rounds]) for name in names},
-        notes=tuple(notes),
+        notes=_notes(rounds, judged, folds),
         seconds=time.perf_counter() - began,
         writer=save,
     )
+
+
+def _rounds(
+    dataset: Dataset,
+    names: Sequence[str],
+    protocol: Protocol,
+    folds: int | None,
+    *,
+    dev_only: bool,
+    progress: Callable[[int, int], None] | None,
+) -> list["_Round"]:
+    """Every split fitted, one after the other."""
+    splits = _splits(dataset, folds, protocol.seed)
+    total = len(splits) * protocol.epochs
+    found = []
+    for number, one in enumerate(splits):
+
+        def tick(epoch: int, before: int = number * protocol.epochs) -> None:
+            if progress is not None:
+                progress(before + epoch, total)
+
+        pooled = folds is not None
+        found.append(_fit_round(one, names, protocol, pooled=pooled, dev_only=dev_only, tick=tick))
+    return found
 
 
 def _judged(rounds: Sequence["_Round"], dataset: Dataset, resamples: int, seed: int) -> Judged:
     """The test rows of all rounds, scored as one."""
     tested = joined([one.tested for one in rounds if one.tested is not None])
     reference = "ridge" if dataset.task == "regression" else "logistic"
-    return judge(dataset, tested, reference=reference, resamples=resamples, seed=seed)
+    stayed = [name for name in rounds[0].found if all(one.found[name].same_as for one in rounds)]
+    return judge(
+        dataset, tested, reference=reference, stayed=stayed, resamples=resamples, seed=seed
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +155,17 @@ def _splits(dataset: Dataset, count: int | None, seed: int) -> list[Dataset]:
 
 
 def _fit_round(
-    dataset: Dataset, names: Sequence[str], protocol: Protocol, *, pooled: bool, dev_only: bool
+    dataset: Dataset,
+    names: Sequence[str],
+    protocol: Protocol,
+    *,
+    pooled: bool,
+    dev_only: bool,
+    tick: Callable[[int], None],
 ) -> _Round:
     require_sides(dataset, sides=("train", "dev") if dev_only else ("train", "dev", "test"))
     train, dev = dataset.part("train"), dataset.part("dev")
-    found = fit_candidates(train, dev, names, dataset=dataset, protocol=protocol)
+    found = fit_candidates(train, dev, names, dataset=dataset, protocol=protocol, tick=tick)
     scores = {name: one.dev_scores for name, one in found.items()}
     choice = simplest(scores, Sample(dev.weights, dev.groups))
     if dev_only:
@@ -153,13 +179,13 @@ def _fit_round(
 
 def _pooled(name: str, rounds: Sequence[_Round]) -> _Pooled:
     found = [one.found[name] for one in rounds]
-    same = {one.same_as for one in found}
+    same = [one.same_as or "" for one in found]
     return _Pooled(
         dev=_mean_dev([one.dev for one in found], rounds),
         dev_scores=np.concatenate([one.dev_scores for one in found]),
         rounds=tuple((one.rate, one.epoch) for one in found),
         seconds=sum(one.seconds for one in found),
-        same_as=same.pop() if len(same) == 1 else None,
+        same_as=max(same, key=len) if all(same) else None,
     )
 
 
@@ -262,6 +288,13 @@ def _mean_curve(curves: Sequence[tuple[CurvePoint, ...]]) -> tuple[CurvePoint, .
         for p in curves[0]
         if all((p.rate, p.epoch) in one for one in by_place)
     )
+
+
+def _notes(rounds: Sequence[_Round], judged: Judged | None, folds: int | None) -> tuple[str, ...]:
+    """What a reader should know: of the split, of the fits, of the test rows."""
+    of_fits = [tuple(note for c in one.found.values() for note in c.notes) for one in rounds]
+    on_test = [] if judged is None else _notes_on_test(judged)
+    return (*notes_on(rounds[0].dataset, n_folds=folds), *counted(of_fits), *on_test)
 
 
 def _notes_on_test(judged: Judged) -> list[str]:

@@ -21,6 +21,8 @@ from heads.fitting import metrics
 Floats = NDArray[np.float64]
 LEVEL = 0.95
 FEW = 30  # effective groups below which a figure gets a note
+WIDEST = 1000.0  # a loss whose interval has ends more than so many-fold apart is not known
+_LEAST = 1.5  # effective groups below which there is no spread to speak of
 _CHUNK_CELLS = 4_000_000
 _NONE = (float("nan"), float("nan"))
 _Z = float(stats.norm.ppf((1 + LEVEL) / 2))
@@ -30,6 +32,7 @@ _Z = float(stats.norm.ppf((1 + LEVEL) / 2))
 class Difference:
     """first - second on the same rows, its 95 % interval and two-sided p, which is never 0.
 
+    The interval holds 0 wherever p is 0.05 or more. Too few groups have neither: NaN.
     p_adjusted: by Holm's method, for all comparisons of the same table; NaN before that.
     """
 
@@ -130,7 +133,7 @@ def loss_interval(sample: Sample, scores: Floats) -> tuple[float, float]:
     if sample.n_groups < 2 or not sample.mean(scores) > 0:
         return _NONE
     middle, without, n = sample.log_mean(scores)
-    return _around(middle, _jackknife(middle, without), _reach(n), np.exp)
+    return _known(_around(middle, _jackknife(middle, without), _reach(n), np.exp))
 
 
 def mean_interval(sample: Sample, values: Floats) -> tuple[float, float]:
@@ -147,7 +150,7 @@ def ratio_interval(sample: Sample, top: Floats, bottom: Floats) -> tuple[float, 
     second, without_second, n_second = sample.log_mean(bottom)
     middle = first - second
     error = _jackknife(middle, without_first - without_second)
-    return _around(middle, error, _reach(min(n_first, n_second)), np.exp)
+    return _known(_around(middle, error, _reach(min(n_first, n_second)), np.exp))
 
 
 def share_interval(sample: Sample, hits: Floats) -> tuple[float, float]:
@@ -155,7 +158,7 @@ def share_interval(sample: Sample, hits: Floats) -> tuple[float, float]:
     if sample.n_groups < 2:
         return _NONE
     share = sample.mean(hits)
-    return _wilson(share, _effective(sample, hits), sample.reach)
+    return _wilson(share, _effective(sample, hits), _reach(max(sample.n_effective, _LEAST)))
 
 
 def auc_interval(sample: Sample, truth: Floats, score: Floats) -> tuple[float, float]:
@@ -166,17 +169,18 @@ def auc_interval(sample: Sample, truth: Floats, score: Floats) -> tuple[float, f
     positive = truth == 1
     sides = [Sample(sample.mass * side, sample.groups) for side in (positive, ~positive)]
     n = min(side.n_effective for side in sides)
+    reach = _reach(max(n, _LEAST))
     area = metrics.auc(truth, score, sample.weight)
     if sample.n_groups < 2 or not np.isfinite(area) or n < 1:
         return _NONE
     if not 0 < area < 1:
-        return _wilson(area, n, _reach(n))
+        return _wilson(area, n, reach)
     without = _auc_without_each_group(sample, positive, score)
     logit = np.log(area / (1 - area))
     with np.errstate(divide="ignore", invalid="ignore"):
         error = _jackknife(logit, np.log(without / (1 - without)))
     if not np.isfinite(error) or error == 0:
-        return _wilson(area, n, _reach(n))
+        return _wilson(area, n, reach)
     return _around(logit, error, sample.reach, lambda value: 1 / (1 + np.exp(-value)))
 
 
@@ -226,15 +230,16 @@ def difference(sample: Sample, first: Floats, second: Floats) -> Difference:
     """
     gap = first - second
     value = sample.mean(gap)
-    if sample.n_groups < 2:
-        return Difference(value, *_NONE, float("nan"))
     error = sample.error(gap - value)
-    if not error > 0:
+    reach = sample.reach
+    if not np.isfinite(value + error + reach):
+        return Difference(value, *_NONE, float("nan"))
+    if error == 0:
         p = 1.0 if value == 0 else _least_p(sample.n_groups)
-        return Difference(value, value, value, p)
-    low, high = _around(value, error, sample.reach, float)
-    p = 2 * float(stats.t.sf(abs(value) / error, max(sample.n_effective - 1, 0.5)))
-    return Difference(value, low, high, max(p, _least_p(sample.n_groups)))
+        return _agreeing(value, value, value, p)
+    p = 2 * float(stats.t.sf(abs(value) / error, max(sample.n_effective - 1, _LEAST - 1)))
+    p = max(p, _least_p(sample.n_groups))
+    return _agreeing(value, value - reach * error, value + reach * error, p)
 
 
 def share_difference(sample: Sample, first: Floats, second: Floats) -> Difference:
@@ -245,19 +250,19 @@ def share_difference(sample: Sample, first: Floats, second: Floats) -> Differenc
     own; else that of `difference`.
     """
     gap = first - second
-    value = sample.mean(gap)
-    if sample.n_groups < 2:
-        return Difference(value, *_NONE, float("nan"))
+    plain = difference(sample, first, second)
+    if not np.isfinite(plain.p):
+        return plain
     n = _effective(sample, gap)
     gained, lost = (n * sample.mean((sign * gap > 0).astype(float)) for sign in (1, -1))
     middle = (gained - lost) / (n + 2)
     spread = np.sqrt(max(gained + lost + 1 - (gained - lost) ** 2 / (n + 2), 0)) / (n + 2)
     low, high = middle - _Z * spread, middle + _Z * spread
-    p = difference(sample, first, second).p
+    p = plain.p
     if np.ptp(sample.mass) == 0 and sample.n_groups == len(gap):
         better, worse = int((gap > 0).sum()), int((gap < 0).sum())
         p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
-    return Difference(value, float(max(low, -1)), float(min(high, 1)), p)
+    return _agreeing(plain.value, float(max(low, -1)), float(min(high, 1)), p)
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -306,8 +311,21 @@ class Bootstrap:
 
 
 def _reach(n: float) -> float:
-    """Student's t at 97.5 % for an effective number of groups."""
-    return float(stats.t.ppf((1 + LEVEL) / 2, max(n - 1, 0.5)))
+    """Student's t at 97.5 % for an effective number of groups; NaN where it is hardly above 1."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) if n >= _LEAST else float("nan")
+
+
+def _agreeing(value: float, low: float, high: float, p: float) -> Difference:
+    """A difference whose interval holds 0 where p does not rule it out."""
+    if p >= 1 - LEVEL:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Difference(value, low, high, p)
+
+
+def _known(ends: tuple[float, float]) -> tuple[float, float]:
+    """The ends of an interval of a loss, or NaN where it says no more than that there is one."""
+    low, high = ends
+    return ends if high <= WIDEST * low else _NONE
 
 
 def _jackknife(whole: float, without: Floats) -> float:

@@ -6,7 +6,7 @@ nothing else asks a dataset for its test rows.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -117,18 +117,28 @@ def joined(parts: Sequence[TestRows]) -> TestRows:
 
 
 def judge(
-    dataset: Dataset, tested: TestRows, *, reference: str, resamples: int = 2000, seed: int = 0
+    dataset: Dataset,
+    tested: TestRows,
+    *,
+    reference: str,
+    stayed: Collection[str] = (),
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Judged:
     """Score predictions of test rows.
 
-    reference: the head that the others are compared with, pair by pair.
+    reference: the head that the others are compared with, pair by pair; but not those that
+        `stayed`, heads that never left their linear start and are no result of their own.
     """
     rows = tested.rows
     weight = None if dataset.weights is None else dataset.weights[rows]
     if weight is not None and not weight.any():
         raise LabelsError("all weights of the test rows are zero: there is nothing to judge by")
     scene = _Scene(dataset, rows, weight, resamples, seed)
-    figures = scene.figures(tested.predictions, reference=reference, baseline="const")
+    figures = [
+        replace(one, versus=None) if one.head in stayed else one
+        for one in scene.figures(tested.predictions, reference=reference, baseline="const")
+    ]
     by = _by_group(scene, tested.predictions)
     compared = [one for one in figures if one.versus is not None]
     adjusted = intervals.holm([one.versus[1].p for one in compared if one.versus is not None])

@@ -9,7 +9,7 @@ curved is round: L-BFGS then needs a dozen passes over the rows where it would n
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ def logistic(
     outputs: int,
     strengths: tuple[float, ...] = STRENGTHS,
     memory_bytes: int | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> Linear:
     """The regression whose strength C has the least dev log-loss.
 
@@ -42,6 +43,7 @@ def logistic(
     strengths: tried from the most regularised on, each from the last one's solution, until dev is
         clearly past its best.
     memory_bytes: standardised rows are kept only if they and the rows as read take less.
+    tick: called after each strength.
     """
     began = time.perf_counter()
     loss = _Loss(train, standard, outputs, memory_bytes)
@@ -53,6 +55,7 @@ def logistic(
         theta = loss.minimum(theta, strength, exact=False)
         score = _log_loss(dev, standard, loss.layer(theta, outputs), link)
         scores.append((strength, score))
+        tick()
         if score < best:
             best, best_theta, chosen = score, theta, strength
         # Clearly, because under the strongest penalties every figure is the constant's.

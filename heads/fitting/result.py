@@ -29,7 +29,8 @@ class HeadRow:
     head: a head's name; with folds also "dev's choice"; "const by COLUMN" for groups' constants.
     learning_rate, epoch: None or NaN where folds differ; rounds: (rate, epoch) of each fold.
     extra: further figures by name, with NAME_low and NAME_high. versus: the paired difference from
-    the linear baseline. same_as: the linear head that an FC head never left.
+    the linear baseline. same_as: the linear head that an FC head never left ("ridge via sigmoid"
+    where the link makes its figures differ).
     chosen: for "dev's choice", how many folds chose each head.
     """
 
@@ -227,7 +228,7 @@ def table(fit: "Fit") -> str:
     extras = [name for name in _EXTRA if any(name in row.extra for row in fit.rows)]
     titles = ["head", *(["target"] if several else []), "metric", "test", "95 % interval", "dev"]
     titles += ["rate", "epoch", *(_EXTRA[name] for name in extras), "p (Holm)"]
-    cells = [titles, *(_cells(row, extras, several=several) for row in fit.rows)]
+    cells = [titles, *(_cells(row, extras, fit, several=several) for row in fit.rows)]
     widths = [max(len(line[k]) for line in cells) for k in range(len(titles))]
     lines = [title, sides]
     for line in cells:
@@ -259,15 +260,19 @@ def _below(fit: "Fit", *, several: bool) -> list[str]:
 def _by_group(fit: "Fit", *, several: bool) -> list[str]:
     """A line per group and metric with every head's figure; the intervals are in fit.json."""
     lines: dict[str, list[str]] = {}
+    stayed = {row.head for row in fit.rows if row.same_as}
     for one in fit.test.by if fit.test else ():
         figure = one.figure
+        if figure.head in stayed:
+            continue
         of = f" of {figure.target}" if several else ""
         title = f"{figure.metric}{of} for {one.column} {one.group} ({one.n} test rows)"
         if math.isfinite(one.noise_floor):
             title = title.removesuffix(")") + f", noise floor {_number(one.noise_floor)})"
         share = figure.extra.get("explainable_share", math.nan)
         name = "its own mean" if figure.head.startswith(BY) else figure.head
-        explained = "" if figure.head.startswith(BY) or not math.isfinite(share) else _share(figure)
+        known = math.isfinite(share + figure.extra.get("explainable_share_low", math.nan))
+        explained = _share(figure) if known and not figure.head.startswith(BY) else ""
         lines.setdefault(title, []).append(f"{name} {_number(figure.value)}{explained}")
     return [f"{title}: {', '.join(figures)}" for title, figures in lines.items()]
 
@@ -282,13 +287,15 @@ def _share(figure: Figure) -> str:
     )
 
 
-def _cells(row: "HeadRow", extras: list[str], *, several: bool) -> list[str]:
+def _cells(row: "HeadRow", extras: list[str], fit: "Fit", *, several: bool) -> list[str]:
     cells = [row.head, *([row.target] if several else []), row.metric]
     if row.same_as:
         cells += [f"= {row.same_as}", "-"]
     else:
-        low, high = _number(row.low), _number(row.high)
-        cells += [_number(row.value), f"{low} to {high}" if low != "-" else "-"]
+        unknown = f"not known at n = {fit.test.sample.n_groups}" if fit.test else "-"
+        known = math.isfinite(row.low) and math.isfinite(row.high)
+        within = f"{_number(row.low)} to {_number(row.high)}" if known else unknown
+        cells += [_number(row.value), within]
     cells += [_number(row.dev)]
     cells += [f"{row.learning_rate:g}" if math.isfinite(row.learning_rate) else "-"]
     epochs = sorted({epoch for _, epoch in row.rounds if epoch is not None})

@@ -7,7 +7,7 @@ rounding of a product of another width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -82,11 +82,13 @@ def train(
     loss: str,
     start: Layer,
     protocol: Protocol,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Trained]:
     """Train the heads `names` ("0fc", "1fc", "2fc"); the dev rows pick each one's rate and epoch.
 
     loss: "mse", "log_loss" or "binomial" (`fit` resolves "auto").
     start: the linear map, before the link, that every head is at epoch 0: weight (1, k, dim).
+    tick: called with the number of each epoch when it is done.
     Returns a `Trained` per name. A rate that diverges drops out and disturbs no other.
     """
     protocol = replace(protocol, device=_device(protocol.device))
@@ -116,6 +118,7 @@ def train(
     for epoch in range(1, protocol.epochs + 1):
         losses, steps = _epoch(task, bank, optimizer, epoch, steps, protocol)
         _judge(task, bank, candidates, found, epoch=epoch, losses=losses, protocol=protocol)
+        tick(epoch)
         for one in candidates:
             record[one.name] = min(record[one.name], one.best[-1])
         left = protocol.epochs - epoch

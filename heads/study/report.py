@@ -102,11 +102,9 @@ def findings(results: Results) -> list[Headline]:
     for target in results.targets():
         subset = results.subsets(target)[-1]
         found.append(_headline(results, target, subset))
-    # Without an interval, as for one group of test photos, a comparison is no finding.
-    compared = [one for one in results.comparisons() if np.isfinite([one.low, one.high]).all()]
-    found += [
-        _versus(one, simulated=results.simulated, n_comparisons=len(compared)) for one in compared
-    ]
+    compared = results.comparisons()
+    known = sum(bool(np.isfinite(one.p)) for one in compared)
+    found += [_versus(one, simulated=results.simulated, n_comparisons=known) for one in compared]
     return found
 
 
@@ -150,9 +148,9 @@ def _headline(results: Results, target: str, subset: str) -> Headline:
         if row["low"] is None:
             return Headline(
                 figure="",
-                label=f"{title_of(target)} on {subset}: one group of test photos, no interval",
+                label=f"{title_of(target)} on {subset}: no interval",
                 text=f"{name} is right on {_percent(row['value'])} of {n:,} test photos, the "
-                f"constant on {_percent(constant['value'])}. All test photos belong to one group, "
+                f"constant on {_percent(constant['value'])}. {_too_few(fit.sample().n_groups)}, "
                 f"so that nothing can be said of others.",
             )
         return Headline(
@@ -167,9 +165,9 @@ def _headline(results: Results, target: str, subset: str) -> Headline:
     if not np.isfinite((low, high)).all():  # no multiple without its interval
         return Headline(
             figure="",
-            label=f"{title_of(target)} on {subset}: one group of test photos, no interval",
+            label=f"{title_of(target)} on {subset}: no interval",
             text=f"{name} has a mean squared error of {row['value']:.4f} on {n:,} test photos, the "
-            f"constant {constant['value']:.4f}. All test photos belong to one group, so that "
+            f"constant {constant['value']:.4f}. {_too_few(fit.sample().n_groups)}, so that "
             f"nothing can be said of others.",
         )
     if not low > 1:  # a multiple whose interval holds 1 is no finding
@@ -188,6 +186,13 @@ def _headline(results: Results, target: str, subset: str) -> Headline:
         f"{row['value']:.4f} on {n:,} test photos; always saying the mean gives "
         f"{constant['value']:.4f}.{_explained_text(row)}",
     )
+
+
+def _too_few(n_groups: int) -> str:
+    """Why there is no interval."""
+    if n_groups < 2:
+        return "All test photos belong to one group"
+    return f"The test photos belong to {n_groups} groups, too few for an interval"
 
 
 def _explained_text(row: Mapping[str, Any]) -> str:
@@ -220,13 +225,15 @@ def _versus(c: Comparison, *, simulated: bool, n_comparisons: int) -> Headline:
         f"{scale * x:.{digits}f}"
         for x in (c.loss - c.difference, c.loss, c.difference, c.low, c.high)
     )
-    p = "below 0.001" if c.p_adjusted < 0.001 else f"{c.p_adjusted:.3f}"
-    within = (
-        f"95 % interval {low} to {high}; p {p}, adjusted by Holm for {n_comparisons} "
-        f"comparison{'s' * (n_comparisons > 1)}"
-    )
-    if not np.isfinite((c.low, c.high)).all():
-        within = "no interval: all test photos belong to one group"
+    if np.isfinite((c.low, c.high, c.p)).all():
+        p = "below 0.001" if c.p_adjusted < 0.001 else f"{c.p_adjusted:.3f}"
+        within = (
+            f"95 % interval {low} to {high}; p {p}, adjusted by Holm for {n_comparisons} "
+            f"comparison{'s' * (n_comparisons > 1)}"
+        )
+    else:
+        verdict = "undecided: one group" if c.n_groups < 2 else f"undecided: {c.n_groups} groups"
+        within = f"no interval and no p. {_too_few(c.n_groups)}"
     figure, label = "≈", f"face vectors and whole-photo vectors on {c.subset}"
     if c.verdict:  # a large figure over an interval that holds zero would mislead
         sign = 1 if c.verdict > 0 else -1

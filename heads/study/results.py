@@ -262,6 +262,7 @@ def compare(first: KeptFit, second: KeptFit) -> Comparison:
         share_low=1 - high,
         share_high=1 - low,
         n=len(mine),
+        n_groups=sample.n_groups,
         protocol=first.protocol,
     )
 

@@ -16,7 +16,7 @@ class StudyRow:
 
     metric: "mse" or "accuracy" (log-loss beside it). dev: MSE or log-loss on dev, which chose the
     rate. low, high: 95 % interval of value. best: what dev chose of its target and subset.
-    protocol: "paper" or "warm". same_as: the linear head that an FC head never left.
+    protocol: "paper" or "warm". same_as: what an FC head is that never left its start.
     folds: K, or None for one split.
     spec, labels, split: sha256 of what the row came from.
     """
@@ -60,7 +60,7 @@ class Comparison:
     loss: of the second, in squared error or share of wrong classes. difference: that minus the
     loss of the first (positive: the first is better); low, high: its 95 % interval, paired.
     share, share_low, share_high: the difference as a share of `loss`. p_adjusted: by Holm, for all
-    comparisons of the study.
+    comparisons of the study. n, n_groups: test photos, and the persons or photos that they show.
     """
 
     target: str
@@ -78,6 +78,7 @@ class Comparison:
     share_low: float
     share_high: float
     n: int
+    n_groups: int
     protocol: str
 
     @property

@@ -12,7 +12,7 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ from heads.study.design import (
 )
 from heads.study.results import KeptFit, Results
 
+Counting = Callable[[str], Callable[[int, int], None]]
+
 
 def run(
     study: Study,
@@ -50,17 +52,18 @@ def run(
     out: str | os.PathLike[str],
     *,
     progress: Callable[[str], None] | None = None,
+    counting: Counting = lambda _: lambda _done, _n: None,
 ) -> Results:
     """Embed what is missing, fit what is not fitted yet, and gather the results.
 
     cache: open for writing, if `embed` writes to it.
     embed: called once per backbone; afterwards the cache holds every vector of these photos that
         can be computed. It is not called for imported vectors, which cannot be computed here.
-    progress: called with one line per fit.
+    progress: called with one line per fit, and with what to do after Ctrl-C.
+    counting: given what is counted ("epochs of ..."), what to call with (done, in all) in a fit.
     """
-    began = time.perf_counter()
+    began, out = time.perf_counter(), Path(out)
     say = progress or (lambda _line: None)
-    out = Path(out)
     (out / "fits").mkdir(parents=True, exist_ok=True)
     (out / "subsets").mkdir(exist_ok=True)
     labels_path = study.label_table(out)
@@ -69,20 +72,9 @@ def run(
         if not _is_foreign(cache, backbone.name):
             embed(backbone.name)
     labels_digest = sha256(labels_path)
-    fits: list[KeptFit] = []
-    skipped: dict[str, str] = {}
-    reused = 0
-    for task, rows, left_out in _tasks(study, table, cache):
-        try:
-            found, fresh = task.fit(rows, cache, out)
-        except LabelsError as error:  # one class only, say: the other cells can still be filled
-            skipped[task.name] = str(error)
-            say(f"{task.name}: left out: {error}")
-            continue
-        dropped = left_out | found.dropped
-        fits.append(msgspec.structs.replace(found, labels=labels_digest, dropped=dropped))
-        reused += not fresh
-        say(f"{task.name}: fitted {f'in {found.seconds:.1f} s' if fresh else 'before'}")
+    tasks = list(_tasks(study, table, cache))
+    fits, skipped, reused = _fit_all(tasks, cache, out, say=say, counting=counting)
+    fits = [msgspec.structs.replace(one, labels=labels_digest) for one in fits]
     if not fits:
         raise LabelsError(f"no fit could be made: {'; '.join(skipped.values())}")
     memo = read_labels_memo(out / "labels.json") if study.labels is None else None
@@ -103,6 +95,35 @@ def run(
         versions=versions(PACKAGES),
         skipped=skipped,
     )
+
+
+def _fit_all(
+    tasks: Sequence[tuple["_Task", pl.DataFrame, dict[str, int]]],
+    cache: Cache,
+    out: Path,
+    *,
+    say: Callable[[str], None],
+    counting: Counting,
+) -> tuple[list[KeptFit], dict[str, str], int]:
+    """The fits, why others could not be made, and how many were made by an earlier run."""
+    fits: list[KeptFit] = []
+    skipped: dict[str, str] = {}
+    reused = 0
+    for number, (task, rows, left_out) in enumerate(tasks, 1):
+        try:
+            found, fresh = task.fit(rows, cache, out, counting=counting)
+        except LabelsError as error:  # one class only, say: the other cells can still be filled
+            skipped[task.name] = str(error)
+            say(f"{task.name}: left out: {error}")
+            continue
+        except KeyboardInterrupt:
+            say(f"{len(fits)} of {len(tasks)} fits are kept; the same command goes on from there")
+            raise
+        fits.append(msgspec.structs.replace(found, dropped=left_out | found.dropped))
+        reused += not fresh
+        took = f"in {found.seconds:.1f} s" if fresh else "before"
+        say(f"{task.name}: fitted {took} ({number} of {len(tasks)})")
+    return fits, skipped, reused
 
 
 def _tasks(
@@ -146,7 +167,14 @@ class _Task:
         where = f"{self.target.column} on {self.subset.name} from {self.backbone.shown}"
         return f"{where}, {self.protocol} protocol"
 
-    def fit(self, table: pl.DataFrame, cache: Cache, out: Path) -> tuple[KeptFit, bool]:
+    def fit(
+        self,
+        table: pl.DataFrame,
+        cache: Cache,
+        out: Path,
+        *,
+        counting: Counting,
+    ) -> tuple[KeptFit, bool]:
         """The fit, and whether it is fresh."""
         study = self.study
         ids = table[study.id_column].to_list()
@@ -173,12 +201,20 @@ class _Task:
             return kept, False
         subset_path = out / "subsets" / f"{key[:16]}.parquet"
         used.write_parquet(subset_path)
-        made = self._fit(subset_path, cache, key, inputs)
+        counter = counting(f"epochs of {self.name}")
+        made = self._fit(subset_path, cache, key, inputs, counter)
         made.write(path)
         subset_path.unlink()
         return made, True
 
-    def _fit(self, path: Path, cache: Cache, key: str, inputs: dict[str, Any]) -> KeptFit:
+    def _fit(
+        self,
+        path: Path,
+        cache: Cache,
+        key: str,
+        inputs: dict[str, Any],
+        counter: Callable[[int, int], None],
+    ) -> KeptFit:
         study, target = self.study, self.target
         data = dataset.load(
             cache,
@@ -209,6 +245,7 @@ class _Task:
             heads=heads,
             protocol=study.protocol(self.protocol),
             folds=study.folds_for(len(data.ids)),
+            progress=counter,
         )
         return _keep(made, key=key, inputs=inputs, task=self)
 

@@ -166,13 +166,16 @@ def _caption(rows: Sequence[StudyRow], subsets: Sequence[str], *, accuracy: bool
     ]
     tests = ", ".join(f"{subset} {row.n_test:,}" for subset, row in first.items())
     folds = {row.folds for row in first.values()}
+    unknown = any(row.low is None for row in rows)
     pooled = f" by {'/'.join(str(k) for k in folds if k)} folds" if folds != {None} else ""
     return (
         f"{'Share of photos classified right' if accuracy else 'Mean squared error' + weighted}"
         f", with 95 % intervals over persons{pooled}. Bold: what dev chose, the simplest head "
         f"within one standard error of the lowest dev figure (test photos chose nothing). "
-        f'"= ridge" or "= logistic": a head that never left its linear start. '
+        f'"= ridge" or "= logistic": a head that never left its linear start ("via sigmoid": '
+        f"which bends a ridge's line a little). "
         f"Test photos: {tests}."
+        + (" A figure without an interval: too few persons for one." if unknown else "")
         + (f" Noise floor of finite swipes: {', '.join(floors)}." if floors else "")
     )
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from embedcache.store.faces import Faces
-from heads.dataset.join import from_arrays
+from heads.dataset.arrays import from_arrays
 from heads.dataset.rows import Dataset
 
 

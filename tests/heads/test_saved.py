@@ -16,7 +16,7 @@ import heads
 from embedcache.errors import HeadError
 from embedcache.spec import canonical_json, foreign
 from heads import saved
-from heads.dataset.join import from_arrays
+from heads.dataset.arrays import from_arrays
 from heads.dataset.rows import Dataset
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden": 8, "resamples": 50, "learning_rates": (1e-2,)}

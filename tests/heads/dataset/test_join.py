@@ -13,7 +13,7 @@ from embedcache.errors import LabelsError
 from embedcache.sharing.share import pull, push
 from embedcache.store.cache import Cache
 from heads import dataset
-from heads.dataset.join import from_arrays
+from heads.dataset.arrays import from_arrays
 from heads.dataset.rows import CacheRows
 
 if TYPE_CHECKING:

@@ -161,4 +161,55 @@ def test_the_simplest_head_within_one_standard_error_is_chosen() -> None:
     scores["1fc"] = base - 0.1 + 0.1 * RNG.normal(size=300)
     assert simplest(scores, alone(300)) == "1fc"
     assert simplest({"const": np.full(3, np.nan), "ridge": np.full(3, np.nan)}, alone(3)) == "const"
-    assert simplest({"const": np.array([2.0]), "ridge": np.array([1.0])}, alone(1)) == "ridge"
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_few_groups_choose_the_simplest_head_unless_the_gain_is_beyond_doubt(n: int) -> None:
+    shaky = {"const": np.ones(n), "2fc": np.array([0.1, 1.0, 1.3])[:n]}
+    assert simplest(shaky, alone(n)) == "const"
+    clear = {"const": np.linspace(1, 1.1, n), "ridge": np.zeros(n), "2fc": np.zeros(n)}
+    assert simplest(clear, alone(n)) == ("const" if n == 1 else "ridge")
+    of_one = Sample(None, np.zeros(40, np.int64))  # its rows must do, where there is one group
+    rows = {"const": np.full(40, 1.0), "ridge": RNG.random(40) / 9}
+    assert simplest(rows, of_one) == "ridge"
+
+
+def test_few_groups_give_bounded_intervals_and_no_small_p() -> None:
+    source = np.random.default_rng(4)
+    for n_groups in (1, 2, 3, 5):
+        for trial in range(40):
+            groups = np.arange(12) % n_groups
+            weight = None if trial % 3 else source.lognormal(0, 3, 12)
+            sample = Sample(weight, groups)
+            truth = (np.arange(12) % 3 == 0).astype(float)
+            first, second = source.exponential(size=(2, 12)) ** (1 + 4 * (trial % 4))
+            for low, high in (
+                intervals.loss_interval(sample, first),
+                intervals.ratio_interval(sample, first, second),
+            ):
+                assert math.isnan(low) == math.isnan(high)
+                assert not high > 1000 * low
+            for low, high in (
+                intervals.share_interval(sample, truth),
+                intervals.auc_interval(sample, truth, first),
+                intervals.correlation_interval(sample, first, second),
+            ):
+                assert math.isnan(low) == math.isnan(high)
+                assert not low < -1
+                assert not high > 1
+            for found in (
+                intervals.difference(sample, first, second),
+                intervals.share_difference(sample, truth, 1 - truth),
+            ):
+                ends = (found.low, found.high, found.p)
+                assert len({math.isnan(end) for end in ends}) == 1
+                assert not found.p < 2.0 ** (1 - n_groups)
+                assert not found.low > 0
+                assert not found.high < 0
+                assert n_groups > 1 or math.isnan(found.p)
+
+
+def test_a_loss_that_hangs_on_one_row_has_no_interval() -> None:
+    scores = np.r_[np.full(10, 1e-9), 5.0]
+    assert all(map(math.isnan, intervals.loss_interval(alone(11), scores)))
+    assert all(map(math.isnan, intervals.ratio_interval(alone(11), scores, np.ones(11))))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import heads
-from heads.dataset.join import from_arrays
+from heads.dataset.arrays import from_arrays
 
 
 @pytest.mark.real

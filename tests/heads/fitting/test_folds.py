@@ -1,0 +1,131 @@
+"""Folds: every row tested once by heads that never saw its group. Splits that fool are said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import heads
+from embedcache.errors import LabelsError
+from heads.dataset import split
+from heads.dataset.arrays import from_arrays
+from heads.dataset.rows import Dataset
+from heads.fitting import metrics
+
+Sample = Callable[..., Dataset]
+QUICK: dict[str, Any] = {"epochs": 3, "hidden": 8, "resamples": 200, "learning_rates": (1e-3, 1e-2)}
+
+
+def test_by_folds_every_row_is_tested_once_and_chooses_once(sample: Sample) -> None:
+    data = sample()
+    fit = heads.fit(data, folds=5, **QUICK)
+    assert fit.test is not None
+    assert sorted(fit.test.ids) == sorted(data.ids)
+    assert fit.n == {"train": 180, "dev": 300, "test": 300}
+    found = fit.document()
+    assert found["folds"] == 5
+    assert [row["head"] for row in found["rows"]][-1] == "dev's choice"
+    choice = found["rows"][-1]
+    assert sum(choice["chosen"].values()) == 5
+    assert len(found["rows"][-2]["rounds"]) == 5
+    assert choice["low"] < choice["value"] < choice["high"]
+
+
+def test_a_fold_is_tested_by_heads_that_never_saw_its_groups(sample: Sample) -> None:
+    data = sample()
+    groups = np.arange(300) // 4
+    data = replace(data, groups=groups)
+    fold = split.folds(groups, data.ids, 5, seed=0)
+    for group in range(75):
+        assert len(set(fold[groups == group])) == 1
+    assert np.bincount(fold).tolist() == pytest.approx([60] * 5, abs=4)
+    whole = heads.fit(data, folds=5, heads=["ridge"], **QUICK)
+    assert whole.test is not None
+    turned = replace(data, targets=np.where(fold == 2, 1 - data.targets, data.targets))
+    other = heads.fit(turned, folds=5, heads=["ridge"], **QUICK)
+    assert other.test is not None
+    same = {
+        name: (whole.test.predictions["ridge"][at], other.test.predictions["ridge"][at])
+        for at, name in enumerate(whole.test.ids)
+    }
+    for row, name in enumerate(data.ids):
+        if fold[row] == 2:  # their own labels are changed, and their predictions are not
+            assert same[name][0] == same[name][1]
+
+
+def test_a_split_and_folds_are_judged_by_the_same_code(sample: Sample) -> None:
+    data = sample()
+    fit = heads.fit(data, folds=4, heads=["ridge"], **QUICK)
+    assert fit.test is not None
+    row = next(row for row in fit.rows if row.head == "ridge")
+    errors = (fit.test.truth - fit.test.predictions["ridge"]) ** 2
+    assert row.value == pytest.approx(np.average(errors, weights=fit.test.weight))
+    assert data.weights is not None
+    assert fit.test.noise_floor == pytest.approx(metrics.noise_floor(data.targets, data.weights))
+
+
+def test_folds_do_not_depend_on_the_order_of_rows_and_need_enough_groups(sample: Sample) -> None:
+    groups, ids = np.arange(40) // 2, [f"p{k}" for k in range(40)]
+    order = np.random.default_rng(0).permutation(40)
+    fold = split.folds(groups, ids, 5, seed=3)
+    turned = split.folds(groups[order], [ids[k] for k in order], 5, seed=3)
+    assert (turned == fold[order]).all()
+    assert (fold != split.folds(groups, ids, 5, seed=4)).any()
+    with pytest.raises(LabelsError, match="5 folds of 2 groups"):
+        split.folds(np.repeat([0, 1], 20), ids, 5, seed=0)
+    with pytest.raises(LabelsError, match="get no group, because one group holds 36 of 40 rows"):
+        split.folds(np.r_[np.zeros(36, np.int64), 1, 2, 3, 4], ids, 5, seed=0)
+    given = from_arrays(np.eye(40), np.arange(40.0), subset=[0] * 30 + [1] * 5 + [2] * 5)
+    given = replace(given, provenance=replace(given.provenance, split_rule="column side"))
+    with pytest.raises(LabelsError, match="split is given by column side, and 5 folds"):
+        heads.fit(given, folds=5, **QUICK)
+
+
+def test_a_head_fitted_by_folds_predicts_the_mean_of_the_k(sample: Sample) -> None:
+    data = sample()
+    fit = heads.fit(data, folds=4, **QUICK)
+    vectors = np.random.default_rng(5).normal(size=(7, 12)).astype(np.float32)
+    fold = split.folds(data.groups, data.ids, 4, seed=0)
+    singles = [
+        heads.fit(data.fold(k, fold, 4), dev_only=True, **QUICK).heads["2fc"].predict(vectors)
+        for k in range(4)
+    ]
+    assert fit.heads["2fc"].predict(vectors) == pytest.approx(np.mean(singles, 0), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"groups": np.r_[np.zeros(60, np.int64), np.arange(1, 241)]}, "one group holds 20 %"),
+        ({"subset": np.repeat([0, 1, 2], [280, 10, 10]).astype(np.uint8)}, "10 dev rows are too"),
+        ({"subset": np.repeat([0, 1, 2], [280, 10, 10]).astype(np.uint8)}, "10 test rows are too"),
+    ],
+)
+def test_a_split_that_could_fool_is_said_to(
+    sample: Sample, change: dict[str, Any], note: str
+) -> None:
+    fit = heads.fit(replace(sample(), **change), heads=["ridge"], **QUICK)
+    assert any(note in line for line in fit.notes), fit.notes
+    assert note in str(fit)
+
+
+def test_a_class_without_dev_or_test_rows_is_said(sample: Sample) -> None:
+    data = sample(task="binary")
+    lost = (data.targets == 1) & (data.subset == 2)
+    subset = np.where(lost, 0, data.subset).astype(np.uint8)
+    fit = heads.fit(replace(data, subset=subset), heads=["logistic"], **QUICK)
+    assert any(line.startswith("class 'M' has no test row") for line in fit.notes)
+
+
+def test_few_effective_rows_are_said_in_the_table(sample: Sample) -> None:
+    data = sample(n=300)
+    heavy = np.where(np.arange(300) % 50 == 0, 1000.0, 1.0)
+    fit = heads.fit(replace(data, weights=heavy, counts=False), heads=["ridge"], **QUICK)
+    assert fit.test is not None
+    assert fit.test.n_effective < 30
+    assert "below 30 the intervals may be too narrow" in str(fit)
+    assert f"(Kish, by group): {fit.test.n_effective:.0f}" in str(fit)
