@@ -155,14 +155,19 @@ def command_for(where: str) -> str:
     return f"curl -L --create-dirs -o ~/.cache/torch/checkpoints/{file} {RELEASE}/{file}"
 
 
+def refuse_no_file(where: str) -> None:
+    """WeightsError for what is neither one of FILES nor a file."""
+    if where not in FILES and not Path(where).is_file():
+        raise WeightsError(
+            f"no file {where} with FaceNet weights; give facenet:vggface2, "
+            "facenet:casia-webface, or facenet: and the path of a state dict"
+        )
+
+
 def file_of(where: str) -> Path:
     """The state dict's file: a path of the user's, or one of FILES, downloaded if it must be."""
+    refuse_no_file(where)
     if where not in FILES:
-        if not Path(where).is_file():
-            raise WeightsError(
-                f"no file {where} with FaceNet weights; give facenet:vggface2, "
-                "facenet:casia-webface, or facenet: and the path of a state dict"
-            )
         return Path(where)
     for place in places(where):
         if place.is_file():

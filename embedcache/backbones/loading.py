@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.backbones import facenet, forward, spec_memo, timm_networks, weights
+from embedcache.backbones import facenet, forward, spec_memo, timm_names, timm_networks, weights
 from embedcache.backbones.forward import Network
 from embedcache.backbones.names import Name
 from embedcache.errors import WeightsError
@@ -122,6 +122,7 @@ def _load(
     decode: Decode,
     detector: Callable[[], str] | None,
 ) -> Backbone:
+    _refuse_unknown(asked)
     places = forward.devices(device)
     loaded = (
         facenet.load(asked.where, decode=decoding(decode))
@@ -166,6 +167,16 @@ def _load(
         precision=precision,
     )
     return Backbone(name=asked.recorded, place=asked.place, spec=spec, open=lambda: built)
+
+
+def _refuse_unknown(name: Name) -> None:
+    """Raise WeightsError for a name that stands for nothing, before torch takes seconds to load."""
+    if name.source == "local-dir":
+        timm_networks.refuse_no_folder(Path(name.where))
+    elif name.source == "facenet":
+        facenet.refuse_no_file(name.where)
+    else:
+        timm_names.refuse_unknown(name)
 
 
 def _files(name: Name) -> list[Path]:

@@ -22,7 +22,8 @@ def suggestion(name: str, known: Sequence[str]) -> str:
     base = name.partition(".")[0]
     close = [other for other in known if other.startswith(f"{base}.")]
     close += get_close_matches(name, known, SHOWN)
-    close += [other for other in known if other.partition(".")[0] in _near(base, known)]
+    near = _near(base, known)
+    close += [other for other in known if other.partition(".")[0] in near]
     shown = list(dict.fromkeys(close))[:SHOWN]
     return f" Did you mean {', '.join(shown)}?" if shown else ""
 

@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from embedcache.backbones import weights
+from embedcache.backbones import timm_names, weights
 from embedcache.backbones.forward import Loaded
 from embedcache.backbones.names import Name
-from embedcache.backbones.suggestions import suggestion
 from embedcache.errors import WeightsError
 from embedcache.spec import Preprocessing
 
@@ -184,15 +183,20 @@ def _config(model: Any, source: str) -> dict[str, Any]:
 # --- folders --------------------------------------------------------------------------------------
 
 
-def _local_dir(folder: Path) -> "tuple[dict[str, Any], dict[str, torch.Tensor]]":
-    """The constructor's arguments that a folder states, and its weights."""
-    config = folder / "config.json"
-    if not config.is_file():
+def refuse_no_folder(folder: Path) -> None:
+    """WeightsError for a folder that is not there, or holds no network."""
+    if not (folder / "config.json").is_file():
         raise WeightsError(
             f"local-dir:{folder} needs a config.json and weights (model.safetensors), as timm's "
             "`save_for_hf` writes them; "
             + ("the folder has no config.json" if folder.is_dir() else "there is no such folder")
         )
+
+
+def _local_dir(folder: Path) -> "tuple[dict[str, Any], dict[str, torch.Tensor]]":
+    """The constructor's arguments that a folder states, and its weights."""
+    config = folder / "config.json"
+    refuse_no_folder(folder)
     weights.refuse_no_weights(config)
     try:
         found = json.loads(config.read_text("utf-8"))
@@ -238,11 +242,7 @@ def _need(name: Name, full: str) -> None:
         base, _, tag = name.where.partition(".")
         tags = timm.list_pretrained(f"{base}*") if timm.is_model(base) else []
         if not timm.is_model(base) or (tag and name.where not in tags):
-            hint = suggestion(name.where, tags or timm.list_pretrained())
-            raise WeightsError(
-                f"timm {timm.__version__} knows no model {name.where!r}.{hint} "
-                "List all with python -c 'import timm; print(timm.list_pretrained())'."
-            )
+            raise timm_names.unknown(name.where, tags or timm.list_pretrained())
         config = timm.get_pretrained_cfg(name.where)
         if config is None or not config.has_weights:
             raise WeightsError(

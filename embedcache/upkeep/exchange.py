@@ -193,16 +193,16 @@ def import_vectors(
 
 def _places(names: Sequence[str], ids: Sequence[str], digests: U8, listed: Path | str) -> list[int]:
     """The position among `ids` of each name: as it is, or by path or file name."""
-    place = {photo: i for i, photo in enumerate(ids)}
-    lost = [photo for photo in names if photo not in place]
-    if not lost:
-        return [place[photo] for photo in names]
     matches = match_ids(names, ids, [row.tobytes() for row in digests], [""] * len(ids))
-    if matches is not None and matches.n == len(names):
-        return [int(i) for i in matches.at]
+    at = np.full(len(names), -1) if matches is None else matches.at
+    lost = np.flatnonzero(at < 0).tolist()
+    if not lost:
+        return [int(i) for i in at]
+    joined = "" if matches is None else matches.sentence(names, ids)
     raise InputError(
         f"{len(lost):,} of {len(names):,} ids in {listed} match none of the photos, for example "
-        f"{lost[0]!r}; the photos have ids like {', '.join(map(repr, list(ids)[:3]))}"
+        f"{names[lost[0]]!r}; the photos have ids like {', '.join(map(repr, list(ids)[:3]))}"
+        + (f". The other {joined}" if joined else "")
     )
 
 

@@ -29,9 +29,6 @@ from heads.dataset.targets import (
     strata_of,
 )
 
-MATCH_BELOW = 0.5
-"""Where fewer of a table's ids are in the cache, names and stems are compared too."""
-
 U8 = NDArray[np.uint8]
 
 
@@ -208,24 +205,21 @@ def _joined(
         tried.append((name, ids, *cache.digests_of(ids, scope=scope)))
     name, ids, digests, known = max(tried, key=lambda one: int(one[3].sum()))
     notes = [] if len(columns) == 1 else [f"{sheet.path.name}: the ids are in column {name!r}"]
-    if known.mean() >= MATCH_BELOW:
+    if known.all():
         return name, ids, digests, known, tuple(notes), Counter()
     table = cache.photo_table()
     at = [i for i in np.flatnonzero(table.newest).tolist() if scope in (None, table.scopes[i])]
     held, scopes = [table.ids[i] for i in at], [table.scopes[i] for i in at]
     contents = [table.digests[i].tobytes() for i in at]
     matches = match_ids(ids, held, contents, scopes)
-    if matches is None or MATCH_BELOW * matches.n < known.sum():
+    if matches is None:
         return name, ids, digests, known, tuple(notes), Counter()
-    known = matches.at >= 0
-    digests[known] = table.digests[[at[i] for i in matches.at[known].tolist()]]
-    notes.append(
-        f"ids are joined by {matches.rule}: {matches.example(ids, held)} "
-        f"({matches.n:,} of {len(ids):,} rows)"
-    )
+    joined = matches.at >= 0
+    digests[joined] = table.digests[[at[i] for i in matches.at[joined].tolist()]]
+    notes += filter(None, [matches.sentence(ids, held)])
     reason = f"several photos of one {matches.rule}"
     dropped = Counter({reason: matches.n_ambiguous}) if matches.n_ambiguous else Counter[str]()
-    return name, ids, digests, known, tuple(notes), dropped
+    return name, ids, digests, joined, tuple(notes), dropped
 
 
 def _ids(sheet: Sheet, column: str) -> list[str]:

@@ -232,3 +232,35 @@ def test_a_misspelt_backbone_gets_suggestions(
     ):
         status, _, err = run("extract", folder, "--cache", tmp_path / "c", "--backbone", name)
         assert (status, hint in err) == (1, True), err
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        (
+            "efficentnet_lite0",
+            "Did you mean tf_efficientnet_lite0.in1k, efficientnet_lite0.ra_in1k",
+        ),
+        ("p", "did you mean local-dir:p?"),
+        ("facenet:vggface3", "give facenet:vggface2"),
+        ("local-dir:nowhere", "there is no such folder"),
+    ],
+)
+def test_a_name_that_stands_for_nothing_is_refused_before_torch_is_loaded(
+    name: str, hint: str, make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    make_photos(1, "p")
+    code = (
+        "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+        "from embedcache.__main__ import main; main()"
+    )
+    words = ["extract", "p", "--cache", "c", "--backbone", name]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    assert (done.returncode, done.stdout) == (1, "False\n"), done.stderr
+    assert hint in done.stderr

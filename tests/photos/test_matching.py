@@ -25,7 +25,7 @@ def test_the_rule_under_which_most_ids_meet_is_used(asked: list[str], rule: str)
     found = match(asked)
     assert found is not None
     assert (found.rule, found.at.tolist(), found.n_ambiguous) == (rule, [0, 1], 0)
-    assert found.example(asked, HELD) == f"{asked[0]!r} is '2024/u1.jpg'"
+    assert f"by {rule}: {asked[0]!r} is '2024/u1.jpg' (2 of 2" in found.sentence(asked, HELD)
 
 
 def test_a_dot_in_a_name_is_no_suffix() -> None:
@@ -57,3 +57,34 @@ def test_too_few_meetings_are_chance() -> None:
     few = match([f"p{i}" for i in range(1000)], held)  # the table is larger than the cache
     assert few is not None
     assert few.n == 100
+
+
+def test_ids_of_a_table_and_of_a_folder_meet_side_by_side() -> None:
+    """Half of the photos were imported under the table's ids, all were extracted as files."""
+    asked = [f"u{i}" for i in range(10)]
+    files = [f"{name}.jpg" for name in asked]
+    for n_exact in range(11):
+        held = asked[:n_exact] + files
+        scopes = ["table"] * n_exact + ["folder"] * 10
+        contents = [name[:2].encode() for name in held]
+        found = match_ids(asked, held, contents, scopes)
+        assert found is not None
+        met = [contents[i] for i in found.at.tolist()]
+        assert met == [name.encode() for name in asked], n_exact
+        assert found.by_rule.sum() == 10 - n_exact
+        assert found.sentence(asked, held).endswith("(10 of 10 rows)") == (n_exact == 0)
+
+
+def test_an_id_that_is_a_photos_own_means_that_photo() -> None:
+    held = ["u1", "u1.jpg", "u2.jpg", "u3.jpg", "u4.jpg"]
+    scopes = ["table", *["folder"] * 4]
+    found = match_ids(["u1", "u2", "u3"], held, [name.encode() for name in held], scopes)
+    assert found is not None
+    assert (found.at.tolist(), found.n_ambiguous) == ([0, 2, 3], 0)
+
+
+def test_where_a_folders_own_ids_meet_no_other_photo_stands_in_for_one_that_is_gone() -> None:
+    held = ["2023/u2.jpg", "2023/u3.jpg", "2024/u1.jpg"]
+    found = match(["2023/u1.jpg", "2023/u2.jpg", "2023/u3.jpg"], held)
+    assert found is not None
+    assert found.at.tolist() == [-1, 0, 1]

@@ -147,6 +147,11 @@ def test_an_export_can_be_imported(cache: Cache, tmp_path: Path) -> None:
             ["p1", "who"],
             "1 of 2 ids .* match none of the photos.*'who'",
         ),
+        (
+            np.zeros((3, 4)),
+            ["a/p1.jpg", "p2.png", "who"],
+            "1 of 3 ids .* 'who'.* joined by file name without suffix: 'a/p1.jpg' is 'p1' ",
+        ),
         (np.array([[0.0], [np.nan]]), ["p1", "p2"], r"row 1 .*\(photo 'p2'\) holds NaN"),
         (np.array([[0.0], [1e300]]), ["p1", "p2"], "float32 cannot hold"),
         (np.zeros(4), ["p1"], "a matrix of floats"),

@@ -204,6 +204,21 @@ def test_photos_of_one_class_are_a_warning_where_the_table_has_more(world: World
     assert any("all 120 labelled photos with a vector are 'F'" in note for note in found.notes)
 
 
+def test_ids_that_an_import_recorded_do_not_hide_photos_that_a_folder_did(world: World) -> None:
+    files = [f"{name}.jpg" for name in world.ids]
+    digests, _ = world.cache.digests_of(world.ids)
+    world.cache.record_photos("folder", files, digests)
+    table = [f"x{i}" if i % 2 else name for i, name in enumerate(world.ids)]
+    renamed = [f"{name}.jpg" for name in table]
+    world.cache.record_photos("elsewhere", renamed, digests)
+    found = load(world, world.table(user_id=table, score=range(120)), target="score", weight=None)
+    assert len(found.ids) == 120
+    assert not found.provenance.dropped
+    assert found.notes == (
+        "ids are joined by path without suffix: 'x1' is 'x1.jpg' (60 of 120 rows)",
+    )
+
+
 def test_ids_meet_by_file_name_and_a_note_says_so(world: World) -> None:
     path = world.table(user_id=[f"photos/{i}.jpg" for i in world.ids], score=range(120))
     found = load(world, path, target="score", weight=None)
