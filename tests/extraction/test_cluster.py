@@ -115,7 +115,7 @@ def test_photos_that_fail_are_counted_and_a_stop_keeps_what_is_done(
         cache,
         backbone=stand_in.backbone(before=lambda n: time.sleep(0.3)),
         cores=2,
-        progress=lambda now: shown.append(now.done),
+        progress=lambda now: None if now.doing else shown.append(now.done),
         stop=lambda: bool(shown) and shown[-1] > 5,
     )
     assert found.interrupted
