@@ -7,18 +7,24 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+OWN_PROCESSORS = "EMBEDCACHE_PROCESSORS"
+"""The environment variable that bounds `processors`, for workers that share a machine."""
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 def processors() -> int:
     """Processors that this process may use: its affinity, and the CPU quota of its container.
 
-    A quota of 1.5 processors counts as 2.
+    A quota of 1.5 processors counts as 2. EMBEDCACHE_PROCESSORS bounds it further.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
     n = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = cpu_quota()
-    return max(1, n if quota is None else min(n, math.ceil(quota)))
+    bounds = [n]
+    if (quota := cpu_quota()) is not None:
+        bounds.append(math.ceil(quota))
+    if (own := os.environ.get(OWN_PROCESSORS, "")).isdecimal():
+        bounds.append(int(own))
+    return max(1, min(bounds))
 
 
 def cpu_quota(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> float | None:

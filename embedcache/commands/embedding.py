@@ -1,6 +1,7 @@
 """`embedcache extract`: photos in, vectors in a cache."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,6 +87,13 @@ def extract(
             "EMBEDCACHE_PARTS say.",
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="On all machines of a Ray cluster; without an address, Ray on this one.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done, and how long it takes.")
     ] = False,
@@ -129,13 +137,13 @@ def extract(
     if dry_run:
         print_result(_forecast(table, cache, names, options), json_)
         return
-    options |= {
-        "compiling": compile_,
-        "again": again,
-        "strict": strict,
-        "writer": settings.writer,
-        "part": mine,
-    }
+    options |= {"compiling": compile_, "again": again, "writer": settings.writer}
+    if ray is None:
+        options |= {"strict": strict, "part": mine}
+    elif strict:
+        raise InputError("--strict and --ray do not go together: the machines do not wait for one")
+    else:
+        options["address"] = ray
     with destination(cache) as opened:
         found = embed_photos(table, opened, names, **options)
     print_result(found, json_)
@@ -204,10 +212,15 @@ def embed_photos(
 
     Names on stderr the first few photos that failed, and what lists the others.
 
-    options: those of `embedcache.extract`.
+    options: those of `embedcache.extract`; with an address those of `cluster.extract_on_ray`.
     """
     from embedcache.display import progress_on, stop_on_signal
-    from embedcache.extraction.run import extract as run
+
+    run: Callable[..., Extraction]
+    if "address" in options:
+        from embedcache.extraction.cluster import extract_on_ray as run
+    else:
+        from embedcache.extraction.run import extract as run
 
     with stop_on_signal() as stop, progress_on() as progress:
         found = run(

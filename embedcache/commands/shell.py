@@ -25,6 +25,8 @@ ANYWHERE = {
     "-v": logging.DEBUG,
     "--verbose": logging.DEBUG,
 }
+OPTIONAL = {"--ray": "local"}
+"""Options whose value may be left out, and what they mean then."""
 log = logging.getLogger("embedcache")
 
 
@@ -36,6 +38,9 @@ class Commands(TyperGroup):
         for level in [ANYWHERE[word] for word in own if word in ANYWHERE]:
             log.setLevel(level)
         kept = [word for i, word in enumerate(args) if i >= len(own) or word not in ANYWHERE]
+        for i, word in enumerate(kept):
+            if word in OPTIONAL and (kept[i + 1 :] or ["-"])[0].startswith("-"):
+                kept[i] = f"{word}={OPTIONAL[word]}"
         return super().parse_args(ctx, kept)
 
     def invoke(self, ctx: Any) -> Any:

@@ -7,10 +7,12 @@ only `commands` and `cli.py` import it.
 __all__ = [
     "batches",
     "clock",
+    "cluster",
     "detection",
     "engine",
     "face_finder",
     "forecast",
+    "handing",
     "lanes",
     "neighbours",
     "outcome",

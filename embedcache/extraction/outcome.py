@@ -1,7 +1,7 @@
 """What an extraction did and where its time went, as values that print themselves."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from embedcache.spec import Json
 
@@ -98,11 +98,36 @@ class SpaceOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeOutcome:
+    """What one worker of a cluster did for all backbones; the rest is as in `SpaceOutcome`."""
+
+    node: str
+    embedded: int
+    failed: int
+    seconds: float
+    model_photos_per_second: float | None
+    bottleneck: str
+    shares: Mapping[str, float]
+
+    def document(self) -> dict[str, Json]:
+        return {**asdict(self), "seconds": round(self.seconds, 3), "shares": dict(self.shares)}
+
+    def __str__(self) -> str:
+        rate = self.embedded / self.seconds if self.seconds else 0.0
+        shares = ", ".join(f"{k} {share:.0%}" for k, share in self.shares.items() if share >= 0.01)
+        return (
+            f"{self.node}: {self.embedded:,} embedded, {rate:.1f} photos/s; "
+            f"bottleneck: {self.bottleneck} ({shares})"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Extraction:
     """What `extract` did, one entry per backbone.
 
     n_reducible: large JPEGs that were decoded at full size (`Clock.reducible`).
     part: the part of the photos that the run was for, such as "3/8"; "" for all.
+    nodes: the workers of a cluster.  given_up: photos whose worker ended at each attempt.
     remote: the shared copy that the run used, "" for none.  taken, offered: rows of vectors and
         faces that came from it and that were given to it.
     """
@@ -117,6 +142,8 @@ class Extraction:
     remote: str = ""
     taken: int = 0
     offered: int = 0
+    nodes: tuple[NodeOutcome, ...] = ()
+    given_up: int = 0
 
     def document(self) -> dict[str, Json]:
         return {
@@ -129,6 +156,7 @@ class Extraction:
             "remote": {"url": self.remote, "taken": self.taken, "offered": self.offered}
             if self.remote
             else None,
+            **({"nodes": [node.document() for node in self.nodes]} if self.nodes else {}),
         }
 
     def __str__(self) -> str:
@@ -141,7 +169,11 @@ class Extraction:
             lines.append(
                 f"{self.taken:,} rows came from {self.remote}, {self.offered:,} were offered"
             )
-        if any(space.embedded for space in self.spaces):
+        if self.given_up:
+            lines.append(f"{self.given_up:,} photos were given up: their workers ended each time")
+        if self.nodes:
+            lines += [f"{self.seconds:.1f} s", *map(str, self.nodes)]
+        elif any(space.embedded for space in self.spaces):
             shares = self.spaces[0].shares
             lines.append(
                 f"{self.seconds:.1f} s; bottleneck: {self.spaces[0].bottleneck} ("

@@ -8,10 +8,10 @@ run embeds what the cache lacks, so running it again after a crash is the resume
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from embedcache.errors import PhotosError
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
 from embedcache.extraction.engine import Engine
 from embedcache.extraction.face_finder import FaceFinder
+from embedcache.extraction.handing import HandedWork
 from embedcache.extraction.lanes import Lanes
 from embedcache.extraction.neighbours import Neighbours
 from embedcache.extraction.outcome import Extraction, SpaceOutcome
@@ -94,7 +95,7 @@ def extract(
     refuse_fork()
     photos = photos if part is None else part.of(photos)
     upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
-    run = _Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), FaceFinder(cache, device))
+    run = Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), FaceFinder(cache, device))
     options = {"device": device, "precision": precision, "decode": decode}
     digests, backbones = run.read(photos, backbone, again=again, **options)
     if strict and digests.reasons:
@@ -110,22 +111,20 @@ def extract(
             upstream=None if stopped else upstream,
             retry_failed=retry_failed,
         )
-    pace_finder = PaceFinder(run.gate, batch_size=batch_size, compiling=compiling, log=log)
-    engines = {} if stopped else _engines(backbones, work, pace_finder)
-    lanes = Lanes.of([engine.network for engine in engines.values()])
+    done = Embedded(stopped=True)
     if not stopped:
-        sinks = run.sinks(backbones, spaces, tallies=work.tallies, writer=writer)
-        with neighbours.announced(), lanes:
-            stopped = run.embed(
-                *(work, backbones, engines, sinks, lanes), pace_finder=pace_finder, strict=strict
+        with neighbours.announced():
+            done = run.embed(
+                *(work, backbones, spaces),
+                batch_size=batch_size,
+                compiling=compiling,
+                writer=writer,
+                strict=strict,
             )
     seconds = time.perf_counter() - started
     return Extraction(
-        spaces=tuple(
-            run.outcome(b, tally, engines.get(i), n_lanes=lanes.n, seconds=seconds)
-            for i, (b, tally) in enumerate(zip(backbones, work.tallies, strict=True))
-        ),
-        interrupted=stopped,
+        spaces=run.outcomes(backbones, work.tallies, done, seconds=seconds),
+        interrupted=done.stopped,
         part="" if part is None else str(part),
         n_photos=len(photos),
         n_without_photo=photos.n_without_photo,
@@ -147,7 +146,7 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run:
     """What every step of one run uses; the steps, in their order."""
 
     cache: Cache
@@ -198,7 +197,67 @@ class _Run:
             space.salvage()
         return spaces
 
-    def sinks(
+    def embed(
+        self,
+        work: Work | HandedWork,
+        backbones: Sequence[Backbone],
+        spaces: Sequence[Space],
+        *,
+        batch_size: int | None,
+        compiling: Compile,
+        writer: str,
+        strict: bool = False,
+    ) -> "Embedded":
+        """Embed all parts of the work, unless the caller stops it."""
+        pace_finder = PaceFinder(
+            self.gate, batch_size=batch_size, compiling=compiling, log=self.watch.log
+        )
+        engines = _engines(backbones, work, pace_finder)
+        sinks = self._sinks(backbones, spaces, tallies=work.tallies, writer=writer)
+        with Lanes.of([engine.network for engine in engines.values()]) as lanes:
+            pipeline = Pipeline(
+                *(backbones, engines, self.faces, sinks),
+                lanes=lanes,
+                pace_finder=pace_finder,
+                clock=self.clock,
+            )
+            stopped = self._embed_parts(work, backbones, pipeline, sinks, strict=strict)
+        return Embedded(stopped, engines, lanes.n)
+
+    def _embed_parts(
+        self,
+        work: Work | HandedWork,
+        backbones: Sequence[Backbone],
+        pipeline: Pipeline,
+        sinks: Sinks,
+        *,
+        strict: bool,
+    ) -> bool:
+        """Commit part after part; True where the caller stopped it."""
+        began, done = time.perf_counter(), 0
+        for part in work.parts():
+            pipeline.expect(part)
+            jobs = work.jobs(part, backbones, self.faces)
+            decoded = prefetch(jobs, gate=self.gate, ahead=lambda: pipeline.ahead, clock=self.clock)
+            with closing(decoded):
+                for ready in decoded:
+                    done += 1
+                    pipeline.take(ready)
+                    n_failed = max(tally.failed.total() for tally in work.tallies)
+                    seconds = time.perf_counter() - began
+                    self.watch.progress(RunProgress(done, work.n_photos, n_failed, seconds))
+                    refused = sinks.first_failure if strict else None
+                    if refused or self.watch.stop():
+                        pipeline.commit()
+                        work.give()
+                        if refused:
+                            raise _refusal(refused)
+                        return True
+            pipeline.flush()
+            pipeline.commit()
+        return False
+
+    def _sinks(
         self,
         backbones: Sequence[Backbone],
         spaces: Sequence[Space],
@@ -221,79 +280,47 @@ class _Run:
         vectors = [sink(space, backbone) for space, backbone in zip(spaces, backbones, strict=True)]
         return Sinks(vectors, Sink(self.faces.begin), tallies=tallies, clock=self.clock)
 
-    def embed(
+    def outcomes(
         self,
-        work: Work,
         backbones: Sequence[Backbone],
-        engines: dict[int, Engine],
-        sinks: Sinks,
-        lanes: Lanes,
+        tallies: Sequence[SpaceTally],
+        done: "Embedded",
         *,
-        pace_finder: PaceFinder,
-        strict: bool,
-    ) -> bool:
-        """Embed all parts of the work; True where the caller stopped it."""
-        pipeline = Pipeline(
-            backbones,
-            engines,
-            self.faces,
-            sinks,
-            lanes=lanes,
-            pace_finder=pace_finder,
-            clock=self.clock,
-        )
-        began, done = time.perf_counter(), 0
-        for part in work.parts():
-            pipeline.expect(part)
-            jobs = work.jobs(part, backbones, self.faces)
-            ready_photos = prefetch(
-                jobs, gate=self.gate, ahead=lambda: pipeline.ahead, clock=self.clock
-            )
-            with closing(ready_photos):
-                for ready in ready_photos:
-                    done += 1
-                    pipeline.take(ready)
-                    n_failed = max(tally.failed.total() for tally in work.tallies)
-                    seconds = time.perf_counter() - began
-                    self.watch.progress(RunProgress(done, work.n_photos, n_failed, seconds))
-                    refused = sinks.first_failure if strict else None
-                    if refused or self.watch.stop():
-                        pipeline.commit()
-                        work.give()
-                        if refused:
-                            raise _refusal(refused)
-                        return True
-            pipeline.flush()
-            pipeline.commit()
-        return False
-
-    def outcome(
-        self,
-        backbone: Backbone,
-        tally: SpaceTally,
-        engine: Engine | None,
-        *,
-        n_lanes: int,
         seconds: float,
-    ) -> SpaceOutcome:
-        """What became of one backbone's photos."""
-        return SpaceOutcome(
-            backbone=backbone.name,
-            spec=backbone.spec.digest,
-            dim=backbone.spec.dim,
-            wanted=tally.wanted,
-            hit=tally.hit,
-            embedded=tally.embedded,
-            failures=dict(tally.failed),
-            seconds=seconds,
-            model_photos_per_second=None if engine is None else engine.rate,
-            bottleneck=self.clock.bottleneck(n_lanes),
-            shares=self.clock.shares(),
-            batch_size=None if engine is None else engine.pace.size,
-            workers=self.gate.workers,
-            compiled=engine is not None and engine.compiled is not None,
-            forgotten=tally.forgotten,
-        )
+    ) -> tuple[SpaceOutcome, ...]:
+        """What became of each backbone's photos."""
+        found = []
+        for i, (backbone, tally) in enumerate(zip(backbones, tallies, strict=True)):
+            engine = done.engines.get(i)
+            found.append(
+                SpaceOutcome(
+                    backbone=backbone.name,
+                    spec=backbone.spec.digest,
+                    dim=backbone.spec.dim,
+                    wanted=tally.wanted,
+                    hit=tally.hit,
+                    embedded=tally.embedded,
+                    failures=dict(tally.failed),
+                    seconds=seconds,
+                    model_photos_per_second=None if engine is None else engine.rate,
+                    bottleneck=self.clock.bottleneck(done.n_lanes),
+                    shares=self.clock.shares(),
+                    batch_size=None if engine is None else engine.pace.size,
+                    workers=self.gate.workers,
+                    compiled=engine is not None and engine.compiled is not None,
+                    forgotten=tally.forgotten,
+                )
+            )
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """How the embedding ended: the networks that ran, by position of their backbone."""
+
+    stopped: bool
+    engines: Mapping[int, Engine] = field(default_factory=dict)
+    n_lanes: int = 1
 
 
 def load_all(
@@ -334,7 +361,7 @@ def _record(photos: Photos, digests: Digests, cache: Cache, *, again: bool) -> N
 
 
 def _engines(
-    backbones: Sequence[Backbone], work: Work, pace_finder: PaceFinder
+    backbones: Sequence[Backbone], work: Work | HandedWork, pace_finder: PaceFinder
 ) -> dict[int, Engine]:
     """The networks, loaded, of those backbones that have something to embed, by position."""
     engines = {}

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.backbones.loading import Backbone
+from embedcache.extraction.clock import SpaceTally
 from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.neighbours import Neighbours
 from embedcache.extraction.plan import Plan, plan, subset
@@ -101,7 +102,9 @@ class Work:
                 upstream.give()
                 if len(left):
                     upstream.take(left.digests)
-            left = self._without_arrived(left)
+            left = without_arrived(
+                left, self._spaces, self.tallies, retry_failed=self._retry_failed
+            )
             self.n_photos = n_done + len(left)
 
     def jobs(self, part: Plan, backbones: Sequence[Backbone], faces: FaceFinder) -> Iterator[Job]:
@@ -124,20 +127,23 @@ class Work:
         if self._upstream is not None:
             self._upstream.give()
 
-    def _without_arrived(self, todo: Plan) -> Plan:
-        """What is still to do of a plan; rows that have arrived are counted."""
-        if not len(todo):
-            return todo
-        wanted = todo.wanted.copy()
-        for k, (space, tally) in enumerate(zip(self._spaces, self.tallies, strict=True)):
-            status = space.status(todo.digests)
-            good = wanted[:, k] & (status == OK)
-            tally.hit += int(todo.copies[good].sum())
-            wanted[good, k] = False
-            failed = np.flatnonzero(wanted[:, k] & (status == FAILED))
-            if len(failed) and not self._retry_failed:
-                reasons = space.reasons(todo.digests[failed])
-                for i, reason in zip(failed.tolist(), reasons, strict=True):
-                    tally.failed[reason or "unknown"] += int(todo.copies[i])
-                wanted[failed, k] = False
-        return subset(replace(todo, wanted=wanted), np.flatnonzero(wanted.any(axis=1)))
+
+def without_arrived(
+    todo: Plan, spaces: Sequence[Space], tallies: Sequence[SpaceTally], *, retry_failed: bool
+) -> Plan:
+    """What is still to do of a plan; rows that have arrived are counted."""
+    if not len(todo):
+        return todo
+    wanted = todo.wanted.copy()
+    for k, (space, tally) in enumerate(zip(spaces, tallies, strict=True)):
+        status = space.status(todo.digests)
+        good = wanted[:, k] & (status == OK)
+        tally.hit += int(todo.copies[good].sum())
+        wanted[good, k] = False
+        failed = np.flatnonzero(wanted[:, k] & (status == FAILED))
+        if len(failed) and not retry_failed:
+            reasons = space.reasons(todo.digests[failed])
+            for i, reason in zip(failed.tolist(), reasons, strict=True):
+                tally.failed[reason or "unknown"] += int(todo.copies[i])
+            wanted[failed, k] = False
+    return subset(replace(todo, wanted=wanted), np.flatnonzero(wanted.any(axis=1)))

@@ -1,0 +1,497 @@
+"""One extraction on a Ray cluster. The only module that imports ray (docs/cluster.md).
+
+    driver    digests -> plan -> a queue of parts (`handing.PartQueue`, an actor)
+    workers   one per GPU, or per CORES processors: each asks for parts, embeds and commits them
+
+Ray starts workers, starts them again where one or its machine is lost, and carries messages.
+Decoding, batches and commits are those of any run. Workers write into the cache's folder, which all
+machines see; where they do not, each writes a cache of its own and offers its rows to the remote.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedcache import disk, machine
+from embedcache.backbones.loading import Backbone, Decode
+from embedcache.backbones.names import Name
+from embedcache.errors import EmbedcacheError, InputError
+from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
+from embedcache.extraction.face_finder import FaceFinder
+from embedcache.extraction.handing import HandedPart, HandedWork, PartQueue
+from embedcache.extraction.outcome import Extraction, NodeOutcome, SpaceOutcome
+from embedcache.extraction.pace import Compile
+from embedcache.extraction.plan import Plan, plan
+from embedcache.extraction.prefetch import Gate
+from embedcache.extraction.process import refuse_fork
+from embedcache.extraction.run import Run, Watch, load_all
+from embedcache.extraction.upstream import Upstream
+from embedcache.photos.table import Photos
+from embedcache.store.cache import Cache
+from embedcache.store.columns import OK
+
+LOCAL = "local"
+CORES = 8
+"""Processors of a worker without a GPU; more serve better as a second worker."""
+RESTARTS, ATTEMPTS = 16, 3
+LOOK_SECONDS, BEAT_SECONDS, NODES_SECONDS, STOP_SECONDS = 0.5, 1.0, 10.0, 60.0
+STORE_BYTES = 512 * 2**20
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What every worker is told.
+
+    cache: its folder.  marker: a file in it, by which a worker sees that it is the same folder.
+    loading: the options of `load_all`.  embedding: those of `Run.embed`.
+    remote: where a worker that does not see the cache offers its rows, None for nowhere.
+    """
+
+    cache: Path
+    marker: Path
+    backbones: tuple[str | Backbone, ...]
+    loading: dict[str, Any]
+    embedding: dict[str, Any]
+    workers: int | None
+    retry_failed: bool
+    remote: str | None
+
+
+def extract_on_ray(
+    photos: Photos,
+    cache: Cache,
+    *,
+    backbone: str | Backbone | Sequence[str | Backbone],
+    address: str = LOCAL,
+    cores: int | None = None,
+    batch_size: int | None = None,
+    precision: str = "float32",
+    device: str = "auto",
+    workers: int | None = None,
+    decode: Decode = "full",
+    compiling: Compile = "auto",
+    retry_failed: bool = False,
+    again: bool = False,
+    remote: str | None = None,
+    offer: bool = False,
+    writer: str = "",
+    progress: Callable[[RunProgress], None] = lambda now: None,
+    log: Callable[[str], None] = lambda line: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Extraction:
+    """Embed every photo that `cache` lacks, on all machines of a Ray cluster.
+
+    address: of the cluster, as `ray.init` takes it; "local" starts Ray on this machine.
+    cores: processors per worker, where there is no GPU.
+    remote, offer: with both, machines that do not see the cache's folder are used too.
+    The rest is as in `embedcache.extract`; so is the outcome, with an entry per worker.
+    Raises InputError where ray is not installed, its cluster does not answer, or a machine does
+        not see the cache and there is no remote to offer to.
+    """
+    started = time.perf_counter()
+    refuse_fork()
+    run = Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), FaceFinder(cache, device))
+    upstream = Upstream(remote, cache, offer=offer) if remote else None
+    loading: dict[str, Any] = {"device": device, "precision": precision, "decode": decode}
+    digests, backbones = run.read(photos, backbone, again=again, **loading)
+    spaces = run.open_spaces(backbones)
+    if upstream is not None and not digests.stopped:
+        upstream.serve([space.spec for space in spaces])
+        upstream.take(plan(photos, digests, spaces, retry_failed=retry_failed)[0].digests)
+    todo, before = plan(photos, digests, spaces, retry_failed=retry_failed)
+    job = _Job(
+        cache=cache.path.resolve(),
+        marker=cache.local.resolve() / f"ray-{uuid.uuid4().hex}",
+        backbones=tuple(_places(backbone)),
+        loading=loading,
+        embedding={"batch_size": batch_size, "compiling": compiling, "writer": writer},
+        workers=workers,
+        retry_failed=retry_failed,
+        remote=remote if offer else None,
+    )
+    done = _Done(stopped=digests.stopped or stop())
+    if len(todo) and not done.stopped:
+        with _connected(address) as ray, _marked(job.marker):
+            done = _Crew(ray, job, photos, todo, cores=cores).work(run.watch)
+        if upstream is not None:
+            upstream.take(todo.digests)
+            upstream.give()
+    for row in done.given_up:
+        log(f"given up after several attempts: {photos.paths[int(todo.positions[row])]}")
+    _, after = plan(photos, digests, spaces, retry_failed=False)
+    seconds = time.perf_counter() - started
+    return Extraction(
+        spaces=tuple(
+            _outcome(
+                *(b, then, now, done.nodes),
+                embedded=int((space.status(todo.digests[todo.wanted[:, k]]) == OK).sum()),
+                seconds=seconds,
+            )
+            for k, (b, space, then, now) in enumerate(
+                zip(backbones, spaces, before, after, strict=True)
+            )
+        ),
+        interrupted=done.stopped,
+        n_photos=len(photos),
+        n_without_photo=photos.n_without_photo,
+        n_reducible=0,
+        seconds=seconds,
+        remote="" if upstream is None else upstream.name,
+        taken=0 if upstream is None else upstream.n_taken,
+        offered=0 if upstream is None else upstream.n_given,
+        nodes=done.nodes,
+        given_up=len(done.given_up),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """How the work of all workers ended. given_up: rows of the plan."""
+
+    stopped: bool
+    nodes: tuple[NodeOutcome, ...] = ()
+    given_up: tuple[int, ...] = ()
+
+
+class _Crew:
+    """The workers of one run, and the queue that hands them their parts."""
+
+    def __init__(
+        self, ray: Any, job: _Job, photos: Photos, todo: Plan, *, cores: int | None
+    ) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
+
+        self._ray = ray
+        self._n = len(todo)
+        self._on_node = OnNode
+        here = OnNode(ray.get_runtime_context().get_node_id(), soft=False)
+        self._cores = cores
+        places = _places_on(ray.nodes(), cores=cores)
+        if not places:
+            raise InputError("the Ray cluster has no processors to run a worker on")
+        self._queue = (
+            ray.remote(PartQueue)
+            .options(num_cpus=0, scheduling_strategy=here)
+            .remote(self._n, n_workers=len(places))
+        )
+        self._told = [ray.put(one) for one in (job, photos, todo)]
+        self._known: set[str] = set()
+        self._actors: dict[str, Any] = {}
+        self._runs: dict[Any, str] = {}
+        self._starts: dict[str, int] = {}
+        self._nodes: list[NodeOutcome] = []
+        self._problem: Exception | None = None
+        self._n_workers = len(places)
+
+    def work(self, watch: Watch) -> _Done:
+        """Run until everything is done or the caller stops it."""
+        began, looked = time.perf_counter(), float("-inf")
+        while True:
+            if time.perf_counter() - looked > NODES_SECONDS:
+                looked = time.perf_counter()
+                self._hire()
+            status = self._ray.get(self._queue.status.remote())
+            seconds = time.perf_counter() - began
+            watch.progress(RunProgress(status.done, self._n, status.failed, seconds))
+            if status.finished or watch.stop():
+                break
+            self._collect(LOOK_SECONDS)
+            if not self._runs:
+                raise self._problem or EmbedcacheError("every worker of the Ray cluster was lost")
+        if not status.finished:
+            self._ray.get(self._queue.stop.remote())
+        until = time.perf_counter() + STOP_SECONDS
+        while self._runs and time.perf_counter() < until:
+            if not self._collect(LOOK_SECONDS) and status.finished and self._idle():
+                break
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+        return _Done(not status.finished, tuple(self._nodes), status.given_up)
+
+    def _hire(self) -> None:
+        """Start a worker in every place of nodes that are new."""
+        nodes = [node for node in self._ray.nodes() if node["NodeID"] not in self._known]
+        for k, place in enumerate(_places_on(nodes, cores=self._cores)):
+            self._known.add(place.node)
+            name = f"{place.host}-{place.node[:6]}-{k}"
+            self._actors[name] = (
+                self._ray.remote(_Worker)
+                .options(
+                    num_cpus=place.cpus,
+                    num_gpus=place.gpus,
+                    max_restarts=RESTARTS,
+                    max_task_retries=RESTARTS,
+                    scheduling_strategy=self._on_node(place.node, soft=True),
+                )
+                .remote(place.cpus)
+            )
+            self._start(name)
+
+    def _start(self, name: str) -> None:
+        self._starts[name] = self._starts.get(name, 0) + 1
+        run = self._actors[name].run.remote(name, self._queue, self._n_workers, *self._told)
+        self._runs[run] = name
+
+    def _collect(self, seconds: float) -> bool:
+        """Take the answers of workers that have ended, and start again those that failed."""
+        ready, _ = self._ray.wait(list(self._runs), timeout=seconds)
+        for run in ready:
+            name = self._runs.pop(run)
+            try:
+                self._nodes.append(self._ray.get(run))
+            except Exception as error:  # whatever a worker may raise, and Ray's own
+                cause = getattr(error, "cause", None) or error
+                if isinstance(cause, Unseen):
+                    raise InputError(str(cause)) from None
+                self._problem = cause if isinstance(cause, EmbedcacheError) else error
+                log.warning("worker %s: %s", name, str(cause).strip().splitlines()[-1][:300])
+                self._ray.get(self._queue.lost.remote(name))
+                if self._starts[name] < ATTEMPTS and not isinstance(cause, EmbedcacheError):
+                    self._start(name)
+        return bool(ready)
+
+    def _idle(self) -> bool:
+        """Whether the workers that have not ended are lost ones, for which nobody waits."""
+        workers: int = self._ray.get(self._queue.status.remote()).workers
+        return workers <= len(self._nodes)
+
+
+class Unseen(InputError):
+    """A machine that does not see the cache's folder."""
+
+
+class _Worker:
+    """One process of the cluster: a network, kept for as long as the run lasts."""
+
+    def __init__(self, cpus: int) -> None:
+        os.environ[machine.OWN_PROCESSORS] = str(cpus)
+
+    def run(
+        self, name: str, queue: Any, n_workers: int, job: _Job, photos: Photos, todo: Plan
+    ) -> NodeOutcome:
+        """Embed what the queue hands out, until it has nothing more."""
+        import ray
+
+        def ask() -> HandedPart | None:
+            part: HandedPart | None
+            while True:
+                part, more = ray.get(queue.next.remote(name))
+                if part is not None or not more or beat.stopped:
+                    return part
+                time.sleep(LOOK_SECONDS)
+
+        ray.get(queue.begin.remote(name))
+        beat = _Beat(lambda done, failed: ray.get(queue.beat.remote(name, done, failed)))
+        watch = Watch(beat.show, logging.getLogger("embedcache").info, lambda: beat.stopped)
+        with _cache_of(job) as cache, beat:
+            return _work(
+                *(cache, job, photos, todo, watch),
+                name=name,
+                n_workers=n_workers,
+                ask=ask,
+                done=lambda number: ray.get(queue.done.remote(name, number)),
+            )
+
+
+def _work(
+    cache: Cache,
+    job: _Job,
+    photos: Photos,
+    todo: Plan,
+    watch: Watch,
+    *,
+    name: str,
+    n_workers: int,
+    ask: Callable[[], HandedPart | None],
+    done: Callable[[int], None],
+) -> NodeOutcome:
+    """The work of one worker, as `embedcache.extract` does its own."""
+    began = time.perf_counter()
+    faces = FaceFinder(cache, job.loading["device"])
+    run = Run(cache, watch, Clock(), Gate(job.workers), faces)
+    memo = cache.local / "specs.json"
+    backbones = load_all(job.backbones, faces=faces, memo=memo, **job.loading)
+    spaces = run.open_spaces(backbones)
+    upstream = None
+    if cache.path != job.cache and job.remote is not None:
+        upstream = Upstream(job.remote, cache, offer=True)
+        upstream.serve([space.spec for space in spaces])
+    work = HandedWork(
+        *(photos, todo, spaces, n_workers, ask, done),
+        upstream=upstream,
+        retry_failed=job.retry_failed,
+    )
+    embedded = run.embed(work, backbones, spaces, **job.embedding)
+    seconds = time.perf_counter() - began
+    outcomes = run.outcomes(backbones, work.tallies, embedded, seconds=seconds)
+    return NodeOutcome(
+        node=name,
+        embedded=sum(one.embedded for one in outcomes),
+        failed=sum(one.failed for one in outcomes),
+        seconds=seconds,
+        model_photos_per_second=outcomes[0].model_photos_per_second,
+        bottleneck=outcomes[0].bottleneck,
+        shares=outcomes[0].shares,
+    )
+
+
+class _Beat:
+    """Tells the queue once a second that this worker lives, and how far it is."""
+
+    def __init__(self, tell: Callable[[int, int], bool]) -> None:
+        self.stopped = False
+        self._tell = tell
+        self._now = (0, 0)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *why: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._tell(*self._now)
+
+    def show(self, now: RunProgress) -> None:
+        """Take a run's progress."""
+        self._now = (now.done, now.failed)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            self.stopped = self._tell(*self._now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Room for one worker on a node."""
+
+    node: str
+    host: str
+    cpus: int
+    gpus: int
+
+
+def _places_on(nodes: Sequence[dict[str, Any]], *, cores: int | None) -> list[_Place]:
+    """Room for workers on nodes that live: one per GPU, else one per so many processors."""
+    found = []
+    for node in nodes:
+        has = node["Resources"] if node["Alive"] else {}
+        cpus, gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
+        each = max(1, cpus // gpus) if gpus else min(cores or CORES, max(1, cpus))
+        n = gpus or cpus // each
+        found += [_Place(node["NodeID"], node["NodeManagerHostname"], each, min(gpus, 1))] * n
+    return found
+
+
+def _outcome(
+    backbone: Backbone,
+    before: SpaceTally,
+    after: SpaceTally,
+    nodes: Sequence[NodeOutcome],
+    *,
+    embedded: int,
+    seconds: float,
+) -> SpaceOutcome:
+    """What became of one backbone's photos, by what the cache lacked before and lacks now."""
+    rates = [node.model_photos_per_second for node in nodes if node.model_photos_per_second]
+    slowest = max(nodes, key=lambda node: node.embedded, default=None)
+    return SpaceOutcome(
+        backbone=backbone.name,
+        spec=backbone.spec.digest,
+        dim=backbone.spec.dim,
+        wanted=before.wanted,
+        hit=after.hit - embedded,
+        embedded=embedded,
+        failures=dict(after.failed),
+        seconds=seconds,
+        model_photos_per_second=sum(rates) if rates else None,
+        bottleneck="read" if slowest is None else slowest.bottleneck,
+        shares={} if slowest is None else slowest.shares,
+        forgotten=after.forgotten,
+    )
+
+
+def _places(backbone: str | Backbone | Sequence[str | Backbone]) -> Iterator[str | Backbone]:
+    """The backbones with the paths of their weights made absolute."""
+    asked = [backbone] if isinstance(backbone, str | Backbone) else backbone
+    return (one if isinstance(one, Backbone) else Name.parse(one).place for one in asked)
+
+
+@contextlib.contextmanager
+def _cache_of(job: _Job) -> Iterator[Cache]:
+    """The cache to write into: the one that was named, or one of this worker's own."""
+    if job.marker.exists():
+        yield Cache.open(job.cache)
+        return
+    if job.remote is None:
+        raise Unseen(
+            f"{socket.gethostname()} does not see {job.cache}. Put the cache on a folder that all "
+            "machines share, or add --remote URL --offer"
+        )
+    with tempfile.TemporaryDirectory(prefix="embedcache-") as folder:
+        yield Cache.open(Path(folder) / "cache", create=True)
+
+
+@contextlib.contextmanager
+def _marked(marker: Path) -> Iterator[None]:
+    disk.replace(marker, b"")
+    try:
+        yield
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """Ray, connected to a cluster, or started on this machine; ended as it was found."""
+    ray = _ray()
+    mine = not ray.is_initialized()
+    try:
+        if mine and address == LOCAL:
+            ray.init(
+                address=LOCAL,
+                num_cpus=machine.processors(),
+                include_dashboard=False,
+                object_store_memory=STORE_BYTES,
+                **_QUIET,
+            )
+        elif mine:
+            ray.init(address=address, **_QUIET)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0][:200]})",
+            advice="Start one with 'ray start --head', or leave the address out",
+        ) from error
+    try:
+        yield ray
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    """The module ray; it would put its own handlers in place of the command line's."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    main = threading.current_thread() is threading.main_thread()
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--ray needs the package ray: pip install ray") from None
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return ray

@@ -1,0 +1,237 @@
+"""A run on Ray gives what one process gives, also when workers, nodes and the driver are killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedcache.backbones.loading import Backbone
+from embedcache.errors import InputError
+from embedcache.extraction import cluster
+from embedcache.extraction.cluster import extract_on_ray
+from embedcache.extraction.run import extract
+from embedcache.photos.table import Photos
+from embedcache.store.cache import Cache
+from embedcache.upkeep.verify import verify
+from tests import stand_in
+
+ray = pytest.importorskip("ray")
+
+MakePhotos = Callable[..., Path]
+SECONDS_PER_BATCH = 0.02
+
+
+def slow_backbone() -> Backbone:
+    """The stand-in, with a pause so that a run lasts long enough to be interrupted."""
+    return stand_in.backbone(before=lambda n: time.sleep(SECONDS_PER_BATCH))
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            object_store_memory=100 * 2**20,
+        )
+    except Exception as error:  # a machine whose limits Ray does not fit into
+        pytest.skip(f"Ray does not start here: {error}")
+    yield
+    ray.shutdown()
+
+
+def same(found: Cache, expected: Cache, photos: Photos) -> None:
+    """Row by row, and nothing twice."""
+    np.testing.assert_array_equal(
+        stand_in.vectors(found, photos), stand_in.vectors(expected, photos)
+    )
+    [one], [other] = found.spaces(), expected.spaces()
+    np.testing.assert_array_equal(one.digests(), other.digests())
+    assert verify(found).clean
+
+
+def workers_of(pids: set[int]) -> list[int]:
+    """The processes of our workers, but for those in `pids`."""
+    listed = subprocess.run(
+        ["pgrep", "-f", "ray::_Worker"], capture_output=True, text=True, check=False
+    )
+    return [int(pid) for pid in listed.stdout.split() if int(pid) not in pids]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_rows_are_those_of_one_machine_though_a_worker_is_killed(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    photos = Photos.read(make_photos(300))
+    alone = Cache.open(tmp_path / "alone", create=True)
+    extract(photos, alone, backbone=stand_in.backbone())
+    before = set(workers_of(set()))
+
+    def kill_one() -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            if mine := workers_of(before):
+                time.sleep(0.5)
+                os.kill(mine[0], signal.SIGKILL)
+                return
+            time.sleep(0.1)
+
+    killing = threading.Thread(target=kill_one)
+    killing.start()
+    cache = Cache.open(tmp_path / "c", create=True)
+    found = extract_on_ray(photos, cache, backbone=slow_backbone(), cores=1)
+    killing.join()
+    assert not found.interrupted
+    assert stand_in.counts(found) == (300, 0, 300, 0)
+    assert 3 <= len(found.nodes) <= 4
+    assert sum(node.embedded for node in found.nodes) <= 300
+    same(cache, alone, photos)
+    again = extract_on_ray(photos, cache, backbone=slow_backbone(), cores=1)
+    assert stand_in.counts(again) == (300, 300, 0, 0)
+    assert again.nodes == ()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_photos_that_fail_are_counted_and_a_stop_keeps_what_is_done(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    folder = make_photos(200)
+    (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    photos = Photos.read(folder)
+    cache = Cache.open(tmp_path / "c", create=True)
+    shown: list[int] = []
+    found = extract_on_ray(
+        photos,
+        cache,
+        backbone=stand_in.backbone(before=lambda n: time.sleep(0.3)),
+        cores=2,
+        progress=lambda now: None if now.doing else shown.append(now.done),
+        stop=lambda: bool(shown) and shown[-1] > 5,
+    )
+    assert found.interrupted
+    assert found.spaces[0].left > 0
+    assert len(cache.spaces()[0].digests()) == found.spaces[0].embedded > 0
+    rest = extract_on_ray(photos, cache, backbone=stand_in.backbone(), cores=2)
+    assert rest.spaces[0].failed == 1
+    assert rest.spaces[0].left == 0
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_cache_that_workers_do_not_see_is_refused_or_filled_by_the_remote(
+    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = Photos.read(make_photos(40))
+    cache = Cache.open(tmp_path / "c", create=True)
+    monkeypatch.setattr(cluster, "_marked", _unmarked)
+    with pytest.raises(InputError, match="does not see"):
+        extract_on_ray(photos, cache, backbone=stand_in.backbone(), cores=2)
+    shared = (tmp_path / "shared").as_uri()
+    found = extract_on_ray(
+        photos, cache, backbone=stand_in.backbone(), cores=2, remote=shared, offer=True
+    )
+    assert stand_in.counts(found) == (40, 0, 40, 0)
+    assert found.taken == 40
+
+
+def _unmarked(marker: Path) -> Any:
+    """As on a machine that does not see the cache."""
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def test_an_address_where_no_cluster_is_and_a_missing_package_are_one_message(
+    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = Photos.read(make_photos(2))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match="pip install ray"):
+        extract_on_ray(
+            photos, Cache.open(tmp_path / "c", create=True), backbone=stand_in.backbone()
+        )
+
+
+DRIVER = """
+    import sys, time
+    from pathlib import Path
+    from embedcache.extraction.cluster import extract_on_ray
+    from embedcache.photos.table import Photos
+    from embedcache.store.cache import Cache
+    from tests import stand_in
+
+    def work(n):
+        time.sleep(0.02)
+
+    if __name__ == "__main__":
+        photos = Photos.read(Path(sys.argv[1]))
+        cache = Cache.open(Path(sys.argv[2]), create=True)
+        found = extract_on_ray(
+            photos, cache, address=sys.argv[3], cores=1, backbone=stand_in.backbone(before=work)
+        )
+        print(found.spaces[0].embedded, found.spaces[0].hit)
+"""
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+def test_twenty_thousand_photos_survive_workers_a_node_and_the_driver(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    n = 20_000
+    folder = make_photos(n)
+    photos = Photos.read(folder)
+    alone = Cache.open(tmp_path / "alone", create=True)
+    extract(photos, alone, backbone=stand_in.backbone())
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    lost = nodes.add_node(num_cpus=2)
+    script = tmp_path / "driver.py"
+    script.write_text(textwrap.dedent(DRIVER))
+    command = [sys.executable, str(script), str(folder), str(tmp_path / "c"), nodes.address]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    try:
+        with subprocess.Popen(command, env=environ) as driver:
+            wait_for_rows(tmp_path / "c", n // 5)
+            for pid in workers_of(set())[:2]:
+                os.kill(pid, signal.SIGKILL)
+            wait_for_rows(tmp_path / "c", 2 * n // 5)
+            nodes.remove_node(lost, allow_graceful=False)
+            wait_for_rows(tmp_path / "c", 3 * n // 5)
+            driver.kill()
+        time.sleep(5)
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    finally:
+        nodes.shutdown()
+    cache = Cache.open(tmp_path / "c")
+    same(cache, alone, photos)
+    written = sum(s.manifest.n_ok for s in cache.spaces()[0].segments())
+    print(f"{done.stdout.strip()}; {written - n} of {n} rows were computed twice")
+    assert written - n <= 0.02 * n
+
+
+def wait_for_rows(path: Path, n: int) -> None:
+    """Wait until a cache holds n rows."""
+    until = time.monotonic() + 900
+    while time.monotonic() < until:
+        try:
+            spaces = Cache.open(path).spaces()
+            if spaces and len(spaces[0].digests()) >= n:
+                return
+        except Exception:  # it is just being made
+            pass
+        time.sleep(0.5)
+    raise TimeoutError(f"{path} has no {n} rows")

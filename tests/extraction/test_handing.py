@@ -1,0 +1,116 @@
+"""The queue of parts: everything is handed out, again where a worker is lost, and not for ever."""
+
+import numpy as np
+
+from embedcache.extraction.handing import (
+    ATTEMPTS,
+    FIRST_PHOTOS,
+    LOST_SECONDS,
+    PART_SECONDS,
+    SHARE,
+    PartQueue,
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def drain(queue: PartQueue, worker: str) -> list[int]:
+    """All rows that a worker gets until there is nothing more."""
+    rows: list[int] = []
+    while True:
+        part, more = queue.next(worker)
+        if part is None:
+            assert not more
+            return rows
+        rows += part.rows.tolist()
+        queue.done(worker, part.number)
+
+
+def test_every_row_is_handed_out_once() -> None:
+    queue = PartQueue(10_001, n_workers=3)
+    assert drain(queue, "a") == list(range(10_001))
+    assert queue.status().finished
+
+
+def test_a_fast_worker_is_handed_more_and_the_last_parts_are_small() -> None:
+    clock = Clock()
+    queue = PartQueue(100_000, n_workers=2, now=clock)
+    sizes: dict[str, list[int]] = {"fast": [], "slow": []}
+    for _ in range(3):
+        for worker, rate in (("fast", 50.0), ("slow", 5.0)):
+            part, _ = queue.next(worker)
+            assert part is not None
+            sizes[worker].append(len(part.rows))
+            clock.seconds += len(part.rows) / rate
+            queue.done(worker, part.number)
+    assert sizes["fast"][0] == sizes["slow"][0] == FIRST_PHOTOS
+    assert sizes["fast"][1] == 50 * PART_SECONDS
+    assert sizes["slow"][1] == 5 * PART_SECONDS
+    assert max(sizes["fast"]) <= 100_000 / SHARE
+    last = 0
+    while (part := queue.next("fast")[0]) is not None:
+        last = len(part.rows)
+        queue.done("fast", part.number)
+    assert last == 1
+
+
+def test_a_worker_that_begins_anew_or_falls_silent_gives_its_part_back() -> None:
+    clock = Clock()
+    queue = PartQueue(4, n_workers=2, now=clock)
+    first, _ = queue.next("a")
+    assert first is not None
+    queue.begin("a")
+    again, _ = queue.next("b")
+    assert again is not None
+    assert np.array_equal(again.rows, first.rows)
+    clock.seconds += LOST_SECONDS + 1
+    third, _ = queue.next("a")
+    assert third is not None
+    assert third.number == first.number
+
+
+def test_who_waits_is_told_whether_a_part_may_come_back() -> None:
+    queue = PartQueue(1, n_workers=2)
+    part, _ = queue.next("a")
+    assert part is not None
+    assert queue.next("b") == (None, True)
+    queue.done("a", part.number)
+    assert queue.next("b") == (None, False)
+
+
+def test_a_part_that_ends_every_worker_is_given_up_and_named() -> None:
+    queue = PartQueue(1, n_workers=1)
+    for _ in range(ATTEMPTS):
+        assert queue.next("a")[0] is not None
+        queue.begin("a")
+    assert queue.next("a") == (None, False)
+    assert queue.status().given_up == (0,)
+    assert queue.status().finished
+
+
+def test_an_answer_that_comes_too_late_does_no_harm() -> None:
+    clock = Clock()
+    queue = PartQueue(1, n_workers=2, now=clock)
+    part, _ = queue.next("a")
+    assert part is not None
+    clock.seconds += LOST_SECONDS + 1
+    again, _ = queue.next("b")
+    assert again is not None
+    queue.done("a", part.number)
+    assert not queue.status().finished
+    queue.done("b", again.number)
+    assert queue.status().finished
+
+
+def test_a_stop_reaches_workers_and_hands_out_nothing_more() -> None:
+    queue = PartQueue(100, n_workers=1)
+    assert not queue.beat("a", 0, 0)
+    queue.stop()
+    assert queue.beat("a", 1, 0)
+    assert queue.next("a") == (None, False)
