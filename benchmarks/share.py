@@ -9,13 +9,11 @@ that partial pulls move are counted on a cache of 76,000 rows of the same width.
 
 import argparse
 import os
-import platform
 import random
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +29,7 @@ import obstore
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.rounds import medians
+from benchmarks.rounds import medians, print_table
 from embedcache.sharing.share import pull, push
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
@@ -225,32 +223,20 @@ def traffic(folder: Path, dim: int) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--dim", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(dir=given.folder))
-    try:
-        lines = [
-            f"{given.rows:,} x {given.dim:,} float32, {given.rounds} interleaved rounds, "
-            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.system()}, obstore "
-            f"{obstore.__version__}, moto as the S3 server.",
-            "",
-            "| what | who | median | plain / this |",
-            "|---|---|---|---|",
-            *rates(folder, given.rows, given.dim, given.rounds),
-            *traffic(folder, given.dim),
-        ]
-        print("\n".join(lines))
-        if given.out:
-            given.out.write_text("\n".join(lines) + "\n")
-    finally:
-        shutil.rmtree(folder)
+def measured(given: argparse.Namespace, folder: Path) -> list[str]:
+    return [
+        "| what | who | median | plain / this |",
+        "|---|---|---|---|",
+        *rates(folder, given.rows, given.dim, given.rounds),
+        *traffic(folder, given.dim),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    print_table(
+        __doc__,
+        measured,
+        rows=20_000,
+        rounds=3,
+        versions=f"obstore {obstore.__version__}, moto as the S3 server",
+    )

@@ -8,11 +8,9 @@ the files were evicted from the page cache first (posix_fadvise; only on Linux).
 
 import argparse
 import os
-import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +23,7 @@ import zarr
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.rounds import medians
+from benchmarks.rounds import medians, print_table
 from embedcache import disk
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
@@ -255,35 +253,23 @@ print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=76_000)
-    parser.add_argument("--dim", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(dir=given.folder))
-    try:
-        lines = [
-            f"{given.rows:,} x {given.dim:,} float32, {given.rounds} interleaved rounds, "
-            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.system()}, zarr "
-            f"{zarr.__version__}, numpy {np.__version__}.",
-            "",
-            "| what | who | median | raw / this |",
-            "|---|---|---|---|",
-            *reading(folder, given.rows, given.dim, given.rounds),
-            *memory(folder, given.rows, given.dim),
-            *writing(folder, given.rows, given.dim, given.rounds),
-            *opening(folder, given.rounds),
-            *looking_up(folder, given.rounds),
-        ]
-        print("\n".join(lines))
-        if given.out:
-            given.out.write_text("\n".join(lines) + "\n")
-    finally:
-        shutil.rmtree(folder)
+def measured(given: argparse.Namespace, folder: Path) -> list[str]:
+    return [
+        "| what | who | median | raw / this |",
+        "|---|---|---|---|",
+        *reading(folder, given.rows, given.dim, given.rounds),
+        *memory(folder, given.rows, given.dim),
+        *writing(folder, given.rows, given.dim, given.rounds),
+        *opening(folder, given.rounds),
+        *looking_up(folder, given.rounds),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    print_table(
+        __doc__,
+        measured,
+        rows=76_000,
+        rounds=5,
+        versions=f"zarr {zarr.__version__}, numpy {np.__version__}",
+    )
