@@ -170,8 +170,9 @@ def _caption(rows: Sequence[StudyRow], subsets: Sequence[str], *, accuracy: bool
     pooled = f" by {'/'.join(str(k) for k in folds if k)} folds" if folds != {None} else ""
     return (
         f"{'Share of photos classified right' if accuracy else 'Mean squared error' + weighted}"
-        f", with 95 % intervals over persons{pooled}. Bold: what dev chose, the simplest head "
-        f"within one standard error of the lowest dev figure (test photos chose nothing). "
+        f", with 95 % intervals over persons{pooled}. Bold: what dev chose, of each backbone and "
+        f"protocol the simplest head within one standard error of the lowest dev figure, and of "
+        f"these the one with the lowest (test photos chose nothing). "
         f'"= ridge" or "= logistic": a head that never left its linear start ("via sigmoid": '
         f"which bends a ridge's line a little). "
         f"Test photos: {tests}."

@@ -213,3 +213,15 @@ def test_one_class_in_train_is_refused(fit_head: Run, world: World) -> None:
     table = world.table(user_id=world.ids, y=["a"] * 100 + ["b"] * 20, side=side)
     words = ("--target", "y", "--split-column", "side")
     assert "all 100 train rows are 'a'" in refused(fit_head(*words, labels=table))
+
+
+def test_dev_only_prints_and_keeps_no_test_figure(fit_head: Run, tmp_path: Path) -> None:
+    for folds in ((), ("--folds", 3)):
+        words = ("--target", "gender", "--dev-only", *folds)
+        rows = fitted(fit_head(*words, "--json"))["rows"]
+        assert all(row["value"] is row["low"] is row["versus"] is None for row in rows)
+        assert all(row["dev"] is not None for row in rows)
+        lines = fit_head(*words)[1].splitlines()
+        heads_of = [line.split() for line in lines if line.startswith(("const", "logistic"))]
+        assert all(line[2:4] == ["-", "-"] for line in heads_of)
+        assert not list((tmp_path / "head").glob("*/predictions.csv"))

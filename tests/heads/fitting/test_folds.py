@@ -129,3 +129,25 @@ def test_few_effective_rows_are_said_in_the_table(sample: Sample) -> None:
     assert fit.test.n_effective < 30
     assert "below 30 the intervals may be too narrow" in str(fit)
     assert f"(Kish, by group): {fit.test.n_effective:.0f}" in str(fit)
+
+
+def test_an_explained_share_resamples_constant_error_and_floor_together(sample: Sample) -> None:
+    data = sample(n=200)
+    fit = heads.fit(data, heads=["ridge"], **QUICK)
+    test = fit.test
+    assert test is not None
+    assert test.weight is not None
+    n, found = len(test.ids), []
+    order = np.argsort(test.groups, kind="stable")
+    truth, weight = test.truth[order], test.weight[order]
+    seen = {name: test.predictions[name][order] for name in ("const", "ridge")}
+    for drawn in np.random.default_rng(0).integers(0, n, (200, n)):
+        error = {
+            name: metrics.mse(truth[drawn], p[drawn], weight[drawn]) for name, p in seen.items()
+        }
+        floor = metrics.noise_floor(truth[drawn], weight[drawn])
+        found.append(metrics.explainable_share(error["const"], error["ridge"], floor))
+    row = next(row for row in fit.rows if row.head == "ridge")
+    ends = [min(float(end), 1.0) for end in np.quantile(found, [0.025, 0.975])]
+    assert row.extra["explainable_share_low"] == pytest.approx(ends[0], rel=1e-6)
+    assert row.extra["explainable_share_high"] == pytest.approx(ends[1], rel=1e-6)

@@ -94,6 +94,14 @@ def test_noise_floor_is_what_a_perfect_predictor_shows() -> None:
     )
 
 
+def test_the_noise_floor_is_unbiased_however_few_the_rows() -> None:
+    rng = np.random.default_rng(2)
+    count, truth = rng.integers(2, 9, 12), rng.random(12)
+    floors = [metrics.noise_floor(rng.binomial(count, truth) / count, count) for _ in range(4000)]
+    expected = np.sum(truth * (1 - truth)) / count.sum()
+    assert np.mean(floors) == pytest.approx(expected, abs=4 * np.std(floors) / np.sqrt(4000))
+
+
 def test_noise_floor_takes_rows_of_one_trial_as_the_others() -> None:
     rng = np.random.default_rng(1)
     count = rng.integers(1, 4, 60_000)

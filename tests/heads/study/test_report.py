@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from heads.study import figures, report
@@ -296,14 +297,26 @@ def test_a_difference_that_may_be_none_gets_no_large_figure(results: Results) ->
     assert "undecided whether" in unclear.text
 
 
-def test_one_group_of_test_photos_gives_no_headline_and_says_why(results: Results) -> None:
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_one_to_three_groups_of_test_photos_give_no_headline_and_say_why(
+    results: Results, n: int
+) -> None:
     fits = []
     for fit in results.fits:
         rows = [row | {"low": None, "high": None} for row in fit.rows]
-        fits.append(
-            msgspec.structs.replace(fit, rows=tuple(rows), groups=tuple([0] * len(fit.ids)))
-        )
-    for one in report.findings(replace(results, fits=tuple(fits))):
-        assert one.figure in ("", "≈")
-        assert "belong to one group" in one.text
-        assert "nan" not in one.text + one.label
+        groups = tuple(k % n for k in range(len(fit.ids)))
+        fits.append(msgspec.structs.replace(fit, rows=tuple(rows), groups=groups))
+    few = replace(results, fits=tuple(fits))
+    compared = few.comparisons()
+    assert [one.verdict for one in compared] == [0] * 4
+    for found in report.findings(few):
+        assert "nan" not in found.text + found.label
+        assert "below 0.001" not in found.text
+    for one in compared:
+        text = report._versus(one, simulated=False, n_comparisons=2).text
+        assert ("no interval and no p" in text) == (n == 1)
+        assert np.isnan([one.low, one.high, one.p]).all() == (n == 1)
+        assert ("undecided: one group" in text) == (n == 1)
+        assert n == 1 or "undecided whether" in text
+    if n == 1:
+        assert all("belong to one group" in one.text for one in report.findings(few))

@@ -14,7 +14,7 @@ import heads
 from embedcache.errors import LabelsError
 from embedcache.store.cache import Cache
 from heads.fitting.fit import fit
-from heads.study import design, tables
+from heads.study import design, report, tables
 from heads.study import run as study
 from heads.study.design import Study, init
 from heads.study.results import KeptFit, Results, compare
@@ -85,6 +85,25 @@ def test_planted_face_vectors_win_and_the_comparison_says_so(results: Results) -
         assert comparison.verdict == 1
         assert comparison.first.startswith("FaceNet")
         assert comparison.low <= comparison.difference <= comparison.high
+
+
+def test_the_verdict_is_opposite_where_whole_photo_vectors_win(results: Results) -> None:
+    for target in results.targets():
+        fits = {fit.backbone: fit for fit in results.fits_of(target, "1BBOX")}
+        turned = compare(fits["Inception"], fits["FaceNet"])
+        assert (turned.verdict, turned.n_groups) == (-1, turned.n)
+        said = report._versus(turned, simulated=False, n_comparisons=1).text
+        assert "opposite to the paper" in said
+
+
+def test_a_study_of_less_than_some_thousand_rows_uses_folds_unless_told(
+    folder: Path, results: Results
+) -> None:
+    assert {fit.folds for fit in results.fits} == {5}
+    by_default = small(folder, folds=None)
+    assert [by_default.folds_for(n) for n in (100, 4999, 5000)] == [5, 5, None]
+    assert small(folder).folds_for(100) is None
+    assert small(folder, folds=7).folds_for(90_000) == 7
 
 
 def test_the_row_in_bold_is_what_dev_chose_and_not_the_best_on_test(results: Results) -> None:
