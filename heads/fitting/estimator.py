@@ -11,6 +11,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import Tags
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from embedcache.errors import InputError
@@ -29,14 +31,16 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
 
     folds: K heads in place of one, each with another fold to choose by; they predict their mean.
     Fitted: `head_`, and per head `epochs_` and `learning_rates_`.
-    The fields of `protocol` are parameters too, for `set_params` and grids: `protocol__hidden`.
+    protocol: None for the warm one. Its fields are parameters too, for `set_params` and grids:
+    `protocol__hidden`.
+    scikit-learn's `check_estimator` passes but for what docs/how-to/scikit-learn.md names.
     """
 
     def __init__(
         self,
         *,
         head: str = "1fc",
-        protocol: Protocol = DEFAULT,
+        protocol: Protocol | None = None,
         dev_share: float = 0.15,
         folds: int | None = None,
     ) -> None:
@@ -48,8 +52,9 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments; with `deep`, the protocol's fields as `protocol__NAME`."""
         found: dict[str, Any] = super().get_params(deep=deep)
-        if deep:
-            found |= {f"protocol__{name}": getattr(self.protocol, name) for name in OPTIONS}
+        chosen = DEFAULT if self.protocol is None else self.protocol
+        if deep and isinstance(chosen, Protocol):
+            found |= {f"protocol__{name}": getattr(chosen, name) for name in OPTIONS}
         return found
 
     def set_params(self, **params: Any) -> Self:
@@ -58,7 +63,7 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
         super().set_params(**{name: v for name, v in params.items() if name not in fields})
         if fields:
             given = {name.removeprefix("protocol__"): value for name, value in fields.items()}
-            self.protocol = protocol_of(self.protocol.document() | given)
+            self.protocol = protocol_of((self.protocol or DEFAULT).document() | given)
         return self
 
     def _fit(
@@ -72,6 +77,8 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
     ) -> Dataset:
         if not 0 < self.dev_share < 1:
             raise InputError(f"dev_share must be between 0 and 1; got {self.dev_share}")
+        if weights is not None:
+            weights = _weights(weights, len(inputs))
         keys = [f"row {i}" for i in range(len(inputs))]
         if groups is not None:
             found = split.keys_of(groups)  # a missing group joins nothing
@@ -81,11 +88,12 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
             raise InputError(f"{len(inputs)} rows in one group cannot be split into train and dev")
         data = from_arrays(inputs, targets, weights=weights, groups=keys, task=task)
         names = chosen_names((self.head,), data.task)
+        protocol = self.protocol or DEFAULT
         chosen = []
-        for dev in self._dev_sides(data, keys):
+        for dev in self._dev_sides(data, keys, protocol.seed):
             side = replace(data, subset=np.where(dev, split.DEV, split.TRAIN).astype(np.uint8))
             found_heads = fit_candidates(
-                side.part("train"), side.part("dev"), names, dataset=side, protocol=self.protocol
+                side.part("train"), side.part("dev"), names, dataset=side, protocol=protocol
             )
             chosen.append(found_heads[self.head])
         self.head_ = merged([one.head for one in chosen])
@@ -93,9 +101,8 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
         self.learning_rates_ = [one.rate for one in chosen]
         return data
 
-    def _dev_sides(self, data: Dataset, keys: Sequence[str]) -> list[NDArray[np.bool_]]:
+    def _dev_sides(self, data: Dataset, keys: Sequence[str], seed: int) -> list[NDArray[np.bool_]]:
         """Which rows choose, once or fold by fold: whole groups, never all of them."""
-        seed = self.protocol.seed
         if self.folds is not None:
             fold = split.folds(data.groups, data.ids, self.folds, seed=seed)
             return [fold == number for number in range(self.folds)]
@@ -111,6 +118,16 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
         return self.head_.predict(rows)
 
 
+def _weights(given: ArrayLike, n: int) -> NDArray[np.float64]:
+    """Sample weights (n,); scikit-learn expects a ValueError for others, here and for X and y."""
+    found = np.asarray(given, np.float64)
+    if found.shape != (n,):
+        raise ValueError(f"sample_weight has shape {found.shape}; {n} rows need ({n},)")
+    if not found.any():
+        raise ValueError("all sample weights are zero")
+    return found
+
+
 class HeadRegressor(RegressorMixin, _Heads):  # type: ignore[misc]
     """An FC head for numbers or ratios; head is 0fc, 1fc, 2fc, ridge or const."""
 
@@ -123,10 +140,15 @@ class HeadRegressor(RegressorMixin, _Heads):  # type: ignore[misc]
     ) -> "HeadRegressor":
         """X (n, dim), y (n,) or (n, k); rows with equal `groups` stand on one side."""
         rows, targets = validate_data(
-            self, X, y, dtype=np.float32, multi_output=True, y_numeric=True
+            self, X, y, dtype=np.float32, multi_output=True, y_numeric=True, ensure_min_samples=2
         )
         self._fit(rows, targets, task="regression", weights=sample_weight, groups=groups)
         return self
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """Predictions, shaped as y."""
@@ -144,8 +166,11 @@ class HeadClassifier(ClassifierMixin, _Heads):  # type: ignore[misc]
         groups: Sequence[object] | None = None,
     ) -> "HeadClassifier":
         """X (n, dim), y (n,) of any labels; rows with equal `groups` stand on one side."""
-        rows, labels = validate_data(self, X, y, dtype=np.float32)
+        rows, labels = validate_data(self, X, y, dtype=np.float32, ensure_min_samples=2)
+        check_classification_targets(labels)
         self.classes_, codes = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"all labels are {labels[0]!r}: a classifier needs two classes")
         task = "binary" if len(self.classes_) == 2 else "multiclass"
         self._fit(rows, codes, task=task, weights=sample_weight, groups=groups)
         return self
@@ -157,4 +182,5 @@ class HeadClassifier(ClassifierMixin, _Heads):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The most likely class per row."""
-        return np.asarray(self.classes_[self.predict_proba(X).argmax(1)])
+        chances = self.predict_proba(X)
+        return np.asarray(self.classes_[chances.argmax(1)])

@@ -11,10 +11,13 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_checks
+from sklearn.utils.estimator_checks import check_estimator
 
 from embedcache.errors import InputError
 from heads.fitting.estimator import HeadClassifier, HeadRegressor
 from heads.fitting.protocol import Protocol
+from tests.documentation.pages import ROOT
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(240, 6))
@@ -47,6 +50,48 @@ def test_a_regressor_takes_weights_groups_and_several_targets() -> None:
     assert cross_val_score(HeadRegressor(**QUICK), ROWS, targets[:, 0], cv=3).min() > 0.9
 
 
+# What scikit-learn's checks expect and these estimators do not do, with the reason; the same list
+# stands in docs/how-to/scikit-learn.md.
+EXCEPTIONS = {
+    "check_sample_weight_equivalence_on_dense_data": "which rows choose depends on the rows given",
+    "check_methods_sample_order_invariance": "float32 products differ in the last digit by order",
+    "check_methods_subset_invariance": "float32 products differ in the last digit by size",
+}
+
+
+def unlike_scikit_learn(model: Any) -> dict[str, str]:
+    """The checks that fail and are no named exception."""
+    found = check_estimator(
+        model, expected_failed_checks=EXCEPTIONS, on_fail=None, on_skip=None
+    )  # the only check that is skipped needs an environment variable of SciPy's
+    return {one["check_name"]: str(one["exception"]) for one in found if one["status"] == "failed"}
+
+
+def test_a_regressor_passes_scikit_learns_checks() -> None:
+    assert unlike_scikit_learn(HeadRegressor(head="ridge")) == {}
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("model", [HeadClassifier(head="logistic"), HeadRegressor(head="1fc")])
+def test_a_classifier_and_an_fc_head_pass_scikit_learns_checks(model: Any) -> None:
+    assert unlike_scikit_learn(model) == {}
+
+
+@pytest.mark.parametrize("name", [
+    "check_estimators_unfitted", "check_classifiers_one_label",
+    "check_classifiers_regression_target", "check_sample_weights_shape",
+    "check_all_zero_sample_weights_error", "check_set_params",
+    "check_parameters_default_constructible", "check_fit2d_1sample", "check_n_features_in",
+])  # fmt: skip
+def test_a_classifier_refuses_what_scikit_learns_do(name: str) -> None:
+    getattr(estimator_checks, name)("HeadClassifier", HeadClassifier(head="const"))
+
+
+def test_the_exceptions_stand_in_the_documentation() -> None:
+    page = (ROOT / "docs" / "how-to" / "scikit-learn.md").read_text()
+    assert all(name in page for name in EXCEPTIONS)
+
+
 def test_parameters_are_stored_as_given_and_cloned() -> None:
     chosen = Protocol(hidden=7, learning_rates=(0.5,))
     model = HeadRegressor(protocol=chosen)
@@ -74,11 +119,13 @@ def test_rows_without_a_group_stand_alone() -> None:
 def test_single_fields_of_the_protocol_can_be_set_and_searched() -> None:
     model = HeadRegressor(**QUICK).set_params(protocol__hidden=5, head="2fc")
     assert model.get_params()["protocol__hidden"] == 5
-    assert (model.protocol.epochs, model.head) == (5, "2fc")
+    assert (model.get_params()["protocol__epochs"], model.head) == (5, "2fc")
     grid = GridSearchCV(model, {"protocol__hidden": [4, 8]}, cv=2).fit(ROWS, ROWS[:, 0])
     assert grid.best_params_["protocol__hidden"] in (4, 8)
     with pytest.raises(InputError, match="hidden must be a whole number; got 'wide'"):
         model.set_params(protocol__hidden="wide")
+    plain = HeadRegressor().set_params(protocol__epochs=2)
+    assert plain.get_params()["protocol__epochs"] == 2
 
 
 def test_rows_that_cannot_be_split_are_refused() -> None:
