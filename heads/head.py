@@ -56,6 +56,11 @@ class Head:
     layers: tuple[Layer, ...]
     card: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        target = f" of {self.card['target']}" if "target" in self.card else ""
+        said = f", of classes {', '.join(self.classes)}" if self.classes else ""
+        return f"<Head: {self.name}{target}, from {self.dim:,} floats{said}>"
+
     @property
     def dim(self) -> int:
         """Floats per vector."""

@@ -10,6 +10,7 @@ one id.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Protocol
 
 import numpy as np
@@ -119,6 +120,35 @@ class Dataset:
     by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
+
+    def __repr__(self) -> str:
+        return f"<Dataset: {'; '.join(f'{name} {said}' for name, said in self._about())}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = (
+            f"<tr><th>{escape(name)}</th><td>{escape(said)}</td></tr>"
+            for name, said in (*self._about(), *(("note", note) for note in self.notes))
+        )
+        return f"<table>{''.join(rows)}</table>"
+
+    def _about(self) -> list[tuple[str, str]]:
+        """The dataset in few words, line by line."""
+        source = self.provenance
+        found = [("photos", f"{len(self.ids):,}"), ("vectors", f"{self.dim:,} floats")]
+        if source.backbone:
+            found[-1] = ("vectors", f"{self.dim:,} floats from {source.backbone}")
+        found.append(("target", f"{self.target} ({self.task})"))
+        if self.classes:
+            counts = self.class_counts.items()
+            found.append(("classes", ", ".join(f"{name} ({n:,})" for name, n in counts)))
+        if self.weight:
+            found.append(("weight", self.weight))
+        found.append(("split", ", ".join(f"{n:,} {side}" for side, n in self.n.items())))
+        if source.dropped:
+            reasons = sorted(source.dropped.items())
+            found.append(("left out", ", ".join(f"{n:,} {why}" for why, n in reasons)))
+        return found
 
     @property
     def dim(self) -> int:

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,22 @@ class Fit:
     def __str__(self) -> str:
         return table(self)
 
+    def __repr__(self) -> str:
+        data, how = self.dataset, f"{self.folds} folds" if self.folds else "one split"
+        heads = ", ".join(self.heads)
+        return f"<Fit: {data.target} ({data.task}), {how}; {heads}; best {self.best}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the printed table."""
+        first, *lines = (tuple(map(escape, line)) for line in _grid(self))
+        titles = "".join(f"<th>{cell}</th>" for cell in first)
+        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
+        above, below = ("<br>".join(map(escape, part)) for part in (_above(self), _under(self)))
+        return (
+            f"<p>{above}</p><table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>"
+            f"<p>{below}</p>"
+        )
+
     def save(self, folder: str | Path) -> Path:
         """Write every head, its card, curves and test predictions under `folder`.
 
@@ -212,6 +229,17 @@ _EXTRA = {
 
 def table(fit: "Fit") -> str:
     """Rows with intervals and what chose them, then what a reader must know to believe them."""
+    cells = _grid(fit)
+    widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
+    lines = _above(fit)
+    for line in cells:
+        padded = (f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True))
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join([*lines, *_under(fit)])
+
+
+def _above(fit: "Fit") -> list[str]:
+    """What was fitted, and on what."""
     data = fit.dataset
     title = f"{data.target} ({data.task}), {fit.protocol.name} protocol"
     if data.provenance.backbone:
@@ -224,17 +252,21 @@ def table(fit: "Fit") -> str:
     if data.provenance.dropped:
         reasons = ", ".join(f"{n} {why}" for why, n in sorted(data.provenance.dropped.items()))
         sides += f"; left out: {reasons}"
-    several = len(data.target_names) > 1
+    return [title, sides]
+
+
+def _grid(fit: "Fit") -> list[list[str]]:
+    """The cells of the table, titles first."""
+    several = len(fit.dataset.target_names) > 1
     extras = [name for name in _EXTRA if any(name in row.extra for row in fit.rows)]
     titles = ["head", *(["target"] if several else []), "metric", "test", "95 % interval", "dev"]
     titles += ["rate", "epoch", *(_EXTRA[name] for name in extras), "p (Holm)"]
-    cells = [titles, *(_cells(row, extras, fit, several=several) for row in fit.rows)]
-    widths = [max(len(line[k]) for line in cells) for k in range(len(titles))]
-    lines = [title, sides]
-    for line in cells:
-        padded = (f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True))
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join([*lines, *_below(fit, several=several), *fit.notes])
+    return [titles, *(_cells(row, extras, fit, several=several) for row in fit.rows)]
+
+
+def _under(fit: "Fit") -> list[str]:
+    """The lines under the table, and the notes."""
+    return [*_below(fit, several=len(fit.dataset.target_names) > 1), *fit.notes]
 
 
 def _below(fit: "Fit", *, several: bool) -> list[str]:
