@@ -173,8 +173,8 @@ def _caption(rows: Sequence[StudyRow], subsets: Sequence[str], *, accuracy: bool
         f", with 95 % intervals over persons{pooled}. Bold: what dev chose, of each backbone and "
         f"protocol the simplest head within one standard error of the lowest dev figure, and of "
         f"these the one with the lowest (test photos chose nothing). "
-        f'"= ridge" or "= logistic": a head that never left its linear start ("via sigmoid": '
-        f"which bends a ridge's line a little). "
+        f'"= ridge" or "= logistic": a head that never left its linear start; "via sigmoid": with '
+        f"figures of its own, because the sigmoid of ratios bends the line a little. "
         f"Test photos: {tests}."
         + (" A figure without an interval: too few persons for one." if unknown else "")
         + (f" Noise floor of finite swipes: {', '.join(floors)}." if floors else "")
