@@ -75,11 +75,11 @@ class Looks:
     """Counts the names that a walk meets, including those it ignores, so that it ends."""
 
     def __init__(self) -> None:
-        self._n = 0
+        self.n = 0
 
     def count(self) -> None:
-        self._n += 1
-        if self._n > MAX_NAMES:
+        self.n += 1
+        if self.n > MAX_NAMES:
             raise RemoteError(f"there are over {MAX_NAMES:,} names in that folder: refused")
 
 
