@@ -212,6 +212,7 @@ def fit_head(
     from embedcache.display import counts_on
     from heads.dataset.join import load
     from heads.fitting.protocol import protocol_of
+    from heads.saved import check_out
 
     memory_bytes = None if memory_mb is None else memory_mb * 1_000_000
     options: dict[str, Any] = {
@@ -231,6 +232,7 @@ def fit_head(
     given = {name: value for name, value in options.items() if value is not None}
     if patience is not None:
         given["patience"] = patience or None
+    replaces = check_out(out)
     dataset = load(
         open_cache(cache, ref=ref),
         backbone,
@@ -264,7 +266,7 @@ def fit_head(
     )
     fitted.save(out)
     print_result(fitted, json_)
-    log.info("wrote %s", out)
+    log.info("wrote %s%s", out, ", in place of an earlier fit" if replaces else "")
 
 
 @app.command()

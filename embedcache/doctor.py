@@ -41,7 +41,7 @@ print(f", {torch.get_num_threads()} CPU threads")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Requirement:
     """One line: what was looked for, what was found (None: nothing), and the remedy."""
 
     name: str
@@ -53,12 +53,12 @@ class Finding:
 class Diagnosis:
     """The output of `embedcache doctor`."""
 
-    packages: tuple[Finding, ...]
-    devices: Finding
-    weights: tuple[Finding, ...]
+    packages: tuple[Requirement, ...]
+    devices: Requirement
+    weights: tuple[Requirement, ...]
 
     def document(self) -> dict[str, Json]:
-        def one(finding: Finding) -> dict[str, Json]:
+        def one(finding: Requirement) -> dict[str, Json]:
             return {"name": finding.name, "found": finding.found, "remedy": finding.remedy}
 
         return {
@@ -69,7 +69,7 @@ class Diagnosis:
         }
 
     def __str__(self) -> str:
-        def lines(findings: tuple[Finding, ...]) -> list[str]:
+        def lines(findings: tuple[Requirement, ...]) -> list[str]:
             return [
                 f"  {'ok  ' if f.found else '--  '}{f.name:34}{f.found or f.remedy}"
                 for f in findings
@@ -90,36 +90,36 @@ def diagnose() -> Diagnosis:
     return Diagnosis(tuple(_packages()), _devices(), tuple(_weights()))
 
 
-def _packages() -> list[Finding]:
+def _packages() -> list[Requirement]:
     findings = []
     for name, remedy in PACKAGES.items():
         try:
             found: str | None = version(name)
         except PackageNotFoundError:
             found = None
-        findings.append(Finding(name, found, "" if found else remedy))
+        findings.append(Requirement(name, found, "" if found else remedy))
     return findings
 
 
-def _devices() -> Finding:
+def _devices() -> Requirement:
     try:
         done = subprocess.run(
             [sys.executable, "-c", _DEVICES], capture_output=True, text=True, timeout=120
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("torch", None, f"no answer: {error}")
+        return Requirement("torch", None, f"no answer: {error}")
     if done.returncode == 0:
-        return Finding("torch", done.stdout.strip())
+        return Requirement("torch", done.stdout.strip())
     last = (done.stderr.strip() or "no message").splitlines()[-1]
-    return Finding("torch", None, f"torch and torchvision do not start: {last}")
+    return Requirement("torch", None, f"torch and torchvision do not start: {last}")
 
 
-def _weights() -> list[Finding]:
+def _weights() -> list[Requirement]:
     findings = []
     hub_id = f"timm/{DEFAULT}"
     cached = find_spec("huggingface_hub") is not None and weights.in_hub_cache(hub_id)
     findings.append(
-        Finding(
+        Requirement(
             f"{DEFAULT} (default)",
             "in the Hugging Face cache" if cached else None,
             f"hf download {hub_id}   (or bring a timm folder and use local-dir:FOLDER)",
@@ -127,11 +127,11 @@ def _weights() -> list[Finding]:
     )
     for where in FACENET:
         findings.append(
-            Finding(f"facenet:{where}", facenet.found(where), facenet.command_for(where))
+            Requirement(f"facenet:{where}", facenet.found(where), facenet.command_for(where))
         )
     detector = find_spec("facenet_pytorch") is not None
     findings.append(
-        Finding(
+        Requirement(
             "MTCNN (faces)",
             "in facenet-pytorch" if detector else None,
             PACKAGES["facenet-pytorch"],

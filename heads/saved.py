@@ -36,6 +36,7 @@ from heads.documents import PACKAGES, checked, read_json
 from heads.fitting.judge import Judged
 from heads.fitting.result import Fit
 from heads.head import Head, Layer, Link, Standard
+from heads.outputs import LIST, encode_list, is_own, listed
 
 FORMAT = 1
 _LAYERS = {"const": 1, "ridge": 1, "logistic": 1, "0fc": 1, "1fc": 2, "2fc": 3}
@@ -126,13 +127,11 @@ class FitFile(_Origin, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def save(fit: Fit, folder: str | Path) -> Path:
     """Write a fit to `folder`, replacing an earlier fit there; returns the folder.
 
-    HeadError when the folder holds something else.
+    Other files there stay. HeadError when the folder holds something else, or an earlier fit of
+    which a file was changed.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise HeadError(f"{folder} is a file; name a folder for the heads")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "fit.json").is_file():
-        raise HeadError(f"{folder} holds something other than an earlier fit; name another folder")
+    kept = _kept(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -140,6 +139,7 @@ def save(fit: Fit, folder: str | Path) -> Path:
         cards = {name: _write_head(fit, name, fresh / name) for name in fit.heads}
         document = fit.document() | {"format": FORMAT, "heads": cards} | _origin(fit)
         disk.write_new(fresh / "fit.json", _json(document))
+        _keep(folder, kept, fresh)
         disk.sync_tree(fresh)
         earlier = disk.temporary_beside(folder)
         if folder.exists():
@@ -151,6 +151,50 @@ def save(fit: Fit, folder: str | Path) -> Path:
         raise
     disk.delete_folder(earlier)
     return folder
+
+
+def _keep(folder: Path, kept: list[str], fresh: Path) -> None:
+    """List what this fit wrote in its new folder, and copy what others have in the earlier one."""
+    names = [path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file()]
+    for name in kept:
+        if name in names:
+            raise HeadError(
+                f"{folder / name} is not what an earlier fit wrote; name another folder"
+            )
+        (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(folder / name, fresh / name, follow_symlinks=False)
+    files = {name: hashlib.sha256((fresh / name).read_bytes()).hexdigest() for name in names}
+    disk.write_new(fresh / LIST, encode_list(files))
+
+
+def check_out(folder: str | Path) -> bool:
+    """Whether an earlier fit lies in a folder that `save` will write to.
+
+    HeadError where `save` would refuse the folder.
+    """
+    folder = Path(folder)
+    _kept(folder)
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _kept(folder: Path) -> list[str]:
+    """The files of a folder that no earlier fit wrote, or that were changed since."""
+    if folder.exists() and not folder.is_dir():
+        raise HeadError(f"{folder} is a file; name a folder for the heads")
+    if not folder.exists() or not any(folder.iterdir()):
+        return []
+    if not (folder / "fit.json").is_file():
+        raise HeadError(f"{folder} holds something other than an earlier fit; name another folder")
+    files = listed(folder)
+    there = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in there if path != folder / LIST]
+    kept = [name for name in names if not is_own(folder, name, files)]
+    if kept and "fit.json" in kept:
+        raise HeadError(
+            f"{folder / 'fit.json'} is not what an earlier fit wrote, or an older version of "
+            "embedcache wrote it; name another folder, or remove this one"
+        )
+    return kept
 
 
 def load(folder: str | Path) -> Head:

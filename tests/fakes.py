@@ -7,7 +7,7 @@ from embedcache.remotes.files import FilesRemote
 from embedcache.remotes.folder import LocalFiles
 from embedcache.remotes.objects import ObjectRemote
 from embedcache.remotes.patience import Patient
-from embedcache.remotes.remote import Blocks, Entry, Remote, Unreachable
+from embedcache.remotes.remote import Blocks, ListedObject, Remote, Unreachable
 
 
 def folder(path: Path, *, staging: str = "test") -> Remote:
@@ -27,15 +27,15 @@ class Held:
         self.name = "held://team"
         self.objects: dict[str, bytes] = {}
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         for key, raw in sorted(self.objects.items()):
             if key.startswith(prefix):
-                yield Entry(key, len(raw), "")
+                yield ListedObject(key, len(raw), "")
 
     def top(self) -> Sequence[str]:
         return sorted({key.split("/")[0] for key in self.objects})
 
-    def unfinished(self, segment: str) -> Iterator[Entry]:
+    def unfinished(self, segment: str) -> Iterator[ListedObject]:
         return self.list(f"{segment}/")
 
     def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
@@ -81,7 +81,7 @@ class Flaky:
         if how:
             raise Unreachable(f"{self.name}: connection reset")
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         how = self._begin()
         yield from self._remote.list(prefix)
         self._end(how)
@@ -89,7 +89,7 @@ class Flaky:
     def top(self) -> Sequence[str]:
         return self._remote.top()
 
-    def unfinished(self, segment: str) -> Iterator[Entry]:
+    def unfinished(self, segment: str) -> Iterator[ListedObject]:
         how = self._begin()
         yield from self._remote.unfinished(segment)
         self._end(how)
@@ -174,7 +174,7 @@ class Meanwhile(Flaky):
             deed, self._deed = self._deed, None
             deed()
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         self._at("list", prefix)
         yield from super().list(prefix)
 
@@ -204,9 +204,9 @@ class Stale(Flaky):
 
     def __init__(self, remote: Remote) -> None:
         super().__init__(remote, lambda n: "")
-        self._lists: dict[str, list[Entry]] = {}
+        self._lists: dict[str, list[ListedObject]] = {}
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         if prefix not in self._lists:
             self._lists[prefix] = [*super().list(prefix)]
         return iter(self._lists[prefix])

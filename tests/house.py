@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("embedcache.extraction",),
     ("embedcache.display", "embedcache.doctor", "embedcache.example"),
     ("embedcache.commands",),
-    ("heads.documents", "heads.head", "heads.labels"),
+    ("heads.documents", "heads.head", "heads.labels", "heads.outputs"),
     ("heads.dataset",),
     ("heads.fitting", "heads.saved"),
     ("heads.predict",),

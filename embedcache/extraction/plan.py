@@ -18,7 +18,7 @@ from embedcache.extraction.prefetch import Job, Need
 from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
 from embedcache.store.columns import ABSENT, FAILED, OK
-from embedcache.store.rows import Rows
+from embedcache.store.rows import RowSet
 
 CHUNK = 1024
 U8 = npt.NDArray[np.uint8]
@@ -79,7 +79,7 @@ class Plan:
 
 
 def plan(
-    photos: Photos, digests: Digests, spaces: Sequence[Rows | None], *, retry_failed: bool
+    photos: Photos, digests: Digests, spaces: Sequence[RowSet | None], *, retry_failed: bool
 ) -> tuple[Plan, list[SpaceTally]]:
     """Compare the photos with what k spaces hold; None stands for a space that does not exist.
 

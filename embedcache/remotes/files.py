@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Protocol
 
 from embedcache.errors import Damaged, RemoteError
-from embedcache.remotes.remote import Blocks, Entry, plain_os_error
+from embedcache.remotes.remote import Blocks, ListedObject, plain_os_error
 
 # A key inside a segment: the folder of segments, the segment, the file in it.
 _IN_SEGMENT = re.compile(r"(.+/segments)/(\d{8}T\d{12}-[0-9a-f]{8})/(.+)")
@@ -75,11 +75,11 @@ class Looks:
     """Counts the names that a walk meets, including those it ignores, so that it ends."""
 
     def __init__(self) -> None:
-        self._n = 0
+        self.n = 0
 
     def count(self) -> None:
-        self._n += 1
-        if self._n > MAX_NAMES:
+        self.n += 1
+        if self.n > MAX_NAMES:
             raise RemoteError(f"there are over {MAX_NAMES:,} names in that folder: refused")
 
 
@@ -91,19 +91,19 @@ class FilesRemote:
         self._files = files
         self._staging = staging
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         with self._plain(prefix), contextlib.suppress(FileNotFoundError):
             for path, size, tag in self._files.walk(prefix.rstrip("/")):
-                yield Entry(path, size, tag)
+                yield ListedObject(path, size, tag)
 
     def top(self) -> Sequence[str]:
         with self._making(), self._plain("its names"):
             return self._files.names()
 
-    def unfinished(self, segment: str) -> Iterator[Entry]:
+    def unfinished(self, segment: str) -> Iterator[ListedObject]:
         folder = self._staged(f"{segment}/{MANIFEST}").rpartition("/")[0]
         for entry in self.list(f"{folder}/"):
-            yield Entry(segment + entry.key[len(folder) :], entry.size, entry.tag)
+            yield ListedObject(segment + entry.key[len(folder) :], entry.size, entry.tag)
 
     def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         left = length

@@ -17,7 +17,7 @@ from embedcache.remotes.remote import (
     SMALL_BYTES,
     Blocks,
     Denied,
-    Entry,
+    ListedObject,
     Unconditional,
     Unreachable,
     reason_of,
@@ -51,19 +51,19 @@ class ObjectRemote:
         self._quick = quick or store
         self._small = small or self._quick
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         with self._plain(prefix):
             whole = pages(self._small, prefix.rstrip("/"), name=self.name, most=MAX_KEYS)
         for found in whole:
             tag = found.get("e_tag") or str(found["last_modified"])
-            yield Entry(found["path"], found["size"], tag)
+            yield ListedObject(found["path"], found["size"], tag)
 
     def top(self) -> Sequence[str]:
         with self._plain("its first keys"):
             found = pages(self._small, "", name=self.name, most=0)
         return sorted({entry["path"].split("/")[0] for entry in found} - {""})
 
-    def unfinished(self, segment: str) -> Iterator[Entry]:
+    def unfinished(self, segment: str) -> Iterator[ListedObject]:
         return self.list(f"{segment}/")
 
     def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:

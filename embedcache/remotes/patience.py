@@ -13,7 +13,7 @@ from embedcache.remotes.remote import (
     BLOCK_BYTES,
     MAX_KEYS,
     Blocks,
-    Entry,
+    ListedObject,
     Remote,
     T,
     Unreachable,
@@ -52,13 +52,13 @@ class Patient:
     def name(self) -> str:
         return self._remote.name
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         return iter(self._patiently(lambda: _bounded(self._remote.list(prefix), self.name)))
 
     def top(self) -> Sequence[str]:
         return self._patiently(self._remote.top)
 
-    def unfinished(self, segment: str) -> Iterator[Entry]:
+    def unfinished(self, segment: str) -> Iterator[ListedObject]:
         return iter(self._patiently(lambda: _bounded(self._remote.unfinished(segment), self.name)))
 
     def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
@@ -160,7 +160,7 @@ def read_small(remote: Remote, key: str, *, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def _bounded(entries: Iterator[Entry], name: str) -> list[Entry]:
+def _bounded(entries: Iterator[ListedObject], name: str) -> list[ListedObject]:
     found, size = [], 0
     for number, entry in enumerate(entries, start=1):
         if len(entry.key) <= MAX_KEY and len(entry.tag) <= MAX_KEY:

@@ -42,7 +42,7 @@ UNSEEN = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ListedObject:
     """A listed object. tag: changes when its content does (an ETag, a time).
 
     size: UNSEEN for something that cannot be read; `tag` then gives the reason.
@@ -64,7 +64,7 @@ class Remote(Protocol):
         """The URL, as printed in messages."""
         ...
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         """All objects whose key starts with `prefix`, which ends in "/"."""
         ...
 
@@ -75,7 +75,7 @@ class Remote(Protocol):
         """
         ...
 
-    def unfinished(self, segment: str) -> Iterator[Entry]:
+    def unfinished(self, segment: str) -> Iterator[ListedObject]:
         """Objects under `segment`/ that an interrupted push of this segment has left."""
         ...
 

@@ -1,11 +1,14 @@
 """Files of another machine over SSH: fsspec's SFTP, with the host's key checked."""
 
 import contextlib
+import errno
 import logging
+import math
 import os
 import stat
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,45 @@ from urllib.parse import SplitResult, unquote
 
 from embedcache.errors import RemoteError
 from embedcache.remotes.files import LINK, MAX_DEPTH, NO_RIGHT, Looks, require_parent
-from embedcache.remotes.remote import BLOCK_BYTES, UNSEEN, Unreachable
+from embedcache.remotes.remote import ANSWER_SECONDS, BLOCK_BYTES, UNSEEN, Unreachable
 
 CONNECT_SECONDS = 10.0
+DEADLINE_BYTES = 2 << 20  # requests up to this size have a deadline, in all, as on S3
+DEADLINE_SECONDS = 30.0
+PAGE_NAMES = 100  # of a listing, each with a deadline of its own
 MAX_TOP = 1000
+
+
+class Timed:
+    """A channel that gives up on silence, and on a request that takes too long in all.
+
+    ends: when the current request must have ended. What comes after one that was given up would
+    be the answer to another, so the connection is closed.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self.ends = math.inf
+
+    def recv(self, n: int) -> bytes:
+        return bytes(self._within(self._channel.recv, n))
+
+    def send(self, data: bytes) -> int:
+        return int(self._within(self._channel.send, data))
+
+    def _within(self, call: Callable[[Any], Any], argument: object) -> Any:
+        left = self.ends - time.monotonic()
+        try:
+            if left <= 0:
+                raise TimeoutError
+            self._channel.settimeout(min(ANSWER_SECONDS, left))
+            return call(argument)
+        except TimeoutError:
+            self._channel.get_transport().close()
+            raise TimeoutError(errno.ETIMEDOUT, "the server does not answer in time") from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
 
 
 class SftpFiles:
@@ -48,6 +86,8 @@ class SftpFiles:
                 continue
             for found in chain(first, names):
                 looks.count()
+                if looks.n % PAGE_NAMES == 0:
+                    self._allow(DEADLINE_SECONDS)
                 name, mode = str(found.filename), found.st_mode or 0
                 if name.startswith(".") or "/" in name or here.count("/") + 2 > MAX_DEPTH:
                     continue
@@ -70,6 +110,8 @@ class SftpFiles:
         with self._fs.open(self._path(path), "rb", block_size=BLOCK_BYTES) as file:
             size = int(file.stat().st_size)
             file.seek(start)
+            if size - start > DEADLINE_BYTES:
+                self._allow(math.inf)
             if size - start > BLOCK_BYTES:
                 file.prefetch(size)
             while block := file.read(min(BLOCK_BYTES, max(0, size - start))):
@@ -80,6 +122,7 @@ class SftpFiles:
         target = self._path(path)
         self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
         with self._ftp.open(target, "wb") as file:
+            self._allow(math.inf)
             file.set_pipelined(True)
             for block in blocks:
                 file.write(bytes(block))
@@ -141,7 +184,12 @@ class SftpFiles:
         fs = getattr(self._local, "fs", None)
         if fs is None or not fs.client.get_transport() or not fs.client.get_transport().is_active():
             fs = self._local.fs = _connect(self._url)
+        fs.ftp.sock.ends = time.monotonic() + DEADLINE_SECONDS
         return fs
+
+    def _allow(self, seconds: float) -> None:
+        """Give the current request so long from now on."""
+        self._local.fs.ftp.sock.ends = time.monotonic() + seconds
 
 
 def _connect(url: SplitResult) -> Any:
@@ -202,6 +250,7 @@ def _libraries(url: SplitResult) -> tuple[Any, Any]:
             self.client.set_missing_host_key_policy(paramiko.RejectPolicy())
             self.client.connect(self.host, **self.ssh_kwargs)
             self.ftp = self.client.open_sftp()
+            self.ftp.sock = Timed(self.ftp.sock)
 
     return paramiko, KnownHosts
 

@@ -9,7 +9,7 @@ from embedcache.remotes.remote import Unconditional
 from embedcache.sharing.listing import ROOTS
 from embedcache.sharing.moved import MoveCounts
 from embedcache.sharing.pulled_refs import read_local_ref
-from embedcache.sharing.ref_changes import Ref, Standing, adapted, same_ref
+from embedcache.sharing.ref_changes import SealedRef, Standing, adapted, same_ref
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
@@ -110,7 +110,9 @@ def send_refs(
             )
 
 
-def _pinned_ids(copy: SharedCopy, cache: Cache, ref: Ref, there: There) -> dict[str, str] | None:
+def _pinned_ids(
+    copy: SharedCopy, cache: Cache, ref: SealedRef, there: There
+) -> dict[str, str] | None:
     """The segments of photo ids that a ref pins there; None where one of them is not there."""
     if ref.pins.photos is None:
         return None
@@ -132,7 +134,7 @@ def _pinned_ids(copy: SharedCopy, cache: Cache, ref: Ref, there: There) -> dict[
 
 
 def _adapted(
-    copy: SharedCopy, cache: Cache, ref: Ref, there: There
+    copy: SharedCopy, cache: Cache, ref: SealedRef, there: There
 ) -> tuple[Pins | None, list[Json]]:
     """A ref for the shared copy; None where something that it pins has nothing in its place."""
     standing: dict[str, list[Standing]] = {}

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from embedcache.errors import RemoteError
 from embedcache.remotes.patience import read_small
-from embedcache.remotes.remote import Denied, Entry
+from embedcache.remotes.remote import Denied, ListedObject
 from embedcache.sharing.connecting import staging_of
 from embedcache.sharing.listing import ROOTS
 from embedcache.sharing.moved import MoveCounts
@@ -68,7 +68,9 @@ def remove_own_leftovers(copy: SharedCopy, cache: Cache) -> None:
                         copy.remote.delete(key)
 
 
-def _is_there(copy: SharedCopy, key: str, manifest: Manifest, listed: dict[str, Entry]) -> bool:
+def _is_there(
+    copy: SharedCopy, key: str, manifest: Manifest, listed: dict[str, ListedObject]
+) -> bool:
     """Whether a segment is whole; one that an old listing does not show is opened by name."""
     if MANIFEST in listed:
         return all(

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 from embedcache.errors import RemoteError
-from embedcache.remotes.remote import UNSEEN, Denied, Entry, Remote
+from embedcache.remotes.remote import UNSEEN, Denied, ListedObject, Remote
 from embedcache.sharing.refusals import Refusals
 from embedcache.store.columns import Kind
 from embedcache.store.layout import APART, KINDS
@@ -27,7 +27,7 @@ class ListedSpace:
 
     root: str
     digest: str
-    segments: dict[str, dict[str, Entry]] = field(default_factory=dict)
+    segments: dict[str, dict[str, ListedObject]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -48,15 +48,15 @@ class ListedSpace:
         return self.digest or PHOTOS
 
 
-class Listing:
+class RemoteListing:
     """The keys of a shared copy, listed once for each root."""
 
     def __init__(self, remote: Remote, refusals: Refusals) -> None:
         self._remote = remote
         self._refusals = refusals
-        self._listed: dict[str, list[Entry]] = {}
+        self._listed: dict[str, list[ListedObject]] = {}
 
-    def entries(self, root: str) -> list[Entry]:
+    def entries(self, root: str) -> list[ListedObject]:
         """All objects under a root; what cannot be looked at is refused.
 
         Raises RemoteError where that hides which photos were forgotten.

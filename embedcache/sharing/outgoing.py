@@ -53,10 +53,3 @@ def outgoing(
         yield new
     finally:
         disk.remove_folder(folder)
-
-
-def kind_of(store: Space | FaceSpace | PhotoIds) -> Kind:
-    """What `outgoing` needs to know of a set of segments."""
-    if isinstance(store, Space):
-        return store.spec
-    return None if isinstance(store, PhotoIds) else store.document

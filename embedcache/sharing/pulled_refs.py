@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from embedcache.errors import RemoteError
 from embedcache.sharing.moved import MoveCounts
-from embedcache.sharing.ref_changes import Ref, Standing, adapted, same_ref
+from embedcache.sharing.ref_changes import SealedRef, Standing, adapted, same_ref
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.store.cache import Cache
 from embedcache.store.refs import MAX_REF_BYTES, parse_ref
@@ -63,7 +63,7 @@ def take_refs(
 
 def _write(
     cache: Cache,
-    theirs: Ref,
+    theirs: SealedRef,
     standing: Mapping[str, list[Standing]],
     held: Mapping[str, Mapping[str, str]],
     counts: MoveCounts,
@@ -120,9 +120,9 @@ def _standing(
     return None if became is None else Standing(segment, digest, became)
 
 
-def read_local_ref(cache: Cache, name: str) -> Ref:
+def read_local_ref(cache: Cache, name: str) -> SealedRef:
     """A ref of this cache. Raises Damaged for one that is not as it was written."""
     raw = (cache.path / "refs" / f"{name}.json").read_bytes()
     pins = parse_ref(raw, name=name, where=str(cache.path))
     document, _ = unseal(raw, what=f"ref {name}", limit=MAX_REF_BYTES)
-    return Ref(pins, document["changes"], raw)
+    return SealedRef(pins, document["changes"], raw)

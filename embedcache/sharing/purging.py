@@ -35,7 +35,7 @@ Bool = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Victim:
+class RemoteVictim:
     """A segment of a shared copy with dead rows. dead: which, (n,)."""
 
     space: ListedSpace
@@ -98,7 +98,7 @@ def purge(
 
 def _find(
     copy: SharedCopy, cache: Cache, pool: Executor, only: Collection[str] | None
-) -> tuple[list[Victim], Marks]:
+) -> tuple[list[RemoteVictim], Marks]:
     """The segments there with dead rows; segments are listed before the marks."""
     spaces = [space for root in ROOTS for space in copy.spaces(root).values()]
     marks = copy.marks()
@@ -109,7 +109,7 @@ def _find(
         for segment in copy.segments.all(space, names, pool=pool):
             rows = _dead_rows(copy, segment, dead)
             if rows.any():
-                victims.append(Victim(space, segment, rows))
+                victims.append(RemoteVictim(space, segment, rows))
     return victims, marks
 
 
@@ -127,13 +127,13 @@ def _dead_rows(copy: SharedCopy, segment: RemoteSegment, dead: Dead) -> Bool:
         return np.zeros(0, dtype=np.bool_)
 
 
-def _count(victims: Collection[Victim], counts: MoveCounts) -> None:
+def _count(victims: Collection[RemoteVictim], counts: MoveCounts) -> None:
     counts.purged += len(victims)
     counts.purged_rows += sum(int(victim.dead.sum()) for victim in victims)
 
 
 def _replace(
-    copy: SharedCopy, cache: Cache, pool: ThreadPoolExecutor, victim: Victim, marks: Marks
+    copy: SharedCopy, cache: Cache, pool: ThreadPoolExecutor, victim: RemoteVictim, marks: Marks
 ) -> bool:
     """Publish a victim's live rows, enter its removal in the log, and delete it.
 
@@ -171,7 +171,7 @@ def _send_live(
     copy: SharedCopy,
     cache: Cache,
     pool: ThreadPoolExecutor,
-    victim: Victim,
+    victim: RemoteVictim,
     live: NDArray[np.int64],
     name: str,
 ) -> None:
@@ -186,7 +186,7 @@ def _send_live(
 
 @contextmanager
 def _whole(
-    copy: SharedCopy, cache: Cache, pool: ThreadPoolExecutor, victim: Victim
+    copy: SharedCopy, cache: Cache, pool: ThreadPoolExecutor, victim: RemoteVictim
 ) -> Iterator[Segment]:
     """A victim's bytes, checked: those of the same segment here, else fetched."""
     for store in cache.sets():

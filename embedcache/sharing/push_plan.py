@@ -13,16 +13,14 @@ from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.pull_plan import dead_rows_in
 from embedcache.sharing.segments import Missing
 from embedcache.sharing.shared_copy import SharedCopy
-from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.index import Table
-from embedcache.store.layout import APART
+from embedcache.store.layout import APART, KINDS
 from embedcache.store.manifest import MANIFEST, are_twins, replaces
 from embedcache.store.photo_ids import PhotoIds, read_pairs
 from embedcache.store.refs import pinned_ids
 from embedcache.store.segment import Segment
-from embedcache.store.space import Space
 from embedcache.store.tombstones import Dead
 from embedcache.store.union import lacking
 from embedcache.store.zarr_json import encode_document, group_document
@@ -202,12 +200,7 @@ class PushPlanner:
 
     def _add_documents(self, store: Store, space: ListedSpace) -> None:
         """The group documents of a space; its own comes last, as it creates the space."""
-        attributes: dict[str, Json] = (
-            {"spec": store.spec.document()}
-            if isinstance(store, Space)
-            else {"detector": dict(store.document)}
-        )
-        group = group_document({"embedcache": attributes})
+        group = group_document({"embedcache": store.attributes})
         inner = encode_document(group_document({}))
         self._plan.documents[f"{space.key}/segments/zarr.json"] = inner
         self._plan.documents[f"{space.key}/zarr.json"] = encode_document(group)
@@ -242,8 +235,7 @@ class PushPlanner:
 
 def _root_of(store: Store, there: dict[str, dict[str, ListedSpace]]) -> str:
     """Where a space lies on the remote: where it is listed, or where its kind belongs."""
-    if not isinstance(store, Space):
-        return "faces"
-    if store.digest in there["spaces"]:  # as in a shared folder that somebody extracted into
-        return "spaces"
-    return APART if store.digest in there[APART] or store.spec.apart else "spaces"
+    for root in ("spaces", APART):  # it lies elsewhere in a folder that somebody extracted into
+        if store.kind == KINDS[root] and store.digest in there[root]:
+            return root
+    return store.home

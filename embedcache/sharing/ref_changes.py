@@ -15,7 +15,7 @@ MOVED = "moved"
 
 
 @dataclass(frozen=True, slots=True)
-class Ref:
+class SealedRef:
     """A ref as it was read: what it pins, how that changed, and its bytes."""
 
     pins: Pins
@@ -36,7 +36,7 @@ class Standing:
         return dict(self.became) != {self.segment: self.digest}
 
 
-def adapted(ref: Ref, standing: Mapping[str, Sequence[Standing]]) -> tuple[Pins, list[Json]]:
+def adapted(ref: SealedRef, standing: Mapping[str, Sequence[Standing]]) -> tuple[Pins, list[Json]]:
     """A ref for another copy: (pins, changes). standing: by set of segments, for all it pins."""
     changes: list[Json] = [*ref.changes]
     parts: dict[str, dict[str, str]] = {}
@@ -62,12 +62,12 @@ def adapted(ref: Ref, standing: Mapping[str, Sequence[Standing]]) -> tuple[Pins,
     return pins, changes
 
 
-def same_ref(one: Ref, other: Ref) -> bool:
+def same_ref(one: SealedRef, other: SealedRef) -> bool:
     """Whether two copies' refs of one name were the same when they were written."""
     return same_pins(_original(one), _original(other))
 
 
-def _original(ref: Ref) -> Pins:
+def _original(ref: SealedRef) -> Pins:
     """What a ref pinned before it was adapted."""
     parts = {key: dict(pinned) for key, pinned in {**ref.pins.spaces, **ref.pins.faces}.items()}
     for change in reversed(ref.changes):

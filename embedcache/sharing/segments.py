@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from embedcache.errors import EmbedcacheError, RemoteError
 from embedcache.remotes.patience import read_small
-from embedcache.remotes.remote import Denied, Entry, Remote, Unreachable
+from embedcache.remotes.remote import Denied, ListedObject, Remote, Unreachable
 from embedcache.sharing.belief import check_manifest
 from embedcache.sharing.listing import ListedSpace
 from embedcache.sharing.memo import Memo
@@ -105,7 +105,7 @@ class RemoteSegments:
                 self._refusals.segment(name, error)
         return self._known[entry.key]
 
-    def _read(self, space: ListedSpace, entry: Entry, name: str, dim: int) -> RemoteSegment:
+    def _read(self, space: ListedSpace, entry: ListedObject, name: str, dim: int) -> RemoteSegment:
         raw = self._objects.read(entry, limit=MAX_MANIFEST_BYTES)
         self._read_bytes += len(raw)
         if self._read_bytes > MAX_MANIFESTS_BYTES:

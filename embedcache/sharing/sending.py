@@ -11,7 +11,7 @@ from embedcache.remotes.patience import read_small
 from embedcache.remotes.remote import BLOCK_BYTES
 from embedcache.sharing.listing import ROOTS
 from embedcache.sharing.moved import SEGMENTS_AT_ONCE, CountBytes, OnBytes, counter
-from embedcache.sharing.outgoing import RemovedHere, kind_of, outgoing
+from embedcache.sharing.outgoing import RemovedHere, outgoing
 from embedcache.sharing.push_plan import Parcel, PushPlan
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.store.cache import Cache
@@ -46,7 +46,7 @@ def send(
     for parcel in plan.parcels:
         if parcel.rows is not None:
             assert parcel.store is not None
-            kind = kind_of(parcel.store)
+            kind = parcel.store.subject
             with outgoing(cache, parcel.segment, parcel.rows, kind=kind) as segment:
                 send_segment(copy, parcel.key, segment, pool, count)
                 published[parcel.key, segment.id] = segment.manifest

@@ -15,9 +15,9 @@ from pathlib import Path
 from embedcache.errors import CacheError, RemoteError
 from embedcache.remotes.patience import read_small
 from embedcache.remotes.remote import Denied, Remote, Unreachable
-from embedcache.sharing.listing import ROOTS, ListedSpace, Listing
+from embedcache.sharing.listing import ROOTS, ListedSpace, RemoteListing
 from embedcache.sharing.memo import Memo
-from embedcache.sharing.ref_changes import Ref
+from embedcache.sharing.ref_changes import SealedRef
 from embedcache.sharing.refusals import Refusals, advice
 from embedcache.sharing.remote_log import RemoteLog
 from embedcache.sharing.segments import RemoteSegments
@@ -69,7 +69,7 @@ class SharedCopy:
     def __init__(self, remote: Remote, memo: Path | None = None) -> None:
         self.remote = remote
         self.refusals = Refusals(remote)
-        self.listing = Listing(remote, self.refusals)
+        self.listing = RemoteListing(remote, self.refusals)
         remembered = Memo(memo)
         self._objects = SmallObjects(remote, self.listing, remembered)
         self.segments = RemoteSegments(remote, self.refusals, self._objects, remembered)
@@ -199,7 +199,7 @@ class SharedCopy:
             found[name] = raw
         return found
 
-    def refs(self) -> dict[str, Ref]:
+    def refs(self) -> dict[str, SealedRef]:
         """All refs by name, each checked."""
         found = {}
         for name, entry, raw in self._objects.named("refs", _REF, limit=MAX_REF_BYTES):
@@ -208,7 +208,7 @@ class SharedCopy:
                 changes = unseal(raw, what=f"ref {name}", limit=MAX_REF_BYTES)[0].get("changes")
                 if not isinstance(changes, list):
                     raise RemoteError("it has no list of its changes")
-                found[name] = Ref(pins, changes, raw)
+                found[name] = SealedRef(pins, changes, raw)
         return found
 
     def spaces(self, root: str) -> dict[str, ListedSpace]:

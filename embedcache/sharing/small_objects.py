@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 
 from embedcache.errors import RemoteError
 from embedcache.remotes.patience import read_small
-from embedcache.remotes.remote import Entry, Remote
-from embedcache.sharing.listing import Listing
+from embedcache.remotes.remote import ListedObject, Remote
+from embedcache.sharing.listing import RemoteListing
 from embedcache.sharing.memo import Memo
 from embedcache.store.sealed import own_digest
 
@@ -21,13 +21,13 @@ class TooMuch(RemoteError):
 class SmallObjects:
     """Reads manifests, refs, tombstones and group documents."""
 
-    def __init__(self, remote: Remote, listing: Listing, memo: Memo) -> None:
+    def __init__(self, remote: Remote, listing: RemoteListing, memo: Memo) -> None:
         self._remote = remote
         self._listing = listing
         self._memo = memo
 
     def read(
-        self, entry: Entry, *, limit: int, good: Callable[[bytes], bool] | None = None
+        self, entry: ListedObject, *, limit: int, good: Callable[[bytes], bool] | None = None
     ) -> bytes:
         """A listed object's bytes; remembered where they are `good`, by default sealed."""
         if entry.size > limit:
@@ -39,7 +39,7 @@ class SmallObjects:
 
     def named(
         self, root: str, pattern: re.Pattern[str], *, limit: int
-    ) -> Iterator[tuple[str, Entry, bytes]]:
+    ) -> Iterator[tuple[str, ListedObject, bytes]]:
         """The objects of a root whose key fits a pattern: (its first group, entry, bytes)."""
         total = 0
         for entry in self._listing.entries(root):

@@ -146,8 +146,7 @@ class Taking:
 
     def _take_ranges(self, pieces: list[Piece], count: CountBytes) -> None:
         """Rows of several segments of one backbone, by their ranges, into new segments here."""
-        store = self._store(pieces[0].space)
-        assert isinstance(store, Space)
+        store = self._vectors(pieces[0].space)
         while pieces:
             batch, n_rows = [], 0
             while pieces and n_rows < JOINT_ROWS:
@@ -193,6 +192,9 @@ class Taking:
                 if faces.digest == space.digest:
                     return faces
             return self._cache.face_space(self._copy.detector(space), create=True)
+        return self._vectors(space)
+
+    def _vectors(self, space: ListedSpace) -> Space:
         for vectors in self._cache.spaces():
             if vectors.digest == space.digest:
                 return vectors

@@ -117,6 +117,7 @@ class PhotoIds(SegmentSet):
     """The pairs of one cache, as segments under `folder`/segments."""
 
     kind: Kind = "photos"
+    subject = None  # they are of no spec and no detector
 
     def __init__(
         self,

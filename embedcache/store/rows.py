@@ -52,7 +52,7 @@ class Counts:
     last: str
 
 
-class Rows(SegmentSet):
+class RowSet(SegmentSet):
     """The rows of one space. `pins`, from a ref, are the only segments that exist."""
 
     def __init__(

@@ -15,8 +15,9 @@ from embedcache.store.columns import Columns, Kind
 from embedcache.store.faces import Faces
 from embedcache.store.history import History
 from embedcache.store.index import Table
+from embedcache.store.layout import APART
 from embedcache.store.reader import OpenShards, read_rows, read_rows_singly
-from embedcache.store.rows import Rows
+from embedcache.store.rows import RowSet
 from embedcache.store.segment import Segment
 from embedcache.store.writer import FaceWriter, SegmentWriter, face_writer, vector_writer
 
@@ -28,8 +29,11 @@ W = TypeVar("W", SegmentWriter, FaceWriter)
 BLOCK_BYTES = 8 << 20  # rows in memory at a time, while they are copied or compared
 
 
-class Space(Rows):
-    """The vectors of one spec."""
+class Space(RowSet):
+    """The vectors of one spec, which is its subject.
+
+    home: where they lie on a shared copy. attributes: of its group.
+    """
 
     kind: Kind = "vectors"
     joint_bytes: int | None = None  # compaction joins any number: rows are read one by one
@@ -43,8 +47,10 @@ class Space(Rows):
         pins: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(folder, spec.digest, history=history, pins=pins)
-        self.spec = spec
+        self.spec = self.subject = spec
         self.dim = spec.dim
+        self.home = APART if spec.apart else "spaces"
+        self.attributes: dict[str, Json] = {"spec": spec.document()}
         self._shards = OpenShards()
 
     def read(self, digests: U8, *, out: F32 | None = None) -> tuple[F32, Bool]:
@@ -171,10 +177,11 @@ class Space(Rows):
         return self.writer(n_rows=n_rows, name=str(lease.get("name", "")), about=about)
 
 
-class FaceSpace(Rows):
-    """The faces that one detector found."""
+class FaceSpace(RowSet):
+    """The faces that one detector found; its document is the subject. The rest as of a `Space`."""
 
     kind: Kind = "faces"
+    home = "faces"
     joint_bytes: int | None = 64 << 20  # to a compacted segment: readers take its columns whole
 
     def __init__(
@@ -187,7 +194,8 @@ class FaceSpace(Rows):
         pins: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(folder, digest, history=history, pins=pins)
-        self.document = document
+        self.document = self.subject = document
+        self.attributes: dict[str, Json] = {"detector": document}
 
     def read(self, digests: U8) -> tuple[Faces, Bool]:
         """The faces on photos of (n, 32) digests, and which photos were found."""

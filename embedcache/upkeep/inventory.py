@@ -11,7 +11,7 @@ from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.layout import check_root
-from embedcache.store.rows import UNKNOWN, Counts, Rows
+from embedcache.store.rows import UNKNOWN, Counts, RowSet
 
 STATES = {ABSENT: "absent", OK: "ok", FAILED: "failed"}
 
@@ -137,7 +137,7 @@ def plain(text: str) -> str:
     )
 
 
-def _states(space: Rows, digests: npt.NDArray[np.uint8]) -> list[str]:
+def _states(space: RowSet, digests: npt.NDArray[np.uint8]) -> list[str]:
     status = space.status(digests)
     reasons = space.reasons(digests)
     return [

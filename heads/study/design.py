@@ -46,7 +46,7 @@ class Subset(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     where: str | None = None
 
 
-class Backbone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NamedBackbone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A set of vectors. face: of face crops, hence fitted on one-face subsets only.
 
     label: its name in tables. path-like names are shown by their last part.
@@ -91,7 +91,7 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     folds: int | None = None
     target: tuple[Target, ...] = ()
     subset: tuple[Subset, ...] = (Subset(name="ALL"),)
-    backbone: tuple[Backbone, ...] = ()
+    backbone: tuple[NamedBackbone, ...] = ()
     fit: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -151,7 +151,7 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             return FOLDS if n_rows < FOLDED_BELOW else None
         return self.folds or None
 
-    def fits_on(self, backbone: Backbone, subset: Subset) -> bool:
+    def fits_on(self, backbone: NamedBackbone, subset: Subset) -> bool:
         """Face vectors exist for one-face photos only; the others are fitted on every subset."""
         return not backbone.sees_face or subset.faces == 1
 

@@ -11,7 +11,6 @@ import base64
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -23,6 +22,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from heads.fitting import intervals, metrics
+from heads.outputs import Outputs
 from heads.study import charts, figures, gallery, tables
 from heads.study.results import Results
 from heads.study.rows import CONST, Comparison, name_of, title_of
@@ -60,40 +60,39 @@ def write(
 ) -> WrittenReport:
     """Write report.html, results.json, tables (.md, .csv, .tex) and figures (.png) into `out`.
 
+    What an earlier run wrote there is replaced, and removed where this one does not write it; any
+    other file stays, and one whose name is needed gets ours beside it (`report-1.html`).
     photos: show photos of the test set, as thumbnails of about 6 kB.
     link: keep the thumbnails as files in OUT/thumbnails instead of inside the page.
     """
-    out = Path(out)
-    (out / "tables").mkdir(parents=True, exist_ok=True)
-    (out / "figures").mkdir(exist_ok=True)
+    outputs = Outputs(Path(out))
     shown = tables.all_tables(results.rows(), results.label_counts)
     drawn = charts.all_charts(results)
     galleries = gallery.all_galleries(results) if photos and results.photos else []
     small = _thumbnails(galleries)
-    files = []
+    files: list[Path] = []
     for table in shown:
         for suffix, text in (
             (".md", table.as_markdown()),
             (".csv", table.as_csv()),
             (".tex", table.as_latex()),
         ):
-            files.append(_write(out / "tables" / f"{_slug(table.name)}{suffix}", text))
-    for old in (out / "figures").glob("*.png"):
-        old.unlink()  # a photo of an earlier run must not stay beside a page without photos
+            files.append(outputs.write(f"tables/{_slug(table.name)}{suffix}", text.encode()))
     for chart in drawn:
-        path = out / "figures" / f"{_slug(chart.name)}.png"
+        path = outputs.place(f"figures/{_slug(chart.name)}.png")
         figures.png(chart, path)
-        files.append(path)
+        files.append(outputs.wrote(path))
     for one in galleries:
-        path = out / "figures" / f"{_slug(one.name)}.png"
+        path = outputs.place(f"figures/{_slug(one.name)}.png")
         figures.gallery_png(one, small, path)
-        files.append(path)
-    files.append(
-        _write(out / "results.json", json.dumps(_plain(results.document()), indent=1) + "\n")
-    )
-    sources = _sources(small, out, link=link)
-    page = _write(out / "report.html", _page(results, shown, drawn, galleries, sources))
-    return WrittenReport(page=page, files=tuple(files))
+        files.append(outputs.wrote(path))
+    document = json.dumps(_plain(results.document()), indent=1) + "\n"
+    files.append(outputs.write("results.json", document.encode()))
+    sources = _sources(small, outputs, link=link)
+    page = _page(results, shown, drawn, galleries, sources)
+    written = outputs.write("report.html", page.encode())
+    outputs.finish()
+    return WrittenReport(page=written, files=tuple(files))
 
 
 def findings(results: Results) -> list[Headline]:
@@ -353,29 +352,18 @@ def _thumbnails(galleries: Sequence[gallery.Gallery]) -> dict[Path, bytes]:
     return {path: small for path, small in made if small is not None}
 
 
-def _sources(small: dict[Path, bytes], out: Path, *, link: bool) -> dict[Path, str]:
+def _sources(small: dict[Path, bytes], outputs: Outputs, *, link: bool) -> dict[Path, str]:
     """What stands in src: data inside the page, or files numbered without a name."""
-    folder = out / "thumbnails"
-    shutil.rmtree(folder, ignore_errors=True)
     if not link:
         return {
             path: "data:image/jpeg;base64," + base64.b64encode(data).decode()
             for path, data in small.items()
         }
-    folder.mkdir()
     sources = {}
     for number, (path, data) in enumerate(small.items()):
-        name = f"{number:04d}.jpg"
-        (folder / name).write_bytes(data)
-        sources[path] = f"thumbnails/{name}"
+        written = outputs.write(f"thumbnails/{number:04d}.jpg", data)
+        sources[path] = f"thumbnails/{written.name}"
     return sources
-
-
-def _write(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-    return path
 
 
 def _or_nan(value: float | None) -> float:

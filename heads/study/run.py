@@ -32,7 +32,7 @@ from heads.fitting.fit import fit
 from heads.fitting.result import Fit
 from heads.labels.simulate import TRUTH
 from heads.study.design import (
-    Backbone,
+    NamedBackbone,
     Study,
     Subset,
     Target,
@@ -158,7 +158,7 @@ class _Task:
     study: Study
     target: Target
     subset: Subset
-    backbone: Backbone
+    backbone: NamedBackbone
     protocol: str
     seed: int
 
@@ -319,7 +319,7 @@ def _where(table: pl.DataFrame, subset: Subset) -> pl.DataFrame:
 
 
 def _common(
-    table: pl.DataFrame, cache: Cache, backbones: list[Backbone], study: Study
+    table: pl.DataFrame, cache: Cache, backbones: list[NamedBackbone], study: Study
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """The rows whose photo every backbone has a vector of, and why the others are left out.
 

@@ -58,6 +58,26 @@ def test_what_a_colleague_computed_is_taken_and_the_rest_is_offered(tmp_path: Pa
         assert verify(cache).clean
 
 
+def test_a_run_with_nothing_to_embed_offers_what_one_that_was_cut_off_did_not(
+    tmp_path: Path,
+) -> None:
+    net, remote, photos = backbone(), fakes.folder(tmp_path / "shared"), pixels(tmp_path, range(9))
+    cache = Cache.open(tmp_path / "a", create=True)
+
+    def fails(number: int) -> str:
+        return "before" if number > 12 else ""
+
+    cut = Upstream(fakes.Flaky(remote, fails), cache, offer=True, warn=lambda line: None)
+    extract(photos, cache, backbone=net, remote=cut)
+    folder = tmp_path / "shared" / "spaces" / net.spec.digest / "segments"
+    assert not any(folder.glob("2*"))
+    up = Upstream(remote, cache, offer=True)
+    [space] = extract(photos, cache, backbone=net, remote=up).spaces
+    assert (space.embedded, up.n_given) == (0, 9)
+    assert [path.name[0] for path in folder.iterdir() if path.is_dir()] == ["2"]
+    assert not any(folder.glob(".*"))
+
+
 def test_two_members_who_begin_at_once_embed_little_twice(tmp_path: Path) -> None:
     n, remote = 2000, fakes.memory()
     photos = pixels(tmp_path / "photos", range(n))

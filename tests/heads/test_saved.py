@@ -49,15 +49,31 @@ def test_a_saved_head_predicts_what_the_fitted_one_did(fitted: tuple[Path, Any])
 
 def test_saving_again_replaces_a_fit_and_nothing_else(fitted: tuple[Path, Any]) -> None:
     folder, fit = fitted
-    (folder / "1fc" / "stray").write_text("x")
+    (folder / "1fc" / "notes.txt").write_text("mine")
+    (folder / "0fc").mkdir(exist_ok=True)
+    (folder / "0fc" / "plot.png").write_text("mine too")
     fit.save(folder)
-    assert not (folder / "1fc" / "stray").exists()
+    assert (folder / "1fc" / "notes.txt").read_text() == "mine"
+    assert (folder / "0fc" / "plot.png").read_text() == "mine too"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["out"]
     other = folder.parent / "mine"
     other.mkdir()
     (other / "thesis.txt").write_text("x")
     with pytest.raises(HeadError, match="something other than an earlier fit"):
         fit.save(other)
+
+
+def test_a_file_of_a_fit_that_was_changed_is_not_replaced(fitted: tuple[Path, Any]) -> None:
+    folder, fit = fitted
+    curves = folder / fit.best / "curves.csv"
+    curves.write_text("annotated")
+    with pytest.raises(HeadError, match=r"curves\.csv is not what an earlier fit wrote"):
+        fit.save(folder)
+    assert curves.read_text() == "annotated"
+    assert saved.load(folder).name == fit.best
+    (folder / "fit.json").write_text("mine")
+    with pytest.raises(HeadError, match=r"fit\.json is not what an earlier fit wrote"):
+        saved.check_out(folder)
 
 
 def test_a_save_that_fails_leaves_the_earlier_fit(

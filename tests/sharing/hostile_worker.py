@@ -14,7 +14,7 @@ from itertools import count
 from embedcache.errors import RemoteError
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.patience import Patient
-from embedcache.remotes.remote import Entry, Remote
+from embedcache.remotes.remote import ListedObject, Remote
 from embedcache.sharing.share import pull
 from embedcache.store.cache import Cache
 from embedcache.store.layout import root_document
@@ -35,16 +35,16 @@ class Shared(fakes.Held):
 class Keys(Shared):
     """Its listing never ends, and its keys are as long as keys may be."""
 
-    def list(self, prefix: str) -> Iterator[Entry]:
-        return (Entry(f"{prefix}{n}{'x' * 1000}", 1, f"{n}{'t' * 1000}") for n in count())
+    def list(self, prefix: str) -> Iterator[ListedObject]:
+        return (ListedObject(f"{prefix}{n}{'x' * 1000}", 1, f"{n}{'t' * 1000}") for n in count())
 
 
 class Names(Shared):
     """Its listing never ends, and every key is one that a segment could have."""
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         space = f"{prefix}{'0' * 64}/segments/"
-        return (Entry(f"{space}{ID.format(n)}/manifest.json", 1, "") for n in count())
+        return (ListedObject(f"{space}{ID.format(n)}/manifest.json", 1, "") for n in count())
 
 
 class Documents(Shared):
@@ -54,10 +54,10 @@ class Documents(Shared):
         super().__init__()
         self.root = root
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         if prefix == f"{self.root}/":
             for n in range(10_000):
-                yield Entry(f"{prefix}{ID.format(n)}.json", 10, str(n))
+                yield ListedObject(f"{prefix}{ID.format(n)}.json", 10, str(n))
 
     def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         if key.startswith(self.root):

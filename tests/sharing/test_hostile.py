@@ -16,7 +16,7 @@ from embedcache import disk
 from embedcache.errors import CacheError, RemoteError
 from embedcache.remotes import objects, patience
 from embedcache.remotes.patience import Patient
-from embedcache.remotes.remote import Entry
+from embedcache.remotes.remote import ListedObject
 from embedcache.sharing.share import pull, push
 from embedcache.sharing.survey import survey
 from embedcache.spec import foreign
@@ -150,8 +150,8 @@ def test_an_endless_listing_ends(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Endless(fakes.Flaky):
-        def list(self, prefix: str) -> Iterator[Entry]:
-            return (Entry(f"{prefix}{n}", 1, "") for n in count())
+        def list(self, prefix: str) -> Iterator[ListedObject]:
+            return (ListedObject(f"{prefix}{n}", 1, "") for n in count())
 
     for module in (objects, patience):
         monkeypatch.setattr(module, "MAX_KEYS", 1000)
@@ -242,7 +242,7 @@ def test_endless_objects_end(shared: Path, tmp_path: Path) -> None:
 
 def test_foreign_keys_are_ignored(shared: Path, tmp_path: Path) -> None:
     class Odd(fakes.Flaky):
-        def list(self, prefix: str) -> Iterator[Entry]:
+        def list(self, prefix: str) -> Iterator[ListedObject]:
             yield from super().list(prefix)
             space = f"{prefix}{SPEC.digest}"
             for key in (
@@ -253,7 +253,7 @@ def test_foreign_keys_are_ignored(shared: Path, tmp_path: Path) -> None:
                 "x" * 5000,
                 "",
             ):
-                yield Entry(key, 10, "")
+                yield ListedObject(key, 10, "")
 
     b = Cache.open(tmp_path / "b", create=True)
     came = pull(Patient(Odd(fakes.folder(shared), lambda n: "")), b)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from embedcache.remotes.remote import Blocks, Entry
+from embedcache.remotes.remote import Blocks, ListedObject
 from embedcache.sharing.share import pull, push
 from embedcache.store.cache import Cache
 from tests import fakes
@@ -18,12 +18,12 @@ from tests import fakes
 class Mortal(fakes.Flaky):
     """Half of a request's bytes go through, then the process is gone."""
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         if self._begin():
             os.kill(os.getpid(), signal.SIGKILL)
         return self._remote.list(prefix)
 
-    def unfinished(self, segment: str) -> Iterator[Entry]:
+    def unfinished(self, segment: str) -> Iterator[ListedObject]:
         if self._begin():
             os.kill(os.getpid(), signal.SIGKILL)
         return self._remote.unfinished(segment)

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from embedcache.remotes import opening
 from embedcache.remotes.patience import Patient
-from embedcache.remotes.remote import Blocks, Entry, Remote, Unreachable
+from embedcache.remotes.remote import Blocks, ListedObject, Remote, Unreachable
 from tests.remotes.servers import free_port, wait_for
 from tests.together import process
 
@@ -159,14 +159,14 @@ class Flawed:
         self._remote = remote
         self._flaw = flaw
         self._n_requests = 0
-        self._before: dict[str, list[Entry]] = {}
+        self._before: dict[str, list[ListedObject]] = {}
         if flaw.stale:
             for entry in self._everything():
                 self._before.setdefault("", []).append(entry)
         self._stale = flaw.stale
         self._listed: set[str] = set()
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         self._begin("list", prefix)
         if self._stale and prefix not in self._listed:
             self._listed.add(prefix)
@@ -179,7 +179,7 @@ class Flawed:
     def top(self) -> Sequence[str]:
         return self._remote.top()
 
-    def unfinished(self, segment: str) -> Iterator[Entry]:
+    def unfinished(self, segment: str) -> Iterator[ListedObject]:
         self._begin("list", segment)
         found = list(self._remote.unfinished(segment))
         self._end()
@@ -217,7 +217,7 @@ class Flawed:
         if self._n_requests == self._flaw.late:
             raise Unreachable(f"{self.name}: connection reset")
 
-    def _everything(self) -> Iterator[Entry]:
+    def _everything(self) -> Iterator[ListedObject]:
         for part in ("spaces", "face-spaces", "faces", "photos", "refs", "forgotten"):
             yield from self._remote.list(f"{part}/")
 

@@ -1,4 +1,4 @@
-"""Refs, merging, compacting and forgetting: what stays, what goes, what is told."""
+"""Verifying, merging, compacting and pinning: what stays, what goes, what is reported."""
 
 import shutil
 from collections.abc import Callable
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedcache import disk
 from embedcache.errors import CacheError, Damaged
 from embedcache.spec import foreign
 from embedcache.store import refs, removal
@@ -18,36 +17,12 @@ from embedcache.store.index import Table
 from embedcache.store.space import Space
 from embedcache.store.tombstones import content_mark
 from embedcache.upkeep.compaction import compact
-from embedcache.upkeep.forgetting import forget, forget_forgotten
+from embedcache.upkeep.forgetting import forget
 from embedcache.upkeep.merging import merge
 from embedcache.upkeep.pinning import pin, write_ref
 from embedcache.upkeep.verify import verify
-from tests.stores import DETECTOR, faces_of, fill, model, photos
-
-SPEC = foreign("net", 8)
-
-
-@pytest.fixture(autouse=True)
-def fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "sync", lambda fd: None)
-    monkeypatch.setattr(disk, "sync_folder", lambda path: None)
-
-
-def make(path: Path, *numbers: int, segments: int = 2) -> Cache:
-    """A cache of photos pN with vectors (in so many segments), faces and ids."""
-    cache = Cache.open(path, create=True)
-    space = cache.space(SPEC, create=True)
-    for part in np.array_split(np.array(numbers), segments):
-        fill(space, photos(*part.tolist()))
-    with cache.face_space(DETECTOR, create=True).writer(n_rows=9, about={}) as writer:
-        writer.add(photos(*numbers), faces_of([n % 3 for n in numbers]))
-    cache.record_photos("folder", [f"p{n}" for n in numbers], photos(*numbers))
-    return cache
-
-
-def rows(space: Space) -> int:
-    """Stored good rows, each as often as it is stored."""
-    return sum(segment.manifest.n_ok for segment in space.segments())
+from tests.stores import DETECTOR, fill, model, photos
+from tests.upkeep.caches import SPEC, make, rows
 
 
 def test_a_whole_cache_verifies_clean(tmp_path: Path) -> None:
@@ -179,106 +154,6 @@ def test_a_ref_to_a_segment_that_is_gone_says_so(tmp_path: Path) -> None:
     assert "which is gone or damaged" in str(verify(cache))
 
 
-def test_forgetting_removes_every_trace_and_says_which_refs_changed(tmp_path: Path) -> None:
-    cache = make(tmp_path / "a", *range(10))
-    (cache.local / "digests.npz").write_bytes(b"paths")
-    copy = shutil.copytree(cache.path, tmp_path / "copy")
-    write_ref(cache, "table-2")
-    fill(cache.space(SPEC), photos(10))
-    write_ref(cache, "all")
-    told = forget(cache, ["p3"])
-    assert (told.ids, told.contents, told.rows) == (1, 1, 2)
-    assert told.refs == ("all", "table-2")
-    everything = b"".join(p.read_bytes() for p in cache.path.rglob("*") if p.is_file())
-    assert photos(3).tobytes() not in everything
-    assert model(photos(3)).tobytes() not in everything
-    assert b"p3" not in everything
-    assert not (cache.local / "digests.npz").exists()
-    rest = photos(0, 1, 2, 4, 5, 6, 7, 8, 9)
-    for seen in (cache, Cache.open(cache.path, ref="table-2")):
-        assert (seen.space(SPEC).read(rest)[0] == model(rest)).all()
-        assert seen.space(SPEC).status(photos(3)).tolist() == [ABSENT]
-        assert seen.face_space(DETECTOR).status(photos(3, 4)).tolist() == [ABSENT, OK]
-        assert not seen.digests_of(["p3"])[1].any()
-    assert verify(cache).clean
-    back = merge(cache, [Cache.open(copy)], with_ids=True)
-    assert (back.rows, back.withheld, back.ids) == (0, 2, 0)
-    assert cache.space(SPEC).status(photos(3)).tolist() == [ABSENT]
-    with pytest.raises(CacheError, match="knows no photo id or content 'p3'"):
-        forget(cache, ["p3"])
-
-
-def test_forgetting_keeps_the_newest_of_others_the_newest(tmp_path: Path) -> None:
-    cache = make(tmp_path / "a", 1, 2)
-    cache.record_photos("folder", ["p2"], photos(22))
-    forget(cache, ["p1"])
-    assert (cache.digests_of(["p2"])[0] == photos(22)).all()
-
-
-def test_forgetting_removes_older_photos_of_the_id_too(tmp_path: Path) -> None:
-    cache = make(tmp_path / "a", 1, 2)
-    cache.record_photos("folder", ["p1"], photos(5))
-    fill(cache.space(SPEC), photos(5))
-    assert forget(cache, ["p1"]).contents == 2
-    assert cache.space(SPEC).status(photos(1, 5, 2)).tolist() == [ABSENT, ABSENT, OK]
-
-
-def test_a_photo_that_another_id_stands_for_is_kept_and_named(tmp_path: Path) -> None:
-    cache = make(tmp_path / "a", 1, 2)
-    cache.record_photos("folder", ["twin"], photos(1))
-    told = forget(cache, ["p1"])
-    assert told.kept == ("twin",)
-    assert "stays under other ids: twin" in str(told)
-    assert cache.space(SPEC).status(photos(1)).tolist() == [OK]
-
-
-def test_an_id_that_names_one_photo_in_two_places_is_forgotten_in_both(tmp_path: Path) -> None:
-    cache = make(tmp_path / "a", 1, 2)
-    cache.record_photos("table", ["p1", "p2"], photos(1, 2))
-    assert forget(cache, ["p1"]).ids == 2
-    assert cache.space(SPEC).status(photos(1, 2)).tolist() == [ABSENT, OK]
-    assert sorted(cache.photo_table().ids) == ["p2", "p2"]
-
-
-def test_an_id_of_two_places_is_forgotten_in_the_one_named(tmp_path: Path) -> None:
-    cache = make(tmp_path / "a", 1, 2)
-    cache.record_photos("elsewhere", ["p1"], photos(9))
-    with pytest.raises(CacheError, match="different photos in 2 places: elsewhere, folder"):
-        forget(cache, ["p1"])
-    forget(cache, ["p1"], scope="folder")
-    assert (cache.digests_of(["p1"])[0] == photos(9)).all()
-
-
-def test_a_forgotten_photo_stays_gone_until_it_is_lifted(tmp_path: Path) -> None:
-    cache = make(tmp_path / "a", 1, 2)
-    forget(cache, ["p1"])
-    fill(cache.space(SPEC), photos(1, 3))  # as a nightly run over the folder would
-    cache.record_photos("folder", ["p1", "p3"], photos(1, 3))
-    assert cache.space(SPEC).status(photos(1, 3)).tolist() == [ABSENT, OK]
-    assert cache.digests_of(["p1", "p3"])[1].tolist() == [False, True]
-    assert verify(cache).clean
-    assert cache.dead(photos(1, 2)).tolist() == [True, False]
-    assert cache.lift(photos(1), scope="folder", ids=["p1"]) == 2
-    assert cache.lift(photos(2)) == 0
-    fill(cache.space(SPEC), photos(1))
-    cache.record_photos("folder", ["p1"], photos(1))
-    assert cache.space(SPEC).status(photos(1)).tolist() == [OK]
-    assert cache.digests_of(["p1"])[1].all()
-    assert verify(cache).clean
-    forget(cache, ["p1"])  # a lift is of the tombstones that there were
-    assert cache.space(SPEC).status(photos(1)).tolist() == [ABSENT]
-    assert verify(cache).clean
-
-
-def test_a_lift_is_brought_along_by_a_merge(tmp_path: Path) -> None:
-    a, b = make(tmp_path / "a", 1, 2), make(tmp_path / "b", 3, 4)
-    forget(a, ["p1"])
-    a.lift(photos(1))
-    fill(a.space(SPEC), photos(1))
-    assert merge(b, [a]).withheld == 0
-    assert b.space(SPEC).status(photos(1, 2)).tolist() == [OK, OK]
-
-
 def test_verify_reports_a_removed_segment_that_was_put_back_by_hand(tmp_path: Path) -> None:
     cache = make(tmp_path / "a", 1, 2)
     segment = cache.space(SPEC).segments()[0].folder
@@ -290,53 +165,6 @@ def test_verify_reports_a_removed_segment_that_was_put_back_by_hand(tmp_path: Pa
     compact(cache)
     assert not segment.exists()
     assert verify(cache).clean
-
-
-def test_tombstones_travel_with_a_merge(tmp_path: Path) -> None:
-    a, b = make(tmp_path / "a", 1, 2), make(tmp_path / "b", 1, 3)
-    forget(a, ["p1"])
-    fresh = Cache.open(tmp_path / "c", create=True)
-    told = merge(fresh, [a, b])
-    assert fresh.space(SPEC).status(photos(1, 2, 3)).tolist() == [ABSENT, OK, OK]
-    assert told.withheld == 2
-    back = merge(b, [a])
-    assert back.still_here == 2
-    assert f"'embedcache forget {b.path} --forgotten' removes them" in str(back)
-
-
-def test_what_others_forgot_is_forgotten_here_without_a_name(tmp_path: Path) -> None:
-    a, b = make(tmp_path / "a", 1, 2), make(tmp_path / "b", 1, 3)
-    forget(a, ["p1"])
-    merge(b, [a])
-    write_ref(b, "then")
-    told = forget_forgotten(b)
-    assert (told.ids, told.contents, told.rows, told.refs) == (1, 1, 2, ("then",))
-    assert b.space(SPEC).status(photos(1, 2, 3)).tolist() == [ABSENT, OK, OK]
-    assert not b.digests_of(["p1"])[1].any()
-    assert forget_forgotten(b).rows == 0
-    assert forget_forgotten(Cache.open(tmp_path / "empty", create=True)).contents == 0
-    fill(b.space(SPEC), photos(1))  # forgotten here, and extracted again
-    assert b.space(SPEC).status(photos(1)).tolist() == [ABSENT]
-    assert verify(b).clean
-
-
-def test_a_photo_is_forgotten_by_its_digest_with_all_its_ids(tmp_path: Path) -> None:
-    cache = make(tmp_path / "a", 1, 2, 3)
-    cache.record_photos("folder", ["twin"], photos(1))
-    told = forget(cache, [photos(1).tobytes().hex(), photos(2).tobytes().hex()[:12]])
-    assert (told.ids, told.contents, told.kept) == (3, 2, ())
-    assert cache.space(SPEC).status(photos(1, 2, 3)).tolist() == [ABSENT, ABSENT, OK]
-    assert cache.dead(photos(1, 2, 3)).tolist() == [True, True, False]
-    again = forget(cache, [photos(1).tobytes().hex()])  # what a run that was cut off left
-    assert (again.ids, again.rows) == (0, 0)
-    for text in (photos(9).tobytes().hex(), photos(3).tobytes().hex()[:11]):
-        with pytest.raises(CacheError, match="knows no photo id or content"):
-            forget(cache, [text])
-    near = photos(3).copy()
-    near[0, 31] ^= 1
-    fill(cache.space(SPEC), near)
-    with pytest.raises(CacheError, match=r"2 contents in .* begin with"):
-        forget(cache, [photos(3).tobytes().hex()[:20]])
 
 
 def test_verify_tells_duplicates_and_their_distance(tmp_path: Path) -> None:

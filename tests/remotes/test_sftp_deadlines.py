@@ -1,0 +1,137 @@
+"""An SFTP server that falls silent, or sends a byte now and then, after the connection stands."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedcache.remotes import sftp
+from embedcache.remotes.opening import choose
+from embedcache.remotes.remote import ANSWER_SECONDS, Remote, Unreachable
+from tests.remotes.servers import free_port
+
+paramiko: Any = pytest.importorskip("paramiko")
+
+
+class Server(paramiko.ServerInterface):  # type: ignore[misc]
+    def check_auth_publickey(self, username: str, key: object) -> int:
+        return int(paramiko.AUTH_SUCCESSFUL)
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "publickey"
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return int(paramiko.OPEN_SUCCEEDED)
+
+
+class Files(paramiko.SFTPServerInterface):  # type: ignore[misc]
+    """Plain files; `wait` is called before each answer to a read."""
+
+    wait: Any = staticmethod(lambda: None)
+
+    def stat(self, path: str) -> Any:
+        try:
+            return paramiko.SFTPAttributes.from_stat(os.stat(path))
+        except OSError as error:
+            return paramiko.SFTPServer.convert_errno(error.errno)
+
+    lstat = stat
+
+    def open(self, path: str, flags: int, attr: object) -> Any:
+        handle = paramiko.SFTPHandle(flags)
+        data = Path(path).read_bytes()
+
+        def read(offset: int, length: int) -> bytes:
+            Files.wait()
+            return data[offset : offset + length]
+
+        handle.read = read
+        handle.stat = lambda: self.stat(path)
+        return handle
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
+    """A folder behind an SFTP server of this process; Files.wait decides how it answers."""
+    key = paramiko.ECDSAKey.generate()
+    key.write_private_key_file(str(tmp_path / "key"))
+    port = free_port()
+    (tmp_path / "known").write_text(f"[127.0.0.1]:{port} {key.get_name()} {key.get_base64()}\n")
+    monkeypatch.setenv("EMBEDCACHE_SSH_KEY", str(tmp_path / "key"))
+    monkeypatch.setenv("EMBEDCACHE_KNOWN_HOSTS", str(tmp_path / "known"))
+    transports: list[Any] = []
+    with socket.create_server(("127.0.0.1", port)) as listening:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                transport = paramiko.Transport(connection)
+                transport.add_server_key(key)
+                transport.set_subsystem_handler("sftp", paramiko.SFTPServer, Files)
+                transport.start_server(server=Server())
+                transports.append(transport)
+
+        threading.Thread(target=serve, daemon=True).start()
+        (tmp_path / "shared").mkdir()
+        (tmp_path / "shared" / "zarr.json").write_text("x" * 100)
+        yield choose(f"ssh://user@127.0.0.1:{port}{tmp_path}/shared", "test")
+        listening.shutdown(socket.SHUT_RDWR)
+    for transport in transports:
+        transport.close()
+
+
+def test_a_server_that_falls_silent_is_given_up_and_answers_again(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sftp, "ANSWER_SECONDS", 0.3)
+    assert b"".join(remote.blocks("zarr.json")) == b"x" * 100
+    silent = threading.Event()
+    monkeypatch.setattr(Files, "wait", staticmethod(lambda: silent.wait(5)))
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match="in time"):
+        b"".join(remote.blocks("zarr.json"))
+    assert time.monotonic() - began < 3
+    silent.set()
+    assert b"".join(remote.blocks("zarr.json")) == b"x" * 100  # over a new connection
+
+
+class Trickling:
+    """A channel that gives a byte at a time, each in time."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def settimeout(self, seconds: float) -> None:
+        assert 0 < seconds <= ANSWER_SECONDS
+
+    def recv(self, n: int) -> bytes:
+        self.now += 3.0
+        return b"x"
+
+    def get_transport(self) -> "Trickling":
+        return self
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_server_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = Trickling()
+    monkeypatch.setattr("embedcache.remotes.sftp.time.monotonic", lambda: channel.now)
+    timed = sftp.Timed(channel)
+    timed.ends = sftp.DEADLINE_SECONDS
+    got = [timed.recv(100) for _ in range(10)]
+    assert b"".join(got) == b"x" * 10
+    with pytest.raises(TimeoutError):
+        timed.recv(90)
+    assert channel.closed
