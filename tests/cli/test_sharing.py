@@ -42,7 +42,7 @@ def test_push_info_pull_verify(run: Run, filled: Path, tmp_path: Path) -> None:
     [space] = json.loads(run("info", url, "--json")[1])["spaces"]
     assert (space["names"], space["rows"], space["dim"]) == (["net"], 50, 8)
     status, out, _ = run("pull", url, tmp_path / "b", "--backbone", "net")
-    assert (status, "50 rows in 1 segments" in out) == (0, True)
+    assert (status, "50 rows in 1 segment " in out) == (0, True)
     assert json.loads(run("verify", url, "--json")[1])["clean"] is True
     shard = next((tmp_path / "shared").rglob("embedding/c/0/0"))
     shard.write_bytes(bytes(shard.stat().st_size))
@@ -80,7 +80,7 @@ def test_an_impossible_request_is_one_message(run: Run, filled: Path, tmp_path: 
     for words, message in (
         (("pull", tmp_path / "nowhere", tmp_path / "b"), "there is no shared copy at"),
         (("push", filled, "s3://key:secret@bucket"), "perhaps a credential"),
-        (("push", filled, "gopher://x"), "cannot have a gopher:// URL"),
+        (("push", filled, "gopher://x"), "cannot have the scheme gopher://"),
         (("push", filled, "s3:/bucket"), "did you mean s3://bucket?"),
         (("push", filled, "none"), "extract --remote none"),
         (("push", filled, filled), "is the cache itself"),
@@ -89,7 +89,7 @@ def test_an_impossible_request_is_one_message(run: Run, filled: Path, tmp_path: 
         (("push", filled, tmp_path / "taem" / "faces"), f"there is no folder {tmp_path}/taem"),
         (
             ("extract", "absent", "--cache", tmp_path / "b", "--remote", "s4://x"),
-            "cannot have a s4:// URL",
+            "cannot have the scheme s4://",
         ),
         (("push", tmp_path / "absent", tmp_path / "s"), "there is no cache at"),
         (("info", "file:///x", "--ref", "r"), "need a cache's folder, not a URL"),
