@@ -176,7 +176,9 @@ class Extraction:
                 f"{self.offered:,} offered to it"
             )
         if self.given_up:
-            lines.append(f"{self.given_up:,} photos were given up: their workers ended each time")
+            lines.append(
+                f"given up: {counted(self.given_up, 'photo')}, whose worker ended each time"
+            )
         if self.nodes:
             lines += [f"{self.seconds:.1f} s", *map(str, self.nodes)]
         elif any(space.embedded for space in self.spaces):
