@@ -1,6 +1,7 @@
 """Words on a screen: counts with their nouns, columns, and text that a terminal may show."""
 
 from collections.abc import Sequence
+from html import escape
 
 
 def counted(n: int, one: str, many: str = "") -> str:
@@ -23,3 +24,10 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in shown
     ]
+
+
+def html_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A title and a table as a notebook shows them."""
+    cells = [f"<tr>{''.join(f'<th>{escape(head)}</th>' for head in heads)}</tr>"]
+    cells += [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    return f"<p>{escape(title)}</p><table>{''.join(cells)}</table>"

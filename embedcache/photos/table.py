@@ -27,8 +27,9 @@ from embedcache.photos.folder import readable_name
 from embedcache.photos.kinds import SUFFIXES
 from embedcache.tables import SUFFIXES as TABLE_SUFFIXES
 from embedcache.tables import open_sheet
-from embedcache.wording import counted
+from embedcache.wording import counted, html_table
 
+SHOWN = 5
 MOST = 0.5
 """Where more of a run's files are missing than this share, the folder or table is wrong."""
 
@@ -59,6 +60,13 @@ class Photos:
 
     def __repr__(self) -> str:
         return f"<Photos: {len(self):,} from {self.scope.rpartition('-')[0]}>"
+
+    def _repr_html_(self) -> str:
+        some = [[*pair] for pair in zip(self.ids[:SHOWN], self.paths[:SHOWN], strict=True)]
+        more = [["...", f"{len(self) - SHOWN:,} more"]] if len(self) > SHOWN else []
+        place = self.scope.rpartition("-")[0]
+        title = f"{counted(len(self), 'photo')} from {place}"
+        return html_table("; ".join([title, *self.remarks]), ["photo id", "file"], some + more)
 
     @classmethod
     def read(

@@ -272,3 +272,20 @@ def test_a_name_that_stands_for_nothing_is_refused_before_torch_is_loaded(
     )
     assert (done.returncode, done.stdout) == (1, "False\n"), done.stderr
     assert hint in done.stderr
+
+
+def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
+    from embedcache.__main__ import __file__ as main
+
+    line = """bash -c '"$1" "$2" --show-completion; true' sh "$1" "$2" """
+    shown = shell(line, main)  # which shell this is shows in its parent process
+    assert "complete -o default -F _embedcache" in shown.stdout, shown.stderr
+    for words, found in (("embedcache ex", "extract\nexport"), ("embedcache pull --ph", "--photo")):
+        done = shell(
+            '"$1" "$2"',
+            main,
+            _EMBEDCACHE_COMPLETE="complete_bash",
+            COMP_WORDS=words,
+            COMP_CWORD=str(words.count(" ")),
+        )
+        assert done.stdout.startswith(found), done

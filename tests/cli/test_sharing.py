@@ -247,3 +247,15 @@ def test_a_pull_within_tight_limits_is_one_message_and_resumes(
     )
     assert again.returncode == 0
     assert len(Cache.open(b).find("net").digests()) == 50 + 480
+
+
+def test_pull_takes_a_url_and_a_folder_or_the_folder_alone(run: Run, tmp_path: Path) -> None:
+    status, out, _ = run("pull", "--help")
+    assert (status, "[URL] DIR" in out, "default" in out.partition("Options:")[0]) == (
+        0,
+        True,
+        False,
+    )
+    assert run("pull")[0] == 2
+    status, _, err = run("pull", "a", "b", "c")
+    assert (status, "at most a URL and a folder; got 3 words" in err) == (2, True)
