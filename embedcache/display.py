@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from embedcache.extraction.clock import RunProgress, duration
+from embedcache.wording import counted
 
 LINE_SECONDS = 10.0
 QUIET_SECONDS = 2.0
@@ -74,7 +75,7 @@ def text_of(p: RunProgress) -> str:
     """`1,200 of 9,000 photos  14.2/s  9 min 10 s left  3 failed`."""
     rate = p.done / p.seconds if p.seconds else 0.0
     doing = f"{p.doing} " if p.doing else ""
-    parts = [f"{doing}{p.done:,} of {p.n:,} photos", f"{rate:.1f}/s"]
+    parts = [f"{doing}{p.done:,} of {counted(p.n, 'photo')}", f"{rate:.1f}/s"]
     if rate:
         parts.append(f"{duration((p.n - p.done) / rate)} left")
     if p.failed:

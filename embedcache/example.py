@@ -33,6 +33,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from embedcache.backbones.weights import read_state
 from embedcache.errors import InputError, WeightsError
 from embedcache.machine import processors
+from embedcache.wording import counted
 
 MAX_PHOTOS = 100_000
 CONCLUSIONS = (
@@ -169,8 +170,8 @@ class Example:
     def __str__(self) -> str:
         faces = ", ".join(f"{n} with {k}" for k, n in sorted(self.n_by_faces.items()))
         return (
-            f"{self.n_photos} photos (faces: {faces}) in {self.folder / 'photos'}, made in "
-            f"{self.seconds:.0f} s from {len(SOURCES)} pictures, in {len(SETS)} sets"
+            f"{counted(self.n_photos, 'photo')} (faces: {faces}) in {self.folder / 'photos'}, "
+            f"made in {self.seconds:.0f} s from {len(SOURCES)} pictures, in {len(SETS)} sets"
         )
 
 

@@ -17,6 +17,7 @@ from embedcache.spec import Spec
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from embedcache.store.space import Space
+from embedcache.wording import counted
 from heads.head import Head
 from heads.saved import load
 
@@ -109,7 +110,8 @@ class Predictions:
 
     def __str__(self) -> str:
         lost = int((~self.found).sum())
-        line = f"{int(self.found.sum())} photos predicted with the {self.head.name} head"
+        done = counted(int(self.found.sum()), "photo")
+        line = f"{done} predicted with the {self.head.name} head"
         line += f", {lost} without a vector" if lost else ""
         if self.head.classes:
             names = self.head.classes if self.values.ndim == 2 else self.head.classes[1:]

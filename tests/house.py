@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "embedcache.disk",
         "embedcache.machine",
         "embedcache.tables",
+        "embedcache.wording",
     ),
     ("embedcache.photos", "embedcache.store", "embedcache.remotes"),
     ("embedcache.faces", "embedcache.upkeep", "embedcache.settings"),
@@ -40,6 +41,7 @@ GROUND_OF_HEADS = (
     "embedcache.disk",
     "embedcache.tables",
     "embedcache.machine",
+    "embedcache.wording",
     "embedcache.photos",
     "embedcache.store",
 )

@@ -69,9 +69,10 @@ def network() -> "torch.nn.Module":
     """InceptionResnetV1 without weights; WeightsError where facenet-pytorch is not installed."""
     try:
         from facenet_pytorch.models.inception_resnet_v1 import InceptionResnetV1
-    except ImportError:
+    except (ImportError, KeyError) as error:  # KeyError: an earlier import failed half-way
         raise WeightsError(
-            f"facenet: needs the package facenet-pytorch: {INSTALL_NETWORK}"
+            f"facenet: needs the package facenet-pytorch, and it cannot be imported ({error}): "
+            f"{INSTALL_NETWORK}"
         ) from None
     model: torch.nn.Module = InceptionResnetV1(pretrained=None)
     return model

@@ -26,6 +26,7 @@ from embedcache.commands.options import (
     read_photos,
 )
 from embedcache.errors import EmbedcacheError, InputError
+from embedcache.wording import counted
 
 if TYPE_CHECKING:
     from embedcache.extraction.forecast import Forecast
@@ -168,14 +169,15 @@ def _forecast(
 
 def _name_failures(photos: "Photos", cache: "Cache", specs: list[str]) -> None:
     """The first few photos that have no vector, and what lists the others, on stderr."""
+    from embedcache.photos.kinds import in_words
     from embedcache.upkeep.inventory import failures_of
 
     failures = failures_of(photos, cache, specs)
     for name, reason in failures[:SHOWN_FAILURES]:
-        log.info("no vector: %s (%s)", name, reason)
+        log.info("no vector: %s (%s)", name, in_words(reason))
     if len(failures) > SHOWN_FAILURES:
         log.info(
-            "... and %s more: 'embedcache info %s --failed' lists them",
+            "... and %s more: 'embedcache info %s --failed' lists all",
             f"{len(failures) - SHOWN_FAILURES:,}",
             cache.path,
         )
@@ -193,6 +195,8 @@ def _shared(remote: str | None, settings: "ProjectSettings") -> str | None:
 
 def _refuse_failures(found: "Extraction", max_failed: float | None) -> None:
     """Raise where all photos failed, or more than the share that was asked for."""
+    from embedcache.photos.kinds import in_words
+
     for space in found.spaces:
         if not space.wanted or not space.failed:
             continue
@@ -200,8 +204,8 @@ def _refuse_failures(found: "Extraction", max_failed: float | None) -> None:
         if share == 1 or (max_failed is not None and share > max_failed):
             reason = max(space.failures.items(), key=lambda item: item[1])[0]
             raise EmbedcacheError(
-                f"{space.failed:,} of {space.wanted:,} photos have no vector of {space.backbone}, "
-                f"mostly {reason!r}. What was embedded is kept"
+                f"{space.failed:,} of {counted(space.wanted, 'photo')} without a vector of "
+                f"{space.backbone}, mostly: {in_words(reason)}. What was embedded is kept"
             )
 
 

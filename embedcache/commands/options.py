@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
 
+from embedcache.wording import printable
+
 if TYPE_CHECKING:
     from embedcache.photos.table import Photos
     from embedcache.store.cache import Cache
@@ -69,13 +71,6 @@ class Printable(Protocol):
 def print_result(result: Printable, as_json: bool) -> None:
     """Print a result, for people or for machines."""
     print(json.dumps(result.document()) if as_json else printable(str(result)))
-
-
-def printable(text: str) -> str:
-    """Text without control characters: names and servers' answers may hold any."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
-    )
 
 
 def open_cache(path: Path, *, create: bool = False, ref: str | None = None) -> "Cache":

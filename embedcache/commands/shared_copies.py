@@ -57,12 +57,13 @@ def push(
 
 @commands.command()
 def pull(
-    url: Annotated[
-        str, typer.Argument(metavar="[URL]", help="The shared copy. [default: embedcache.toml's]")
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[URL] DIR",
+            help="The shared copy, unless it is that of embedcache.toml; then the cache's folder.",
+        ),
     ],
-    cache: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="The cache's folder.", show_default=False)
-    ] = None,
     backbone: Backbones = None,
     photos: Annotated[
         Path | None,
@@ -82,8 +83,10 @@ def pull(
     from embedcache.sharing import share
     from embedcache.sharing.connecting import destination
 
-    source, target = (_url(None), Path(url)) if cache is None else (url, cache)
-    with destination(target, keep=not dry_run) as opened:
+    if len(places) > 2:
+        raise typer.BadParameter(f"at most a URL and a folder; got {len(places)} words")
+    source = _url(places[0] if len(places) == 2 else None)
+    with destination(Path(places[-1]), keep=not dry_run) as opened:
         digests = None
         if photos is not None:
             table = read_photos(photos, photo_column=photo_column, id_column=id_column)

@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from embedcache.commands.options import INTERRUPTED, printable
+from embedcache.commands.options import INTERRUPTED
 from embedcache.errors import EmbedcacheError
+from embedcache.wording import printable
 
 SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 ANYWHERE = {

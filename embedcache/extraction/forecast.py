@@ -25,6 +25,7 @@ from embedcache.remotes.remote import Remote
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.space import Space
+from embedcache.wording import counted
 
 SAMPLE = 24
 
@@ -82,7 +83,7 @@ class Forecast:
 
     def __str__(self) -> str:
         lines = [
-            f"{s.backbone}: {s.wanted:,} photos, {s.hit:,} present, "
+            f"{s.backbone}: {counted(s.wanted, 'photo')}, {s.hit:,} present, "
             + (f"{s.from_remote:,} to come from {self.remote}, " if self.remote else "")
             + f"{s.missing:,} to embed ({s.n_bytes / 1e9:.3f} GB), {s.failed:,} failed before"
             for s in self.spaces

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from embedcache.photos.kinds import SEVERAL_FACES, Reason, in_words
 from embedcache.spec import Json
+from embedcache.wording import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,22 +78,23 @@ class SpaceOutcome:
     def __str__(self) -> str:
         lines = [
             f"{self.backbone}  {self.dim}-d  spec {self.spec[:8]}",
-            f"  {self.wanted:,} photos: {self.hit:,} present, {self.embedded:,} embedded, "
+            f"  {counted(self.wanted, 'photo')}: {self.hit:,} present, {self.embedded:,} embedded, "
             f"{self.failed:,} failed" + (f", {self.left:,} left" if self.left else ""),
         ]
         if self.failures:
             ordered = sorted(self.failures.items(), key=lambda item: -item[1])
-            lines.append("  failed: " + ", ".join(f"{n:,} {reason}" for reason, n in ordered))
+            shown = ", ".join(f"{n:,} {in_words(reason)}" for reason, n in ordered)
+            lines.append(f"  failed: {shown}")
+        if Reason.several_faces in self.failures:
+            lines.append(f"  {SEVERAL_FACES}")
         if self.forgotten:
-            lines.append(
-                f"  {self.forgotten:,} were forgotten and are skipped; --again embeds them"
-            )
+            lines.append(f"  skipped: {self.forgotten:,} forgotten before; --again embeds them")
         if self.embedded:
             ceiling = self.model_photos_per_second
             lines.append(
                 f"  {self.photos_per_second:.1f} photos/s"
                 + (f" (the network alone: {ceiling:.1f})" if ceiling else "")
-                + f", batches of {self.batch_size}, {self.workers} threads decoding"
+                + f", batches of {self.batch_size}, {counted(self.workers, 'thread')} decoding"
                 + (", compiled" if self.compiled else "")
             )
         return "\n".join(lines)
@@ -164,13 +167,18 @@ class Extraction:
         if self.part:
             lines.insert(0, f"part {self.part} of the photos")
         if self.n_without_photo:
-            lines.append(f"{self.n_without_photo:,} rows of the table have no photo")
+            lines.append(
+                f"left out: {counted(self.n_without_photo, 'row')} of the table without a photo"
+            )
         if self.remote:
             lines.append(
-                f"{self.taken:,} rows came from {self.remote}, {self.offered:,} were offered"
+                f"{counted(self.taken, 'row')} taken from {self.remote}, "
+                f"{self.offered:,} offered to it"
             )
         if self.given_up:
-            lines.append(f"{self.given_up:,} photos were given up: their workers ended each time")
+            lines.append(
+                f"given up: {counted(self.given_up, 'photo')}, whose worker ended each time"
+            )
         if self.nodes:
             lines += [f"{self.seconds:.1f} s", *map(str, self.nodes)]
         elif any(space.embedded for space in self.spaces):
@@ -184,8 +192,8 @@ class Extraction:
             )
             if self.spaces[0].bottleneck == "decode" and self.n_reducible:
                 lines.append(
-                    f"{self.n_reducible:,} photos are JPEGs at least four times as wide and high "
-                    "as needed: '--decode reduced' reads them faster, as another spec"
+                    f"{counted(self.n_reducible, 'large JPEG')}, at least four times as wide and "
+                    "high as needed: '--decode reduced' reads faster, as another spec"
                 )
         if self.interrupted:
             lines.append("Interrupted: what was embedded is kept. Rerun the command to resume.")

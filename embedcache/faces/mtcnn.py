@@ -79,7 +79,7 @@ class Networks:
     def __init__(self, device: str) -> None:
         try:
             from facenet_pytorch.models import mtcnn as package
-        except ImportError as error:
+        except (ImportError, KeyError) as error:  # KeyError: an earlier import failed half-way
             raise WeightsError(
                 "face detection needs the package facenet-pytorch, which brings its networks' "
                 f"weights, and it cannot be imported ({error}). "

@@ -37,6 +37,21 @@ class Reason(StrEnum):
     several_faces = "several_faces"
 
 
+_WORDS: dict[str, str] = {
+    Reason.vanished: "file not found",
+    Reason.unreadable: "cannot be read",
+    Reason.too_large_file: "file too large",
+    Reason.no_decoder: "no decoder installed: pip install pillow-heif",
+    Reason.unsupported: "pixels of no known colour",
+}
+SEVERAL_FACES = "several faces: NAME@largest-face or NAME@central-face takes one of them"
+
+
+def in_words(reason: str) -> str:
+    """A reason as a screen shows it: `several_faces` is several faces."""
+    return _WORDS[reason] if reason in _WORDS else reason.replace("_", " ")
+
+
 class DecodeError(Exception):
     """A photo that cannot become pixels. Extraction turns it into a row of the ledger."""
 

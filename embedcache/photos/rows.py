@@ -8,6 +8,7 @@ from embedcache.errors import PhotosError
 from embedcache.photos.digests import InlinePhoto
 from embedcache.photos.kinds import SNIFF_BYTES, DecodeError, kind_of
 from embedcache.tables import ID_COLUMNS, Sheet, is_missing
+from embedcache.wording import counted
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,7 +36,7 @@ def photos_in(sheet: Sheet, photo_column: str | None, id_column: str | None) -> 
     photos = _paths(sheet, column)
     id_name, ids, notes = _ids(sheet, id_column, photos)
     if missing := sum(name is None for name in ids):
-        raise PhotosError(f"{sheet.path}: {missing} rows have no {id_name!r}")
+        raise PhotosError(f"{sheet.path}: {counted(missing, 'row')} without {id_name!r}")
     pairs: dict[str, str] = {}
     twice = {}
     n_without = 0
@@ -46,8 +47,8 @@ def photos_in(sheet: Sheet, photo_column: str | None, id_column: str | None) -> 
             twice[name] = photo
     if twice:
         raise PhotosError(
-            f"{sheet.path}: {len(twice)} ids name more than one photo, the first is "
-            f"{next(iter(twice))!r}"
+            f"{sheet.path}: {counted(len(twice), 'id names', 'ids name')} more than one photo, the "
+            f"first is {next(iter(twice))!r}"
         )
     if not pairs:
         raise PhotosError(f"{sheet.path} names no photo: its column {column!r} is empty")

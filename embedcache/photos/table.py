@@ -27,7 +27,9 @@ from embedcache.photos.folder import readable_name
 from embedcache.photos.kinds import SUFFIXES
 from embedcache.tables import SUFFIXES as TABLE_SUFFIXES
 from embedcache.tables import open_sheet
+from embedcache.wording import counted, html_table
 
+SHOWN = 5
 MOST = 0.5
 """Where more of a run's files are missing than this share, the folder or table is wrong."""
 
@@ -58,6 +60,13 @@ class Photos:
 
     def __repr__(self) -> str:
         return f"<Photos: {len(self):,} from {self.scope.rpartition('-')[0]}>"
+
+    def _repr_html_(self) -> str:
+        some = [[*pair] for pair in zip(self.ids[:SHOWN], self.paths[:SHOWN], strict=True)]
+        more = [["...", f"{len(self) - SHOWN:,} more"]] if len(self) > SHOWN else []
+        place = self.scope.rpartition("-")[0]
+        title = f"{counted(len(self), 'photo')} from {place}"
+        return html_table("; ".join([title, *self.remarks]), ["photo id", "file"], some + more)
 
     @classmethod
     def read(
@@ -130,7 +139,7 @@ class Photos:
         gone = [i for i, reason in sorted(found.reasons.items()) if reason == "vanished"]
         if gone and len(gone) > MOST * (len(self) - len(found.unread)):
             raise PhotosError(
-                f"{len(gone):,} of {len(self):,} files not found (first: "
+                f"{len(gone):,} of {counted(len(self), 'file')} not found (first: "
                 f"{readable_name(self.paths[gone[0]])})"
                 + (
                     f": column {self.column!r} should hold paths relative to the table's folder. "
@@ -167,4 +176,4 @@ def _ignored(by_suffix: Mapping[str, int]) -> str:
     if rest := sum(n for _, n in common[5:]):
         shown.append(f"{rest:,} more")
     total = sum(by_suffix.values())
-    return f"{total:,} other file{'s' if total > 1 else ''} ({', '.join(shown)})"
+    return f"{counted(total, 'other file')} ({', '.join(shown)})"

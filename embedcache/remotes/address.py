@@ -61,7 +61,7 @@ def parse_address(address: str) -> Path | SplitResult:
         )
     if scheme not in SCHEMES:
         raise RemoteError(
-            f"a shared copy cannot have a {scheme}:// URL",
+            f"a shared copy cannot have the scheme {scheme}://",
             advice="Name a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX "
             "or ssh://HOST/FOLDER",
         )

@@ -11,6 +11,7 @@ from typing import Literal
 from embedcache.errors import CacheError, EmbedcacheError
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
+from embedcache.wording import counted
 
 OnBytes = Callable[[int, int], None]  # called with (bytes moved, bytes that will move)
 CountBytes = Callable[[int], None]  # called by threads with the bytes that they have just moved
@@ -93,34 +94,37 @@ class Moved:
 
     def __str__(self) -> str:
         verb = {"push": "pushed to", "pull": "pulled from"}[self.direction]
-        rows = f"{self.rows:,} rows"
+        rows = counted(self.rows, "row")
         if self.failures:
-            rows += f" and {self.failures:,} failures"
+            rows += f" and {counted(self.failures, 'failure')}"
         place = "there" if self.direction == "push" else "here"
         lines = [
-            f"{rows} in {self.segments:,} segments ({self.bytes / 1e6:,.1f} MB) "
-            f"{self._would}{verb} {self.remote}; {self.already_there:,} rows were {place} already"
+            f"{rows} in {counted(self.segments, 'segment')} ({self.bytes / 1e6:,.1f} MB) "
+            f"{self._would}{verb} {self.remote}; {self.already_there:,} {place} already"
         ]
         if self.new_copy:
             lines.append(f"a new shared copy {self._would or 'was '}created at {self.remote}")
         if self.ids:
-            lines.append(f"with {self.ids:,} photo ids")
+            lines.append(f"with {counted(self.ids, 'photo id')}")
         if self.tombstones or self.refs:
             refs = f" ({', '.join(self.refs)})" if self.refs else ""
-            lines.append(f"with {self.tombstones:,} tombstones and {len(self.refs):,} refs{refs}")
+            lines.append(
+                f"with {counted(self.tombstones, 'tombstone')} and "
+                f"{counted(len(self.refs), 'ref')}{refs}"
+            )
         if self.purged:
             lines.append(
-                f"{self.purged:,} segments with {self.purged_rows:,} rows of forgotten photos "
-                f"{self._would or 'were '}removed there"
+                f"{self._would}removed there: {counted(self.purged, 'segment')} with "
+                f"{counted(self.purged_rows, 'row')} of forgotten photos"
             )
         if self.withheld:
-            lines.append(f"{self.withheld:,} rows of forgotten photos were left out")
+            lines.append(f"left out: {counted(self.withheld, 'row')} of forgotten photos")
         if self.still_here:
             first = ""
             if self.direction == "push" or self.dry_run:  # the tombstones may not be here yet
                 first = f"'embedcache pull {self.remote} {self.cache}' and then "
             lines.append(
-                f"{self.still_here:,} rows here belong to forgotten photos: {first}"
+                f"{counted(self.still_here, 'row')} here of forgotten photos: {first}"
                 f"'embedcache forget {self.cache} --forgotten' removes them"
             )
         return "\n".join([*lines, *self.notes, *(f"problem: {text}" for text in self.problems)])

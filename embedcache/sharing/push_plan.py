@@ -25,6 +25,7 @@ from embedcache.store.tombstones import Dead
 from embedcache.store.union import lacking
 from embedcache.store.zarr_json import encode_document, group_document
 from embedcache.upkeep.rewrite import Store
+from embedcache.wording import counted
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
@@ -195,7 +196,9 @@ class PushPlanner:
             if path not in listed or listed[path].size != size
         )
         if missing:
-            self._plan.notes.append(f"segment {segment.id} there lacked {len(missing)} files")
+            self._plan.notes.append(
+                f"segment {segment.id} there lacked {counted(len(missing), 'file')}"
+            )
             self._plan.parcels.append(Parcel(space.key, segment, None, missing, mends=True))
 
     def _add_documents(self, store: Store, space: ListedSpace) -> None:

@@ -13,6 +13,7 @@ from embedcache.sharing.moved import workers
 from embedcache.sharing.segments import RemoteSegment
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.spec import Json
+from embedcache.wording import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,8 @@ class SharedSpace:
         who, where = (", ".join(sorted(found)) for found in (self.writers, self.devices))
         return (
             f"{name}{shape}  {self.root}/{self.digest[:8]}\n"
-            f"  {self.rows:,} rows in {self.segments:,} segments, {self.bytes / 1e6:,.1f} MB, last "
-            f"written {self.last[:10]} by {who} on {where}"
+            f"  {counted(self.rows, 'row')} in {counted(self.segments, 'segment')}, "
+            f"{self.bytes / 1e6:,.1f} MB, last written {self.last[:10]} by {who} on {where}"
         )
 
 
@@ -84,7 +85,7 @@ class Survey:
         if self.refs:
             lines.append(f"refs: {', '.join(self.refs)}")
         if self.tombstones:
-            lines.append(f"{self.tombstones} tombstones of forgotten photos")
+            lines.append(f"{counted(self.tombstones, 'tombstone')} of forgotten photos")
         if self.unfinished:
             lines.append(_unfinished(self.unfinished))
         return "\n".join([*lines, *self.notes, *(f"problem: {text}" for text in self.problems)])
@@ -116,8 +117,8 @@ class Checked:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.remote}: {self.segments:,} segments ({self.bytes:,} bytes) "
-            + ("intact" if self.clean else f"read, {len(self.findings)} problems"),
+            f"{self.remote}: {counted(self.segments, 'segment')} ({self.bytes:,} bytes) "
+            + ("intact" if self.clean else f"read, {counted(len(self.findings), 'problem')}"),
             *(f"  {text}" for text in self.findings),
         ]
         if self.unfinished:
@@ -260,8 +261,8 @@ def _missing_pins(copy: SharedCopy, there: set[str]) -> list[str]:
 
 def _unfinished(n: int) -> str:
     return (
-        f"{n} segments have no manifest: they are being pushed, or lost it. Push again from a "
-        "cache that holds them"
+        f"{counted(n, 'segment')} without a manifest: being pushed now, or lost it. Push again "
+        "from a cache that holds the rows"
     )
 
 

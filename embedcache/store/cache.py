@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from secrets import token_hex
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +37,14 @@ from embedcache.store.manifest import HEX_DIGEST
 from embedcache.store.photo_ids import PhotoIds, PhotoTable
 from embedcache.store.refs import Pins, read_ref
 from embedcache.store.segment import Segment
-from embedcache.store.space import FaceSpace, Space
+from embedcache.store.space import SUMMARY, FaceSpace, Space
 from embedcache.store.tombstones import content_mark, pair_mark
 from embedcache.store.zarr_json import encode_document, group_document
 from embedcache.store.zarr_view import ZarrSegment, zarr_segments
+from embedcache.wording import html_table
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
@@ -84,6 +89,13 @@ class Cache:
             for part in GROUPS:
                 check_group(path / part, group_document({}))
         return cls(path, pins=None if ref is None else read_ref(path, ref))
+
+    def __repr__(self) -> str:
+        return f"<Cache: {self.path}" + (f" at ref {self.ref}>" if self.ref else ">")
+
+    def _repr_html_(self) -> str:
+        rows = [space.summary() for space in self.spaces()]
+        return html_table(repr(self)[1:-1], SUMMARY, rows)
 
     @property
     def ref(self) -> str | None:
@@ -268,6 +280,30 @@ class Cache:
         vectors[known] = rows
         known[known] = there
         return vectors, known
+
+    def frame(self, backbone: str, *, scope: str | None = None) -> "pl.DataFrame":
+        """The vectors of a backbone as a polars DataFrame, a row per photo id that has one.
+
+        Columns: photo_id; place, the folder or table that the id comes from; vector, a
+        pl.Array(pl.Float32, dim). `frame.to_pandas()` gives a pandas DataFrame whose vectors are
+        numpy arrays (it needs the packages pandas and pyarrow).
+
+        scope: only the ids of this place, as `photo_table().scopes` names it.
+        """
+        import polars as pl
+
+        space, table = self.find(backbone), self.photo_table()
+        at = np.flatnonzero(
+            table.newest & np.array([scope in (None, one) for one in table.scopes], np.bool_)
+        )
+        vectors, found = space.read(table.digests[at])
+        kept = at[found].tolist()
+        columns = {
+            "photo_id": pl.Series([table.ids[i] for i in kept], dtype=pl.String),
+            "place": pl.Series([table.scopes[i] for i in kept], dtype=pl.String),
+            "vector": pl.Series(vectors[found], dtype=pl.Array(pl.Float32, space.dim)),
+        }
+        return pl.DataFrame(columns)
 
     def zarr(self, backbone: str) -> list[ZarrSegment]:
         """The segments of a backbone's vectors as read-only zarr arrays (`zarr_view`)."""

@@ -20,12 +20,14 @@ from embedcache.store.reader import OpenShards, read_rows, read_rows_singly
 from embedcache.store.rows import RowSet
 from embedcache.store.segment import Segment
 from embedcache.store.writer import FaceWriter, SegmentWriter, face_writer, vector_writer
+from embedcache.wording import html_table
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 W = TypeVar("W", SegmentWriter, FaceWriter)
+SUMMARY = ("backbone", "floats", "vectors", "failed", "spec")
 BLOCK_BYTES = 8 << 20  # rows in memory at a time, while they are copied or compared
 
 
@@ -52,6 +54,22 @@ class Space(RowSet):
         self.home = APART if spec.apart else "spaces"
         self.attributes: dict[str, Json] = {"spec": spec.document()}
         self._shards = OpenShards()
+
+    def __repr__(self) -> str:
+        return f"<Space: {self._label}, {self.dim}-d, spec {self.digest[:8]}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self)[1:-1], SUMMARY, [self.summary()])
+
+    def summary(self) -> list[str]:
+        """One cell of text for each of SUMMARY."""
+        counts = self.counts()
+        numbers = (self.dim, counts.ok, sum(counts.failed.values()))
+        return [self._label, *(f"{n:,}" for n in numbers), self.digest[:8]]
+
+    @property
+    def _label(self) -> str:
+        return " = ".join(self.names) or self.spec.architecture
 
     def read(self, digests: U8, *, out: F32 | None = None) -> tuple[F32, Bool]:
         """The vectors of (n, 32) digests, verified: ((n, dim), which were found).

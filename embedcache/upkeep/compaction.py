@@ -21,6 +21,7 @@ from embedcache.store.salvage import collect
 from embedcache.store.segment import Segment
 from embedcache.store.segment_set import LOOKS
 from embedcache.upkeep.rewrite import Store, joint_about
+from embedcache.wording import counted
 
 COMPACT_ROWS = 262_144
 
@@ -39,9 +40,12 @@ class Compacted:
         return {name: getattr(self, name) for name in self.__slots__}
 
     def __str__(self) -> str:
-        line = f"{self.before} segments became {self.after} ({self.rows:,} rows rewritten"
+        line = f"{counted(self.before, 'segment')} became {self.after} "
+        line += f"({counted(self.rows, 'row')} rewritten"
         line += f", {self.bytes_freed:,} bytes freed)"
-        return line + (f"; {self.pinned} stay, pinned by refs" if self.pinned else "")
+        return line + (
+            f"; kept as they are, pinned by refs: {self.pinned:,}" if self.pinned else ""
+        )
 
 
 def compact(cache: Cache, *, target_rows: int = COMPACT_ROWS) -> Compacted:

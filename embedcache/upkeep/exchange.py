@@ -22,6 +22,7 @@ from embedcache.store.columns import OK
 from embedcache.store.photo_ids import PhotoTable
 from embedcache.store.space import Space
 from embedcache.tables import ID_COLUMNS
+from embedcache.wording import counted
 
 U8 = NDArray[np.uint8]
 
@@ -47,8 +48,10 @@ class Exported:
         }
 
     def __str__(self) -> str:
-        line = f"{self.rows:,} vectors of {self.dim} floats in {' and '.join(self.files)}"
-        return line + (f"; {self.skipped:,} ids have no vector" if self.skipped else "")
+        vectors = f"{counted(self.rows, 'vector')} of {counted(self.dim, 'float')}"
+        return f"wrote {vectors} to {' and '.join(self.files)}" + (
+            f"; left out: {counted(self.skipped, 'id')} without a vector" if self.skipped else ""
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +69,8 @@ class Imported:
 
     def __str__(self) -> str:
         return (
-            f"{self.rows:,} vectors of {self.dim} floats are now {self.name}#{self.spec[:8]}; "
-            f"{self.already_here:,} were here already"
+            f"imported {counted(self.rows, 'vector')} of {counted(self.dim, 'float')} as "
+            f"{self.name} (spec {self.spec[:8]}); {self.already_here:,} here already"
         )
 
 
@@ -114,7 +117,8 @@ def export(
         raise NoSuchSpace(without_ids(cache, space))
     if not kept:
         raise NoSuchSpace(
-            f"none of the {len(names):,} photo ids has a vector of {backbone!r} in {cache.path}"
+            f"none of {counted(len(names), 'photo id')} has a vector of {backbone!r} in "
+            f"{cache.path}"
         )
     with disk.plain_errors("write", out):
         if out.suffix == ".parquet":

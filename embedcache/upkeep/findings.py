@@ -5,6 +5,7 @@ from pathlib import Path
 
 from embedcache.spec import Json
 from embedcache.store.manifest import Manifest
+from embedcache.wording import counted
 
 REWRITTEN = "rewritten"
 GIVEN_UP = "given up for lost"
@@ -88,8 +89,9 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.cache}: {self.rows:,} rows in {self.files:,} files ({self.bytes_read:,} bytes) "
-            + ("are as they were written" if self.clean else f"read, {len(self.findings)} problems")
+            f"{self.cache}: {counted(self.rows, 'row')} of vectors, failures, faces and photo ids "
+            f"in {counted(self.files, 'file')}, {self.bytes_read:,} bytes: "
+            + ("as written" if self.clean else counted(len(self.findings), "problem"))
         ]
         for found in self.findings:
             lines.append(f"  {found.path}: {found.problem}")
@@ -100,17 +102,18 @@ class Report:
                 some = ", ".join(found.lost[:5]) + (", ..." if len(found.lost) > 5 else "")
                 lines.append(
                     f"    extract again{f' for {found.space}' if found.space else ''}: "
-                    f"{found.lost_rows:,} photo{'s' if found.lost_rows != 1 else ''}"
+                    f"{counted(found.lost_rows, 'photo')}"
                     f"{f' ({some})' if some else ''}"
                 )
         if self.duplicates:
             lines.append(
-                f"  {self.duplicates:,} rows are stored more than once; {self.differing:,} of them "
-                f"differ, by at most {self.largest_difference:.3g}. Readers take the oldest"
+                f"  {counted(self.duplicates, 'row')} stored more than once, {self.differing:,} "
+                f"of them different, by at most {self.largest_difference:.3g}. Readers take "
+                "the oldest"
             )
         lines += [f"  {note}" for note in self.notes]
         if self.unseen:
-            lines.append(f"  not looked at: {', '.join(self.unseen)}")
+            lines.append(f"  not checked: {', '.join(self.unseen)}")
         helpless = [found for found in self.findings if "'embedcache " not in found.problem]
         if helpless and not any(found.moved for found in self.findings):
             lines.append(

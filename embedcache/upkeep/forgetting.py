@@ -25,6 +25,7 @@ from embedcache.store.segment import Segment
 from embedcache.store.segment_set import members
 from embedcache.store.tombstones import content_mark, pair_mark
 from embedcache.upkeep.local import delete_memory, delete_staged
+from embedcache.wording import counted
 
 U8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
@@ -58,7 +59,10 @@ class Forgotten:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.ids} ids and {self.rows} rows of {self.contents} photos were removed"]
+        lines = [
+            f"removed {counted(self.ids, 'id')} and {counted(self.rows, 'row')} of "
+            f"{counted(self.contents, 'photo')}"
+        ]
         if self.refs:
             lines.append(f"refs that pinned some of them read less now: {', '.join(self.refs)}")
         if self.kept:

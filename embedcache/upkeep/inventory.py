@@ -1,19 +1,24 @@
 """What a cache holds, for `embedcache info`. No torch, no zarr."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from embedcache.photos.kinds import SEVERAL_FACES, in_words
 from embedcache.photos.table import Photos
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.layout import check_root
 from embedcache.store.rows import UNKNOWN, Counts, RowSet
+from embedcache.wording import columns, counted, printable
 
 STATES = {ABSENT: "absent", OK: "ok", FAILED: "failed"}
+SHOWN_PLACES = 5
+SHOWN_IDS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +36,7 @@ class Summary:
     """A cache's spaces, faces and ids; prints itself.
 
     spaces: (spec document, spec digest, counts) per set of vectors;  faces: (digest, counts).
-    n_ids, n_scopes: photo ids, and the folders or tables they were read from.
+    n_ids: photo ids.  places: ids per folder or table that they were read from.
     photos: one line per id, None unless asked for; its states are in the order of `spaces`.
     """
 
@@ -40,7 +45,7 @@ class Summary:
     spaces: tuple[tuple[dict[str, Json], str, Counts], ...]
     faces: tuple[tuple[str, Counts], ...]
     n_ids: int
-    n_scopes: int
+    places: dict[str, int]
     photos: tuple[PhotoLine, ...] | None
 
     def document(self) -> dict[str, Json]:
@@ -48,7 +53,8 @@ class Summary:
             "path": self.path,
             "format": self.format,
             "photo_ids": self.n_ids,
-            "scopes": self.n_scopes,
+            "scopes": len(self.places),
+            "places": dict(self.places),
             "spaces": [
                 {"spec": digest, "document": spec, "dim": spec["dim"], **_counted(counts)}
                 for spec, digest, counts in self.spaces
@@ -58,18 +64,44 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: {self.n_ids:,} photo ids from {self.n_scopes} places"]
+        n_places = len(self.places)
+        lines = [
+            f"{self.path}: {counted(self.n_ids, 'photo id')} from {counted(n_places, 'place')}"
+        ]
+        for place, n in list(self.places.items())[:SHOWN_PLACES]:
+            lines.append(f"  {place} ({counted(n, 'id')})")
+        if n_places > SHOWN_PLACES:
+            lines.append(f"  and {n_places - SHOWN_PLACES:,} more")
         for spec, digest, counts in self.spaces:
-            name = " = ".join(map(plain, counts.names)) or plain(str(spec["architecture"]))
-            lines += [f"{name}  {spec['dim']}-d  spec {digest[:8]}", *_lines(counts)]
+            lines += [f"{_name(spec, counts)}  {spec['dim']}-d  spec {digest[:8]}"]
+            lines += _lines(counts, "distinct photo")
         for digest, counts in self.faces:
-            lines += [f"faces  detector {digest[:8]}", *_lines(counts)]
+            lines += [f"faces  detector {digest[:8]}", *_lines(counts, "distinct photo")]
         if not self.spaces:
             lines.append("no vectors yet: 'embedcache extract PHOTOS --cache DIR' makes some")
-        for photo in self.photos or ():
-            words = (photo.photo_id, photo.digest[:12], *photo.states)
-            lines.append("\t".join(map(plain, words)))
-        return "\n".join(lines)
+        if self.photos is not None:
+            lines += ["", *self._table(self.photos)]
+        return printable("\n".join(lines))
+
+    def _table(self, photos: tuple[PhotoLine, ...]) -> list[str]:
+        """One line per photo, under a header; ids of the same content share it."""
+        if not photos:
+            return ["no such photos"]
+        same: dict[str, list[PhotoLine]] = {}
+        for photo in photos:
+            same.setdefault(photo.digest, []).append(photo)
+        named = [_name(spec, counts) for spec, _, counts in self.spaces]
+        heads = [
+            name if named.count(name) == 1 else f"{name}#{digest[:8]}"
+            for name, (_, digest, _) in zip(named, self.spaces, strict=True)
+        ]
+        rows = [["photo id", "place", "sha256", *heads]]
+        for digest, lines in same.items():
+            ids, places = ([*dict.fromkeys(of(x) for x in lines)] for of in (_id_of, _place_of))
+            states = [in_words(state) for state in lines[0].states]
+            rows.append([_some(ids), _some(places), digest[:12], *states])
+        hint = [f"{SEVERAL_FACES}"] if any("several_faces" in x.states for x in photos) else []
+        return [*columns(rows), *hint]
 
 
 def summarise(cache: Cache, *, photos: bool = False, failed: bool = False) -> Summary:
@@ -101,7 +133,7 @@ def summarise(cache: Cache, *, photos: bool = False, failed: bool = False) -> Su
         spaces=tuple((s.spec.document(), s.digest, s.counts()) for s in spaces),
         faces=tuple((f.digest, f.counts()) for f in cache.face_spaces()),
         n_ids=len(newest),
-        n_scopes=len(set(table.scopes)),
+        places=dict(Counter(table.scopes[i] for i in newest)),
         photos=lines,
     )
 
@@ -128,15 +160,6 @@ def _lacks_a_vector(states: Sequence[str]) -> bool:
     return STATES[OK] not in states or bool({*states} - {STATES[OK], STATES[ABSENT]})
 
 
-def plain(text: str) -> str:
-    """A text of a cache that a terminal may be shown: what cannot be printed is escaped."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
 def _states(space: RowSet, digests: npt.NDArray[np.uint8]) -> list[str]:
     status = space.status(digests)
     reasons = space.reasons(digests)
@@ -160,18 +183,36 @@ def _counted(counts: Counts) -> dict[str, Json]:
     }
 
 
-def _lines(counts: Counts) -> list[str]:
+def _name(spec: dict[str, Json], counts: Counts) -> str:
+    return " = ".join(counts.names) or str(spec["architecture"])
+
+
+def _id_of(photo: PhotoLine) -> str:
+    return photo.photo_id
+
+
+def _place_of(photo: PhotoLine) -> str:
+    return photo.scope
+
+
+def _some(names: list[str]) -> str:
+    """`a.jpg, b.jpg, c.jpg and 4 more`."""
+    more = len(names) - SHOWN_IDS
+    return ", ".join(names[:SHOWN_IDS]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _lines(counts: Counts, noun: str) -> list[str]:
     megabytes = counts.bytes_on_disk / 1e6
     lines = [
-        f"  {counts.ok:,} rows in {counts.segments} segments, {megabytes:,.1f} MB"
-        + (f", last written {plain(counts.last[:10])}" if counts.last else "")
+        f"  {counted(counts.ok, noun)} in {counted(counts.segments, 'segment')}, "
+        f"{megabytes:,.1f} MB" + (f", last written {counts.last[:10]}" if counts.last else "")
     ]
     for what, known in (("writer", counts.writers), ("device", counts.devices)):
         if known.keys() - {UNKNOWN}:
-            shown = ", ".join(f"{plain(name)} ({n:,})" for name, n in known.items())
+            shown = ", ".join(f"{name} ({n:,})" for name, n in known.items())
             lines.append(f"  segments by {what}: {shown}")
     if counts.failed:
-        reasons = ", ".join(f"{n:,} {plain(reason)}" for reason, n in counts.failed.items())
+        reasons = ", ".join(f"{n:,} {in_words(reason)}" for reason, n in counts.failed.items())
         lines.append(f"  failed: {reasons}")
     return lines
 

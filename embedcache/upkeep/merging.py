@@ -16,6 +16,7 @@ from embedcache.store.photo_ids import read_pairs
 from embedcache.store.segment import Segment
 from embedcache.store.union import lacking
 from embedcache.upkeep.rewrite import Store, take
+from embedcache.wording import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,22 +42,22 @@ class Merged:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.rows:,} rows and {self.failures:,} failures were added as {self.segments} "
-            f"segments; {self.already_here:,} rows were here already"
+            f"added {counted(self.rows, 'row')} and {counted(self.failures, 'failure')} as "
+            f"{counted(self.segments, 'segment')}; {self.already_here:,} here already"
         ]
         if self.ids:
-            lines.append(f"{self.ids:,} photo ids were added")
+            lines.append(f"added {counted(self.ids, 'photo id')}")
         if self.withheld:
-            lines.append(f"{self.withheld:,} rows of forgotten photos were left out")
+            lines.append(f"left out: {counted(self.withheld, 'row')} of forgotten photos")
         if self.still_here:
             lines.append(
-                f"{self.still_here:,} rows here belong to photos that were forgotten elsewhere, "
-                f"and are hidden. 'embedcache forget {self.into} --forgotten' removes them"
+                f"{counted(self.still_here, 'row')} here of photos that were forgotten elsewhere, "
+                f"now hidden. 'embedcache forget {self.into} --forgotten' removes them"
             )
         if self.differing:
             lines.append(
-                f"{self.differing:,} rows differ from those here, by at most "
-                f"{self.largest_difference:.3g}; those here stay"
+                f"{counted(self.differing, 'row differs', 'rows differ')} from those here, by at "
+                f"most {self.largest_difference:.3g}; those here stay"
             )
         return "\n".join(lines)
 

@@ -20,6 +20,7 @@ from embedcache.store.refs import (
 )
 from embedcache.store.refs import write_ref as _write_ref
 from embedcache.store.segment import Segment
+from embedcache.wording import counted
 
 TRIES = 5
 
@@ -35,7 +36,7 @@ class Ref:
         return {"ref": self.name, "segments": self.segments}
 
     def __str__(self) -> str:
-        return f"ref {self.name} pins {self.segments} segments"
+        return f"ref {self.name} pins {counted(self.segments, 'segment')}"
 
 
 def write_ref(cache: Cache, name: str) -> Ref:

@@ -121,7 +121,10 @@ class _Audit:
 
     def _unseen(self) -> None:
         """What this did not look at."""
-        for name, what in (("local", "this machine's own memory"), ("damaged", "set aside")):
+        for name, what in (
+            ("local", "this machine's indexes, which are rebuilt"),
+            ("damaged", "set aside by --repair"),
+        ):
             if any((self.root / name).glob("*")):
                 self.report.unseen.append(f"{name}/ ({what})")
         self.report.unseen += [self.record.name(path) for path in self.record.hidden]

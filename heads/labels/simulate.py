@@ -20,6 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from embedcache.errors import LabelsError
+from embedcache.wording import counted
 
 TRUTH = "simulated_truth"
 GENDERS = ("F", "M")
@@ -69,7 +70,8 @@ class Simulation:
 
     def __str__(self) -> str:
         return (
-            f"SIMULATED: {self.users:,} users and {self.swipes:,} swipes (seed {self.seed}); "
+            f"SIMULATED: {counted(self.users, 'user')} and {counted(self.swipes, 'swipe')} "
+            f"(seed {self.seed}); "
             "no person stands behind any row\n"
             f"wrote {self.users_path}\nwrote {self.swipes_path}"
         )

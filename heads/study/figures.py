@@ -6,6 +6,7 @@ no display.
 
 import io
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ _STYLE: Any = {
     "font.family": ["DejaVu Sans"],
 }
 _PANEL = (4.6, 3.6)  # inches
+TITLE_WIDTH = 34  # characters that fit above the axes of a panel whose rows have long names
 
 
 def png(chart: Chart, path: Path) -> None:
@@ -59,7 +61,7 @@ def png(chart: Chart, path: Path) -> None:
         FigureCanvasAgg(figure)
         figure.set_facecolor(COLOURS["paper"])
         for axes, panel in zip(figure.subplots(1, n, squeeze=False)[0], chart.panels, strict=True):
-            _draw(axes, panel, COLOURS)
+            draw(axes, panel, COLOURS)
         if len(chart.legend) > 1:
             handles, names = [], []
             for axes in figure.axes:
@@ -84,7 +86,7 @@ def svg(panel: Panel, *, alt: str) -> str:
         figure = Figure((_PANEL[0], _height(panel)), layout="constrained")
         FigureCanvasSVG(figure)
         figure.patch.set_alpha(0)
-        _draw(figure.subplots(), panel, _CODES)
+        draw(figure.subplots(), panel, _CODES)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
@@ -138,9 +140,10 @@ def _height(panel: Panel) -> float:
     return _PANEL[1] + (0.5 if panel.square else 0)
 
 
-def _draw(axes: Axes, panel: Panel, colour: Mapping[str, str]) -> None:
+def draw(axes: Axes, panel: Panel, colour: Mapping[str, str]) -> None:
+    """Draw one panel of a chart."""
     axes.set_facecolor("none")
-    axes.set_title(panel.title, color=colour["ink"])
+    axes.set_title(textwrap.fill(panel.title, TITLE_WIDTH), color=colour["ink"])
     axes.set_xlabel(panel.x_label, color=colour["muted"])
     axes.set_ylabel(panel.y_label, color=colour["muted"])
     axes.tick_params(color=colour["line"], labelcolor=colour["muted"], length=3)

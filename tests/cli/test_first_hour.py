@@ -83,15 +83,20 @@ def test_photos_without_a_vector_are_named_and_listed(
     status, _, err = run("extract", folder, "--cache", tmp_path / "c")
     assert status == 0
     assert "ignored 1 other file (1 .txt)" in err
-    assert "no vector: bad0.jpg (not_an_image)" in err
-    assert f"... and 1 more: 'embedcache info {tmp_path / 'c'} --failed' lists them" in err
-    lines = [line.split("\t") for line in run("info", tmp_path / "c", "--failed")[1].splitlines()]
-    listed = [(row[0], row[2]) for row in lines if len(row) > 2]
-    assert listed == [(f"bad{i}.jpg", "not_an_image") for i in range(6)]
+    assert "no vector: bad0.jpg (not an image)" in err
+    assert f"... and 1 more: 'embedcache info {tmp_path / 'c'} --failed' lists all" in err
+    head, *lines = run("info", tmp_path / "c", "--failed")[1].partition("\n\n")[2].splitlines()
+    assert [*head.split()] == ["photo", "id", "place", "sha256", "stand-in"]
+    assert len(lines) == 1  # the six have the same bytes
+    assert lines[0].startswith("bad0.jpg, bad1.jpg, bad2.jpg and 3 more  photos-")
+    assert lines[0].endswith("  not an image")
     found = json.loads(run("info", tmp_path / "c", "--failed", "--json")[1])["photos"]
     assert [photo["photo_id"] for photo in found] == [f"bad{i}.jpg" for i in range(6)]
     status, _, err = run("extract", folder, "--cache", tmp_path / "c", "--max-failed", 0.1)
-    assert (status, "6 of 14 photos have no vector of stand-in" in err) == (1, True)
+    assert (status, "6 of 14 photos without a vector of stand-in, mostly: not an image" in err) == (
+        1,
+        True,
+    )
 
 
 def test_a_run_in_which_everything_failed_is_an_error(
@@ -100,7 +105,10 @@ def test_a_run_in_which_everything_failed_is_an_error(
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(b"no picture")
     status, _, err = run("extract", tmp_path / "in", "--cache", tmp_path / "c")
-    assert (status, "mostly 'not_an_image'" in err) == (1, True)
+    assert (status, "1 of 1 photo without a vector of stand-in, mostly: not an image" in err) == (
+        1,
+        True,
+    )
 
 
 def test_a_table_without_its_files_is_an_error(network: None, run: Run, tmp_path: Path) -> None:
@@ -264,3 +272,20 @@ def test_a_name_that_stands_for_nothing_is_refused_before_torch_is_loaded(
     )
     assert (done.returncode, done.stdout) == (1, "False\n"), done.stderr
     assert hint in done.stderr
+
+
+def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
+    from embedcache.__main__ import __file__ as main
+
+    line = """bash -c '"$1" "$2" --show-completion; true' sh "$1" "$2" """
+    shown = shell(line, main)  # which shell this is shows in its parent process
+    assert "complete -o default -F _embedcache" in shown.stdout, shown.stderr
+    for words, found in (("embedcache ex", "extract\nexport"), ("embedcache pull --ph", "--photo")):
+        done = shell(
+            '"$1" "$2"',
+            main,
+            _EMBEDCACHE_COMPLETE="complete_bash",
+            COMP_WORDS=words,
+            COMP_CWORD=str(words.count(" ")),
+        )
+        assert done.stdout.startswith(found), done

@@ -42,7 +42,7 @@ def test_push_info_pull_verify(run: Run, filled: Path, tmp_path: Path) -> None:
     [space] = json.loads(run("info", url, "--json")[1])["spaces"]
     assert (space["names"], space["rows"], space["dim"]) == (["net"], 50, 8)
     status, out, _ = run("pull", url, tmp_path / "b", "--backbone", "net")
-    assert (status, "50 rows in 1 segments" in out) == (0, True)
+    assert (status, "50 rows in 1 segment " in out) == (0, True)
     assert json.loads(run("verify", url, "--json")[1])["clean"] is True
     shard = next((tmp_path / "shared").rglob("embedding/c/0/0"))
     shard.write_bytes(bytes(shard.stat().st_size))
@@ -80,7 +80,7 @@ def test_an_impossible_request_is_one_message(run: Run, filled: Path, tmp_path: 
     for words, message in (
         (("pull", tmp_path / "nowhere", tmp_path / "b"), "there is no shared copy at"),
         (("push", filled, "s3://key:secret@bucket"), "perhaps a credential"),
-        (("push", filled, "gopher://x"), "cannot have a gopher:// URL"),
+        (("push", filled, "gopher://x"), "cannot have the scheme gopher://"),
         (("push", filled, "s3:/bucket"), "did you mean s3://bucket?"),
         (("push", filled, "none"), "extract --remote none"),
         (("push", filled, filled), "is the cache itself"),
@@ -89,7 +89,7 @@ def test_an_impossible_request_is_one_message(run: Run, filled: Path, tmp_path: 
         (("push", filled, tmp_path / "taem" / "faces"), f"there is no folder {tmp_path}/taem"),
         (
             ("extract", "absent", "--cache", tmp_path / "b", "--remote", "s4://x"),
-            "cannot have a s4:// URL",
+            "cannot have the scheme s4://",
         ),
         (("push", tmp_path / "absent", tmp_path / "s"), "there is no cache at"),
         (("info", "file:///x", "--ref", "r"), "need a cache's folder, not a URL"),
@@ -247,3 +247,15 @@ def test_a_pull_within_tight_limits_is_one_message_and_resumes(
     )
     assert again.returncode == 0
     assert len(Cache.open(b).find("net").digests()) == 50 + 480
+
+
+def test_pull_takes_a_url_and_a_folder_or_the_folder_alone(run: Run, tmp_path: Path) -> None:
+    status, out, _ = run("pull", "--help")
+    assert (status, "[URL] DIR" in out, "default" in out.partition("Options:")[0]) == (
+        0,
+        True,
+        False,
+    )
+    assert run("pull")[0] == 2
+    status, _, err = run("pull", "a", "b", "c")
+    assert (status, "at most a URL and a folder; got 3 words" in err) == (2, True)

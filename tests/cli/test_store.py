@@ -48,9 +48,9 @@ def test_info_prints_what_a_cache_holds_and_who_wrote_it(path: Path, run: Run) -
     fill(Cache.open(path).space(SPEC), photos(9))
     status, out, _ = run("info", path)
     assert status == 0
-    assert "5 photo ids from 1 places" in out
+    assert "5 photo ids from 1 place\n" in out
     assert f"net  8-d  spec {SPEC.digest[:8]}" in out
-    assert "3 rows in 2 segments" in out
+    assert "3 distinct photos in 2 segments" in out
     assert "segments by writer: ann (1), unknown (1)" in out
     assert "segments by device: cpu (2)" in out
     assert "1 no face" in out.partition("failed: ")[2]
@@ -68,9 +68,11 @@ def test_info_prints_what_a_cache_holds_and_who_wrote_it(path: Path, run: Run) -
 
 
 def test_info_lists_photos_on_request(path: Path, run: Run) -> None:
-    lines = run("info", path, "--photos")[1].splitlines()
-    table = [line.split("\t") for line in lines if "\t" in line]
-    assert [(row[0], row[2]) for row in table] == [
+    head, *lines = run("info", path, "--photos")[1].partition("\n\n")[2].splitlines()
+    assert head.split() == ["photo", "id", "place", "sha256", "net"]
+    at = head.index("net")
+    assert {line[at - 2 : at] for line in lines} == {"  "}
+    assert [(line[0], line[at:]) for line in lines] == [
         ("a", "ok"),
         ("b", "ok"),
         ("c", "no face"),
@@ -85,7 +87,7 @@ def test_info_lists_photos_on_request(path: Path, run: Run) -> None:
 def test_a_ref_is_read_by_info_and_export(path: Path, tmp_path: Path, run: Run) -> None:
     assert run("ref", path, "then")[0] == 0
     fill(Cache.open(path).space(SPEC), photos(4))
-    assert "2 rows in 1 segments" in run("info", path, "--ref", "then")[1]
+    assert "2 distinct photos in 1 segment," in run("info", path, "--ref", "then")[1]
     out = tmp_path / "F.npy"
     assert run("export", path, "--backbone", "net", "--out", out, "--ref", "then")[0] == 0
     assert np.load(out).shape == (2, 8)
@@ -115,7 +117,7 @@ def test_forget_and_compact_and_merge_say_what_they_did(
     run("ref", path, "then")
     status, out, _ = run("forget", path, "b", "c")
     assert status == 0
-    assert "2 ids and 2 rows of 2 photos were removed" in out
+    assert "removed 2 ids and 2 rows of 2 photos" in out
     assert "read less now: then" in out
     fill(Cache.open(path).space(SPEC), photos(5))
     fill(Cache.open(path).space(SPEC), photos(6))

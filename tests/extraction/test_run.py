@@ -226,7 +226,7 @@ def test_reduced_decoding_is_advised_where_large_jpegs_are_the_bottleneck(
     cache = Cache.open(tmp_path / "c", create=True)
     found = extract(Photos.read(folder), cache, backbone=stand_in.backbone())
     assert found.n_reducible == 2
-    assert ("2 photos are JPEGs at least four times" in str(found)) == advised
+    assert ("2 large JPEGs, at least four times" in str(found)) == advised
 
 
 def test_only_photos_with_one_face_are_embedded_by_a_face_backbone(

@@ -134,7 +134,7 @@ def test_two_folders_have_two_scopes_which_do_not_reveal_their_paths(tmp_path: P
         ({"name": ["a"], "photo": ["a.jpg"]}, "no column photo_id, user_id or id; it has name, ph"),
         ({"photo_id": ["a"], "pic": ["a.jpg"]}, "no column 'photo'"),
         ({"photo_id": ["a", "a"], "photo": ["a.jpg", "b.jpg"]}, "more than one photo"),
-        ({"photo_id": ["a", None], "photo": ["a.jpg", "b.jpg"]}, "1 rows have no"),
+        ({"photo_id": ["a", None], "photo": ["a.jpg", "b.jpg"]}, "1 row without 'photo_id'"),
         ({"photo_id": ["a"], "photo": [""]}, "names no photo"),
         ({"photo_id": ["a"], "photo": ["a\0.jpg"]}, "zero byte"),
     ],

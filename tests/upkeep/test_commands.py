@@ -29,7 +29,7 @@ def test_a_whole_cache_verifies_clean(tmp_path: Path) -> None:
     report = verify(make(tmp_path / "a", *range(20)))
     assert report.clean, str(report)
     assert report.rows == 60
-    assert "as they were written" in str(report)
+    assert "bytes: as written" in str(report)
     assert report.document()["findings"] == []
 
 
@@ -64,7 +64,7 @@ def test_merge_reports_rows_that_differ_and_keeps_ours(tmp_path: Path) -> None:
     told = merge(a, [b])
     assert (told.rows, told.differing) == (1, 1)
     assert told.largest_difference == pytest.approx(0.5, rel=1e-4)
-    assert "differ from those here, by at most 0.5" in str(told)
+    assert "1 row differs from those here, by at most 0.5" in str(told)
     assert (a.space(SPEC).read(photos(3))[0] == model(photos(3))).all()
 
 
@@ -174,7 +174,7 @@ def test_verify_tells_duplicates_and_their_distance(tmp_path: Path) -> None:
     report = verify(cache)
     assert report.clean
     assert (report.duplicates, report.differing) == (2, 1)
-    assert "differ, by at most 0.25" in str(report)
+    assert "1 of them different, by at most 0.25" in str(report)
     assert (cache.space(SPEC).read(photos(2))[0] == model(photos(2))).all()
 
 

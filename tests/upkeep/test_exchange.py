@@ -54,7 +54,7 @@ def test_parquet_holds_a_fixed_size_list_in_the_order_asked(cache: Cache, tmp_pa
 
 
 def test_an_export_of_nothing_is_refused(cache: Cache, tmp_path: Path) -> None:
-    with pytest.raises(NoSuchSpace, match="none of the 1 photo ids"):
+    with pytest.raises(NoSuchSpace, match="none of 1 photo id "):
         export(cache, "net", tmp_path / "F.npy", ids=["p9"])
     with pytest.raises(InputError, match=r"a \.npy or \.parquet file"):
         export(cache, "net", tmp_path / "F.txt")

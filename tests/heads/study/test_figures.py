@@ -188,3 +188,31 @@ def test_a_decompression_bomb_has_no_thumbnail(
     Image.new("1", (300, 300)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(gallery, "_MAX_PIXELS", 80_000)
     assert gallery.thumbnail(tmp_path / "bomb.png") is None
+
+
+def test_a_long_title_stays_inside_its_panel() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from heads.study.charts import Panel
+    from heads.study.figures import COLOURS, draw
+
+    figure = Figure((4.6, 3.6), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    names = tuple(f"light of a long name, cool {i} (n = 36)" for i in range(3))
+    draw(
+        axes := figure.subplots(),
+        Panel(
+            title="1BBOX: EfficientNet on the face-logistic, warm",
+            x_label="accuracy on test, %",
+            y_label="",
+            names=names,
+            series=(),
+        ),
+        COLOURS,
+    )
+    canvas.draw()  # type: ignore[no-untyped-call]
+    for text in (axes._left_title, *axes.get_yticklabels()):  # type: ignore[attr-defined]
+        box = text.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
