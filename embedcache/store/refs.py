@@ -83,10 +83,14 @@ def parse_ref(raw: bytes, *, name: str, where: str) -> Pins:
     return pins
 
 
+class RefTaken(CacheError):
+    """A ref of that name is there already."""
+
+
 def write_ref(cache: Path, name: str, *, pins: Pins, changes: Sequence[Json] = ()) -> str:
     """Write refs/`name`.json and return its digest; nothing holds what it pins until it is entered.
 
-    Raises CacheError for a name that is taken or cannot be one.
+    Raises RefTaken for a name that is taken, CacheError for one that cannot be a name.
     """
     if not NAME.fullmatch(name):
         raise CacheError(
@@ -99,7 +103,7 @@ def write_ref(cache: Path, name: str, *, pins: Pins, changes: Sequence[Json] = (
         try:
             disk.publish(path, raw, contested=True)
         except FileExistsError:
-            raise CacheError(f"{cache} has a ref {name!r} already, and refs never change") from None
+            raise RefTaken(f"{cache} has a ref {name!r} already, and refs never change") from None
     return str(own_digest(raw))
 
 

@@ -13,6 +13,7 @@ from embedcache.store.layout import bring_over
 from embedcache.store.log import Entry, Log, append
 from embedcache.store.refs import (
     Pins,
+    RefTaken,
     dangling,
     read_ref,
     ref_digest,
@@ -61,9 +62,11 @@ def pin(cache: Cache) -> str:
         held = [dict(pins.spaces), dict(pins.faces), dict(pins.photos or {})]
         text = json.dumps(held, default=dict, sort_keys=True)
         name = f"as-of-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        if (cache.path / "refs" / f"{name}.json").exists() or enter_ref(
-            cache, replace(pins, name=name)
-        ):
+        try:
+            there = (cache.path / "refs" / f"{name}.json").exists()
+            if there or enter_ref(cache, replace(pins, name=name)):
+                return name
+        except RefTaken:  # another process pins the same at this moment
             return name
     raise CacheError(f"{cache.path} was changed all the while: run the same command again")
 

@@ -16,6 +16,7 @@ from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.index import Table
 from embedcache.store.space import Space
 from embedcache.store.tombstones import content_mark
+from embedcache.upkeep import pinning
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.forgetting import forget
 from embedcache.upkeep.merging import merge
@@ -279,6 +280,20 @@ def meanwhile(
         return result
 
     monkeypatch.setattr(where, name, call)
+
+
+def test_two_that_pin_the_same_at_one_moment_both_get_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache.open(tmp_path / "pinned", create=True)
+    cache.record_photos("here", ["a"], np.zeros((1, 32), np.uint8))
+    other: list[str] = []
+    meanwhile(
+        *(monkeypatch, pinning, "enter_ref", lambda: other.append(pin(Cache.open(cache.path)))),
+        first=True,
+    )
+    assert [pin(cache)] == other
+    assert verify(cache).clean
 
 
 STEPS = [
