@@ -1,6 +1,7 @@
 """A folder as the documents assume it, on a machine without a network."""
 
 import csv
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +53,21 @@ def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no torch"))
     monkeypatch.setattr(weights, "REACH_SECONDS", 0.0)
+
+
+@pytest.fixture
+def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study files that commands write ask for one epoch and one split: most of their time."""
+    from heads.study import design
+
+    written = design.template
+
+    def shorter(name: str) -> str:
+        text = re.sub(r"^(folds|epochs) = .*\n", "", written(name), flags=re.MULTILINE)
+        text = text.replace("seed = ", "folds = 0\nseed = ", 1)
+        return re.sub(r"^\[fit\].*\n|\Z", "[fit]\nepochs = 1\n", text, count=1, flags=re.MULTILINE)
+
+    monkeypatch.setattr(design, "template", shorter)
 
 
 @pytest.fixture

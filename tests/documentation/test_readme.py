@@ -22,7 +22,7 @@ def test_the_first_screen_of_the_readme_runs_from_an_empty_folder(
 
 @pytest.mark.timeout(900)
 def test_its_first_line_writes_a_page_without_a_network(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None, short_fits: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
     status, out, err = run("demo", "--out", "demo", "--photos", 60)
@@ -32,7 +32,9 @@ def test_its_first_line_writes_a_page_without_a_network(
 
 
 @pytest.mark.timeout(900)
-def test_every_other_block_of_the_readme_runs(world: Path, run: Run, online_once: None) -> None:
+def test_every_other_block_of_the_readme_runs(
+    world: Path, run: Run, online_once: None, short_fits: None
+) -> None:
     (world / "labels.csv").unlink()  # a line makes it
     session = Session(run)
     found = [block for block in blocks(README) if block.language not in ("", "console")]
