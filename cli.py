@@ -68,10 +68,10 @@ def _options(
         ),
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Only errors and warnings on stderr.")
+        bool, typer.Option("--quiet", "-q", help="Print only errors and warnings on stderr.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Also tracebacks of errors.")
+        bool, typer.Option("--verbose", "-v", help="Also print tracebacks of errors.")
     ] = False,
 ) -> None:
     """-q and -v may also stand after a command; see `shell.Commands`."""
@@ -113,7 +113,7 @@ def fit_head(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the fitted heads.")],
     id_column: IdColumn = None,
     weight: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Weight of each row, such as its swipes.")
+        str | None, typer.Option(metavar="COLUMN", help="Column with the weight of each row.")
     ] = None,
     task: Annotated[str, typer.Option(help="auto, regression, binary or multiclass.")] = "auto",
     head: Annotated[
@@ -127,10 +127,10 @@ def fit_head(
         int | None, typer.Option(min=0, help="Keep only photos with exactly N faces.", metavar="N")
     ] = None,
     split_by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Keep rows with equal values on one side.")
+        str | None, typer.Option(metavar="COLUMN", help="Keep rows with equal values together.")
     ] = None,
     split_column: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="A column that says train, dev or test.")
+        str | None, typer.Option(metavar="COLUMN", help="A column that holds train, dev or test.")
     ] = None,
     stratify: Annotated[
         bool, typer.Option("--stratify", help="Stratify the split by class.")
@@ -144,7 +144,7 @@ def fit_head(
         typer.Option(help="K-fold, 3 or more: test every photo once. [default: one split]"),
     ] = None,
     dev_only: Annotated[
-        bool, typer.Option("--dev-only", help="Print dev figures only; look at no test photo.")
+        bool, typer.Option("--dev-only", help="Report on dev only; do not read the test rows.")
     ] = False,
     protocol: Annotated[
         ProtocolName,
@@ -153,12 +153,12 @@ def fit_head(
     hidden: Annotated[
         int | None, typer.Option(min=1, help="Width of each hidden layer. [default: 256]")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs. [default: 20]")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Maximum epochs. [default: 20]")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Photos per step of the training. [default: 256]")
     ] = None,
     learning_rate: Annotated[
-        list[float] | None, typer.Option(help="Repeat it for a sweep; dev chooses.")
+        list[float] | None, typer.Option(help="May be repeated; dev chooses. [default: a sweep]")
     ] = None,
     optimizer: Annotated[Optimizer | None, typer.Option(help="[default: adam]")] = None,
     loss: Annotated[
@@ -166,23 +166,23 @@ def fit_head(
         typer.Option(help="binomial: for ratios whose weights are their counts. [default: auto]"),
     ] = None,
     dropout: Annotated[
-        float | None, typer.Option(help="Share of hidden units dropped. [default: 0]")
+        float | None, typer.Option(help="Dropout rate of hidden units. [default: 0]")
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Decoupled. [default: 0]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="As in AdamW. [default: 0]")] = None,
     members: Annotated[
-        int | None, typer.Option(min=1, help="Networks averaged per rate. [default: 1]")
+        int | None, typer.Option(min=1, help="Ensemble size of each FC head. [default: 1]")
     ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Epochs without a better dev figure; 0: run all. [default: 4; paper: 0]"
+            min=0, help="Stop after N epochs without a dev gain; 0: never. [default: 4; paper: 0]"
         ),
     ] = None,
     start: Annotated[
         Start | None,
         typer.Option(
             help="Initialisation of the FC heads: the linear baseline, the constant, or random. "
-            "[default: by the protocol]"
+            "[default: set by --protocol]"
         ),
     ] = None,
     margin: Annotated[
@@ -195,7 +195,7 @@ def fit_head(
         bool, typer.Option("--drop-missing", help="Leave out rows without a label.")
     ] = False,
     memory_mb: Annotated[
-        int | None, typer.Option(min=1, help="Megabytes of vectors in memory. [default: all]")
+        int | None, typer.Option(min=1, help="Limit of vectors in memory, in MB. [default: none]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "cpu",
@@ -283,7 +283,7 @@ def predict(
     id_column: IdColumn = None,
     backbone: Annotated[
         str | None,
-        typer.Option(metavar="NAME[@face]", help="The backbone, with the place of its weights."),
+        typer.Option(metavar="NAME[@face]", help="The head's backbone, if its weights have moved."),
     ] = None,
     device: DeviceOption = "auto",
     workers: Workers = None,
@@ -338,10 +338,10 @@ def study(
     ] = None,
     init: Annotated[bool, typer.Option("--init", help="Write a commented STUDY.toml.")] = False,
     photos: Annotated[
-        bool, typer.Option(help="Show photos on the page; --no-photos to share it freely.")
+        bool, typer.Option(help="Show photos on the page; use --no-photos to share it.")
     ] = True,
     link: Annotated[
-        bool, typer.Option("--link", help="Keep thumbnails as files beside the page.")
+        bool, typer.Option("--link", help="Save thumbnails beside the page, not in it.")
     ] = False,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
@@ -363,11 +363,11 @@ def simulate(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for users and swipes.")],
     users: Annotated[int, typer.Option(min=1, help="Users before any filter.")] = 85_000,
     swipes: Annotated[int, typer.Option(min=1, help="Swipes before any filter.")] = 40_000_000,
-    seed: Annotated[int, typer.Option(help="For the random numbers.")] = 0,
-    format_: Annotated[Format, typer.Option("--format", help="Of both tables.")] = "csv",
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
+    format_: Annotated[Format, typer.Option("--format", help="Format of both tables.")] = "csv",
     json_: JsonOption = False,
 ) -> None:
-    """Write simulated users and swipes. Their truth is known."""
+    """Write simulated users and swipes. The true like ratios are known."""
     from heads.labels import simulate as simulation
 
     suffix = f".{format_}"
@@ -377,8 +377,8 @@ def simulate(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for everything.")],
-    photos: Annotated[int, typer.Option(min=60, help="Photos to derive.")] = 600,
-    seed: Annotated[int, typer.Option(help="For the random numbers.")] = 0,
+    photos: Annotated[int, typer.Option(min=60, help="Number of photos to make.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
     json_: JsonOption = False,
 ) -> None:
     """Run everything on an example. Photos, vectors, heads and a page; offline."""

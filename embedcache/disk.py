@@ -25,17 +25,16 @@ _SYNC = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _LINKS = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EMLINK)
 _ADVICE = {
-    errno.ENOSPC: "the disk is full: make room, then run the same command again",
-    errno.EDQUOT: "the disk quota is used up: make room, then run the same command again",
-    errno.EROFS: "it is read-only: copy the cache to a place that can be written",
+    errno.ENOSPC: "the disk is full: make room, then rerun the command",
+    errno.EDQUOT: "the disk quota is used up: make room, then rerun the command",
+    errno.EROFS: "it is read-only: copy the cache to a writable folder",
     errno.EACCES: "permission is denied: ask its owner, or copy the cache",
     errno.EPERM: "permission is denied: ask its owner, or copy the cache",
-    errno.EMFILE: "too many open files: raise the limit with 'ulimit -n 1024', then run the same "
-    "command again, which resumes",
-    errno.ENFILE: "this machine has too many open files: close programs, then run the same command "
-    "again, which resumes",
-    errno.ENOMEM: "there is not enough memory: free some, then run the same command again, which "
-    "resumes",
+    errno.EMFILE: "too many open files: raise the limit with 'ulimit -n 1024', then rerun the "
+    "command to resume",
+    errno.ENFILE: "this machine has too many open files: close programs, then rerun the command "
+    "to resume",
+    errno.ENOMEM: "there is not enough memory: free some, then rerun the command to resume",
 }
 
 
@@ -335,7 +334,7 @@ def open_inside(folder: Path, relative: str) -> int:
     try:
         fd = os.open(folder, flags | os.O_DIRECTORY)
     except NotADirectoryError:
-        raise Damaged(f"{folder} is no folder") from None
+        raise Damaged(f"{folder} is not a folder") from None
     try:
         for part in folders:
             fd, parent = os.open(part, flags | os.O_DIRECTORY, dir_fd=fd), fd

@@ -41,7 +41,7 @@ CONCLUSIONS = (
     "what heads learn from a few pictures carries over to others: little. What you may not "
     "conclude: anything about people, or about which network is better. All photos are derived "
     "from ten pictures in three sets. The heads are fitted on the first (Eileen Collins, a cat, "
-    "a cup), settle their options on the second (a man with a camera, a rocket) and are tested on "
+    "a cup), are tuned on the second (a man with a camera, a rocket) and are tested on "
     "the third (Grace Hopper, a star field). One set is one group, so no figure has an interval."
 )
 _SIZES = (400, 448, 500)  # sides of the square photos, in pixels

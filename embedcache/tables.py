@@ -94,14 +94,14 @@ class Sheet:
             if named not in self.names:
                 raise self.error(
                     f"{self.path.name} has no column {named!r}; it has "
-                    f"{', '.join(self.names)}. Name the one with the ids with --id-column"
+                    f"{', '.join(self.names)}. Name the id column with --id-column"
                 )
             return named
         found = next((name for name in ID_COLUMNS if name in self.names), None)
         if found is None:
             raise self.error(
                 f"{self.path.name} has no column {', '.join(ID_COLUMNS[:-1])} or "
-                f"{ID_COLUMNS[-1]}; it has {', '.join(self.names)}. Name the one with the ids with "
+                f"{ID_COLUMNS[-1]}; it has {', '.join(self.names)}. Name the id column with "
                 "--id-column"
             )
         return found
@@ -330,7 +330,7 @@ def _rows(
             if len(cells) != len(header):
                 raise error(
                     f"{path}, line {reader.line_num}: {len(cells)} cells where the header has "
-                    f"{len(header)}. Put a cell that holds {separator!r} between quotes, or mend "
+                    f"{len(header)}. Put a cell that holds {separator!r} between quotes, or fix "
                     "the line"
                 )
             yield [cell.strip() or None for cell in cells]

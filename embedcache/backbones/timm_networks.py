@@ -172,7 +172,7 @@ def _config(model: Any, source: str) -> dict[str, Any]:
         config: dict[str, Any] = timm.data.resolve_data_config({}, model=model)
     except Exception as error:  # whatever an odd configuration makes it raise
         raise WeightsError(
-            f"{source}: its configuration cannot be followed ({weights.first_line(error)}). "
+            f"{source}: its configuration cannot be used ({weights.first_line(error)}). "
             "Correct it in config.json, or name other weights."
         ) from error
     # timm repeats a lone number; what was meant is not known.

@@ -150,7 +150,7 @@ def refuse_gaps(
         facts.append(f"it holds {len(unexpected)} that the network lacks ({some(unexpected)})")
     raise WeightsError(
         f"{source} is no state dict of {architecture}: {' and '.join(facts)}. A network that is "
-        "not wholly loaded would give meaningless vectors. Save the whole state_dict() under the "
+        "only partly loaded gives meaningless vectors. Save the whole state_dict() under the "
         "architecture's own names."
     )
 

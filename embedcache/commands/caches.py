@@ -48,7 +48,7 @@ def info(
 def verify(
     cache: Annotated[str, typer.Argument(metavar="DIR|URL", help="A cache, or a shared copy.")],
     repair: Annotated[
-        bool, typer.Option(help="Move damaged files aside, and say what to extract again.")
+        bool, typer.Option(help="Move damaged files to damaged/ and list what to extract again.")
     ] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -74,7 +74,7 @@ def export(
     ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     all_ids: Annotated[
         bool,
-        typer.Option("--all-ids", help="A row for each folder or table that has a photo."),
+        typer.Option("--all-ids", help="Write ids of every folder or table, not only of the last."),
     ] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -89,10 +89,10 @@ def export(
 def import_(
     cache: CachePath,
     vectors: Annotated[
-        Path, typer.Argument(metavar="VECTORS.npy", help="Floats, a row per photo.")
+        Path, typer.Argument(metavar="VECTORS.npy", help="A float matrix, one row per photo.")
     ],
     ids: Annotated[
-        Path, typer.Option(metavar="ids.csv", help="Their photo ids, in the same order.")
+        Path, typer.Option(metavar="ids.csv", help="CSV of the rows' photo ids, in order.")
     ],
     photos: Annotated[Path, typer.Option(metavar="PHOTOS", help="The photos they belong to.")],
     name: Annotated[str, typer.Option(help="The name for these vectors, as --backbone takes it.")],
@@ -100,7 +100,7 @@ def import_(
     id_column: IdColumn = None,
     json_: JsonOption = False,
 ) -> None:
-    """Import vectors computed elsewhere. They are a set of their own."""
+    """Import vectors computed elsewhere. They never mix with computed vectors."""
     from embedcache.display import counts_on
     from embedcache.upkeep.exchange import import_vectors
 
@@ -125,7 +125,7 @@ def merge(
     with_ids: Annotated[bool, typer.Option(help="Take their photo ids too.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Copy the rows of other caches that this one lacks."""
+    """Copy rows that this cache lacks from other caches."""
     from embedcache.upkeep.merging import merge as join
 
     opened = open_cache(cache, create=True)
@@ -151,17 +151,17 @@ def forget(
         ),
     ] = None,
     forgotten: Annotated[
-        bool, typer.Option("--forgotten", help="All photos that anyone has forgotten before.")
+        bool, typer.Option("--forgotten", help="Delete all photos named by a tombstone here.")
     ] = False,
     scope: Annotated[
         str | None,
         typer.Option(
-            metavar="PLACE", help="Where the ids come from, if one names photos in two places."
+            metavar="PLACE", help="The folder or table of the ids, if an id occurs in two."
         ),
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Remove photos for good. Their rows, faces, ids and entries in refs go."""
+    """Delete photos for good: their vectors, faces, ids and entries in refs."""
     from embedcache.upkeep.forgetting import forget as remove
     from embedcache.upkeep.forgetting import forget_forgotten
 
@@ -186,7 +186,7 @@ def ref(
 
 @commands.command()
 def doctor(json_: JsonOption = False) -> None:
-    """Show versions, devices and weights. Says how to get what is missing."""
+    """Show versions, devices and weights, and how to get what is missing."""
     from embedcache.doctor import diagnose
 
     print_result(diagnose(), json_)

@@ -55,19 +55,19 @@ def extract(
     id_column: IdColumn = None,
     batch_size: BatchSize = None,
     precision: Annotated[
-        Precision, typer.Option(help="Of the network; each gives vectors of its own.")
+        Precision, typer.Option(help="Of the forward pass. Vectors of two precisions never mix.")
     ] = "float32",
     device: DeviceOption = "auto",
     workers: Workers = None,
     decode: Annotated[
         Decode,
         typer.Option(
-            help="full: every pixel, as timm. reduced: large JPEGs faster, vectors of their own."
+            help="full: every pixel, as in timm. reduced: large JPEGs faster, as separate vectors."
         ),
     ] = "full",
     compile_: Annotated[
         Compile,
-        typer.Option("--compile", help="Compile the networks; auto: in runs long enough to gain."),
+        typer.Option("--compile", help="Compile the networks; auto: if the run is long enough."),
     ] = "auto",
     retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
     again: Annotated[
@@ -77,15 +77,15 @@ def extract(
     max_failed: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, metavar="SHARE", help="Exit 1 if more fail. [default: only if all fail]"
+            min=0, max=1, metavar="FRACTION", help="Exit 1 if more fail. [default: if all fail]"
         ),
     ] = None,
     part: Annotated[
         str | None,
         typer.Option(
             metavar="I/N|auto",
-            help="Only the I-th of N parts; auto: as Slurm, Kubernetes or EMBEDCACHE_PART and "
-            "EMBEDCACHE_PARTS say.",
+            help="Only the I-th of N parts; auto: read from Slurm, Kubernetes, or EMBEDCACHE_PART "
+            "and EMBEDCACHE_PARTS.",
         ),
     ] = None,
     ray: Annotated[
@@ -96,14 +96,14 @@ def extract(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done, and how long it takes.")
+        bool, typer.Option("--dry-run", help="Only report what would be done, and the time needed.")
     ] = False,
     remote: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="Take what this shared copy has, compute the rest; 'none' for none. "
-            "[default: that of embedcache.toml]",
+            help="Download what this shared copy has, compute the rest; 'none': use no remote. "
+            "[default: from embedcache.toml]",
         ),
     ] = None,
     offer: Annotated[

@@ -27,7 +27,7 @@ commands = typer.Typer()
 def push(
     cache: CachePath,
     url: Annotated[
-        str | None, typer.Argument(metavar="URL", help="[default: that of embedcache.toml]")
+        str | None, typer.Argument(metavar="URL", help="A URL. [default: from embedcache.toml]")
     ] = None,
     backbone: Backbones = None,
     with_ids: Annotated[
@@ -36,10 +36,10 @@ def push(
     purge: Annotated[
         bool, typer.Option(help="Also delete forgotten rows there; needs permission to delete.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would move.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report what would be moved.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Upload what a shared copy lacks. It is a folder, s3://, gs://, az:// or ssh://."""
+    """Upload what a shared copy lacks. URL: a folder, s3://, gs://, az:// or ssh://."""
     from embedcache.display import transfer_on
     from embedcache.sharing import share
 
@@ -75,7 +75,7 @@ def pull(
         str | None, typer.Option(metavar="NAME", help="Exactly the rows that this ref pins.")
     ] = None,
     with_ids: Annotated[bool, typer.Option(help="Download photo ids too.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would move.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report what would be moved.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Download what this cache lacks. Every row is checked as it arrives."""

@@ -84,7 +84,7 @@ class Forecast:
     def __str__(self) -> str:
         lines = [
             f"{s.backbone}: {counted(s.wanted, 'photo')}, {s.hit:,} present, "
-            + (f"{s.from_remote:,} to come from {self.remote}, " if self.remote else "")
+            + (f"{s.from_remote:,} to download from {self.remote}, " if self.remote else "")
             + f"{s.missing:,} to embed ({s.n_bytes / 1e9:.3f} GB), {s.failed:,} failed before"
             for s in self.spaces
         ]

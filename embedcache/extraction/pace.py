@@ -133,7 +133,7 @@ class PaceFinder:
         if asked_to_compile and not pace.trying:
             least = REPEATS * pace.lanes * pace.size
             self.log(
-                f"{name} is not compiled: {n_photos} photos are too few, a trial takes {least}"
+                f"{name} is not compiled: {n_photos} photos are too few; a trial needs {least}"
             )
         self._paces.append(pace)
         return pace

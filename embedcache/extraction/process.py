@@ -35,7 +35,7 @@ def refuse_fork() -> None:
     """
     if _ran_networks and os.getpid() not in _ran_networks:
         raise EmbedcacheError(
-            "this process was forked from one that had run a network, whose threads it lacks",
+            "this process was forked after a network ran: torch's threads do not survive a fork",
             advice="Start it with multiprocessing.get_context('spawn'), or fork before the first "
             "extraction",
         )

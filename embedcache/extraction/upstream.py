@@ -99,7 +99,7 @@ class Upstream:
             self.n_given += push(self._cache, self._remote, specs=self._specs).rows
         except Denied as error:
             self._offers = False
-            self._warn_once("give", f"{error}. New rows are not offered")
+            self._warn_once("give", f"{error}. New rows are not uploaded")
         except (EmbedcacheError, OSError) as error:
             self._down(error)
 

@@ -234,7 +234,7 @@ def _open(data: bytes, kind: str, max_pixels: int) -> ImageFile.ImageFile:
     """Parse the header; the pixel limit holds before anything of the image's size is allocated."""
     if kind in ("webp", "avif") and not features.check(kind):
         raise DecodeError(
-            Reason.no_decoder, f"this Pillow has no {kind}: install it from its wheel"
+            Reason.no_decoder, f"this Pillow cannot read {kind}: reinstall Pillow from its wheel"
         )
     if kind == "webp":  # its decoder allocates two canvases as soon as it is opened
         _check_pixels(webp_size(data), max_pixels)

@@ -66,7 +66,7 @@ def _photo_column(sheet: Sheet, named: str | None) -> str:
     if found is None:
         raise PhotosError(
             f"{sheet.path} has no column {named or PHOTO_COLUMNS[0]!r}; it has "
-            f"{', '.join(sheet.names) or 'none'}. Name the one with the photos with --photo-column"
+            f"{', '.join(sheet.names) or 'none'}. Name the photo column with --photo-column"
         )
     return found
 
@@ -77,7 +77,7 @@ def _ids(
     """(column, ids, how they were found); photos stored in a table go by their own paths."""
     inline = any(isinstance(photo, InlinePhoto) for photo in photos)
     if named is None and inline and not {*ID_COLUMNS} & {*sheet.names}:
-        note = f"{sheet.path.name} has no id column: its photos are called by their paths"
+        note = f"{sheet.path.name} has no id column: the photos' paths are used as ids"
         return "path", [str(photo) for photo in photos], (note,)
     column = sheet.id_column(named)
     usual = named is not None or column == ID_COLUMNS[0]

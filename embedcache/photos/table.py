@@ -93,8 +93,8 @@ class Photos:
             listed = folder.photos_below(path, progress)
             if not listed.ids:
                 raise PhotosError(
-                    f"no photos in {path}: looked in it and below for files named "
-                    f"{', '.join(sorted(SUFFIXES))}, and at the first bytes of others"
+                    f"no photos in {path}: searched it and its subfolders for files named "
+                    f"{', '.join(sorted(SUFFIXES))}, and read the first bytes of others"
                     + (f". Found {_ignored(listed.ignored)}" if listed.ignored else "")
                 )
             return cls(listed.ids, listed.paths, scope_of(path), ignored=listed.ignored)

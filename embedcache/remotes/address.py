@@ -46,7 +46,7 @@ def parse_address(address: str) -> Path | SplitResult:
         try:
             return Path(address).expanduser()
         except RuntimeError:
-            raise RemoteError(f"{address} names the home of a user who does not exist") from None
+            raise RemoteError(f"{address}: no such user") from None
     scheme, _, rest = address.partition("://")
     try:
         parts = urlsplit(address)

@@ -206,7 +206,7 @@ class FilesRemote:
             yield
         except FileNotFoundError:
             raise RemoteError(
-                f"no shared copy can be at {self.name}: no folder can be created there",
+                f"a shared copy cannot be created at {self.name}: no folder can be made there",
                 advice="Name another place",
             ) from None
 

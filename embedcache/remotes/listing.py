@@ -61,7 +61,7 @@ async def _next(stream: AsyncIterator[list[dict[str, Any]]], name: str) -> list[
             raise Unreachable(
                 f"{name} cannot be reached: it did not send a page of its listing in "
                 f"{PAGE_SECONDS:.0f} s",
-                advice="Run the same command again",
+                advice="Rerun the command",
             )
     return task.result()
 

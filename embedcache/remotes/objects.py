@@ -116,9 +116,7 @@ class ObjectRemote:
             except problems.AlreadyExistsError:
                 return False
             except (problems.NotSupportedError, NotImplementedError):
-                raise Unconditional(
-                    f"{self.name} cannot create an object only if it does not exist"
-                ) from None
+                raise Unconditional(f"{self.name} does not support conditional writes") from None
         return True
 
     def leftovers(self, segments: str) -> Sequence[str]:
@@ -165,7 +163,7 @@ class ObjectRemote:
                 ) from None
             raise Unreachable(
                 f"{self.name} cannot be reached ({key}): {reason_of(error)}",
-                advice="Check the address and the network, then run the same command again",
+                advice="Check the address and the network, then rerun the command",
             ) from None
 
     def _refuse_redirect(self, error: Exception) -> None:

@@ -128,10 +128,8 @@ def plain_os_error(error: Exception, name: str, key: str) -> Exception:
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         return error  # of this machine, not of the remote: trying again does not help
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RemoteError(
-            f"{name} is full", advice="Make room there, then run the same command again"
-        )
+        return RemoteError(f"{name} is full", advice="Make room there, then rerun the command")
     return Unreachable(
         f"{name} cannot be reached ({key}): {error.strerror or error}",
-        advice="Run the same command again",
+        advice="Rerun the command",
     )

@@ -213,7 +213,7 @@ def _connect(url: SplitResult) -> Any:
         if "known_hosts" in str(error):
             raise RemoteError(
                 f"the key of {place} is not in your known_hosts",
-                advice="Connect once with 'ssh' and check it, then run the same command again",
+                advice="Connect once with 'ssh' and check it, then rerun the command",
             ) from None
         if "No authentication methods" in str(error):
             raise RemoteError(

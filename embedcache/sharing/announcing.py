@@ -79,8 +79,8 @@ def send_refs(
             if not same_ref(mine, theirs[name]):
                 counts.problems.append(
                     RemoteError(
-                        f"ref {name} of {copy.remote.name} pins other segments than ref {name} "
-                        "here, which was not sent",
+                        f"ref {name} was not pushed: ref {name} of {copy.remote.name} pins "
+                        "other segments",
                         advice="Refs never change: one of the two needs another name",
                     )
                 )
@@ -89,7 +89,7 @@ def send_refs(
         if pins is None:
             counts.problems.append(
                 RemoteError(
-                    f"ref {name} was not sent: it pins segments with photos that were forgotten",
+                    f"ref {name} was not pushed: it pins segments with forgotten photos",
                     advice=f"Run 'embedcache pull {copy.remote.name} {cache.path}', 'embedcache "
                     f"forget {cache.path} --forgotten', then push again",
                 )
@@ -105,7 +105,7 @@ def send_refs(
             counts.problems.append(
                 RemoteError(
                     f"ref {name} was not sent: {copy.remote.name} was changed meanwhile",
-                    advice="Run the same command again",
+                    advice="Rerun the command",
                 )
             )
 

@@ -67,7 +67,7 @@ def arriving(
             screens = dict(zip(files, _all(jobs), strict=True))
             (folder / MANIFEST).write_bytes(source.raw)
         except FileNotFoundError:
-            raise Damaged("its files here were deleted while it arrived") from None
+            raise Damaged("its files here were deleted during the pull") from None
         segment = Segment.read(str(folder), kind=source.manifest.kind, space=source.manifest.space)
         try:
             check_segment(segment, row_crcs=_row_crcs(source, screens))

@@ -43,9 +43,9 @@ def confirm(
             if not _is_there(now, f"{key}/segments/{segment}", manifest, listed):
                 counts.problems.append(
                     RemoteError(
-                        f"segment {segment} was published at {copy.remote.name} and is not whole "
-                        "there: somebody removed files of it meanwhile",
-                        advice="Run the same command again",
+                        f"segment {segment} was published at {copy.remote.name} but is incomplete "
+                        "there: somebody deleted some of its files",
+                        advice="Rerun the command",
                     )
                 )
     latest = now.marks()
@@ -86,8 +86,8 @@ def _is_there(
 
 def _left(copy: SharedCopy) -> RemoteError:
     return RemoteError(
-        "photos were forgotten while rows of them were being pushed: no pull brings them, but they "
-        f"lie at {copy.remote.name}",
+        "photos were forgotten during the push: pulls skip their rows, which are still stored "
+        f"at {copy.remote.name}",
         advice="Ask somebody who may delete there to run 'embedcache push --purge'",
     )
 

@@ -23,7 +23,7 @@ class RemovedHere(CacheError):
     def __init__(self, segment: Segment) -> None:
         super().__init__(
             f"segment {segment.id} was compacted or forgotten during the push",
-            advice="Run the same command again",
+            advice="Rerun the command",
         )
 
 

@@ -35,8 +35,8 @@ def take_refs(
             if not same_ref(read_local_ref(cache, name), theirs):
                 counts.problems.append(
                     RemoteError(
-                        f"ref {name} here pins other segments than ref {name} of "
-                        f"{copy.remote.name}, which was not written",
+                        f"ref {name} was not pulled: ref {name} here pins other segments than "
+                        f"that of {copy.remote.name}",
                         advice="Refs never change: one of the two needs another name",
                     )
                 )
@@ -53,7 +53,7 @@ def take_refs(
             counts.problems.append(RemoteError(f"ref {name} lacks {n_lacking} of its segments"))
         elif n_lacking:
             counts.notes.append(
-                f"ref {name} was not written: {n_lacking} of its segments are not here. "
+                f"ref {name} was not pulled: {n_lacking} of its segments are not here. "
                 f"'embedcache pull --ref {name} {copy.remote.name} {cache.path}' brings them"
             )
         else:
@@ -81,7 +81,7 @@ def _write(
         counts.problems.append(
             RemoteError(
                 f"segments of ref {pins.name} were removed here while it was written",
-                advice="Run the same command again",
+                advice="Rerun the command",
             )
         )
 

@@ -90,8 +90,8 @@ def purge(
         now = now.relisted()
     counts.problems.append(
         RemoteError(
-            f"{copy.remote.name} was changed by others all the while",
-            advice="Run the same command again",
+            f"{copy.remote.name} kept changing while this command ran",
+            advice="Rerun the command",
         )
     )
 

@@ -56,6 +56,6 @@ def advice(remote: Remote) -> str:
     if "://" not in url:  # `embedcache verify` takes a plain path for a cache
         url = f"file://{Path(url).absolute()}"
     return (
-        "Run the same command again; if it fails again, the shared copy is damaged: "
+        "Rerun the command; if it fails again, the shared copy is damaged: "
         f"'embedcache verify {url}' lists the damage"
     )

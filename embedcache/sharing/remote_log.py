@@ -76,7 +76,7 @@ class RemoteLog:
                 key = f"{name.partition('/')[0]}/{successor}"
                 if key in gone or key in last.segments:
                     raise RemoteError(
-                        f"the log of removals replaces {name} by a segment that was removed",
+                        f"the removal log replaces {name} by a segment that was removed",
                         asked=self._remote.name,
                         advice=advice(self._remote),
                     )
@@ -109,9 +109,7 @@ class RemoteLog:
         if self._remote.create_once("spaces/zarr.json", document) and self._remote.create_once(
             "spaces/zarr.json", document
         ):
-            raise Unconditional(
-                f"{self._remote.name} cannot create an object only if it does not exist"
-            )
+            raise Unconditional(f"{self._remote.name} does not support conditional writes")
         self._is_conditional = True
 
 

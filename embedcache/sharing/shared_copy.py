@@ -193,7 +193,7 @@ class SharedCopy:
                     f"{entry.key} lists forgotten photos and is damaged ({error.found}), so "
                     "nothing was moved",
                     asked=self.remote.name,
-                    advice="Run the same command again; if it fails again, remove that file there "
+                    advice="Rerun the command; if it fails again, remove that file there "
                     "and push from a cache that holds it",
                 ) from None
             found[name] = raw

@@ -108,8 +108,8 @@ class Taking:
                 return error
             except FileNotFoundError:
                 return RemoteError(
-                    f"segment {piece.segment.id} was deleted while it arrived, as 'forget' does",
-                    advice="Run the same command again",
+                    f"segment {piece.segment.id} was deleted during the pull, perhaps by 'forget'",
+                    advice="Rerun the command",
                 )
             except (RemoteError, Damaged, NotACache) as error:
                 return error

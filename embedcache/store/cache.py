@@ -338,7 +338,7 @@ class Cache:
                 if entry.name.startswith(".") or entry.name == "zarr.json":
                     continue
                 if not HEX_DIGEST.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
-                    raise Damaged(f"{entry.path} is not embedcache's: move it out of the cache")
+                    raise Damaged(f"{entry.path} does not belong in a cache: move it elsewhere")
                 found.append(entry.name)
         return sorted(found)
 
@@ -364,7 +364,7 @@ class Cache:
     def _refuse_at_ref(self) -> None:
         if self._pins is not None:
             raise CacheError(
-                f"{self.path} was opened at a ref, which never changes: open it without to write"
+                f"{self.path} was opened at a ref, and is read-only: open it without ref to write"
             )
 
 
@@ -392,8 +392,8 @@ def _label(space: Space) -> str:
 def without_ids(cache: Cache, space: Space) -> str:
     """What to say of a cache whose rows have no photo ids, as after a pull."""
     return (
-        f"{cache.path} has vectors but no photo ids, which stay home when vectors are shared. Run "
+        f"{cache.path} has vectors but no photo ids: ids are not shared by default. Run "
         f"'embedcache extract PHOTOS --cache {cache.path} --backbone "
-        f"{next(iter(space.names), 'NAME')}' once: it embeds nothing that is there, and gives the "
-        f"rows their ids. Or 'embedcache pull --with-ids URL {cache.path}', if they were sent"
+        f"{next(iter(space.names), 'NAME')}' once: it embeds nothing twice and records "
+        f"the ids. Or 'embedcache pull --with-ids URL {cache.path}', if they were pushed"
     )

@@ -136,7 +136,7 @@ def holder(folder: Path) -> str:
             return ""
         lease, _ = _read_lease(folder)
     except (OSError, Damaged):
-        return "a process that did not leave its name"
+        return "an unknown process"
     return f"process {lease.get('pid')} on {lease.get('host')}"
 
 

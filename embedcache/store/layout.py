@@ -99,7 +99,7 @@ def refuse_links(cache: Path) -> None:
                 if entry.is_symlink():
                     raise Damaged(f"{entry.path} is a link: refused. Move it out of the cache")
                 if folder == cache and entry.name in FOLDERS and not entry.is_dir():
-                    raise Damaged(f"{entry.path} is no folder. Move it out of the cache")
+                    raise Damaged(f"{entry.path} is not a folder. Move it out of the cache")
 
 
 def check_group(folder: Path, document: dict[str, Json]) -> None:
@@ -120,7 +120,7 @@ def check_group(folder: Path, document: dict[str, Json]) -> None:
         )
     if document == root_document() and ours is None:
         raise NotACache(f"{folder} is a Zarr store, but not an embedcache cache")
-    raise Damaged(f"{folder / 'zarr.json'} is not as embedcache writes it")
+    raise Damaged(f"{folder / 'zarr.json'} was changed, or was not written by embedcache")
 
 
 def read_attributes(folder: Path) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def read_attributes(folder: Path) -> dict[str, Any]:
         raise Damaged(f"{folder / 'zarr.json'} is missing: the cache is damaged") from None
     ours = _attributes(raw)
     if ours is None or raw != encode_document(group_document({"embedcache": ours})):
-        raise Damaged(f"{folder / 'zarr.json'} is not as embedcache writes it")
+        raise Damaged(f"{folder / 'zarr.json'} was changed, or was not written by embedcache")
     return ours
 
 

@@ -70,7 +70,7 @@ class Entry:
     @classmethod
     def parse(cls, raw: bytes, *, number: int) -> "tuple[Entry, str]":
         """An entry's bytes (untrusted): (entry, nonce); Damaged says what is wrong with them."""
-        what = f"entry {number} of the log of removals"
+        what = f"entry {number} of the removal log"
         document, _ = unseal(raw, what=what, limit=MAX_LIST_BYTES)
         try:
             if document["kind"] != FOLDER:

@@ -172,9 +172,9 @@ def _holder(path: Path) -> str:
     if (path / journal.FOLDER / "journal").exists():
         return journal.holder(path)
     if any(kind.fullmatch(path.name) for kind in (_GONE, _LEAVING, _ASIDE)):
-        return "a process that is at work" if disk.maker_is_gone(path.name) is False else ""
+        return "a running process" if disk.maker_is_gone(path.name) is False else ""
     with contextlib.suppress(OSError):
-        return "" if _abandoned(path) else "a process that is at work"
+        return "" if _abandoned(path) else "a running process"
     return ""
 
 
@@ -197,8 +197,8 @@ def _publish_rows(
             writer.commit()
     except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise Damaged(
-            f"{folder}, which was left unfinished, has a lease or journal that does not fit: "
-            f"{error}. Remove the folder to go on without its rows"
+            f"{folder}, which was left unfinished, has an invalid lease or journal: "
+            f"{error}. Delete the folder to continue without its rows"
         ) from None
     return writer.n_written
 

@@ -122,7 +122,7 @@ class Segment:
         self.manifest.check_files()
         for path, expected in self.documents().items():
             if self._file(path, size=len(expected)) != expected:
-                raise Damaged(f"{self.folder / path} is not as format 1 has it")
+                raise Damaged(f"{self.folder / path} is not as format 1 defines it")
         self._checked = True
 
     def _file(self, path: str, *, size: int) -> bytes:

@@ -183,8 +183,8 @@ class SegmentSet:
             return  # somebody joined it with others, or took its dead rows away
         if segment is None:
             raise CacheError(
-                f"{path} is gone: another process took it for a dead writer's. What it held is "
-                "published by that process: run the same command again"
+                f"{path} is gone: another process took its writer for dead and published its "
+                "rows. Rerun the command"
             )
         if dead and self.dead_rows(segment, dead).any():
             self.take_dead_rows_away(lambda other: other.id == segment_id)
@@ -266,13 +266,11 @@ class SegmentSet:
                     again = True  # another process removed it
             if not again:
                 return n_rows
-        raise CacheError(
-            f"{self.folder} was changed by others all the while: run the same command again"
-        )
+        raise CacheError(f"{self.folder} kept changing while this command ran: rerun it")
 
     def _refuse_at_ref(self) -> None:
         if self._pins is not None:
-            raise CacheError(f"{self.folder} was opened at a ref: open the cache without, to write")
+            raise CacheError(f"{self.folder} was opened at a ref: open it without ref to write")
 
 
 def members(digests: U8, contents: Iterable[bytes]) -> Bool:

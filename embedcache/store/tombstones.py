@@ -150,7 +150,7 @@ def list_marks(cache: Path, which: Which) -> list[str]:
         return []
     for name in names:
         if not is_segment_id(name.removesuffix(".json")) or not name.endswith(".json"):
-            raise Damaged(f"{cache / which / name} is not embedcache's: move it out of the cache")
+            raise Damaged(f"{cache / which / name} does not belong in a cache: move it elsewhere")
     return names
 
 
@@ -166,7 +166,7 @@ def read_lift(cache: Path, name: str) -> Lift:
 
 def _read(cache: Path, folder: str, name: str) -> bytes:
     if not name.endswith(".json") or not is_segment_id(name.removesuffix(".json")):
-        raise Damaged(f"{cache / folder / name} is not embedcache's: move it out of the cache")
+        raise Damaged(f"{cache / folder / name} does not belong in a cache: move it elsewhere")
     return disk.read_inside(cache, f"{folder}/{name}", limit=MAX_BYTES)
 
 

@@ -141,8 +141,8 @@ class _Writer:
                 if draft.folder.exists():
                     raise
                 raise CacheError(
-                    f"{draft.folder} is gone: another process took it for a dead writer's, and "
-                    "publishes its rows. Run the same command again"
+                    f"{draft.folder} is gone: another process took its writer for dead and "
+                    "publishes its rows. Rerun the command"
                 ) from None
 
     def _columns(self) -> Columns:

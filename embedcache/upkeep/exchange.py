@@ -165,7 +165,7 @@ def import_vectors(
     if len(names) != len(matrix):
         raise InputError(
             f"{vectors} has {len(matrix):,} rows and {ids_csv} has {len(names):,} ids: "
-            "they must be as many, in the same order"
+            "give exactly one id per row, in the same order"
         )
     if len(set(names)) < len(names):
         seen: set[str] = set()
@@ -221,8 +221,7 @@ def read_ids(path: Path) -> list[str]:
             column = next((header.index(name) for name in ID_COLUMNS if name in header), 0)
             if header[column] not in ID_COLUMNS and len(header) > 1:
                 raise InputError(
-                    f"{path} has the columns {', '.join(header)}; name the one with the ids "
-                    "photo_id"
+                    f"{path} has the columns {', '.join(header)}; rename the id column to photo_id"
                 )
             return [row[column] for row in reader if row]
     except FileNotFoundError:
@@ -263,7 +262,7 @@ def _blocks(space: Space, digests: U8) -> Iterator[NDArray[np.float32]]:
     for start in range(0, len(digests), BLOCK_ROWS):
         rows, found = space.read(digests[start : start + BLOCK_ROWS])
         if not found.all():
-            raise NoSuchSpace("rows were forgotten while they were exported: run it again")
+            raise NoSuchSpace("rows were forgotten during the export: rerun the command")
         yield rows
 
 

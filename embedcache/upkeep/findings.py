@@ -8,8 +8,8 @@ from embedcache.store.manifest import Manifest
 from embedcache.wording import counted
 
 REWRITTEN = "rewritten"
-GIVEN_UP = "given up for lost"
-ENTERED = "entered in the log"
+GIVEN_UP = "marked as lost"
+ENTERED = "added to the removal log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,9 +64,9 @@ class Forgotten:
             f"{counted(self.contents, 'photo')}"
         ]
         if self.refs:
-            lines.append(f"refs that pinned some of them read less now: {', '.join(self.refs)}")
+            lines.append(f"refs that now hold fewer rows: {', '.join(self.refs)}")
         if self.kept:
-            lines.append(f"the same photo stays under other ids: {', '.join(self.kept)}")
+            lines.append(f"the same photo is kept under other ids: {', '.join(self.kept)}")
         return "\n".join([*lines, *self.notes])
 
 
@@ -211,7 +211,7 @@ def _named(cache: Cache, table: PhotoTable, texts: set[str]) -> dict[str, bytes]
     for text in digits:
         fitting = [content for content in known if content.hex().startswith(text)]
         if len(fitting) > 1:
-            raise CacheError(f"{len(fitting)} contents in {cache.path} begin with {text}: say more")
+            raise CacheError(f"{len(fitting)} sha256 in {cache.path} begin with {text}: add digits")
         if fitting:
             found[text] = fitting[0]
         elif len(text) == 64 and content_mark(bytes.fromhex(text)) in marks:
@@ -225,9 +225,9 @@ def _check_known(cache: Cache, wanted: set[str], found: set[Pair]) -> None:
         for store in cache.sets():
             finish(store)  # of a run that was cut off at its very end
         raise CacheError(
-            f"{cache.path} knows no photo id or content {unknown[0]!r}"
-            + (f" (nor {len(unknown) - 1} others of those given)" if len(unknown) > 1 else "")
-            + ". 'embedcache info' shows ids that it knows"
+            f"{cache.path} knows no photo id or sha256 {unknown[0]!r}"
+            + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else "")
+            + f". 'embedcache info {cache.path} --photos' lists all"
         )
     places: dict[str, dict[str, set[bytes]]] = {}
     for scope, name, content in found:
@@ -243,7 +243,7 @@ def _check_known(cache: Cache, wanted: set[str], found: set[Pair]) -> None:
 
 
 def _forget_here(cache: Cache) -> tuple[str, ...]:
-    """Delete this machine's own memory of photos, and say where else their bytes may lie."""
+    """Delete state of this machine only of photos, and say where else their bytes may lie."""
     delete_memory(cache.path)
     notes: list[str] = []
     for store in cache.sets():
@@ -254,13 +254,13 @@ def _forget_here(cache: Cache) -> tuple[str, ...]:
         ]
     for segments in _segment_folders(cache.path):
         notes += [
-            f"{left.path} is being written by {left.holder}: what it holds of forgotten photos "
-            "is taken away when it is published"
+            f"{left.path} is being written by {left.holder}: its rows of forgotten photos "
+            "are removed when it is published"
             for left in leftovers(segments)
             if left.holder
         ]
     notes += [
-        f"{left.path} is held by {left.holder}, perhaps with these rows: run this again later"
+        f"{left.path} is held by {left.holder}, perhaps with these rows: rerun this later"
         for left in delete_staged(cache.path)
     ]
     if (cache.path / "damaged").exists():

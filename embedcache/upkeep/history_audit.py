@@ -90,7 +90,7 @@ class HistoryAudit:
             if not damaged:
                 self.record.find(
                     self.record.root / name,
-                    "is missing, and the log of removals names it. Restore it from a backup, or "
+                    "is missing, and the removal log names it. Restore it from a backup, or "
                     "forget its photos again: a merge may bring them back",
                     moved=GIVEN_UP if self.record.repair else "",
                 )
@@ -100,7 +100,7 @@ class HistoryAudit:
         for name in unknown:
             self.record.find(
                 self.record.root / name,
-                "is named by no entry of the log of removals: the run that wrote it was cut off. "
+                "is named by no entry of the removal log: the run that wrote it was interrupted. "
                 f"'embedcache forget {self.record.report.cache} --forgotten' finishes it",
                 moved=ENTERED if self.record.repair else "",
             )
@@ -123,11 +123,11 @@ class HistoryAudit:
                     problem += f", and {len(missing) - 1} others"
                 removed = {gone.partition("/")[2] for gone in self.log.gone}
                 if not removed & {*missing}:
-                    problem += ". The ref holds again once they are back (merge or pull them)"
+                    problem += ". Merge or pull what is missing to make the ref work again"
                 self.record.find(path, problem, move=path)
         there = {Path(name).stem for name in self.record.children(self.record.root / "refs")}
         for name in sorted(self.log.refs.keys() - there):
-            self.record.report.notes.append(f"ref {name} was deleted: it pins nothing any more")
+            self.record.report.notes.append(f"ref {name} was deleted: it no longer pins anything")
 
     def _missing(self, pins: Pins) -> list[str]:
         """The segments that a ref pins and that are not here, nor all that stands for them.

@@ -1,4 +1,4 @@
-"""What `local/` holds of photos: this machine's own memory, and what transfers left there."""
+"""What `local/` holds of photos: state of this machine only, and what transfers left there."""
 
 import contextlib
 import fcntl
@@ -28,7 +28,7 @@ def staged(cache: Path) -> Iterator[Leftover]:
         yield Leftover(path, _holder_of(path / "lock"))
     for path in sorted((cache / "local").glob("outgoing-*")):
         gone = disk.maker_is_gone(path.name)
-        yield Leftover(path, "" if gone is not False else "a push that is at work")
+        yield Leftover(path, "" if gone is not False else "a running push")
 
 
 def delete_staged(cache: Path) -> list[Leftover]:
@@ -54,7 +54,7 @@ def _holder_of(lock: Path) -> str:
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return "a pull that is at work"
+            return "a running pull"
         finally:
             os.close(fd)
     return ""

@@ -57,7 +57,7 @@ class Merged:
         if self.differing:
             lines.append(
                 f"{counted(self.differing, 'row differs', 'rows differ')} from those here, by at "
-                f"most {self.largest_difference:.3g}; those here stay"
+                f"most {self.largest_difference:.3g}; the existing rows are kept"
             )
         return "\n".join(lines)
 

@@ -47,8 +47,8 @@ def write_ref(cache: Cache, name: str) -> Ref:
         if enter_ref(cache, pins):
             return Ref(name=name, segments=sum(map(len, pins.parts)))
     raise CacheError(
-        f"{cache.path} was compacted, or photos forgotten, all the while that ref {name!r} was "
-        "written: run the same command again"
+        f"{cache.path} kept changing (compact or forget) while ref {name!r} was written: "
+        "rerun the command"
     )
 
 
@@ -68,7 +68,7 @@ def pin(cache: Cache) -> str:
                 return name
         except RefTaken:  # another process pins the same at this moment
             return name
-    raise CacheError(f"{cache.path} was changed all the while: run the same command again")
+    raise CacheError(f"{cache.path} kept changing while this command ran: rerun it")
 
 
 def enter_ref(cache: Cache, pins: Pins, *, changes: Sequence[Json] = ()) -> bool:
@@ -86,7 +86,7 @@ def enter_ref(cache: Cache, pins: Pins, *, changes: Sequence[Json] = ()) -> bool
         return False
     if ref_digest(cache.path, pins.name) != digest:
         raise CacheError(
-            f"ref {pins.name!r} of {cache.path} was written by another process at the same time"
+            f"ref {pins.name!r} of {cache.path} was written by another process: choose another name"
         )
     return True
 

@@ -117,12 +117,12 @@ class Record:
             self.report.notes.append(f"{self.name(left.path)} is being written by {left.holder}")
         elif "local" in (left.path.parent.name, left.path.parent.parent.name):
             self.find(
-                left.path, "was left by a transfer that was cut off. Run it again, or delete it"
+                left.path, "was left by an interrupted push or pull. Rerun that, or delete this"
             )
         else:
             self.find(
                 left.path,
-                "was left by a process that is gone. 'embedcache compact "
+                "was left by a process that has ended. 'embedcache compact "
                 f"{self.report.cache}' keeps its rows and removes it",
             )
 

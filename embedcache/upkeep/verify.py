@@ -84,7 +84,7 @@ class _Audit:
         self.dead = self.past.read_marks(is_old=is_old)
         for part in PARTS:
             if not (self.root / part).is_dir():
-                self.record.find(self.root / part, "is missing, with all that it held")
+                self.record.find(self.root / part, "is missing, with everything in it")
                 if not self.repair:
                     continue
                 disk.make_folder(self.root / part)
@@ -116,7 +116,7 @@ class _Audit:
                 self.record.group(self.root, root_document())
         for name in self.record.children(self.root):
             if name not in {"zarr.json", *FOLDERS}:
-                self.record.find(self.root / name, "is not embedcache's")
+                self.record.find(self.root / name, "does not belong in a cache")
         return is_old
 
     def _unseen(self) -> None:
@@ -135,7 +135,7 @@ class _Audit:
     def _space(self, folder: Path, part: str) -> None:
         try:
             if not HEX_DIGEST.fullmatch(folder.name) or folder.is_symlink():
-                raise Damaged("is not embedcache's")
+                raise Damaged("does not belong in a cache")
             attributes = read_attributes(folder)
             document = attributes.get("detector" if part == "faces" else "spec")
             if not isinstance(document, dict) or face_digest(document) != folder.name:
@@ -173,14 +173,14 @@ class _Audit:
     def _strangers(self, folder: Path) -> None:
         for name in self.record.children(folder):
             if name not in ("zarr.json", "segments"):
-                self.record.find(folder / name, "is not embedcache's")
+                self.record.find(folder / name, "does not belong in a cache")
 
     def _segments_of(
         self, folder: Path, kind: Kind, label: str, of: Space | FaceSpace | PhotoIds
     ) -> list[Segment]:
         segments = folder / "segments"
         if not segments.is_dir() or segments.is_symlink():
-            self.record.find(segments, "is missing, with all that it held")
+            self.record.find(segments, "is missing, with everything in it")
             if not self.repair or segments.is_symlink():
                 return []
             disk.make_folder(segments)
@@ -195,7 +195,7 @@ class _Audit:
                 continue
             if f"{of.key}/{name}" in self.past.log.gone:
                 problem = (
-                    "was removed, and is not deleted yet. 'embedcache compact "
+                    "was removed but is not deleted yet. 'embedcache compact "
                     f"{self.report.cache}' deletes it"
                 )
                 self.record.find(path, problem, passing=True)

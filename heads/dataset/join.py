@@ -321,7 +321,7 @@ def _people(
     n_alone = people.count(None)
     if not n_alone:
         return people, ()
-    return people, (f"{n_alone:,} rows have no {column!r}: each of these photos stands alone",)
+    return people, (f"{n_alone:,} rows have no {column!r}: each is a group of its own",)
 
 
 def _split(

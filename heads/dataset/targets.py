@@ -54,7 +54,7 @@ def parse_targets(
     notes = tuple(f"{c.name}: {p.note}" for c, p in zip(columns, read, strict=True) if p.note)
     if len(columns) > 1:
         if task not in ("auto", "regression") or not all(p.values.dtype.is_numeric() for p in read):
-            raise LabelsError("several targets at once are numbers (regression); fit others alone")
+            raise LabelsError("several targets must all be numbers (regression); fit others alone")
         values = np.stack([p.values.cast(pl.Float64).to_numpy() for p in read], 1)
         return Labels(values=values, task="regression", notes=notes)
     column, values_of = columns[0], read[0].values
@@ -98,7 +98,7 @@ def _classes_of_table(
     others = ", ".join(map(repr, found.filter(found != distinct[0]).to_list()[:5]))
     return found, (
         f"warning: all {n:,} labelled photos with a vector are {distinct[0]!r} and none is "
-        f"{others}: the figures below say nothing. Extract the other photos too",
+        f"{others}: the figures below are meaningless. Extract the other photos too",
     )
 
 
@@ -129,9 +129,9 @@ def _no_number(column: pl.Series, found: Parsed, ids: Sequence[str], task: str) 
         return f"a regression needs numbers; {column.name!r} holds {found.values.sort()[0]!r}"
     first = found.odd[0]
     return (
-        f"{len(found.odd)} of {len(column)} cells of {column.name!r} are no numbers (first: "
-        f"{ids[first]} has {found.values[first]!r}): mend or remove them"
-        + ("" if task == "regression" else ", or say --task multiclass if all are class names")
+        f"{len(found.odd)} of {len(column)} cells of {column.name!r} are not numbers (first: "
+        f"{ids[first]} has {found.values[first]!r}): fix or remove them"
+        + ("" if task == "regression" else ", or use --task multiclass if all are class names")
     )
 
 
@@ -154,7 +154,7 @@ def _check_classes(column: pl.Series, distinct: pl.Series, task: str) -> None:
     if len(distinct) > min(MAX_CLASSES, max(2, len(column) // 2)):
         raise LabelsError(
             f"{name!r} has {len(distinct)} different values in {len(column)} rows: too many "
-            f"for classes. Name another target, or say --task regression if they are numbers"
+            f"for classes. Name another target, or use --task regression if they are numbers"
         )
 
 
@@ -184,7 +184,7 @@ def parse_weights(column: pl.Series, ids: Sequence[str]) -> Floats:
             f"(first: {ids[first]} has {column[first]}); a weight is zero or more"
         )
     if not values.any():
-        raise LabelsError(f"all weights in {column.name!r} are zero: nothing would be learnt")
+        raise LabelsError(f"all weights in {column.name!r} are zero: give positive weights")
     return values
 
 

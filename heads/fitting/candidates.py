@@ -62,9 +62,9 @@ def chosen_names(heads: Sequence[str], task: str) -> tuple[str, ...]:
     fitting = tuple(name for name in NAMES if name in ("const", base, *FC_NAMES))
     asked = set(fitting) if "all" in heads else {name.lower() for name in heads}
     if unknown := sorted(asked - set(NAMES)):
-        raise InputError(f"no head {unknown[0]!r}; choose from all, {', '.join(NAMES)}")
+        raise InputError(f"unknown head {unknown[0]!r}; choose from all, {', '.join(NAMES)}")
     if other := sorted(asked - set(fitting)):
-        raise InputError(f"{other[0]} does not fit a {task} task; choose from {', '.join(fitting)}")
+        raise InputError(f"a {task} task has no head {other[0]}; choose from {', '.join(fitting)}")
     return tuple(name for name in fitting if name in asked | {"const", base})
 
 
@@ -217,9 +217,9 @@ def _edges(name: str, rate: float, epoch: int, protocol: Protocol) -> list[str]:
     rates = protocol.learning_rates
     if epoch and len(rates) > 1 and rate in (min(rates), max(rates)):
         which = "lowest" if rate == min(rates) else "highest"
-        notes.append(f"{name}: the chosen learning rate, {rate:g}, is the {which} of the sweep")
+        notes.append(f"{name}: the chosen learning rate, {rate:g}, is the {which} tried")
     if epoch == protocol.epochs and epoch > 1:
-        notes.append(f"{name}: the chosen epoch, {epoch}, is the last")
+        notes.append(f"{name}: the chosen epoch, {epoch}, is the last: try more --epochs")
     return notes
 
 
@@ -268,7 +268,7 @@ def _loss(protocol: Protocol, dataset: Dataset, link: Link) -> str:
     if protocol.loss == "log_loss" and link == "identity":
         raise InputError("log_loss needs targets between 0 and 1; use mse")
     if protocol.loss == "mse" and dataset.task != "regression":
-        raise InputError(f"mse is the loss of a regression; a {dataset.task} task has log_loss")
+        raise InputError(f"mse is the loss of a regression; a {dataset.task} task uses log_loss")
     return protocol.loss
 
 

@@ -302,14 +302,14 @@ def _notes_on_test(judged: Judged) -> list[str]:
     n = judged.n_effective
     if n < FEW:
         notes.append(
-            f"the test rows say as much as {n:.0f} equal, unrelated ones: below {FEW} the "
+            f"the effective number of test rows is {n:.0f}: below {FEW} the "
             f"intervals may be too narrow"
         )
     if judged.n_single and math.isfinite(judged.noise_floor):
         notes.append(
             f"{judged.n_single} of {len(judged.ids)} test rows have one vote each: the noise floor "
-            f"takes them to be like the others"
+            f"assumes that they are like the others"
         )
     if any(figure.extra.get("at_floor") for figure in judged.figures):
-        notes.append("a head at the floor explains all that the votes' noise leaves to explain")
+        notes.append("a head at the floor explains all variance that is not noise of the votes")
     return notes

@@ -133,7 +133,7 @@ def judge(
     rows = tested.rows
     weight = None if dataset.weights is None else dataset.weights[rows]
     if weight is not None and not weight.any():
-        raise LabelsError("all weights of the test rows are zero: there is nothing to judge by")
+        raise LabelsError("all weights of the test rows are zero: no figure can be computed")
     scene = _Scene(dataset, rows, weight, resamples, seed)
     figures = [
         replace(one, versus=None) if one.head in stayed else one

@@ -49,8 +49,8 @@ def notes_on(dataset: Dataset, *, n_folds: int | None) -> list[str]:
     if len(sizes) > 1 and sizes.max() > LARGE_GROUP * sizes.sum():
         share = 100 * sizes.max() / sizes.sum()
         notes.append(
-            f"one group holds {share:.0f} % of the rows: whichever side it is on, the figures are "
-            f"about it; check the column that groups the rows"
+            f"one group holds {share:.0f} % of the rows: the figures depend mostly on it; "
+            f"check the column that groups the rows"
         )
     n = dataset.n
     for side in ("dev", "test"):
@@ -60,7 +60,7 @@ def notes_on(dataset: Dataset, *, n_folds: int | None) -> list[str]:
                 f"by: label more photos, or use --folds"
             )
     if n_folds is not None and min(n["dev"], n["test"]) < FEW_ROWS:
-        notes.append(f"a fold has fewer than {FEW_ROWS} rows: dev's choice inside it is shaky")
+        notes.append(f"a fold has fewer than {FEW_ROWS} rows: dev's choice in it is unreliable")
     return notes + (_class_notes(dataset) if n_folds is None else [])
 
 
@@ -74,7 +74,7 @@ def _class_notes(dataset: Dataset) -> list[str]:
         ]  # fmt: skip
         if missing:
             notes.append(
-                f"class {name!r} has no {' and no '.join(missing)} row: its errors do not show. "
+                f"class {name!r} has no {' and no '.join(missing)} row: its errors stay unknown. "
                 f"Stratify the split, or use --folds"
             )
     return notes

@@ -72,7 +72,7 @@ class Simulation:
         return (
             f"SIMULATED: {counted(self.users, 'user')} and {counted(self.swipes, 'swipe')} "
             f"(seed {self.seed}); "
-            "no person stands behind any row\n"
+            "no row is about a real person\n"
             f"wrote {self.users_path}\nwrote {self.swipes_path}"
         )
 

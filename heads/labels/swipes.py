@@ -142,11 +142,11 @@ def _lacking(path: Path, names: list[str], *, dated: bool) -> list[str]:
     notes = []
     if dated and "swiped_at" not in names:
         raise LabelsError(
-            f"the users have photo_updated_at, but {path} has no column 'swiped_at' to say which "
-            "swipes saw the photo: add it, or take photo_updated_at out of the user table"
+            f"the users have photo_updated_at, but {path} has no column 'swiped_at' to tell which "
+            "swipes are on the current photo: add it, or drop photo_updated_at from the user table"
         )
     if not dated:
-        notes.append("no photo times (photo_updated_at): every swipe counts for the photo")
+        notes.append("no photo_updated_at: every swipe counts, also on earlier photos")
     if "sender_id" not in names:
         notes.append("no sender_id: self-swipes and duplicates cannot be recognised")
         if "sender_gender" not in names:

@@ -96,16 +96,16 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if (self.labels is None) == (self.users is None and self.swipes is None):
-            raise LabelsError("a study begins with labels, or with users and swipes: name one")
+            raise LabelsError("a study needs either labels, or users and swipes")
         if self.labels is None and (self.users is None or self.swipes is None):
-            raise LabelsError("a study that begins with the swipe log names both users and swipes")
+            raise LabelsError("a study on a swipe log needs both users and swipes")
         if unknown := sorted(set(self.heads) - {"all", *NAMES}):
             raise LabelsError(f"no head {unknown[0]!r}; choose from all, {', '.join(NAMES)}")
         self._check_names()
         for subset in self.subset:
             if not any(self.fits_on(backbone, subset) for backbone in self.backbone):
                 raise LabelsError(
-                    f"no backbone fits subset {subset.name!r}: face vectors need faces = 1"
+                    f"no backbone suits subset {subset.name!r}: face vectors need faces = 1"
                 )
         if unknown := sorted(set(self.fit) - set(_FIT_OPTIONS)):
             raise LabelsError(f"[fit] has no {unknown[0]!r}; it has {', '.join(_FIT_OPTIONS)}")

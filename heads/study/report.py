@@ -150,7 +150,7 @@ def _headline(results: Results, target: str, subset: str) -> Headline:
                 label=f"{title_of(target)} on {subset}: no interval",
                 text=f"{name} is right on {_percent(row['value'])} of {n:,} test photos, the "
                 f"constant on {_percent(constant['value'])}. {_too_few(fit.sample().n_groups)}, "
-                f"so that nothing can be said of others.",
+                f"so nothing follows for other photos.",
             )
         return Headline(
             figure=f"{100 * row['value']:.1f} %",
@@ -167,7 +167,7 @@ def _headline(results: Results, target: str, subset: str) -> Headline:
             label=f"{title_of(target)} on {subset}: no interval",
             text=f"{name} has a mean squared error of {row['value']:.4f} on {n:,} test photos, the "
             f"constant {constant['value']:.4f}. {_too_few(fit.sample().n_groups)}, so that "
-            f"nothing can be said of others.",
+            f"nothing follows for other photos.",
         )
     if not low > 1:  # a multiple whose interval holds 1 is no finding
         return Headline(

@@ -311,7 +311,7 @@ def _where(table: pl.DataFrame, subset: Subset) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
         raise LabelsError(
             f"subset {subset.name!r}: {subset.where!r} is not a condition on the label table: "
-            f"{str(error).splitlines()[0]}. Write, say, \"gender = 'F'\""
+            f"{str(error).splitlines()[0]}. Write, for example, \"gender = 'F'\""
         ) from None
     if chosen.is_empty():
         raise LabelsError(f"subset {subset.name!r}: no row matches {subset.where!r}")

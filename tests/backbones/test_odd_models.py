@@ -182,7 +182,7 @@ def test_a_whole_model_of_the_hub_is_used(hub_model: Callable[[State], str]) -> 
         (b"\xff" * 100, "cannot be read as weights"),
     ],
 )
-def test_a_file_that_is_no_weights_is_called_what_it_is(
+def test_a_file_that_is_not_weights_is_named_for_what_it_is(
     folder: Path, tmp_path: Path, content: bytes, words: str
 ) -> None:
     (folder / "model.safetensors").write_bytes(content)

@@ -77,15 +77,13 @@ def test_weights_that_changed_unseen_are_refused_when_they_are_loaded(
     save_file(state, weights / "model.safetensors")
     aged(weights)  # same size, same time: the memo cannot know
     stale = load(name, device="cpu", memo=memo)
-    with pytest.raises(WeightsError, match=r"have changed.*weights: .*Run the same command again"):
+    with pytest.raises(WeightsError, match=r"have changed.*weights: .*Rerun the command"):
         stale.open()
     assert load(name, device="cpu", memo=memo).open().device == "cpu"
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"a": 1}', b"[" * 100_000, b"\xff"])
-def test_a_damaged_memo_costs_time_and_nothing_else(
-    weights: Path, tmp_path: Path, content: bytes
-) -> None:
+def test_a_damaged_memo_only_costs_time(weights: Path, tmp_path: Path, content: bytes) -> None:
     memo, name = tmp_path / "specs.json", f"local-dir:{weights}"
     memo.write_bytes(content)
     first = load(name, device="cpu", memo=memo)

@@ -44,7 +44,7 @@ def test_batches_neighbours_order_and_threads_change_no_vector(
 @pytest.mark.parametrize(
     "name", ["inception_v3_nsfwjs", "efficientnet_lite0", "faceres_mobilenetv1@face"]
 )
-def test_nor_do_they_change_those_of_real_networks(
+def test_batches_order_and_threads_change_no_vector_of_real_networks(
     name: str, real_data: Path, tmp_path: Path
 ) -> None:
     found = Photos.read(real_data / "data" / "mebeauty" / "photos")

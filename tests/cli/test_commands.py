@@ -132,7 +132,7 @@ def test_extracts_mistakes_are_one_message_each(
     message = mistake(
         run, "extract", tmp_path / "photos", "--cache", cache, "--backbone", "inception_v9"
     )
-    assert "knows no model 'inception_v9'" in message
+    assert "has no model 'inception_v9'" in message
     message = mistake(
         run, "extract", tmp_path / "photos", "--cache", cache, "--backbone", "local-dir:nowhere"
     )

@@ -241,7 +241,7 @@ def test_a_pull_within_tight_limits_is_one_message_and_resumes(
     assert done.returncode in (0, 1)
     if done.returncode:
         assert done.stderr.count("\n") == 1
-        assert "run the same command again" in done.stderr.lower()
+        assert "rerun the command" in done.stderr.lower()
     again = subprocess.run(
         [sys.executable, "-m", "cli", "pull", str(shared), str(b)], check=True, cwd=root
     )

@@ -118,7 +118,7 @@ def test_forget_and_compact_and_merge_say_what_they_did(
     status, out, _ = run("forget", path, "b", "c")
     assert status == 0
     assert "removed 2 ids and 2 rows of 2 photos" in out
-    assert "read less now: then" in out
+    assert "refs that now hold fewer rows: then" in out
     fill(Cache.open(path).space(SPEC), photos(5))
     fill(Cache.open(path).space(SPEC), photos(6))
     assert "2 segments" in run("compact", path)[1] or "became" in run("compact", path)[1]

@@ -34,7 +34,7 @@ def test_the_tree_of_the_readme_names_every_room() -> None:
 def test_every_command_is_in_the_readme_and_every_command_there_exists() -> None:
     known = set(command_names())
     text = README.read_text("utf-8")
-    table = text[text.index("## Commands") : text.index("## The tree")]
+    table = text[text.index("## Commands") : text.index("## Source tree")]
     named = set(re.findall(r"^\|(.*?)\|", table, re.MULTILINE))
     words = {
         word

@@ -332,7 +332,7 @@ def test_compiling_is_done_in_a_short_run_if_that_was_asked_for(
     cache = Cache.open(tmp_path / "few", create=True)
     found = extract(few, cache, backbone=model, compiling="on", log=lines.append).spaces[0]
     assert (found.embedded, found.compiled) == (9, False)
-    assert lines == ["stand-in is not compiled: 9 photos are too few, a trial takes 16"]
+    assert lines == ["stand-in is not compiled: 9 photos are too few; a trial needs 16"]
 
 
 def test_a_compiled_form_that_runs_out_of_memory_gives_way_to_the_plain_one(

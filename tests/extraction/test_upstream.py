@@ -170,7 +170,7 @@ def test_a_remote_that_is_read_only_is_still_read(tmp_path: Path) -> None:
     [space] = extract(photos, b, backbone=backbone(), remote=up).spaces
     assert (space.hit, space.embedded) == (50, 40)
     assert len(warnings) == 1
-    assert "not offered" in warnings[0]
+    assert "not uploaded" in warnings[0]
 
 
 def test_damaged_rows_of_the_remote_are_computed_here(tmp_path: Path) -> None:

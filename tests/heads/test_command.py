@@ -187,7 +187,7 @@ def test_a_rate_that_diverges_is_named_and_never_chosen(fit_head: Run, world: Wo
         ({"y": range(120), "w": [-1] * 120}, ("--weight", "w"), "a weight is zero or more"),
         ({"y": range(120)}, ("--target", "y"), "a target is named twice"),
         ({"y": range(120)}, ("--target", "z"), "no column 'z'"),
-        ({"y": range(120), "b": ["x"] * 120}, ("--target", "b"), "several targets at once are"),
+        ({"y": range(120), "b": ["x"] * 120}, ("--target", "b"), "several targets must all be"),
         ({"y": range(120)}, ("--loss", "binomial"), "the counts they come from"),
         ({"y": range(120)}, ("--dropout", "1"), "dropout must be 0 or more and below 1"),
         ({"y": range(120)}, ("--device", "cuda:99"), "CUDA devices here"),

@@ -64,7 +64,7 @@ def test_an_unknown_scheme_is_answered_with_the_known_ones() -> None:
         ("ssh://root@host:99999/x", "the port in"),
         ("ssh://[::1/x", "cannot be read"),
         ("s3:///x", "has no host or bucket"),
-        ("~nobody-of-this-name/x", "a user who does not exist"),
+        ("~nobody-of-this-name/x", "no such user"),
     ],
 )
 def test_a_mistyped_address_is_refused_with_a_hint(address: str, hint: str) -> None:

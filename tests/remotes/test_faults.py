@@ -55,7 +55,7 @@ def test_a_connection_that_stays_broken_is_reported(
     s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.cuts = lambda n: 10
-    with pytest.raises(Unreachable, match="run the same command again") as caught:
+    with pytest.raises(Unreachable, match="rerun the command") as caught:
         push(two_segments(tmp_path / "a"), unhurried("s3://team/x", monkeypatch))
     for secret in ("AKIDSECRETID", "secretsecret"):
         assert secret not in str(caught.value)

@@ -131,7 +131,7 @@ class Severed(fakes.Flaky):
                 self.left -= len(piece)
                 yield piece
                 if self.left <= 0:
-                    raise Unreachable(f"{self.name}: connection reset. Run the same command again")
+                    raise Unreachable(f"{self.name}: connection reset. Rerun the command")
 
     def blocks(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         return self._through(super().blocks(key, start=start, length=length))
@@ -141,7 +141,7 @@ class Severed(fakes.Flaky):
 
 
 @pytest.mark.parametrize("kind", ["folder", "memory"])
-def test_a_run_that_is_cut_at_any_byte_goes_on(kind: str, tmp_path: Path, make: Make) -> None:
+def test_a_run_cut_off_at_any_byte_resumes(kind: str, tmp_path: Path, make: Make) -> None:
     wide, rng = foreign("wide", 256), random.Random(7)
     a = make("a", list(range(400)), list(range(400, 450)), spec=wide)
     everything, overhead = photos(*range(450)), 40_000  # manifests, digests, documents

@@ -117,7 +117,7 @@ def check_flips(
                 assert came == 0
             else:
                 assert segment in report, (key, at, report)
-                assert "Run the same command again" in report, (key, at)
+                assert "Rerun the command" in report, (key, at)
             if segment is not key:
                 assert came < everything, (key, at)
             shutil.rmtree(b.path)

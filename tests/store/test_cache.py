@@ -233,7 +233,7 @@ def test_vectors_by_id(cache: Cache) -> None:
     assert cache.vectors("net", ["a", "b"])[1].all()
 
 
-def test_a_folder_that_is_no_cache_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_cache_is_refused_and_unchanged(tmp_path: Path) -> None:
     with pytest.raises(NotACache, match="there is no cache at"):
         Cache.open(tmp_path / "missing")
     (tmp_path / "letters").mkdir()

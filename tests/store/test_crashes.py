@@ -131,7 +131,7 @@ def test_a_torn_journal_is_read_up_to_the_tear(tmp_path: Path) -> None:
     assert space.salvage() == 3
 
 
-def test_litter_goes_once_nobody_can_be_at_work_on_it(tmp_path: Path) -> None:
+def test_leftovers_are_deleted_once_no_process_can_be_using_them(tmp_path: Path) -> None:
     cache = Cache.open(tmp_path / "a", create=True)
     space = cache.space(SPEC, create=True)
     fill(space, photos(1))

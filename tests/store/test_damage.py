@@ -290,7 +290,7 @@ def test_a_file_in_a_folders_place_is_refused(double: Path, tmp_path: Path, fold
     shutil.copytree(double, copy)
     shutil.rmtree(copy / folder, ignore_errors=True)
     (copy / folder).write_text("x")
-    with pytest.raises(EmbedcacheError, match=f"{folder} is no folder"):
+    with pytest.raises(EmbedcacheError, match=f"{folder} is not a folder"):
         Cache.open(copy)
     assert not verify(copy, repair=True).clean
 

@@ -88,12 +88,12 @@ def test_a_full_disk_at_any_write_loses_nothing(
             told = str(error)
         if not told:
             break
-        assert "the disk is full: make room, then run the same command again" in told
+        assert "the disk is full: make room, then rerun the command" in told
         full.left = 1 << 60
         assert (cache.space(SPEC).read(photos(100))[0] == model(photos(100))).all()
         if n % 3 == 0:
             findings = verify(path).findings  # nothing but drafts that wait for salvage
-            assert all("left by a process that is gone" in f.problem for f in findings), findings
+            assert all("left by a process that has ended" in f.problem for f in findings), findings
             run(path)
             wanted = photos(*range(6), 100)
             assert (cache.space(SPEC).read(wanted)[0] == model(wanted)).all()

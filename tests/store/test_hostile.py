@@ -300,6 +300,6 @@ def test_an_abandoned_draft_with_impossible_numbers(cache: Cache, changes: dict[
     if changes.get("rows_per_chunk"):
         assert space.salvage() == 1  # rows that are in a chunk as large as the world hold
     else:
-        with pytest.raises(EmbedcacheError, match="does not fit"):
+        with pytest.raises(EmbedcacheError, match="invalid lease or journal"):
             space.salvage()
     assert (Cache.open(cache.path).space(SPEC).read(photos(*range(6)))[1]).all()

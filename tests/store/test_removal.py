@@ -193,7 +193,7 @@ def test_deleted_tombstones_are_reported_and_can_be_given_up(tmp_path: Path) -> 
         path.unlink()
     report = verify(cache)
     assert len(report.findings) == 2
-    assert "is missing, and the log of removals names it" in str(report)
+    assert "is missing, and the removal log names it" in str(report)
     verify(cache, repair=True)
     assert verify(cache).clean
 
@@ -202,7 +202,7 @@ def test_a_deleted_log_is_reported(tmp_path: Path) -> None:
     cache = make(tmp_path / "a", (1, 2))
     forget(cache, ["p1"])
     shutil.rmtree(cache.path / "removed")
-    assert "is named by no entry of the log" in str(verify(cache.path))
+    assert "is named by no entry of the removal log" in str(verify(cache.path))
 
 
 def test_entry_numbers_exist_once_however_many_try(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_photo_segment_whose_name_is_no_date_is_refused_and_repaired(tmp_path:
     assert cache.digests_of(["p1", "p3"])[1].all()
 
 
-def test_a_cache_of_before_is_brought_over_by_its_first_removal(tmp_path: Path) -> None:
+def test_a_format_1_cache_is_upgraded_by_its_first_removal(tmp_path: Path) -> None:
     path = shutil.copytree(GOLDEN / "format-1", tmp_path / "golden")
     cache = Cache.open(path)
     assert json.loads((path / "zarr.json").read_text())["attributes"]["embedcache"]["format"] == 1
@@ -323,7 +323,7 @@ def test_a_cache_of_before_is_brought_over_by_its_first_removal(tmp_path: Path) 
     assert at_ref.digests_of(["a.jpg", "b.jpg"])[1].tolist() == [True, False]
 
 
-def test_a_program_of_before_refuses_a_cache_of_after(tmp_path: Path) -> None:
+def test_an_older_version_refuses_a_newer_cache(tmp_path: Path) -> None:
     """What format 1 checked of a root document, word for word; it compared whole documents."""
     cache = make(tmp_path / "a", (1,))
     raw = (cache.path / "zarr.json").read_bytes()

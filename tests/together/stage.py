@@ -23,7 +23,7 @@ from tests.together.world import N_PHOTOS, NET, Album, Row, World, ids_of
 from tests.together.zarr_rows import ZarrRows
 
 # What `verify` may say of a cache in which a process died, or still runs; its advice removes it.
-SOMEBODY_DIED = ("was left by", "still stores", "is not deleted yet", "by no entry of the log")
+SOMEBODY_DIED = ("was left by", "still stores", "is not deleted yet", "named by no entry")
 
 
 class Stage:

@@ -161,14 +161,14 @@ def test_verify_reports_a_removed_segment_that_was_put_back_by_hand(tmp_path: Pa
     shutil.copytree(segment, tmp_path / "kept")
     forget(cache, ["p1"])
     shutil.copytree(tmp_path / "kept", segment)
-    assert "was removed, and is not deleted yet" in str(verify(cache))
+    assert "was removed but is not deleted yet" in str(verify(cache))
     assert cache.space(SPEC).status(photos(1)).tolist() == [ABSENT]
     compact(cache)
     assert not segment.exists()
     assert verify(cache).clean
 
 
-def test_verify_tells_duplicates_and_their_distance(tmp_path: Path) -> None:
+def test_verify_reports_duplicates_and_their_distance(tmp_path: Path) -> None:
     cache = make(tmp_path / "a", 1, 2)
     with cache.space(SPEC).writer(n_rows=2, name="net", about={}) as writer:
         writer.add(photos(1, 2), model(photos(1, 2)) + np.array([[0], [0.25]], np.float32))

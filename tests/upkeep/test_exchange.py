@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize("raw", [b"", b"hello", b"\x93NUMPY\x01\x00\xff\xff", b"PK\x03\x04"])
-def test_a_file_that_is_no_npy_is_refused(cache: Cache, tmp_path: Path, raw: bytes) -> None:
+def test_a_file_that_is_not_npy_is_refused(cache: Cache, tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "v.npy").write_bytes(raw)
     (tmp_path / "v.csv").write_text("photo_id\np1\n")
     files = tmp_path / "v.npy", tmp_path / "v.csv"
@@ -196,7 +196,7 @@ def test_ids_with_commas_and_lines_survive(cache: Cache, tmp_path: Path) -> None
 
 
 @pytest.mark.real
-def test_vectors_of_another_laboratory_come_in(real_data: Path, tmp_path: Path) -> None:
+def test_vectors_computed_elsewhere_are_imported(real_data: Path, tmp_path: Path) -> None:
     folder = real_data / "data" / "mebeauty"
     ids = read_ids(folder / "facenet512_ids.csv")
     cache = Cache.open(tmp_path / "c", create=True)

@@ -41,7 +41,7 @@ def test_forgetting_removes_every_trace_and_says_which_refs_changed(tmp_path: Pa
     back = merge(cache, [Cache.open(copy)], with_ids=True)
     assert (back.rows, back.withheld, back.ids) == (0, 2, 0)
     assert cache.space(SPEC).status(photos(3)).tolist() == [ABSENT]
-    with pytest.raises(CacheError, match="knows no photo id or content 'p3'"):
+    with pytest.raises(CacheError, match="knows no photo id or sha256 'p3'"):
         forget(cache, ["p3"])
 
 
@@ -65,7 +65,7 @@ def test_a_photo_that_another_id_stands_for_is_kept_and_named(tmp_path: Path) ->
     cache.record_photos("folder", ["twin"], photos(1))
     told = forget(cache, ["p1"])
     assert told.kept == ("twin",)
-    assert "stays under other ids: twin" in str(told)
+    assert "kept under other ids: twin" in str(told)
     assert cache.space(SPEC).status(photos(1)).tolist() == [OK]
 
 
@@ -154,7 +154,7 @@ def test_a_photo_is_forgotten_by_its_digest_with_all_its_ids(tmp_path: Path) -> 
     again = forget(cache, [photos(1).tobytes().hex()])  # what a run that was cut off left
     assert (again.ids, again.rows) == (0, 0)
     for text in (photos(9).tobytes().hex(), photos(3).tobytes().hex()[:11]):
-        with pytest.raises(CacheError, match="knows no photo id or content"):
+        with pytest.raises(CacheError, match="knows no photo id or sha256"):
             forget(cache, [text])
     near = photos(3).copy()
     near[0, 31] ^= 1

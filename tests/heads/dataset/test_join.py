@@ -66,7 +66,7 @@ def test_a_pulled_cache_without_ids_says_how_it_gets_them(world: World, tmp_path
     push(world.cache, str(shared))
     pulled = Cache.open(tmp_path / "pulled", create=True)
     pull(str(shared), pulled)
-    with pytest.raises(LabelsError, match="stay home when vectors are shared") as caught:
+    with pytest.raises(LabelsError, match="ids are not shared by default") as caught:
         dataset.load(pulled, "net", world.labels, target="like_ratio")
     command = f"'embedcache extract PHOTOS --cache {pulled.path} --backbone net' once"
     assert command in str(caught.value)
@@ -173,7 +173,7 @@ def test_percents_and_decimal_commas_are_numbers_and_noted(world: World) -> None
 def test_a_text_among_numbers_is_named(world: World) -> None:
     path = world.table(user_id=world.ids, r=[str(k) for k in range(119)] + ["abc"])
     for task in ("auto", "regression"):
-        with pytest.raises(LabelsError, match=r"1 of 120 cells of 'r' are no numbers.*u119 has 'a"):
+        with pytest.raises(LabelsError, match=r"120 cells of 'r' are not numbers.*u119 has 'a"):
             load(world, path, target="r", weight=None, task=task)
 
 
@@ -190,7 +190,7 @@ def test_rows_without_a_person_stand_alone_and_are_counted(world: World) -> None
     people = ["ann", "ann", "", "NA", "nan", "None"] * 20
     path = world.table(user_id=world.ids, score=range(120), who=people)
     found = load(world, path, target="score", weight=None, split_by="who")
-    assert "80 rows have no 'who': each of these photos stands alone" in found.notes
+    assert "80 rows have no 'who': each is a group of its own" in found.notes
     groups = found.groups[[who != "ann" for who in people]]
     assert len(set(groups.tolist())) == 80
     assert found.n["train"] < 120

@@ -232,7 +232,7 @@ def test_weights_that_are_zero_on_one_side_are_refused(
     ("options", "message"),
     [
         ({"heads": ["svm"]}, "no head 'svm'"),
-        ({"heads": ["logistic"]}, "logistic does not fit a regression"),
+        ({"heads": ["logistic"]}, "a regression task has no head logistic"),
         ({"epochs": 0}, "epochs must be 1 or more"),
         ({"learning_rates": [-1.0]}, "learning rates must be above zero"),
         ({"learning_rates": []}, "learning rates must be above zero"),
@@ -394,7 +394,7 @@ def test_a_choice_at_the_edge_of_what_was_tried_is_noted(sample: Sample) -> None
     fit = heads.fit(sample(), heads=["1fc"], protocol=protocol_of(
         {"epochs": 2, "learning_rates": [1e-6, 1e-5], "hidden": 8}, name="paper"
     ))  # fmt: skip
-    assert "1fc: the chosen learning rate, 1e-05, is the highest of the sweep" in fit.notes
+    assert "1fc: the chosen learning rate, 1e-05, is the highest tried" in fit.notes
     assert "1fc: the chosen epoch, 2, is the last" in fit.notes
 
 

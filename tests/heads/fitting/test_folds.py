@@ -105,15 +105,13 @@ def test_a_head_fitted_by_folds_predicts_the_mean_of_the_k(sample: Sample) -> No
         ({"subset": np.repeat([0, 1, 2], [280, 10, 10]).astype(np.uint8)}, "10 test rows are too"),
     ],
 )
-def test_a_split_that_could_fool_is_said_to(
-    sample: Sample, change: dict[str, Any], note: str
-) -> None:
+def test_a_misleading_split_is_noted(sample: Sample, change: dict[str, Any], note: str) -> None:
     fit = heads.fit(replace(sample(), **change), heads=["ridge"], **QUICK)
     assert any(note in line for line in fit.notes), fit.notes
     assert note in str(fit)
 
 
-def test_a_class_without_dev_or_test_rows_is_said(sample: Sample) -> None:
+def test_a_class_without_dev_or_test_rows_is_noted(sample: Sample) -> None:
     data = sample(task="binary")
     lost = (data.targets == 1) & (data.subset == 2)
     subset = np.where(lost, 0, data.subset).astype(np.uint8)
@@ -121,7 +119,7 @@ def test_a_class_without_dev_or_test_rows_is_said(sample: Sample) -> None:
     assert any(line.startswith("class 'M' has no test row") for line in fit.notes)
 
 
-def test_few_effective_rows_are_said_in_the_table(sample: Sample) -> None:
+def test_few_effective_rows_are_noted_in_the_table(sample: Sample) -> None:
     data = sample(n=300)
     heavy = np.where(np.arange(300) % 50 == 0, 1000.0, 1.0)
     fit = heads.fit(replace(data, weights=heavy, counts=False), heads=["ridge"], **QUICK)

@@ -353,7 +353,7 @@ def test_a_users_mistake_is_one_message_that_names_it(
         (b"recipient_id,liked,swiped_at\n\xff\xfe,1,2015-01-02\n", "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_table_is_refused(
+def test_a_file_that_is_not_a_table_is_refused(
     tmp_path: Path, content: bytes | None, message: str
 ) -> None:
     users = write(tmp_path / "users.csv", without("photo_updated_at", USERS))

@@ -175,7 +175,7 @@ def test_a_thumbnail_stands_upright_and_keeps_nothing_of_the_files_metadata(tmp_
 
 
 @pytest.mark.parametrize("content", [b"", b"no photo", b"\x89PNG\r\n\x1a\n" + bytes(40)])
-def test_what_is_no_photo_has_no_thumbnail(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_photo_has_no_thumbnail(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     assert gallery.thumbnail(tmp_path / "a.png") is None
     assert gallery.thumbnail(tmp_path / "missing.png") is None

@@ -140,7 +140,7 @@ def test_a_simulated_study_says_so_at_the_top(
 ) -> None:
     text = written.page.read_text()
     assert results.simulated
-    assert "Simulated data: no person stands behind" in text
+    assert "Simulated data: no number on this page is about a real person" in text
     assert "How much of the truth was recovered" in text
 
 

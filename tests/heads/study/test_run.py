@@ -281,7 +281,7 @@ BASE = 'labels = "l.csv"\n[[target]]\ncolumn = "x"\n[[backbone]]\nname = "b"\n'
         ("labels = ", "study.toml: "),
         (
             '[[target]]\ncolumn = "x"\n[[backbone]]\nname = "b"\n',
-            "labels, or with users and swipes",
+            "labels, or users and swipes",
         ),
         ('swipes = "s.csv"\n[[target]]\ncolumn = "x"\n', "both users and swipes"),
         ('labels = "l.csv"\n[[backbone]]\nname = "b"\n', r"at least one \[\[target\]\]"),
