@@ -16,9 +16,14 @@ def printable(text: str) -> str:
     )
 
 
+def plain(text: str) -> str:
+    """Text on one line without control characters: a name must not look like two lines."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of as many cells each, as lines whose cells stand below each other."""
-    shown = [[printable(cell) for cell in row] for row in rows]
+    shown = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(*shown, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -35,7 +35,7 @@ def refuse_unknown(name: Name) -> None:
 def unknown(where: str, known: list[str]) -> WeightsError:
     """The error for a name that timm does not know; `known`: names that may have been meant."""
     return WeightsError(
-        f"timm {version('timm')} knows no model {where!r}.{suggestion(where, known)} "
+        f"timm {version('timm')} has no model {where!r}.{suggestion(where, known)} "
         "List all with python -c 'import timm; print(timm.list_pretrained())'."
     )
 

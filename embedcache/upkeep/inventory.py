@@ -14,7 +14,7 @@ from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.layout import check_root
 from embedcache.store.rows import UNKNOWN, Counts, RowSet
-from embedcache.wording import columns, counted, printable
+from embedcache.wording import columns, counted, plain
 
 STATES = {ABSENT: "absent", OK: "ok", FAILED: "failed"}
 SHOWN_PLACES = 5
@@ -81,7 +81,7 @@ class Summary:
             lines.append("no vectors yet: 'embedcache extract PHOTOS --cache DIR' makes some")
         if self.photos is not None:
             lines += ["", *self._table(self.photos)]
-        return printable("\n".join(lines))
+        return "\n".join(plain(line) for line in lines)
 
     def _table(self, photos: tuple[PhotoLine, ...]) -> list[str]:
         """One line per photo, under a header; ids of the same content share it."""

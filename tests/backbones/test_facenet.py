@@ -122,7 +122,7 @@ def test_a_tensor_more_or_of_another_shape_is_refused() -> None:
     scope = "InceptionResnetV1/Conv2d_1a_3x3"
     offset = ZEROS[0, 0, 0]
     fits = {f"{scope}/weights": ZEROS}
-    with pytest.raises(WeightsError, match=r"it has conv2d_1a\.bn\.bias as well"):
+    with pytest.raises(WeightsError, match=r"it also has conv2d_1a\.bn\.bias"):
         facenet.state_of(fits | {f"{scope}/Conv2D_bn_offset": offset}, wanted, source="g")
     narrow = {f"{scope}/weights": ZEROS[..., 1:]}
     with pytest.raises(WeightsError, match=r"should be \(32, 3, 3, 3\), found \(31, 3, 3, 3\)"):

@@ -57,7 +57,7 @@ def test_a_forecast_leaves_out_what_a_colleague_has_computed(
         assert f"12 to download from {remote.name}, 8 to embed" in str(forecasted)
     assert files(b.path) == before
     ran = extract(photos, b, backbone=model, remote=Upstream(remote, b))
-    assert f"12 rows were downloaded from {remote.name}, 0 uploaded" in str(ran)
+    assert f"12 rows taken from {remote.name}, 0 offered" in str(ran)
     again = forecast(photos, Cache.open(tmp_path / "c", create=True), backbone=model, remote=remote)
     assert again.document()["remote"] == {"url": remote.name, "taken": 12}
     assert forecast(photos, None, backbone=model, remote=remote, offer=True).seconds is not None

@@ -46,7 +46,7 @@ def test_a_credential_in_an_endpoint_is_not_repeated(
 
 
 def test_an_unknown_scheme_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(RemoteError, match=r"cannot have a ftp:// URL\. Name a folder, s3://"):
+    with pytest.raises(RemoteError, match=r"cannot have the scheme ftp://\. Name a folder, s3://"):
         open_remote("ftp://host/x")
 
 

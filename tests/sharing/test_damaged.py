@@ -98,7 +98,7 @@ def test_the_next_push_adds_a_missing_file(remote: Remote, make: Make) -> None:
     else:
         _remove(remote, shard)
     assert pull(remote, b).problems
-    assert "lacked 1 files" in str(push(a, remote))
+    assert "lacked 1 file" in str(push(a, remote))
     came = pull(remote, b)
     assert (came.rows, came.problems) == (3, ())
 

@@ -33,9 +33,7 @@ def test_forgotten_photos_do_not_come_back(remote: Remote, make: Make) -> None:
     assert pull(remote, c).rows == 0
     came = pull(remote, b)
     assert came.still_here == 1
-    assert f"belong to forgotten photos: 'embedcache forget {b.path} --forgotten' removes" in str(
-        came
-    )
+    assert f"of forgotten photos: 'embedcache forget {b.path} --forgotten' removes" in str(came)
     assert push(make("d", [1, 7]), remote).rows == 1
 
 
@@ -50,8 +48,8 @@ def test_a_purge_removes_forgotten_rows_from_the_shared_copy(remote: Remote, mak
     before = [(entry.key, entry.size) for entry in remote.list("")]
     would = push(a, remote, purge=True, dry_run=True)
     assert [(entry.key, entry.size) for entry in remote.list("")] == before
-    assert "1 segments with 1 rows of forgotten photos would be removed there" in str(would)
-    assert "with 2 tombstones and 1 refs (later)" in str(would)
+    assert "1 segment with 1 row of forgotten photos would be removed there" in str(would)
+    assert "with 2 tombstones and 1 ref (later)" in str(would)
     did = push(a, remote, purge=True)
     assert (did.purged, did.purged_rows) == (would.purged, would.purged_rows) == (1, 1)
     assert (did.tombstones, did.refs) == (would.tombstones, would.refs) == (2, ("later",))

@@ -278,7 +278,7 @@ def test_a_whole_folder_that_is_missing_is_made_anew(
     copy = tmp_path / "copy"
     shutil.copytree(double, copy)
     shutil.rmtree(copy / folder)
-    assert f"{folder}: is missing, with all that it held" in str(verify(copy))
+    assert f"{folder}: is missing, with everything in it" in str(verify(copy))
     verify(copy, repair=True)
     assert verify(copy).clean
     assert Cache.open(copy).photo_table() is not None

@@ -159,5 +159,5 @@ def test_a_photo_is_forgotten_by_its_digest_with_all_its_ids(tmp_path: Path) -> 
     near = photos(3).copy()
     near[0, 31] ^= 1
     fill(cache.space(SPEC), near)
-    with pytest.raises(CacheError, match=r"2 contents in .* begin with"):
+    with pytest.raises(CacheError, match=r"2 sha256 in .* begin with"):
         forget(cache, [photos(3).tobytes().hex()[:20]])

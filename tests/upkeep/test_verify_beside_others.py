@@ -55,7 +55,7 @@ def test_what_a_living_process_deletes_is_named_and_no_finding(cache: Cache) -> 
         (first.folder.parent / name / "embedding").mkdir(parents=True)
     report = verify.verify(cache)
     assert report.clean, str(report)
-    assert sum("a process that is at work" in note for note in report.notes) == 2
+    assert sum("a running process" in note for note in report.notes) == 2
 
 
 def test_what_goes_while_it_is_looked_at_is_no_finding(

@@ -131,5 +131,5 @@ def test_single_fields_of_the_protocol_can_be_set_and_searched() -> None:
 def test_rows_that_cannot_be_split_are_refused() -> None:
     with pytest.raises(InputError, match="one group"):
         HeadRegressor(**QUICK).fit(ROWS[:5], np.arange(5.0), groups=[1] * 5)
-    with pytest.raises(InputError, match="no head 'tree'"):
+    with pytest.raises(InputError, match="unknown head 'tree'"):
         HeadRegressor(head="tree").fit(ROWS, ROWS[:, 0])

@@ -231,7 +231,7 @@ def test_weights_that_are_zero_on_one_side_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": ["svm"]}, "no head 'svm'"),
+        ({"heads": ["svm"]}, "unknown head 'svm'"),
         ({"heads": ["logistic"]}, "a regression task has no head logistic"),
         ({"epochs": 0}, "epochs must be 1 or more"),
         ({"learning_rates": [-1.0]}, "learning rates must be above zero"),
@@ -395,7 +395,7 @@ def test_a_choice_at_the_edge_of_what_was_tried_is_noted(sample: Sample) -> None
         {"epochs": 2, "learning_rates": [1e-6, 1e-5], "hidden": 8}, name="paper"
     ))  # fmt: skip
     assert "1fc: the chosen learning rate, 1e-05, is the highest tried" in fit.notes
-    assert "1fc: the chosen epoch, 2, is the last" in fit.notes
+    assert "1fc: the chosen epoch, 2, is the last: try more --epochs" in fit.notes
 
 
 def test_each_comparison_has_a_p_adjusted_for_all_of_them(sample: Sample) -> None:
