@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import time
@@ -88,7 +89,7 @@ def test_a_server_that_never_answers_is_reported_and_given_up(
 def test_a_dead_port_is_reported_once_and_a_quick_failure_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(patience.random, "uniform", lambda low, high: (low + high) / 2)
+    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
     for quiet, n_lines in ((True, 0), (False, 1)):
         lines: list[str] = []
         dead = fakes.Flaky(fakes.folder(Path("absent")), lambda n: "before")

@@ -48,7 +48,7 @@ def test_a_purge_removes_forgotten_rows_from_the_shared_copy(remote: Remote, mak
     before = [(entry.key, entry.size) for entry in remote.list("")]
     would = push(a, remote, purge=True, dry_run=True)
     assert [(entry.key, entry.size) for entry in remote.list("")] == before
-    assert "1 segment with 1 row of forgotten photos would be removed there" in str(would)
+    assert "would be removed there: 1 segment with 1 row of forgotten photos" in str(would)
     assert "with 2 tombstones and 1 ref (later)" in str(would)
     did = push(a, remote, purge=True)
     assert (did.purged, did.purged_rows) == (would.purged, would.purged_rows) == (1, 1)
