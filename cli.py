@@ -300,7 +300,11 @@ def predict(
     from heads.predict import predict as apply
 
     check_out(out)
+    if out == "-" and json_:
+        raise InputError("--out - and --json would both write to stdout: choose one")
     card = heads.load(head_dir).card
+    if not cache.exists():
+        log.info("%s is a new cache", cache)
     opened = open_cache(cache, create=True)
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
 
@@ -320,9 +324,16 @@ def predict(
     predictions.write(out)
     if out == "-":
         log.info("%s", predictions)
-        return
-    print_result(predictions, json_)
-    log.info("wrote %s", out)
+    else:
+        print_result(predictions, json_)
+        log.info("wrote %s", out)
+    if predictions.head.name == "const":
+        log.warning("const was the best head on dev: every prediction is the same")
+    if not predictions.found.any():
+        advice = "Bring them with 'embedcache import'" if imported else "See 'embedcache info'"
+        raise EmbedcacheError(
+            f"none of the {len(table):,} photos has a vector of {card['backbone']}", advice=advice
+        )
 
 
 @app.command()

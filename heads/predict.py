@@ -21,6 +21,8 @@ from embedcache.wording import counted
 from heads.head import Head
 from heads.saved import load
 
+_BEGINNING = b"photo_id,prediction"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
@@ -131,6 +133,24 @@ def check_out(path: str | Path) -> None:
         )
     if not path.parent.is_dir():
         raise HeadError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.exists() and not _holds_predictions(path):
+        raise HeadError(f"{path} holds something other than predictions: name another file")
+
+
+def _holds_predictions(path: Path) -> bool:
+    """Whether a file may be replaced: it is empty, or a table that `Predictions.write` made."""
+    try:
+        if not path.stat().st_size:
+            return True
+        if path.suffix.lower() == ".csv":
+            with path.open("rb") as file:
+                return file.read(len(_BEGINNING)) == _BEGINNING
+        import polars as pl
+
+        names = list(pl.read_parquet_schema(path))
+    except Exception:  # whatever polars raises on what is no Parquet file
+        return False
+    return names[:1] == ["photo_id"] and any(name.startswith("prediction") for name in names)
 
 
 def predict(

@@ -44,6 +44,18 @@ class Commands(TyperGroup):
                 kept[i] = f"{word}={OPTIONAL[word]}"
         return super().parse_args(ctx, kept)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command and its arguments; an option that takes one value is given once."""
+        name, command, rest = super().resolve_command(ctx, args)
+        words = rest[: rest.index("--")] if "--" in rest else rest
+        for option in [] if command is None else command.params:
+            given = [word for word in words if word.partition("=")[0] in option.opts]
+            if option.param_type_name == "option" and not option.multiple and len(given) > 1:
+                raise typer.BadParameter(
+                    f"{option.opts[0]} takes one value and is given {len(given)} times", ctx=ctx
+                )
+        return name, command, rest
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

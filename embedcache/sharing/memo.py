@@ -17,6 +17,12 @@ class Memo:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
+    def drop(self, name: str) -> None:
+        """Forget what is kept under `name`."""
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                (self._folder / sha256(name.encode()).hexdigest()).unlink(missing_ok=True)
+
     def get(
         self, name: str, fetch: Callable[[], bytes], good: Callable[[bytes], bool] = bool
     ) -> bytes:

@@ -102,7 +102,7 @@ def _find(
     """The segments there with dead rows; segments are listed before the marks."""
     spaces = [space for root in ROOTS for space in copy.spaces(root).values()]
     marks = copy.marks()
-    dead = marks.joined(cache)
+    dead = copy.segments.dead = marks.joined(cache)
     victims = []
     for space in spaces if dead else ():
         names = [s for s in space.segments if only is None or s in only]

@@ -24,6 +24,7 @@ from embedcache.store.columns import COLUMNS, column_path, split_text
 from embedcache.store.layout import MAX_DOCUMENT_BYTES
 from embedcache.store.manifest import MANIFEST, Manifest
 from embedcache.store.sealed import MAX_MANIFEST_BYTES
+from embedcache.store.tombstones import Dead
 
 # What one run reads of a remote's manifests, whatever it lists: far from a team's needs.
 MAX_MANIFESTS_BYTES = 256 << 20
@@ -52,7 +53,10 @@ class Missing(RemoteError):
 
 
 class RemoteSegments:
-    """Manifests and small arrays, each fetched once and checked; what is wrong is refused."""
+    """Manifests and small arrays, each fetched once and checked; what is wrong is refused.
+
+    dead: photos that were forgotten; of them nothing that is fetched stays on this machine.
+    """
 
     def __init__(
         self, remote: Remote, refusals: Refusals, objects: SmallObjects, memo: Memo
@@ -61,6 +65,7 @@ class RemoteSegments:
         self._refusals = refusals
         self._objects = objects
         self._memo = memo
+        self.dead = Dead()
         self._read_bytes = 0
         self._known: dict[str, RemoteSegment | None] = {}
 
@@ -140,8 +145,14 @@ class RemoteSegments:
                 raise wrong_bytes(self._remote, segment, path)
             return raw
 
-        raw = self._memo.get(f"{size}-{digest}", fetch)
-        return np.frombuffer(raw[:-CRC_BYTES], dtype=little).reshape(shape)
+        kept = f"{size}-{digest}"
+        raw = self._memo.get(kept, fetch)
+        found = np.frombuffer(raw[:-CRC_BYTES], dtype=little).reshape(shape)
+        if self.dead and (
+            manifest.kind == "photos" or (name == "digest" and self.dead.of(found).any())
+        ):
+            self._memo.drop(kept)
+        return found
 
     def digests(self, segment: RemoteSegment) -> NDArray[np.uint8] | None:
         """The contents of a segment's rows, (n, 32); None, and it is refused, for wrong ones."""

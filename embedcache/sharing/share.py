@@ -72,7 +72,7 @@ def pull(
     copy.require()
     with disk.plain_errors("write to", cache.path), workers() as pool:
         counts = MoveCounts()
-        dead = _adopt_marks(copy, cache, counts, dry_run=dry_run)
+        dead = copy.segments.dead = _adopt_marks(copy, cache, counts, dry_run=dry_run)
         pulling = _Pulling(copy, cache, dead, pool)
         plan = pulling.plan(wanted)
         if dry_run:
@@ -179,7 +179,7 @@ def available(
     """
     copy = _open(remote, cache)
     copy.require()
-    dead = copy.marks().joined(cache)
+    dead = copy.segments.dead = copy.marks().joined(cache)
     with workers() as pool:
         pulling = _Pulling(copy, cache, dead, pool)
         plan = pulling.plan(Wanted(specs=specs, photos=photos))
@@ -225,7 +225,8 @@ def push(
         copy.require_place()
     marks = copy.marks()
     with disk.plain_errors("read", cache.path), _alone(cache), workers() as pool:
-        plan = PushPlanner(copy, cache, marks.joined(cache), pool).plan(
+        dead = copy.segments.dead = marks.joined(cache)
+        plan = PushPlanner(copy, cache, dead, pool).plan(
             backbones=backbones, specs=specs, with_ids=with_ids
         )
         if counts.new_copy and not dry_run:

@@ -83,6 +83,7 @@ class SharedCopy:
         """The same shared copy, to be listed afresh."""
         copy = SharedCopy(self.remote, self._memo)
         copy.log = self.log
+        copy.segments.dead = self.segments.dead
         return copy
 
     def relisted(self) -> "SharedCopy":

@@ -29,6 +29,9 @@ def staged(cache: Path) -> Iterator[Leftover]:
     for path in sorted((cache / "local").glob("outgoing-*")):
         gone = disk.maker_is_gone(path.name)
         yield Leftover(path, "" if gone is not False else "a running push")
+    for path in sorted((cache / "local").glob(".old-*")):  # one of these, half deleted
+        gone = disk.maker_is_gone(path.name)
+        yield Leftover(path, "" if gone is not False else "a running process")
 
 
 def delete_staged(cache: Path) -> list[Leftover]:

@@ -303,6 +303,8 @@ def _commands(results: Results) -> str:
             f"embedcache labels --users {study['users']} --swipes {study['swipes']} --out {table}"
         )
     names = [backbone["name"] for backbone in study["backbone"]]
+    first = results.fits[0]
+    options = f" --protocol {first.protocol}" + (f" --folds {first.folds}" if first.folds else "")
     lines.append(
         f"embedcache extract {table} --id-column {id_column} --cache photos.cache \\\n  "
         + " ".join(f"--backbone {name}" for name in names)
@@ -311,7 +313,7 @@ def _commands(results: Results) -> str:
         weight = f" --weight {target['weight']}" if target.get("weight") else ""
         lines.append(
             f"embedcache fit-head --cache photos.cache --backbone {names[0]} --labels {table} \\\n"
-            f"  --target {target['column']}{weight} --seed {study.get('seed', 0)} "
+            f"  --target {target['column']}{weight} --seed {study.get('seed', 0)}{options} "
             f"--out head_{_slug(target['column'])}"
         )
     return "\n".join(lines)

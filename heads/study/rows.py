@@ -83,7 +83,12 @@ class Comparison:
 
     @property
     def verdict(self) -> int:
-        """1: the first is better beyond its interval, -1: the second, 0: undecided."""
+        """1: the first is better beyond its interval, -1: the second, 0: undecided.
+
+        Among several comparisons an interval may lie beyond 0 by luck: the adjusted p decides too.
+        """
+        if self.p_adjusted >= 0.05:  # NaN where there is one comparison only
+            return 0
         return int(self.low > 0) - int(self.high < 0)
 
 

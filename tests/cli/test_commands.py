@@ -201,6 +201,16 @@ def test_wrong_usage_exits_with_2(run: Run, tmp_path: Path) -> None:
     assert run("nonsense")[0] == 2
 
 
+def test_an_option_of_one_value_is_given_once(run: Run, tmp_path: Path) -> None:
+    words = ("--cache", tmp_path, "--labels", tmp_path, "--target", "a", "--out", tmp_path)
+    status, _, err = run("fit-head", *words, "--backbone", "x", "--backbone=y")
+    assert status == 2
+    assert "--backbone takes one value and is given 2 times" in err
+    status, _, err = run("fit-head", *words, "--backbone", "x", "--target", "b")
+    assert status == 1
+    assert "takes one value" not in err
+
+
 SLOW = """
 import sys
 import cli

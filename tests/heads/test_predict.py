@@ -74,3 +74,18 @@ def test_a_head_fitted_on_an_array_says_how_to_use_it(world: World, tmp_path: Pa
     folder = heads.fit(data, heads=["ridge"], resamples=20).save(tmp_path / "array")
     with pytest.raises(HeadError, match="was fitted on an array"):
         predict(folder, ["u001"], world.cache)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_only_predictions_are_replaced_by_predictions(
+    world: World, saved: Path, tmp_path: Path, suffix: str
+) -> None:
+    found = predict(saved, ["u007", "u003"], world.cache)
+    out = tmp_path / f"p{suffix}"
+    found.write(out)
+    found.write(out)
+    labels = tmp_path / f"labels{suffix}"
+    labels.write_bytes(world.labels.read_bytes())
+    with pytest.raises(HeadError, match="something other than predictions"):
+        found.write(labels)
+    assert labels.read_bytes() == world.labels.read_bytes()

@@ -117,3 +117,30 @@ def test_a_merge_obeys_tombstones(tmp_path: Path, make: Make) -> None:
     assert held(b) == {0, 2}
     merge(a, [make("c", [1, 5])])
     assert held(a) == {0, 2, 5}
+
+
+def test_what_a_remote_still_has_of_forgotten_photos_is_not_remembered_here(
+    remote: Remote, make: Make
+) -> None:
+    a = make("a", [0, 1, 2], [3])
+    a.record_photos("f", ["secret 0", "secret 1"], photos(0, 1))
+    push(a, remote, with_ids=True)
+    forget(a, ["secret 1"])
+    for with_ids, purge in ((False, False), (True, False), (True, True)):
+        push(a, remote, with_ids=with_ids, purge=purge)
+        pull(remote, a, with_ids=True)
+        for file in (a.path / "local").rglob("*"):
+            if file.is_file():
+                assert photos(1).tobytes() not in file.read_bytes(), (purge, file)
+                assert b"secret 1" not in file.read_bytes(), (purge, file)
+
+
+def test_a_staging_folder_that_was_half_deleted_is_named_and_goes(make: Make) -> None:
+    a = make("a", [0, 1])
+    left = a.path / "local" / f".old-{'0' * 8}-{'0' * 8}-1-1" / "embedding"
+    left.mkdir(parents=True)
+    (left / "rows").write_bytes(photos(1).tobytes())
+    assert not verify(a).clean
+    forget(a, [photos(1)[0].tobytes().hex()])
+    assert not left.exists()
+    assert verify(a).clean
