@@ -131,6 +131,8 @@ def save(fit: Fit, folder: str | Path) -> Path:
     which a file was changed.
     """
     folder = Path(folder)
+    if folder.is_symlink():
+        folder = folder.resolve()
     kept = _kept(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -149,20 +151,35 @@ def save(fit: Fit, folder: str | Path) -> Path:
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    disk.delete_folder(earlier)
+    _carry_over(earlier, folder)
     return folder
 
 
+def _carry_over(earlier: Path, folder: Path) -> None:
+    """Move what no fit wrote into the folder that took the earlier one's place; the rest goes."""
+    files = listed(earlier) if earlier.is_dir() else {}
+    for parent, folders, names in os.walk(earlier):
+        inside = Path(parent).relative_to(earlier)
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        for name in [*names, *links]:
+            own = (inside / name).as_posix()
+            ours = own == LIST or is_own(earlier, own, files)
+            if not ours and not os.path.lexists(folder / own):
+                (folder / inside).mkdir(parents=True, exist_ok=True)
+                Path(parent, name).rename(folder / own)
+        if not folders and not names and inside.parts:
+            (folder / inside).mkdir(parents=True, exist_ok=True)
+    disk.delete_folder(earlier)
+
+
 def _keep(folder: Path, kept: list[str], fresh: Path) -> None:
-    """List what this fit wrote in its new folder, and copy what others have in the earlier one."""
+    """List what this fit wrote in its new folder; others keep their names."""
     names = [path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file()]
     for name in kept:
         if name in names:
             raise HeadError(
                 f"{folder / name} is not what an earlier fit wrote; name another folder"
             )
-        (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(folder / name, fresh / name, follow_symlinks=False)
     files = {name: hashlib.sha256((fresh / name).read_bytes()).hexdigest() for name in names}
     disk.write_new(fresh / LIST, encode_list(files))
 

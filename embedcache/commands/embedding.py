@@ -26,7 +26,7 @@ from embedcache.commands.options import (
     read_photos,
 )
 from embedcache.errors import EmbedcacheError, InputError
-from embedcache.wording import counted
+from embedcache.wording import counted, plain
 
 if TYPE_CHECKING:
     from embedcache.extraction.forecast import Forecast
@@ -174,7 +174,7 @@ def _name_failures(photos: "Photos", cache: "Cache", specs: list[str]) -> None:
 
     failures = failures_of(photos, cache, specs)
     for name, reason in failures[:SHOWN_FAILURES]:
-        log.info("no vector: %s (%s)", name, in_words(reason))
+        log.info("no vector: %s (%s)", plain(name), in_words(reason))
     if len(failures) > SHOWN_FAILURES:
         log.info(
             "... and %s more: 'embedcache info %s --failed' lists all",

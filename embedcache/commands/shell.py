@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from embedcache.commands.options import INTERRUPTED
 from embedcache.errors import EmbedcacheError
-from embedcache.wording import printable
+from embedcache.wording import plain, printable
 
 SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 ANYWHERE = {
@@ -109,7 +109,7 @@ def _streams() -> Iterator[None]:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {printable(message)}", file=sys.stderr)
+    print(f"error: {plain(message)}", file=sys.stderr)
     sys.exit(1)
 
 

@@ -63,6 +63,25 @@ def test_saving_again_replaces_a_fit_and_nothing_else(fitted: tuple[Path, Any]) 
         fit.save(other)
 
 
+def test_an_open_log_an_empty_folder_and_links_in_an_earlier_fit_stay(
+    fitted: tuple[Path, Any],
+) -> None:
+    folder, fit = fitted
+    (folder / "empty").mkdir()
+    (folder / "link").symlink_to("fit.json")
+    by_link = folder.parent / "latest"
+    by_link.symlink_to(folder)
+    with (folder / "log.txt").open("w") as log:
+        log.write("before\n")
+        log.flush()
+        assert fit.save(by_link) == folder.resolve()
+        log.write("after\n")
+    assert (folder / "log.txt").read_text() == "before\nafter\n"
+    assert (folder / "empty").is_dir()
+    assert (folder / "link").readlink() == Path("fit.json")
+    assert by_link.is_symlink()
+
+
 def test_a_file_of_a_fit_that_was_changed_is_not_replaced(fitted: tuple[Path, Any]) -> None:
     folder, fit = fitted
     curves = folder / fit.best / "curves.csv"
