@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -33,6 +33,9 @@ from embedcache.commands.options import (
     read_photos,
 )
 from embedcache.errors import EmbedcacheError, InputError
+
+if TYPE_CHECKING:
+    from heads.predict import Predictions
 
 log = logging.getLogger("embedcache")
 
@@ -327,12 +330,18 @@ def predict(
     else:
         print_result(predictions, json_)
         log.info("wrote %s", out)
+    _judge_predictions(predictions, card["backbone"], imported=imported)
+
+
+def _judge_predictions(predictions: "Predictions", backbone: str, *, imported: bool) -> None:
+    """Say what makes predictions useless; raise where there is none."""
     if predictions.head.name == "const":
         log.warning("const was the best head on dev: every prediction is the same")
     if not predictions.found.any():
         advice = "Bring them with 'embedcache import'" if imported else "See 'embedcache info'"
+        n_photos = len(predictions.ids)
         raise EmbedcacheError(
-            f"none of the {len(table):,} photos has a vector of {card['backbone']}", advice=advice
+            f"none of the {n_photos:,} photos has a vector of {backbone}", advice=advice
         )
 
 

@@ -208,9 +208,9 @@ class _Crew:
             watch.progress(RunProgress(status.done, self._n, status.failed, seconds))
             if status.finished or watch.stop():
                 break
-            self._collect(LOOK_SECONDS)
-            if not self._runs:
+            if not self._runs:  # all had ended before the queue was asked
                 raise self._problem or EmbedcacheError("every worker of the Ray cluster was lost")
+            self._collect(LOOK_SECONDS)
         if not status.finished:
             self._ray.get(self._queue.stop.remote())
         until = time.perf_counter() + STOP_SECONDS

@@ -29,7 +29,7 @@ I64 = NDArray[np.int64]
 
 PART_SECONDS = 20.0
 """What a part should take, as far as a worker's rate is known: what is lost with a worker."""
-FIRST_PHOTOS, MOST_PHOTOS = 64, 4096
+FIRST_PHOTOS, MOST_PHOTOS, LEAST_PHOTOS = 64, 4096, 8
 SHARE = 64  # a part is at most this share of all work
 ATTEMPTS = 3
 LOST_SECONDS = 60.0
@@ -171,7 +171,8 @@ class PartQueue:
     def _size(self, holder: _Holder) -> int:
         left = self._n - self._next
         wanted = round(holder.rate * PART_SECONDS) or FIRST_PHOTOS
-        most = max(1, min(MOST_PHOTOS, self._n // SHARE, left // (2 * self._n_workers)))
+        share = min(MOST_PHOTOS, self._n // SHARE, left // (2 * self._n_workers))
+        most = max(LEAST_PHOTOS, share)
         return min(left, max(1, min(wanted, most)))
 
 

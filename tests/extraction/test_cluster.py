@@ -130,6 +130,15 @@ def test_photos_that_fail_are_counted_and_a_stop_keeps_what_is_done(
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_a_run_of_few_photos_ends_well_every_time(make_photos: MakePhotos, tmp_path: Path) -> None:
+    photos = Photos.read(make_photos(3))
+    for i in range(4):
+        cache = Cache.open(tmp_path / str(i), create=True)
+        found = extract_on_ray(photos, cache, backbone=stand_in.backbone(), cores=4)
+        assert stand_in.counts(found) == (3, 0, 3, 0)
+
+
+@pytest.mark.usefixtures("local_ray")
 def test_a_cache_that_workers_do_not_see_is_refused_or_filled_by_the_remote(
     make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
