@@ -334,14 +334,15 @@ def predict(
 
 
 def _judge_predictions(predictions: "Predictions", backbone: str, *, imported: bool) -> None:
-    """Say what makes predictions useless; raise where there is none."""
+    """Say what makes predictions useless."""
     if predictions.head.name == "const":
         log.warning("const was the best head on dev: every prediction is the same")
     if not predictions.found.any():
-        advice = "Bring them with 'embedcache import'" if imported else "See 'embedcache info'"
-        n_photos = len(predictions.ids)
-        raise EmbedcacheError(
-            f"none of the {n_photos:,} photos has a vector of {backbone}", advice=advice
+        log.warning(
+            "none of the %s photos has a vector of %s%s",
+            f"{len(predictions.ids):,}",
+            backbone,
+            ": bring them with 'embedcache import'" if imported else "",
         )
 
 
