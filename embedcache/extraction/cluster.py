@@ -257,7 +257,8 @@ class _Crew:
                 if isinstance(cause, Unseen):
                     raise InputError(str(cause)) from None
                 self._problem = cause if isinstance(cause, EmbedcacheError) else error
-                log.warning("worker %s: %s", name, str(cause).strip().splitlines()[-1][:300])
+                lines = str(cause).strip().splitlines() or [type(cause).__name__]
+                log.warning("worker %s: %s", name, lines[-1][:300])
                 self._ray.get(self._queue.lost.remote(name))
                 if self._starts[name] < ATTEMPTS and not isinstance(cause, EmbedcacheError):
                     self._start(name)
