@@ -167,12 +167,18 @@ def _caption(rows: Sequence[StudyRow], subsets: Sequence[str], *, accuracy: bool
     tests = ", ".join(f"{subset} {row.n_test:,}" for subset, row in first.items())
     folds = {row.folds for row in first.values()}
     unknown = any(row.low is None for row in rows)
+    chosen = (
+        "test photos chose nothing"
+        if folds == {None}
+        else "by folds every photo serves for both: heads are chosen inside each fold, but which "
+        "backbone's is bold was chosen on the photos that test it"
+    )
     pooled = f" by {'/'.join(str(k) for k in folds if k)} folds" if folds != {None} else ""
     return (
         f"{'Share of photos classified right' if accuracy else 'Mean squared error' + weighted}"
         f", with 95 % intervals over persons{pooled}. Bold: what dev chose, of each backbone and "
         f"protocol the simplest head within one standard error of the lowest dev figure, and of "
-        f"these the one with the lowest (test photos chose nothing). "
+        f"these the one with the lowest ({chosen}). "
         f'"= ridge" or "= logistic": a head that never left its linear start; "via sigmoid": with '
         f"figures of its own, because the sigmoid of ratios bends the line a little. "
         f"Test photos: {tests}."
