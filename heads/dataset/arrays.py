@@ -1,6 +1,7 @@
 """A dataset from arrays that are already in memory, for notebooks, estimators and simulations."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,9 +40,17 @@ def from_arrays(
 
     groups: rows with equal values stay on one side; without it, rows with equal vectors do.
     subset: 0 train, 1 dev, 2 test per row; by hash when left out.
+    LabelsError for an argument of another length, and for a subset that parts a group.
     """
     held, raw = _checked(vectors, np.asarray(targets))
-    named = [str(i) for i in range(len(held))] if ids is None else [str(i) for i in ids]
+    sides_given = None if subset is None else np.asarray(subset).ravel()
+    for name, given in (("ids", ids), ("groups", groups), ("sides", sides_given)):
+        if given is not None and len(given) != len(held):
+            raise LabelsError(f"{len(held)} vectors need as many {name}; got {len(given)}")
+    named = [str(i) for i in (range(len(held)) if ids is None else ids)]
+    if len(set(named)) < len(named):
+        twice = next(name for name, n in Counter(named).items() if n > 1)
+        raise LabelsError(f"ids name one row each; {twice!r} stands twice")
     columns = [pl.Series(raw[:, k] if raw.ndim == 2 else raw) for k in range(raw[:1].size)]
     labels = parse_targets(columns, named, task)
     values = labels.values[:, None] if raw.ndim == 2 > labels.values.ndim else labels.values
@@ -49,8 +58,10 @@ def from_arrays(
     same = groups if groups is not None else [_content(row) for row in held]
     numbers, names = split.join_groups([split.keys_of(same)], named)
     strata = strata_of(values, labels.task) if stratify else None
-    hashed = split.by_hash(numbers, names, seed=seed, strata=strata) if subset is None else subset
-    sides = np.asarray(hashed, np.uint8)
+    if sides_given is None:
+        sides = split.by_hash(numbers, names, seed=seed, strata=strata)
+    else:
+        sides = split.numbered(sides_given, numbers, named)
     joint = [f"target{k}" for k in range(len(columns))] if raw.ndim == 2 else ["target"]
     return Dataset(
         ids=tuple(named),

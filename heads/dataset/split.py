@@ -157,7 +157,31 @@ def given(
                 f"{ids[row]!r} has {value!r}"
             )
         sides[row] = side
-    if len(values):
+    _whole(sides, groups, ids, of=f"in column {column!r} ", otherwise="omit --split-column")
+    return sides
+
+
+def numbered(
+    values: NDArray[np.generic], groups: NDArray[np.int64], ids: Sequence[str]
+) -> NDArray[np.uint8]:
+    """Sides (n,) given as numbers; LabelsError as `given` has it."""
+    if values.dtype.kind not in "iu" or not np.isin(values, range(len(SUBSETS))).all():
+        raise LabelsError("a subset is 0 (train), 1 (dev) or 2 (test) for each row")
+    sides = values.astype(np.uint8)
+    _whole(sides, groups, ids, of="", otherwise="leave the subset out")
+    return sides
+
+
+def _whole(
+    sides: NDArray[np.uint8],
+    groups: NDArray[np.int64],
+    ids: Sequence[str],
+    *,
+    of: str,
+    otherwise: str,
+) -> None:
+    """LabelsError where a group stands on two sides."""
+    if len(sides):
         low, high = np.full(groups.max() + 1, 9), np.zeros(groups.max() + 1, int)
         np.minimum.at(low, groups, sides)
         np.maximum.at(high, groups, sides)
@@ -165,11 +189,10 @@ def given(
             rows = np.flatnonzero(groups == torn[0])
             rows_text = ", ".join(f"{ids[r]} ({SUBSETS[sides[r]]})" for r in rows[:4])
             raise LabelsError(
-                f"the split in column {column!r} splits {torn.size} group(s) of the same person or "
+                f"the split {of}splits {torn.size} group(s) of the same person or "
                 f"the same photo, which would leak test answers into training: {rows_text}. Put "
-                f"each group in one of train, dev and test, or omit --split-column"
+                f"each group in one of train, dev and test, or {otherwise}"
             )
-    return sides
 
 
 def digest(ids: Sequence[str], sides: NDArray[np.uint8]) -> str:

@@ -15,6 +15,7 @@ Task = Literal["regression", "binary", "multiclass"]
 TASKS = ("auto", "regression", "binary", "multiclass")
 MAX_CLASSES = 1000
 MAX_GRADES = 12
+_LEAST_WEIGHT = 1e-100
 """So few whole numbers may be classes: a note says that they are fitted as numbers."""
 Floats = NDArray[np.float64]
 
@@ -182,6 +183,13 @@ def parse_weights(column: pl.Series, ids: Sequence[str]) -> Floats:
         raise LabelsError(
             f"{int(bad.sum())} weights in {column.name!r} are negative or missing "
             f"(first: {ids[first]} has {column[first]}); a weight is zero or more"
+        )
+    extreme = (values > 1 / _LEAST_WEIGHT) | ((values > 0) & (values < _LEAST_WEIGHT))
+    if extreme.any():  # their squares are no numbers
+        first = int(np.flatnonzero(extreme)[0])
+        raise LabelsError(
+            f"weights in {column.name!r} lie between {_LEAST_WEIGHT:g} and {1 / _LEAST_WEIGHT:g}, "
+            f"or are 0; {ids[first]} has {column[first]}"
         )
     if not values.any():
         raise LabelsError(f"all weights in {column.name!r} are zero: give positive weights")

@@ -29,20 +29,35 @@ class Line:
 _NONE = (float("nan"),) * 3
 
 
-def line(sample: Sample, truth: Floats, prediction: Floats, *, chance: bool) -> Line:
+def logits(chances: Floats) -> Floats:
+    """The logit of probabilities, finite at 0 and 1 too, where it orders what floats can tell."""
+    least = np.finfo(np.float64).tiny
+    return np.asarray(logit(np.clip(chances, least, 1 - np.finfo(np.float64).epsneg)))
+
+
+def line(
+    sample: Sample, truth: Floats, prediction: Floats, constant: Floats, *, chance: bool
+) -> Line:
     """The calibration line of predictions (n,), which are probabilities where `chance`.
 
-    truth: numbers, or 0 and 1 (or ratios) where `chance`.
+    truth: numbers, or 0 and 1 (or ratios) where `chance`. constant (n,): what the constant head
+    says; where it differs from fold to fold, by that much truth and prediction are both moved.
     """
-    x = logit(np.clip(prediction, _EDGE, 1 - _EDGE)) if chance else prediction
+    x, base = prediction, constant
+    if chance:
+        x, base = (logit(np.clip(value, _EDGE, 1 - _EDGE)) for value in (x, base))
+    offset = base - sample.mean(base) if np.ptp(base) > 0 else np.zeros(len(x))
+    x = x - offset
     if sample.n_groups < 3 or not np.ptp(x) > 1e-9:
         return Line(_NONE, _NONE)
     middle = sample.mean(x) if not chance else 0.0
     design = np.column_stack([np.ones(len(x)), x - middle])
     mass = sample.mass
+    if not chance:
+        truth, offset = truth - offset, np.zeros(len(x))
     beta = np.array([0.0, 1.0]) if chance else np.zeros(2)
     for _ in range(_STEPS if chance else 1):
-        seen = expit(design @ beta) if chance else design @ beta
+        seen = expit(design @ beta + offset) if chance else design @ beta
         bend = mass * (seen * (1 - seen) if chance else 1.0)
         hessian = design.T @ (design * bend[:, None])
         if np.linalg.cond(hessian) > 1e12:
@@ -54,7 +69,7 @@ def line(sample: Sample, truth: Floats, prediction: Floats, *, chance: bool) -> 
     else:
         if chance:
             return Line(_NONE, _NONE)
-    seen = expit(design @ beta) if chance else design @ beta
+    seen = expit(design @ beta + offset) if chance else design @ beta
     # The influence of a row on beta; `error` divides by the total mass.
     influence = ((truth - seen)[:, None] * design) @ np.linalg.inv(hessian) * mass.sum()
     if not chance:

@@ -9,24 +9,34 @@ from scipy import stats
 from heads.fitting.intervals import Sample
 
 Floats = NDArray[np.float64]
-_ONE_ERROR = float(stats.norm.cdf(1))  # the probability up to one standard error
+
+
+def errors(n: float, sample: Sample) -> float:
+    """n standard errors, as many as Student's t makes of them for so few effective groups."""
+    return float(stats.t.isf(stats.norm.sf(n), max(sample.n_effective - 1, 0.5)))
+
+
+def to_choose_by(sample: Sample) -> Sample:
+    """The dev rows as a choice sees them: groups count once, or rows where all are of one group."""
+    if sample.n_groups > 1:
+        return sample
+    return Sample(sample.weight, np.arange(len(sample.groups)))
 
 
 def simplest(scores: Mapping[str, Floats], sample: Sample) -> str:
     """The simplest head within one paired standard error of the lowest dev figure.
 
-    scores: per head, simplest first, the dev loss of each row (n,). sample: the dev rows; its
-        groups count once, or its rows where they are all of one group. The error is taken as wide
-        as Student's t makes it for so few; where there is none, nothing but the simplest is sure.
+    scores: per head, simplest first, the dev loss of each row (n,). sample: the dev rows. The error
+        is taken as wide as Student's t makes it for so few; where there is none, nothing but the
+        simplest is sure.
     """
-    if sample.n_groups < 2:
-        sample = Sample(sample.weight, np.arange(len(sample.groups)))
+    sample = to_choose_by(sample)
     losses = {name: sample.mean(rows) for name, rows in scores.items()}
     finite = {name: loss for name, loss in losses.items() if np.isfinite(loss)}
     if not finite:
         return next(iter(scores))
     lowest = min(finite, key=lambda name: finite[name])
-    reach = stats.t.ppf(_ONE_ERROR, max(sample.n_effective - 1, 0.5))
+    reach = errors(1, sample)
     for name in finite:
         gap = scores[name] - scores[lowest]
         error = sample.error(gap - sample.mean(gap))

@@ -11,6 +11,7 @@ gradient of the first layer is one product too, and nothing is kept for inputs t
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -124,12 +125,13 @@ class Bank:
     def initialise_at_random(self, *, seed: int, bias: Tensor) -> None:
         """Start every member as torch.nn.Linear does: uniform in 1 / sqrt(floats in), either side.
 
-        bias (outputs,): of the last layer, the mean of the targets before the link.
+        bias (outputs,): of the last layer, the mean of the targets before the link. Each rate draws
+        a start of its own, as separate runs would: the best of them is then the best of as many.
         """
         for place, member in enumerate(self.members):
-            source = torch.Generator().manual_seed(
-                seed * 1_000_003 + member.seed * 10 + member.depth
-            )
+            rate = int(np.float64(member.rate).view(np.uint64))
+            drawn_from = np.random.SeedSequence([seed, member.seed, member.depth, rate])
+            source = torch.Generator().manual_seed(int(drawn_from.generate_state(1, np.uint64)[0]))
             views = self.parameters(place)
             for weight, offset in zip(views[::2], views[1::2], strict=True):
                 reach = weight.shape[1] ** -0.5

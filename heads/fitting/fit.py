@@ -62,13 +62,10 @@ def fit(
     names = chosen_names(heads, dataset.task)
     rounds = _rounds(dataset, names, protocol, folds, dev_only=dev_only, progress=progress)
     first = rounds[0].dataset
-    judged = None if dev_only else _judged(rounds, dataset, resamples, protocol.seed)
+    judged = None if dev_only else _judged(rounds, resamples, protocol.seed)
     pooled = {name: _pooled(name, rounds) for name in rounds[0].found}
     if folds is not None:
         pooled[CHOICE] = _pooled_choice(rounds)
-    best = simplest(
-        {name: one.dev_scores for name, one in pooled.items() if name != CHOICE}, _dev_rows(rounds)
-    )
     return Fit(
         dataset=dataset,
         protocol=protocol,
@@ -76,7 +73,8 @@ def fit(
         n=_sizes(rounds),
         rows=tuple(_rows(judged, pooled, first)),
         heads={name: merged([r.found[name].head for r in rounds]) for name in rounds[0].found},
-        best=best,
+        best=_most_chosen(rounds),
+        dev_of_choice=tuple(one.dev for one in rounds),
         test=judged,
         curves={name: _mean_curve([r.found[name].curve for r in rounds]) for name in names},
         notes=_notes(rounds, judged, folds),
@@ -104,37 +102,38 @@ def _rounds(
             if progress is not None:
                 progress(before + epoch, total)
 
-        pooled = folds is not None
-        found.append(_fit_round(one, names, protocol, pooled=pooled, dev_only=dev_only, tick=tick))
+        fold = None if folds is None else number
+        found.append(_fit_round(one, names, protocol, fold=fold, dev_only=dev_only, tick=tick))
     return found
 
 
-def _judged(rounds: Sequence["_Round"], dataset: Dataset, resamples: int, seed: int) -> Judged:
+def _judged(rounds: Sequence["_Round"], resamples: int, seed: int) -> Judged:
     """The test rows of all rounds, scored as one."""
     tested = joined([one.tested for one in rounds if one.tested is not None])
-    reference = "ridge" if dataset.task == "regression" else "logistic"
+    reference = "ridge" if tested.task == "regression" else "logistic"
     stayed = [name for name in rounds[0].found if all(one.found[name].same_as for one in rounds)]
-    return judge(
-        dataset, tested, reference=reference, stayed=stayed, resamples=resamples, seed=seed
-    )
+    return judge(tested, reference=reference, stayed=stayed, resamples=resamples, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """One split of the rows, the heads fitted on it and what they predict for its test rows."""
+    """One split of the rows, the heads fitted on it and what they predict for its test rows.
+
+    choice: the head that dev chose, dev: its loss there.
+    """
 
     dataset: Dataset
     found: Mapping[str, Candidate]
     choice: str
+    dev: float
     tested: TestRows | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Pooled:
-    """One head over all rounds. dev_scores: round after round; rounds: (rate, epoch) of each."""
+    """One head over all rounds. rounds: (rate, epoch) of each."""
 
     dev: Mapping[tuple[str, str], float]
-    dev_scores: Floats
     rounds: tuple[tuple[float, int | None], ...]
     seconds: float
     same_as: str | None = None
@@ -159,7 +158,7 @@ def _fit_round(
     names: Sequence[str],
     protocol: Protocol,
     *,
-    pooled: bool,
+    fold: int | None,
     dev_only: bool,
     tick: Callable[[int], None],
 ) -> _Round:
@@ -167,14 +166,17 @@ def _fit_round(
     train, dev = dataset.part("train"), dataset.part("dev")
     found = fit_candidates(train, dev, names, dataset=dataset, protocol=protocol, tick=tick)
     scores = {name: one.dev_scores for name, one in found.items()}
-    choice = simplest(scores, Sample(dev.weights, dev.groups))
+    sample = Sample(dev.weights, dev.groups)
+    choice = simplest(scores, sample)
+    loss = sample.mean(scores[choice])
     if dev_only:
-        return _Round(dataset, found, choice, None)
-    tested = predict_test(dataset, {name: one.head for name, one in found.items()})
-    if pooled:
+        return _Round(dataset, found, choice, loss, None)
+    fitted = {name: one.head for name, one in found.items()}
+    tested = predict_test(dataset, fitted, fold=fold or 0)
+    if fold is not None:
         chosen = {CHOICE: tested.predictions[choice]}
         tested = replace(tested, predictions={**tested.predictions, **chosen})
-    return _Round(dataset, found, choice, tested)
+    return _Round(dataset, found, choice, loss, tested)
 
 
 def _pooled(name: str, rounds: Sequence[_Round]) -> _Pooled:
@@ -182,7 +184,6 @@ def _pooled(name: str, rounds: Sequence[_Round]) -> _Pooled:
     same = [one.same_as or "" for one in found]
     return _Pooled(
         dev=_mean_dev([one.dev for one in found], rounds),
-        dev_scores=np.concatenate([one.dev_scores for one in found]),
         rounds=tuple((one.rate, one.epoch) for one in found),
         seconds=sum(one.seconds for one in found),
         same_as=max(same, key=len) if all(same) else None,
@@ -194,7 +195,6 @@ def _pooled_choice(rounds: Sequence[_Round]) -> _Pooled:
     found = [one.found[one.choice] for one in rounds]
     return _Pooled(
         dev=_mean_dev([one.dev for one in found], rounds),
-        dev_scores=np.concatenate([one.dev_scores for one in found]),
         rounds=(),
         seconds=sum(c.seconds for one in rounds for c in one.found.values()),
         chosen=dict(Counter(one.choice for one in rounds)),
@@ -214,12 +214,14 @@ def _mean_dev(
     }
 
 
-def _dev_rows(rounds: Sequence[_Round]) -> Sample:
-    """The dev rows of all rounds, in the order of the pooled dev scores."""
-    parts = [one.dataset.part("dev") for one in rounds]
-    weights = [part.weights for part in parts if part.weights is not None]
-    groups = np.concatenate([part.groups for part in parts])
-    return Sample(np.concatenate(weights) if weights else None, groups)
+def _most_chosen(rounds: Sequence[_Round]) -> str:
+    """The head that dev chose, by folds in most of them; of equals the simplest.
+
+    Dev figures pooled over folds would not do: every strength was chosen on the rows that they are
+    taken from, and K times as many rows make so small a luck look certain.
+    """
+    counts = Counter(one.choice for one in rounds)
+    return max(rounds[0].found, key=lambda name: counts[name])  # the first of equals
 
 
 def _sizes(rounds: Sequence[_Round]) -> dict[str, int]:

@@ -23,6 +23,7 @@ LEVEL = 0.95
 FEW = 30  # effective groups below which a figure gets a note
 WIDEST = 1000.0  # a loss whose interval has ends more than so many-fold apart is not known
 _LEAST = 1.5  # effective groups below which there is no spread to speak of
+_LEAST_SPREAD = 1e-9  # as a share of the figure: what rounding alone may show
 _CHUNK_CELLS = 4_000_000
 _NONE = (float("nan"), float("nan"))
 _Z = float(stats.norm.ppf((1 + LEVEL) / 2))
@@ -133,7 +134,10 @@ def loss_interval(sample: Sample, scores: Floats) -> tuple[float, float]:
     if sample.n_groups < 2 or not sample.mean(scores) > 0:
         return _NONE
     middle, without, n = sample.log_mean(scores)
-    return _known(_around(middle, _jackknife(middle, without), _reach(n), np.exp))
+    error = _jackknife(middle, without)
+    if error < _LEAST_SPREAD:  # all rows score the same, which says nothing of other rows
+        return _NONE
+    return _known(_around(middle, error, _reach(n), np.exp))
 
 
 def mean_interval(sample: Sample, values: Floats) -> tuple[float, float]:
@@ -234,9 +238,10 @@ def difference(sample: Sample, first: Floats, second: Floats) -> Difference:
     reach = sample.reach
     if not np.isfinite(value + error + reach):
         return Difference(value, *_NONE, float("nan"))
-    if error == 0:
-        p = 1.0 if value == 0 else _least_p(sample.n_groups)
-        return _agreeing(value, value, value, p)
+    if error <= _LEAST_SPREAD * abs(value):
+        if value == 0:  # the same on every row
+            return Difference(0.0, 0.0, 0.0, 1.0)
+        return Difference(value, *_NONE, _least_p(sample.n_groups))  # no spread, but all one way
     p = 2 * float(stats.t.sf(abs(value) / error, max(sample.n_effective - 1, _LEAST - 1)))
     p = max(p, _least_p(sample.n_groups))
     return _agreeing(value, value - reach * error, value + reach * error, p)
@@ -251,7 +256,7 @@ def share_difference(sample: Sample, first: Floats, second: Floats) -> Differenc
     """
     gap = first - second
     plain = difference(sample, first, second)
-    if not np.isfinite(plain.p):
+    if not np.isfinite(sample.reach):
         return plain
     n = _effective(sample, gap)
     gained, lost = (n * sample.mean((sign * gap > 0).astype(float)) for sign in (1, -1))

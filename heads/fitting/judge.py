@@ -7,7 +7,8 @@ nothing else asks a dataset for its test rows.
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,33 +55,56 @@ class GroupFigure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestRows:
-    """Test rows and what each head predicts for them, before anything is scored.
+    """Test rows and what each head predicts for them: all that scoring needs.
 
-    rows (n,): their places in the dataset. predictions: per head (n,) or (n, k); `BY` + column for
-    the constants by group.
+    n rows: ids; truth (n,) or (n, k); weight (n,) or None; groups (n,); fold (n,), which round
+    tested each; group_of: per column, the value of each row. predictions: per head (n,) or (n, k);
+    `BY` + column for the constants by group. counts, shares: see `Dataset`.
     """
 
     __test__ = False  # not a class of tests, whatever pytest makes of the name
 
-    rows: NDArray[np.int64]
-    predictions: Mapping[str, Floats]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """The test rows, what each head predicts, and the figures.
-
-    truth (n,) or (n, k), weight (n,) or None, groups (n,); predictions per head, shaped as the
-    head predicts. noise_floor: see `metrics.noise_floor`; NaN where it does not apply.
-    n_effective: Kish's effective number of groups. n_comparisons: those that p_adjusted is for.
-    n_single: rows with one trial, which say nothing of the noise floor.
-    """
-
+    task: str
+    target_names: tuple[str, ...]
+    counts: bool
+    shares: bool
     ids: tuple[str, ...]
     truth: Floats
     weight: Floats | None
     groups: NDArray[np.int64]
+    fold: NDArray[np.int64]
+    group_of: Mapping[str, tuple[str, ...]]
     predictions: Mapping[str, Floats]
+
+    @property
+    def sample(self) -> Sample:
+        return Sample(self.weight, self.groups)
+
+    def only(self, rows: NDArray[np.int64], heads: Collection[str]) -> "TestRows":
+        """Some of the rows, with the predictions of some heads."""
+        return replace(
+            self,
+            ids=tuple(self.ids[row] for row in rows),
+            truth=self.truth[rows],
+            weight=None if self.weight is None else self.weight[rows],
+            groups=self.groups[rows],
+            fold=self.fold[rows],
+            group_of={
+                name: tuple(values[row] for row in rows) for name, values in self.group_of.items()
+            },
+            predictions={name: self.predictions[name][rows] for name in heads},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged(TestRows):
+    """Test rows with their figures.
+
+    noise_floor: see `metrics.noise_floor`; NaN where it does not apply. n_effective: Kish's
+    effective number of groups. n_comparisons: those that p_adjusted is for. n_single: rows with one
+    trial, which say nothing of the noise floor.
+    """
+
     figures: tuple[Figure, ...]
     by: tuple[GroupFigure, ...]
     noise_floor: float
@@ -89,35 +113,53 @@ class Judged:
     n_single: int
     reliability: Mapping[str, metrics.Reliability]
 
-    @property
-    def sample(self) -> Sample:
-        """The weights and groups, for further figures on these rows."""
-        return Sample(self.weight, self.groups)
 
-
-def predict_test(dataset: Dataset, heads: Mapping[str, Head]) -> TestRows:
+def predict_test(dataset: Dataset, heads: Mapping[str, Head], *, fold: int = 0) -> TestRows:
     """Apply heads to a dataset's test rows, and the constants of each column's groups."""
     part = dataset.part("test")
+    rows = part.rows
     predictions = predict_part(heads, part)
     for column in dataset.by:
         if column != dataset.target:
-            predictions[BY + column] = _constants(dataset, column, part.rows)
-    return TestRows(rows=part.rows, predictions=predictions)
+            predictions[BY + column] = _constants(dataset, column, rows)
+    return TestRows(
+        task=dataset.task,
+        target_names=dataset.target_names,
+        counts=dataset.counts,
+        shares=dataset.shares,
+        ids=tuple(dataset.ids[row] for row in rows),
+        truth=dataset.targets[rows],
+        weight=part.weights,
+        groups=part.groups,
+        fold=np.full(len(rows), fold),
+        group_of={name: tuple(values[row] for row in rows) for name, values in dataset.by.items()},
+        predictions=predictions,
+    )
 
 
 def joined(parts: Sequence[TestRows]) -> TestRows:
     """The rows of several folds as one."""
-    return TestRows(
-        rows=np.concatenate([part.rows for part in parts]),
+    first = parts[0]
+    weights = [part.weight for part in parts if part.weight is not None]
+    return replace(
+        first,
+        ids=tuple(name for part in parts for name in part.ids),
+        truth=np.concatenate([part.truth for part in parts]),
+        weight=np.concatenate(weights) if weights else None,
+        groups=np.concatenate([part.groups for part in parts]),
+        fold=np.concatenate([part.fold for part in parts]),
+        group_of={
+            name: tuple(value for part in parts for value in part.group_of[name])
+            for name in first.group_of
+        },
         predictions={
             name: np.concatenate([part.predictions[name] for part in parts])
-            for name in parts[0].predictions
+            for name in first.predictions
         },
     )
 
 
 def judge(
-    dataset: Dataset,
     tested: TestRows,
     *,
     reference: str,
@@ -130,42 +172,43 @@ def judge(
     reference: the head that the others are compared with, pair by pair; but not those that
         `stayed`, heads that never left their linear start and are no result of their own.
     """
-    rows = tested.rows
-    weight = None if dataset.weights is None else dataset.weights[rows]
+    weight = tested.weight
     if weight is not None and not weight.any():
         raise LabelsError("all weights of the test rows are zero: no figure can be computed")
-    scene = _Scene(dataset, rows, weight, resamples, seed)
+    scene = _Scene(tested, resamples, seed)
     figures = [
         replace(one, versus=None) if one.head in stayed else one
-        for one in scene.figures(tested.predictions, reference=reference, baseline="const")
+        for one in scene.figures(reference=reference, baseline="const")
     ]
-    by = _by_group(scene, tested.predictions)
-    compared = [one for one in figures if one.versus is not None]
-    adjusted = intervals.holm([one.versus[1].p for one in compared if one.versus is not None])
-    figures = [
-        replace(one, versus=(one.versus[0], replace(one.versus[1], p_adjusted=adjusted.pop(0))))
-        if one.versus is not None
-        else one
-        for one in figures
-    ]
+    figures, n_compared = _adjusted(figures)
+    by = _by_group(scene)
+    by_figures, _ = _adjusted([one.figure for one in by])
     return Judged(
-        ids=tuple(dataset.ids[row] for row in rows),
-        truth=dataset.targets[rows],
-        weight=weight,
-        groups=dataset.groups[rows],
-        predictions=tested.predictions,
+        **{field.name: getattr(tested, field.name) for field in fields(tested)},
         figures=tuple(figures),
-        by=tuple(by),
+        by=tuple(replace(one, figure=f) for one, f in zip(by, by_figures, strict=True)),
         noise_floor=scene.floor,
-        n_effective=scene.sample.n_effective,
-        n_comparisons=len(compared),
-        n_single=0 if weight is None or not dataset.counts else int((weight == 1).sum()),
+        n_effective=tested.sample.n_effective,
+        n_comparisons=n_compared,
+        n_single=0 if weight is None or not tested.counts else int((weight == 1).sum()),
         reliability={
             name: metrics.reliability(scene.truth(0), seen, weight)
             for name, seen in tested.predictions.items()
-            if seen.ndim == 1 and dataset.shares
+            if seen.ndim == 1 and tested.shares
         },
     )
+
+
+def _adjusted(figures: Sequence[Figure]) -> tuple[list[Figure], int]:
+    """The figures of one table with p adjusted for all its comparisons, and their number."""
+    p = [one.versus[1].p if one.versus else math.nan for one in figures]
+    found = [
+        replace(one, versus=(one.versus[0], replace(one.versus[1], p_adjusted=adjusted)))
+        if one.versus
+        else one
+        for one, adjusted in zip(figures, intervals.holm(p), strict=True)
+    ]
+    return found, sum(map(math.isfinite, p))
 
 
 def _constants(dataset: Dataset, column: str, rows: NDArray[np.int64]) -> Floats:
@@ -188,59 +231,49 @@ def _constants(dataset: Dataset, column: str, rows: NDArray[np.int64]) -> Floats
 
 @dataclass(frozen=True)
 class _Scene:
-    """Some test rows of a dataset, to be scored: all of them, or one group's."""
+    """Test rows to be scored: all of them, or one group's."""
 
-    dataset: Dataset
-    rows: NDArray[np.int64]
-    weight: Floats | None
+    tested: TestRows
     resamples: int
     seed: int
 
-    @property
+    @cached_property
     def sample(self) -> Sample:
-        return Sample(self.weight, self.dataset.groups[self.rows])
+        return self.tested.sample
 
     @property
     def floor(self) -> float:
-        if not self.dataset.counts or self.weight is None:
+        weight = self.tested.weight
+        if not self.tested.counts or weight is None:
             return math.nan
-        return metrics.noise_floor(self.truth(0), self.weight)
+        return metrics.noise_floor(self.truth(0), weight)
 
     def truth(self, k: int) -> Floats:
         """The k-th target of the rows."""
-        targets = self.dataset.targets[self.rows]
-        return targets[:, k] if targets.ndim == 2 else targets
+        truth = self.tested.truth
+        return truth[:, k] if truth.ndim == 2 else truth
 
-    def figures(
-        self, predictions: Mapping[str, Floats], *, reference: str, baseline: str
-    ) -> list[Figure]:
+    def figures(self, *, reference: str, baseline: str) -> list[Figure]:
         """Every figure of every head, head by head; baseline: the constant of explained shares."""
         found: list[Figure] = []
-        sample = self.sample
-        for k, target in enumerate(self.dataset.target_names):
+        sample, task = self.sample, self.tested.task
+        for k, target in enumerate(self.tested.target_names):
             truth = self.truth(k)
-            seen = {name: self._column(p, k) for name, p in predictions.items()}
-            scores = {n: row_scores(self.dataset.task, truth, p) for n, p in seen.items()}
+            seen = {name: self._column(p, k) for name, p in self.tested.predictions.items()}
+            scores = {name: row_scores(task, truth, p) for name, p in seen.items()}
             for name in seen:
                 for metric, rows in scores[name].items():
+                    share = metric == "accuracy"
                     versus = None
                     if reference in seen and name != reference:
-                        other = scores[reference][metric]
-                        compare = (
-                            intervals.share_difference
-                            if metric == "accuracy"
-                            else intervals.difference
-                        )
-                        versus = (reference, compare(sample, rows, other))
-                    within = (
-                        intervals.share_interval
-                        if metric == "accuracy"
-                        else intervals.loss_interval
-                    )
+                        gap = intervals.share_difference if share else intervals.difference
+                        versus = (reference, gap(sample, rows, scores[reference][metric]))
+                    within = intervals.share_interval if share else intervals.loss_interval
                     low, high = within(sample, rows)
-                    extra = self._extra(metric, truth, seen[name], moves=name != "const")
-                    if metric == "mse" and baseline in seen:
-                        extra |= self._explained(truth, seen[baseline], seen[name], sample)
+                    moves = name not in ("const", baseline)
+                    extra = self._extra(metric, truth, seen[name], seen[baseline], moves=moves)
+                    if metric == "mse":
+                        extra |= self._explained(truth, seen[baseline], seen[name])
                     found.append(
                         Figure(
                             head=name,
@@ -253,39 +286,48 @@ class _Scene:
                             versus=versus,
                         )
                     )
-        order = list(predictions)
+        order = list(self.tested.predictions)
         return sorted(found, key=lambda figure: order.index(figure.head))
 
     def _column(self, values: Floats, k: int) -> Floats:
         """The column of one target among several; class probabilities stay together."""
-        return values[:, k] if self.dataset.targets.ndim == 2 and values.ndim == 2 else values
+        return values[:, k] if self.tested.truth.ndim == 2 and values.ndim == 2 else values
 
-    def _extra(self, metric: str, truth: Floats, seen: Floats, *, moves: bool) -> dict[str, float]:
+    def _extra(
+        self, metric: str, truth: Floats, seen: Floats, constant: Floats, *, moves: bool
+    ) -> dict[str, float]:
         """The further figures that stand in the same row.
 
-        moves: whether the head says different things of different photos; a constant moves only
-        from fold to fold, and an order or a line of its predictions would say nothing.
+        moves: whether the head says different things of different photos. By folds even a constant
+        moves, from fold to fold and away from the truth, because a fold that lies high leaves lower
+        ones to learn from. Order and lines are therefore taken of what a head says beyond the
+        constant of its fold, so that a head that knows nothing has no correlation.
         """
         none = (math.nan, math.nan, math.nan)
-        sample, weight = self.sample, self.weight
+        sample, weight = self.sample, self.tested.weight
         found: dict[str, tuple[float, float, float]] = {}
         if metric == "mse":
             error, spread = metrics.squared_error(truth, seen), (truth - sample.mean(truth)) ** 2
+            r2 = metrics.r2(truth, seen, weight)
             low, high = intervals.ratio_interval(sample, error, spread)
-            found["r2"] = (metrics.r2(truth, seen, weight), 1 - high, 1 - low)
+            found["r2"] = (r2, 1 - high, 1 - low) if math.isfinite(r2) else none
             away = metrics.absolute_error(truth, seen)
             found["mae"] = (sample.mean(away), *intervals.loss_interval(sample, away))
-            linear = intervals.correlation_interval(sample, truth, seen)
-            found["pearson"] = (metrics.pearson(truth, seen, weight), *linear)
+            beyond = _beyond(seen, constant)
+            moves = moves and bool(np.ptp(beyond) > 0)
+            linear = intervals.correlation_interval(sample, truth, beyond)
+            found["pearson"] = (metrics.pearson(truth, beyond, weight), *linear)
             alone = Sample(None, sample.groups)
-            ranks = (metrics.ranks(truth), metrics.ranks(seen))
+            ranks = (metrics.ranks(truth), metrics.ranks(beyond))
             ranked = intervals.correlation_interval(alone, *ranks)
-            found["rank_correlation"] = (metrics.rank_correlation(truth, seen), *ranked)
-            line = calibration.line(sample, truth, seen, chance=False)
-        elif metric == "log_loss" and self.dataset.task == "binary":
-            area = intervals.auc_interval(sample, truth, seen)
-            found["auc"] = (metrics.auc(truth, seen, weight), *area)
-            line = calibration.line(sample, truth, seen, chance=True)
+            found["rank_correlation"] = (metrics.rank_correlation(truth, beyond), *ranked)
+            line = calibration.line(sample, truth, seen, constant, chance=False)
+        elif metric == "log_loss" and self.tested.task == "binary":
+            order = _beyond(calibration.logits(seen), calibration.logits(constant))
+            moves = moves and bool(np.ptp(order) > 0)
+            area = intervals.auc_interval(sample, truth, order)
+            found["auc"] = (metrics.auc(truth, order, weight), *area)
+            line = calibration.line(sample, truth, seen, constant, chance=True)
         else:
             return {}
         found |= {"calibration_slope": line.slope, "calibration_intercept": line.intercept}
@@ -297,21 +339,21 @@ class _Scene:
             named |= {name: value, f"{name}_low": low, f"{name}_high": high}
         return named
 
-    def _explained(
-        self, truth: Floats, constant: Floats, seen: Floats, sample: Sample
-    ) -> dict[str, float]:
+    def _explained(self, truth: Floats, constant: Floats, seen: Floats) -> dict[str, float]:
         """The share of what the noise floor leaves to explain, at most 1.
 
         Constant, error and floor are resampled together, by whole groups.
         """
-        if not math.isfinite(self.floor) or self.weight is None:
+        sample, weight, floor = self.sample, self.tested.weight, self.floor
+        if not math.isfinite(floor) or weight is None:
             return {}
         mass = np.where(sample.mass > 0, sample.mass, 1.0)
+        error = metrics.squared_error(truth, seen)
         columns = np.column_stack(
             [
                 metrics.squared_error(truth, constant),
-                metrics.squared_error(truth, seen),
-                metrics.noise_terms(truth, self.weight) / mass[:, None],
+                error,
+                metrics.noise_terms(truth, weight) / mass[:, None],
                 np.ones(len(truth)),
             ]
         )
@@ -325,34 +367,35 @@ class _Scene:
         value = float(share(sample.sums(columns).sum(0)[None])[0])
         low, high = Bootstrap(sample, self.resamples, self.seed).interval(columns, share)
         capped = [min(one, 1.0) if math.isfinite(one) else one for one in (value, low, high)]
-        return dict(
-            zip(
-                ("explainable_share", "explainable_share_low", "explainable_share_high"),
-                capped,
-                strict=True,
-            )
-        ) | {"at_floor": float(value >= 1)}
+        names = ("explainable_share", "explainable_share_low", "explainable_share_high")
+        at_floor = float(sample.mean(error) <= floor)
+        return dict(zip(names, capped, strict=True)) | {"at_floor": at_floor}
 
 
-def _by_group(scene: _Scene, predictions: Mapping[str, Floats]) -> list[GroupFigure]:
+def _beyond(seen: Floats, constant: Floats) -> Floats:
+    """What a head says beyond the constant, where that differs from fold to fold."""
+    return seen - constant if np.ptp(constant) > 0 else seen
+
+
+def _by_group(scene: _Scene) -> list[GroupFigure]:
     """Figures in each group of each column, beside and compared with the group's own constant."""
     found: list[GroupFigure] = []
-    for column, group_of in scene.dataset.by.items():
-        values = np.array([group_of[row] for row in scene.rows])
+    for column, group_of in scene.tested.group_of.items():
+        values = np.array(group_of)
         mine = BY + column
-        heads = {n: p for n, p in predictions.items() if not n.startswith(BY) or n == mine}
-        for value in sorted(set(values.tolist())):
+        heads = [name for name in scene.tested.predictions if not name.startswith(BY)]
+        if mine in scene.tested.predictions:
+            heads.append(mine)
+        for value in sorted(set(group_of)):
             inside = np.flatnonzero(values == value)
-            weight = None if scene.weight is None else scene.weight[inside]
-            if weight is not None and not weight.any():
+            some = replace(scene, tested=scene.tested.only(inside, heads))
+            if some.tested.weight is not None and not some.tested.weight.any():
                 continue
-            some = replace(scene, rows=scene.rows[inside], weight=weight)
-            seen = {name: p[inside] for name, p in heads.items()}
-            figures = some.figures(seen, reference=mine, baseline=mine)
+            baseline = mine if mine in heads else "const"
             found += [
                 GroupFigure(
                     column=column, group=value, n=len(inside), noise_floor=some.floor, figure=one
                 )
-                for one in figures
+                for one in some.figures(reference=mine, baseline=baseline)
             ]
     return found

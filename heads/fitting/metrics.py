@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 _TINY = float(np.finfo(np.float64).eps)
+_FLAT = float(np.finfo(np.float32).eps)
 
 
 def mean(values: ArrayLike, weight: ArrayLike | None = None) -> float:
@@ -66,10 +67,20 @@ def accuracy(truth: ArrayLike, probability: ArrayLike, weight: ArrayLike | None 
 
 
 def r2(truth: ArrayLike, prediction: ArrayLike, weight: ArrayLike | None = None) -> float:
-    """1 - MSE / variance of the truth, both weighted; NaN for a constant truth."""
+    """1 - MSE / variance of the truth, both weighted; NaN for a truth that is `flat`."""
+    if flat(truth, weight):
+        return float("nan")
     truth = np.asarray(truth, np.float64)
     spread = mean((truth - mean(truth, weight)) ** 2, weight)
-    return 1 - mse(truth, prediction, weight) / spread if spread > 0 else float("nan")
+    return 1 - mse(truth, prediction, weight) / spread
+
+
+def flat(truth: ArrayLike, weight: ArrayLike | None = None) -> bool:
+    """Whether a target is constant, or moves less than the float32 of a head can follow."""
+    truth = np.asarray(truth, np.float64)
+    middle = mean(truth, weight)
+    spread = mean((truth - middle) ** 2, weight) ** 0.5
+    return not spread > _FLAT * abs(middle)
 
 
 def rank_correlation(

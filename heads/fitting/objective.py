@@ -15,7 +15,9 @@ from torch import Tensor
 
 from heads.dataset.rows import BLOCK_ROWS as READ_ROWS
 from heads.dataset.rows import Part
+from heads.fitting.choice import errors, to_choose_by
 from heads.fitting.fc import Bank
+from heads.fitting.intervals import Sample
 from heads.fitting.protocol import Protocol
 from heads.head import Layer, Link, Standard
 
@@ -61,8 +63,10 @@ class Objective:
             dev_weights = np.ones(len(dev_part))
         self.dev_targets = self._tensor((dev_part.targets - centre) / scale)
         self.dev_share = self._tensor(dev_weights / dev_weights.sum())
-        groups = np.unique(dev_part.groups, return_inverse=True)[1]
-        self._dev_groups = torch.from_numpy(groups.astype(np.int64)).to(self.device)
+        sample = to_choose_by(Sample(dev_weights, dev_part.groups))
+        self.margin = errors(protocol.margin, sample)
+        self._dev_place = torch.from_numpy(sample.place.clip(min=0)).to(self.device)
+        self._dev_rest = self._tensor(1 - sample.group_mass / sample.group_mass.sum())
         self.groups = self._group_rows()
         held = self.groups >= len(train_part)
         self.inputs = self._read(train_part, np.arange(len(train_part))) if held else None
@@ -181,11 +185,19 @@ class Objective:
                 scores[place, rows] = each.mean(1)
         return scores
 
-    def dev_error(self, parts: Tensor) -> Tensor:
-        """The standard error of a sum over dev rows, from what each adds (n_dev,): over groups."""
-        n = int(self._dev_groups.max()) + 1
-        sums = torch.zeros(n, device=self.device).index_add_(0, self._dev_groups, parts)
-        return sums.square().sum().mul(n / max(n - 1, 1)).sqrt()
+    def clear(self, gain: Tensor) -> bool:
+        """Whether the mean of a gain per dev row (n_dev,) is `margin` standard errors or more.
+
+        The error is `Sample.error`'s: the jackknife over groups.
+        """
+        mean = gain @ self.dev_share
+        n = len(self._dev_rest)
+        if n < 2:
+            return False
+        parts = (gain - mean) * self.dev_share
+        sums = torch.zeros(n, device=self.device).index_add_(0, self._dev_place, parts)
+        error = (sums / self._dev_rest).square().sum().mul((n - 1) / n).sqrt()
+        return bool(mean > self.margin * error)
 
     def unscale(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         """Convert the last layer to the target's own units."""

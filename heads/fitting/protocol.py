@@ -37,7 +37,8 @@ class Protocol:
     start: what FC heads are at epoch 0: "linear" is the ridge or logistic baseline, "constant" the
         constant with the hidden layers drawn, "random" PyTorch's own initialisation of every layer,
         with the output's bias at the mean.
-    margin: an FC head leaves its start only for a dev gain of so many standard errors.
+    margin: an FC head leaves its start only for a dev gain of so many standard errors, more of
+        them where dev has few groups, by Student's t.
     loss: "auto" is "mse" for a regression and "log_loss" for classes; "binomial" is the likelihood
         of ratios whose weights are counts.
     patience: stop a rate after so many epochs without a better dev figure, or once its mean gain in

@@ -83,7 +83,8 @@ class Fit:
 
     folds: K, or None for one split. n: rows per side; with folds every row chooses and tests once.
     heads: by name, in the order of the rows; with folds the mean of the K. best: the simplest head
-    within one standard error of the lowest dev figure.
+    within one standard error of the lowest dev figure; with folds the one so chosen most often.
+    dev_of_choice: in each round, the dev loss of the head that dev chose.
     test: the test rows with every head's predictions, None for a fit that looks at dev only.
     curves: per head. writer: what `save` calls, handed in by `fit`, so that a result knows nothing
     of files.
@@ -96,6 +97,7 @@ class Fit:
     rows: tuple[HeadRow, ...]
     heads: Mapping[str, Head]
     best: str
+    dev_of_choice: tuple[float, ...]
     test: Judged | None
     curves: Mapping[str, tuple[CurvePoint, ...]]
     notes: tuple[str, ...]
@@ -132,7 +134,7 @@ class Fit:
             "best": self.best,
             "seconds": round(self.seconds, 3),
             "rows": [row.document() for row in self.rows],
-            "by": [_group_document(one) for one in (self.test.by if self.test else ())],
+            "by": [group_document(one) for one in (self.test.by if self.test else ())],
             "notes": list(self.notes),
         }
 
@@ -183,7 +185,8 @@ class Fit:
         return self.writer(self, Path(folder))
 
 
-def _group_document(one: GroupFigure) -> dict[str, Any]:
+def group_document(one: GroupFigure) -> dict[str, Any]:
+    """The JSON object of a figure of one group."""
     figure = one.figure
     found: dict[str, Any] = {
         "column": one.column,
@@ -285,6 +288,8 @@ def _below(fit: "Fit", *, several: bool) -> list[str]:
         counts = ", ".join(f"{head} in {n}" for head, n in choice.items())
         lines.append(f"{CHOICE}, fold by fold: {counts}")
     rule = "the simplest head within one standard error of the lowest dev figure"
+    if fit.folds:
+        rule = "chosen most often: in each fold " + rule
     lines.append(f"best: {fit.best}, {rule}; {fit.seconds:.1f} s")
     return lines
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from embedcache.errors import LabelsError
 from heads.dataset.rows import Dataset
+from heads.fitting import metrics
 
 LARGE_GROUP = 0.15
 FEW_ROWS = 20
@@ -42,9 +43,10 @@ def require_sides(dataset: Dataset, *, sides: tuple[str, ...] = ("train", "dev",
 def notes_on(dataset: Dataset, *, n_folds: int | None) -> list[str]:
     """What a reader should know about the rows, as sentences.
 
-    Looks at the labels of test rows for the presence of each class, and at nothing else of them.
+    Looks at the labels of test rows for the presence of each class, for whether they differ at all,
+    and at nothing else of them.
     """
-    notes = []
+    notes = _flat_targets(dataset)
     sizes = np.bincount(dataset.groups)
     if len(sizes) > 1 and sizes.max() > LARGE_GROUP * sizes.sum():
         share = 100 * sizes.max() / sizes.sum()
@@ -62,6 +64,18 @@ def notes_on(dataset: Dataset, *, n_folds: int | None) -> list[str]:
     if n_folds is not None and min(n["dev"], n["test"]) < FEW_ROWS:
         notes.append(f"a fold has fewer than {FEW_ROWS} rows: dev's choice in it is unreliable")
     return notes + (_class_notes(dataset) if n_folds is None else [])
+
+
+def _flat_targets(dataset: Dataset) -> list[str]:
+    columns = dataset.targets.reshape(len(dataset.targets), -1).T
+    return [
+        f"every {name} is {values[0]:g}: there is nothing to learn"
+        if np.ptp(values) == 0
+        else f"{name} varies by less than a head can follow (32-bit floats around "
+        f"{values.mean():g}): subtract its mean, or scale it"
+        for name, values in zip(dataset.target_names, columns, strict=True)
+        if dataset.task == "regression" and metrics.flat(values)
+    ]
 
 
 def _class_notes(dataset: Dataset) -> list[str]:

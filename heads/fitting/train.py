@@ -213,11 +213,8 @@ def _judge(
         candidate.best.append(min([figure, *candidate.best[-1:]]))
         if epoch == 0:
             head.start = rows
-        gain = (head.start - rows) * task.dev_share
-        mean = gain.sum()
-        error = task.dev_error(gain - mean * task.dev_share)
-        clear = not linear or bool(mean > protocol.margin * error)
-        if figure < head.dev and (epoch == 0 or clear):
+        clear = epoch == 0 or not linear or task.clear(head.start - rows)
+        if figure < head.dev and clear:
             head.dev = figure if epoch or linear else math.inf
             head.rate, head.epoch = candidate.rate, epoch
             views = [bank.parameters(place) for place in places]

@@ -11,8 +11,9 @@ import numpy as np
 
 from heads.fitting import metrics
 from heads.fitting.judge import BY
-from heads.study.results import KeptFit, Results
-from heads.study.rows import CONST, StudyRow, name_of, title_of
+from heads.study.kept import KeptFit
+from heads.study.results import Results
+from heads.study.rows import CONST, POOLED, StudyRow, name_of, title_of
 
 Dash = Literal["solid", "dash", "dot"]
 Mark = Literal["line", "dots", "cloud", "interval"]
@@ -73,9 +74,11 @@ def tones(results: Results) -> dict[str, str]:
     names = list(dict.fromkeys(fit.backbone for fit in results.fits))
     face = next((fit.backbone for fit in results.fits if fit.face), names[0])
     others = [name for name in names if name != face]
-    return {face: TONES[0]} | {
-        name: TONES[1 + i % (len(TONES) - 1)] for i, name in enumerate(others)
-    }
+    return (
+        {face: TONES[0]}
+        | {name: TONES[1 + i % (len(TONES) - 1)] for i, name in enumerate(others)}
+        | dict.fromkeys(POOLED, "ink")
+    )
 
 
 def all_charts(results: Results) -> list[Chart]:
@@ -197,7 +200,7 @@ def calibration(results: Results, target: str) -> Chart:
     for subset in results.subsets(target):
         series = []
         for fit in results.fits_of(target, subset):
-            head = fit.best_head()
+            head = fit.chosen_head()
             guess = np.array(fit.predictions[head])
             truth = np.array(fit.truth)
             if min(truth.min(), guess.min()) < -0.2 or max(truth.max(), guess.max()) > 1.2:
@@ -241,7 +244,7 @@ def scatter(results: Results, target: str) -> Chart:
         _cloud(
             best,
             np.array(best.truth),
-            title=f"{subset}: {name_of(best.backbone, best.best_head(), best.protocol)}",
+            title=f"{subset}: {name_of(best.backbone, best.chosen_head(), best.protocol)}",
             y_label=f"true {target.replace('_', ' ')}",
             tone=tones(results)[best.backbone],
             band=True,
@@ -274,7 +277,7 @@ def recovered(results: Results, target: str) -> Chart:
             _cloud(
                 best,
                 truth,
-                title=f"{subset}: {name_of(best.backbone, best.best_head(), best.protocol)}",
+                title=f"{subset}: {name_of(best.backbone, best.chosen_head(), best.protocol)}",
                 y_label="simulated truth",
                 tone=tones(results)[best.backbone],
                 band=False,
@@ -295,7 +298,7 @@ def by_group(results: Results, target: str) -> Chart:
     panels = []
     for subset in results.subsets(target):
         fit = results.best(target, subset)
-        head, metric = fit.judged_head(), "mse" if fit.task == "regression" else "accuracy"
+        head, metric = fit.chosen_head(), "mse" if fit.task == "regression" else "accuracy"
         scale = 100 if metric == "accuracy" else 1
         mine = [r for r in fit.by if (r["head"], r["metric"]) == (head, metric)]
         own = [r for r in fit.by if r["head"].startswith(BY) and r["metric"] == metric]
@@ -353,7 +356,7 @@ def _dots(
 def _cloud(
     fit: KeptFit, truth: np.ndarray, *, title: str, y_label: str, tone: str, band: bool
 ) -> Panel:
-    guess = np.array(fit.predictions[fit.best_head()])
+    guess = np.array(fit.predictions[fit.chosen_head()])
     known = np.flatnonzero(np.isfinite(truth))
     if len(known) > _MAX_POINTS:
         known = np.random.default_rng(0).choice(known, _MAX_POINTS, replace=False)

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from heads.fitting import metrics
-from heads.study.results import KeptFit, Results
+from heads.study.kept import KeptFit
+from heads.study.results import Results
 from heads.study.rows import name_of, title_of
 
 ROWS, COLUMNS, WORST = 8, 8, 8
@@ -52,7 +53,7 @@ class Gallery:
 
 def ranked(results: Results, fit: KeptFit, *, rows: int = ROWS, columns: int = COLUMNS) -> Gallery:
     """Test photos by predicted value, highest first; `rows` quantiles of `columns` photos each."""
-    head = fit.best_head()
+    head = fit.chosen_head()
     guess = np.array(fit.predictions[head])
     order = np.argsort(-guess, kind="stable")
     columns = min(columns, len(order))
@@ -95,7 +96,7 @@ def ranked(results: Results, fit: KeptFit, *, rows: int = ROWS, columns: int = C
 
 def worst(results: Results, fit: KeptFit, *, number: int = 2, n: int = WORST) -> Gallery:
     """The test photos that a classifier was most wrong about, worst first."""
-    head = fit.best_head()
+    head = fit.chosen_head()
     guess = np.array(fit.predictions[head])
     loss = metrics.row_log_loss(np.array(fit.truth), guess)
     pictures = []

@@ -122,7 +122,7 @@ def recovery(results: Results) -> list[tuple[str, str, float, float, float, floa
                 continue
             truth = np.array([results.truth.get(name, np.nan) for name in fit.ids])
             known = np.isfinite(truth)
-            guess = np.array(fit.predictions[fit.best_head()])[known]
+            guess = np.array(fit.predictions[fit.chosen_head()])[known]
             votes = np.array(fit.truth)[known]
             lines.append(
                 (
@@ -131,7 +131,7 @@ def recovery(results: Results) -> list[tuple[str, str, float, float, float, floa
                     metrics.rank_correlation(truth[known], guess),
                     metrics.rank_correlation(truth[known], votes),
                     metrics.r2(truth[known], guess),
-                    _or_nan(fit.row(fit.best_head()).get("explainable_share")),
+                    _or_nan(fit.row(fit.chosen_head()).get("explainable_share")),
                 )
             )
     return lines
@@ -139,7 +139,7 @@ def recovery(results: Results) -> list[tuple[str, str, float, float, float, floa
 
 def _headline(results: Results, target: str, subset: str) -> Headline:
     fit = results.best(target, subset)
-    head = fit.judged_head()
+    head = fit.chosen_head()
     row, constant = fit.row(head), fit.row(CONST)
     name = name_of(fit.backbone, head, fit.protocol)
     n = len(fit.ids)

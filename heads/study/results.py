@@ -1,124 +1,19 @@
-"""What a study found: fits kept as JSON, their rows, and which row stands out.
-
-A `KeptFit` is one target x subset x backbone with all its heads. It is stored under the digest of
-everything that decides it, so that a study finds it again and never mistakes another for it.
-"""
+"""What a study found: its fits, their rows, which row stands out, and what is compared."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from embedcache import disk
-from heads.fitting import intervals, metrics
+from heads.fitting import intervals
 from heads.fitting.intervals import Sample
 from heads.fitting.protocol import FC_NAMES
 from heads.fitting.result import CHOICE
-from heads.study.rows import Comparison, StudyRow, name_of
+from heads.study.kept import KeptFit, chosen
+from heads.study.rows import ALL, FACE, WHOLE, Comparison, StudyRow, name_of
 from heads.study.tables import table_of
-
-Floats = NDArray[np.float64]
-_MAX_BYTES = 1 << 30
-
-
-class KeptFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One target, subset and backbone with all its heads.
-
-    ids, truth, weight, groups: the n test photos (a group is one person, or one photo).
-    predictions: per head (n,), a probability of the second of `classes` when binary.
-    rows, by: as `Fit.document` has them. curves: per head, (rate, epoch, train, dev) in order.
-    inputs: everything that decides this fit, `key` its digest. best: the head that dev chose.
-    protocol: "paper" or "warm". folds: K, or None for one split. n_effective: of the test rows.
-    """
-
-    key: str
-    inputs: dict[str, Any]
-    target: str
-    subset: str
-    backbone: str
-    face: bool
-    task: str
-    n: dict[str, int]
-    noise_floor: float | None
-    classes: tuple[str, ...]
-    rows: tuple[dict[str, Any], ...]
-    by: tuple[dict[str, Any], ...]
-    ids: tuple[str, ...]
-    truth: tuple[float, ...]
-    weight: tuple[float, ...] | None
-    groups: tuple[int, ...]
-    predictions: dict[str, tuple[float, ...]]
-    curves: dict[str, tuple[tuple[float, int, float | None, float | None], ...]]
-    dropped: dict[str, int]
-    spec: str
-    labels: str
-    split: str
-    ref: str | None
-    seconds: float
-    protocol: str
-    folds: int | None
-    best: str
-    n_effective: float | None
-    notes: tuple[str, ...] = ()
-
-    def write(self, path: Path) -> None:
-        """Publish at once, so that an interrupted study leaves whole fits or none."""
-        disk.replace(path, msgspec.json.encode(self))
-
-    @classmethod
-    def read(cls, path: Path, *, key: str) -> Self | None:
-        """The fit kept at `path`; None when there is none with this key, or it is damaged."""
-        try:
-            if path.stat().st_size > _MAX_BYTES:
-                return None
-            found = msgspec.json.decode(path.read_bytes(), type=cls)
-        except (OSError, msgspec.MsgspecError, RecursionError):
-            return None
-        return found if found.key == key else None
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        return tuple(self.predictions)
-
-    def best_head(self) -> str:
-        """The head that dev chose: the simplest within one standard error of the lowest figure."""
-        return self.best
-
-    def judged_head(self) -> str:
-        """The head whose figures may be quoted: with folds, dev's choice inside each of them."""
-        return CHOICE if CHOICE in self.predictions else self.best
-
-    @property
-    def n_photos(self) -> int:
-        """Photos with a label and a vector."""
-        return len(self.ids) if self.folds else sum(self.n.values())
-
-    def sample(self) -> Sample:
-        """The weights and groups of the test photos."""
-        weight = None if self.weight is None else np.array(self.weight)
-        return Sample(weight, np.array(self.groups, np.int64))
-
-    def row(self, head: str) -> Mapping[str, Any]:
-        """The row of a head with its main figure: MSE, or accuracy for classes."""
-        metric = "mse" if self.task == "regression" else "accuracy"
-        return next(r for r in self.rows if (r["head"], r["metric"]) == (head, metric))
-
-    def dev(self, head: str) -> float:
-        """The dev figure that chose a head's rate; infinite when there is none."""
-        chooses = "mse" if self.task == "regression" else "log_loss"
-        found = [row["dev"] for row in self.rows if (row["head"], row["metric"]) == (head, chooses)]
-        return float(found[0]) if found and found[0] is not None else float("inf")
-
-    def losses(self, head: str) -> Floats:
-        """Per test photo what the table averages: squared error, or 1 for a wrong class."""
-        truth, guess = np.array(self.truth), np.array(self.predictions[head])
-        if self.task == "regression":
-            return metrics.squared_error(truth, guess)
-        return 1 - metrics.row_hit(truth, guess)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,33 +38,34 @@ class Results:
     reused: int
     versions: Mapping[str, str]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    _best: dict[tuple[str, str], KeptFit] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def rows(self) -> list[StudyRow]:
         """Every head of every fit, in the order of the study, what dev chose in each column marked.
 
-        Constants and linear heads are the same under both protocols and stand once.
+        Constants and linear heads are the same under both protocols and stand once. Where folds
+        chose among different fits, a row of its own stands for what they chose.
         """
         best = {
-            (fit.key, fit.best_head())
+            (target, subset): self.best(target, subset)
             for target in self.targets()
             for subset in self.subsets(target)
-            for fit in [self.best(target, subset)]
         }
         found, seen = [], set()
         for fit in self.fits:
+            mine = best[fit.target, fit.subset]
             for head in fit.heads:
                 trained = head in FC_NAMES or head == CHOICE
                 protocol = fit.protocol if trained else ""
                 at = (fit.target, fit.subset, fit.backbone, head, protocol)
                 if at not in seen:
-                    marked = (fit.key, head) in best
-                    if not trained:  # whichever of the two fits dev chose it from
-                        same = [f for f in self.fits_of(fit.target, fit.subset)
-                                if f.backbone == fit.backbone]  # fmt: skip
-                        marked = any((f.key, head) in best for f in same)
-                    found.append(_row(fit, head, best=marked))
+                    # A linear head is marked whichever of its two fits dev chose it from.
+                    same = fit.key == mine.key or (not trained and fit.backbone == mine.backbone)
+                    found.append(_row(fit, head, best=same and head == mine.chosen_head()))
                 seen.add(at)
-        return found
+        return found + [_row(one, CHOICE, best=True) for one in best.values() if not one.key]
 
     def fits_of(self, target: str, subset: str | None = None) -> list[KeptFit]:
         return [f for f in self.fits if f.target == target and subset in (None, f.subset)]
@@ -181,24 +77,25 @@ class Results:
         return list(dict.fromkeys(fit.subset for fit in self.fits_of(target)))
 
     def best(self, target: str, subset: str) -> KeptFit:
-        """The fit whose chosen head has the lowest dev figure; the first of equals."""
-        fits = self.fits_of(target, subset)
-        return min(fits, key=lambda fit: round(fit.dev(fit.judged_head()), 6))
+        """What dev chose of all fits, see `chosen`."""
+        if (target, subset) not in self._best:
+            self._best[target, subset] = chosen(self.fits_of(target, subset), ALL)
+        return self._best[target, subset]
 
     def comparisons(self) -> list[Comparison]:
-        """Face vectors against whole-photo ones, wherever a subset has both, by protocol."""
+        """Face vectors against whole-photo ones, wherever a subset has both, by protocol.
+
+        Each side is what dev chose of it, by folds in each of them.
+        """
         found = []
         for target in self.targets():
             for subset in self.subsets(target):
                 for protocol in dict.fromkeys(fit.protocol for fit in self.fits):
-                    fits = sorted(
-                        (f for f in self.fits_of(target, subset) if f.protocol == protocol),
-                        key=lambda fit: fit.dev(fit.judged_head()),
-                    )
-                    face = next((fit for fit in fits if fit.face), None)
-                    whole = next((fit for fit in fits if not fit.face), None)
+                    fits = [f for f in self.fits_of(target, subset) if f.protocol == protocol]
+                    face = [fit for fit in fits if fit.face]
+                    whole = [fit for fit in fits if not fit.face]
                     if face and whole:
-                        found.append(compare(face, whole))
+                        found.append(compare(chosen(face, FACE), chosen(whole, WHOLE)))
         adjusted = intervals.holm([one.p for one in found])
         return [replace(one, p_adjusted=p) for one, p in zip(found, adjusted, strict=True)]
 
@@ -238,13 +135,16 @@ def compare(first: KeptFit, second: KeptFit) -> Comparison:
     at = {name: i for i, name in enumerate(second.ids)}
     mine = np.array([i for i, name in enumerate(first.ids) if name in at], np.int64)
     theirs = np.array([at[first.ids[i]] for i in mine], np.int64)
-    heads = first.judged_head(), second.judged_head()
+    heads = first.chosen_head(), second.chosen_head()
     ours, loss = first.losses(heads[0])[mine], second.losses(heads[1])[theirs]
     whole = first.sample()
     sample = Sample(None if whole.weight is None else whole.weight[mine], whole.groups[mine])
     gap = intervals.difference if first.task == "regression" else intervals.share_difference
     found = gap(sample, loss, ours)
     low, high = intervals.ratio_interval(sample, ours, loss)
+    share_low, share_high = 1 - high, 1 - low
+    if found.low <= 0 <= found.high:  # two methods, one story
+        share_low, share_high = min(share_low, 0.0), max(share_high, 0.0)
     other = sample.mean(loss)
     return Comparison(
         target=first.target,
@@ -259,8 +159,8 @@ def compare(first: KeptFit, second: KeptFit) -> Comparison:
         p=found.p,
         p_adjusted=float("nan"),
         share=found.value / other if other > 0 else float("nan"),
-        share_low=1 - high,
-        share_high=1 - low,
+        share_low=share_low,
+        share_high=share_high,
         n=len(mine),
         n_groups=sample.n_groups,
         protocol=first.protocol,

@@ -8,6 +8,8 @@ from heads.fitting.result import CHOICE
 
 CONST = "const"
 HEAD_NAMES = {"ridge": "ridge", "logistic": "logistic", CHOICE: CHOICE}
+ALL, FACE, WHOLE = "all", "face vectors", "whole-photo vectors"
+POOLED = (ALL, FACE, WHOLE)  # backbones of rows for which each fold chose among several
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +20,7 @@ class StudyRow:
     rate. low, high: 95 % interval of value. best: what dev chose of its target and subset.
     protocol: "paper" or "warm". same_as: what an FC head is that never left its start.
     folds: K, or None for one split.
-    spec, labels, split: sha256 of what the row came from.
+    spec, labels, split: sha256 of what the row came from; several specs where folds chose several.
     """
 
     target: str
@@ -86,10 +88,13 @@ class Comparison:
         """1: the first is better beyond its interval, -1: the second, 0: undecided.
 
         Among several comparisons an interval may lie beyond 0 by luck: the adjusted p decides too.
+        So does the interval of the share, which is found in another way.
         """
         if self.p_adjusted >= 0.05:  # NaN where there is one comparison only
             return 0
-        return int(self.low > 0) - int(self.high < 0)
+        better = self.low > 0 and not self.share_low <= 0  # NaN where the share has no interval
+        worse = self.high < 0 and not self.share_high >= 0
+        return int(better) - int(worse)
 
 
 def title_of(target: str) -> str:
@@ -104,5 +109,6 @@ def name_of(backbone: str, head: str, protocol: str) -> str:
         return "Const baseline"
     if head.startswith(BY):
         return head[0].upper() + head[1:]
-    name = f"{backbone}-{HEAD_NAMES.get(head, head.upper())}"
+    of = f"Dev's choice of {backbone}" if backbone in POOLED else ""
+    name = of or f"{backbone}-{HEAD_NAMES.get(head, head.upper())}"
     return f"{name} (warm)" if protocol == "warm" and head in (*FC_NAMES, CHOICE) else name

@@ -40,7 +40,8 @@ from heads.study.design import (
     read_labels_memo,
     sha256,
 )
-from heads.study.results import KeptFit, Results
+from heads.study.kept import KeptFit
+from heads.study.results import Results
 
 Counting = Callable[[str], Callable[[int, int], None]]
 
@@ -270,6 +271,9 @@ def _keep(made: Fit, *, key: str, inputs: dict[str, Any], task: _Task) -> KeptFi
         truth=tuple(map(float, test.truth)),
         weight=None if test.weight is None else tuple(map(float, test.weight)),
         groups=tuple(map(int, test.groups)),
+        fold=tuple(map(int, test.fold)),
+        group_of=dict(test.group_of),
+        counts=test.counts,
         predictions={name: tuple(map(float, seen)) for name, seen in test.predictions.items()},
         curves={
             name: tuple((p.rate, p.epoch, _finite(p.train), _finite(p.dev)) for p in curve)
@@ -285,6 +289,7 @@ def _keep(made: Fit, *, key: str, inputs: dict[str, Any], task: _Task) -> KeptFi
         folds=made.folds,
         best=made.best,
         n_effective=document["n_effective"],
+        dev_of_choice=made.dev_of_choice,
         notes=made.notes,
     )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heads.fitting.judge import BY
-from heads.study.rows import CONST, StudyRow, title_of
+from heads.study.rows import CONST, POOLED, StudyRow, title_of
 
 WARM = " (warm)"
 BLOCK = "Warm heads: they start as the linear head"
@@ -135,15 +135,17 @@ def table_of(rows: Sequence[StudyRow], target: str) -> PrintedTable:
     constants = [r.name for r in rows if r.head == CONST] + [
         r.name for r in rows if r.head.startswith(BY)
     ]
-    warm = [r.name for r in rows if r.name.endswith(WARM)]
+    warm = [r.name for r in rows if r.name.endswith(WARM) and r.backbone not in POOLED]
+    pooled = dict.fromkeys(r.name for r in rows if r.backbone in POOLED)
     names = dict.fromkeys(constants)
-    names |= dict.fromkeys(r.name for r in rows if not r.name.endswith(WARM))
+    names |= dict.fromkeys(r.name for r in rows if r.name not in {*warm, *pooled})
     lines = [(Cell(name), *(_cell(at.get((name, s))) for s in subsets)) for name in names]
     if warm:
         if any(row.protocol == "paper" for row in rows):
             lines.append((Cell(BLOCK), *(Cell("") for _ in subsets)))
         for name in dict.fromkeys(warm):
             lines.append((Cell(name), *(_cell(at.get((name, s))) for s in subsets)))
+    lines += [(Cell(name), *(_cell(at.get((name, s))) for s in subsets)) for name in pooled]
     accuracy = rows[0].metric == "accuracy"
     number = 3 if accuracy else 2
     kind = "classification accuracy on test, %." if accuracy else "MSE losses on test."
@@ -167,18 +169,19 @@ def _caption(rows: Sequence[StudyRow], subsets: Sequence[str], *, accuracy: bool
     tests = ", ".join(f"{subset} {row.n_test:,}" for subset, row in first.items())
     folds = {row.folds for row in first.values()}
     unknown = any(row.low is None for row in rows)
-    chosen = (
+    several = any(row.backbone in POOLED for row in rows)
+    where = (
         "test photos chose nothing"
         if folds == {None}
-        else "by folds every photo serves for both: heads are chosen inside each fold, but which "
-        "backbone's is bold was chosen on the photos that test it"
+        else "in each fold anew, so that no photo chose what it tests"
     )
     pooled = f" by {'/'.join(str(k) for k in folds if k)} folds" if folds != {None} else ""
     return (
         f"{'Share of photos classified right' if accuracy else 'Mean squared error' + weighted}"
         f", with 95 % intervals over persons{pooled}. Bold: what dev chose, of each backbone and "
         f"protocol the simplest head within one standard error of the lowest dev figure, and of "
-        f"these the one with the lowest ({chosen}). "
+        f"these the one with the lowest ({where}). "
+        f"{'Where folds chose different vectors, the last row is what they chose. ' * several}"
         f'"= ridge" or "= logistic": a head that never left its linear start; "via sigmoid": with '
         f"figures of its own, because the sigmoid of ratios bends the line a little. "
         f"Test photos: {tests}."

@@ -392,7 +392,7 @@ def test_a_test_of_one_to_three_groups_says_what_is_not_known(
 
 def test_a_choice_at_the_edge_of_what_was_tried_is_noted(sample: Sample) -> None:
     fit = heads.fit(sample(), heads=["1fc"], protocol=protocol_of(
-        {"epochs": 2, "learning_rates": [1e-6, 1e-5], "hidden": 8}, name="paper"
+        {"epochs": 2, "learning_rates": [1e-7, 1e-5], "hidden": 8}, name="paper"
     ))  # fmt: skip
     assert "1fc: the chosen learning rate, 1e-05, is the highest tried" in fit.notes
     assert "1fc: the chosen epoch, 2, is the last: try more --epochs" in fit.notes

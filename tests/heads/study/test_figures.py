@@ -71,13 +71,18 @@ def test_the_noise_band_holds_its_share_of_perfect_predictions() -> None:
 def test_the_scatter_shows_the_best_heads_test_photos(results: Results) -> None:
     panel = chart(results, "predicted_vs_true_like_ratio").panels[0]
     best = results.best("like_ratio", "ALL")
-    assert panel.series[0].x == best.predictions[best.best_head()]
+    assert panel.series[0].x == best.predictions[best.chosen_head()]
     assert panel.series[0].y == best.truth
     assert panel.band is not None
 
 
 def test_the_accent_belongs_to_the_face_backbone(results: Results) -> None:
-    assert charts.tones(results) == {"FaceNet": "accent", "Inception": "plain"}
+    tones = charts.tones(results)
+    assert (tones["FaceNet"], tones["Inception"], tones["all"]) == (
+        "accent",
+        "plain",
+        "ink",
+    )
 
 
 def test_figure_1_ranks_by_prediction_in_rows_of_nearly_the_same_value(results: Results) -> None:
@@ -114,7 +119,7 @@ def test_figures_2_and_3_are_the_highest_log_losses_worst_first(results: Results
     found = [one for one in gallery.all_galleries(results) if one.name.startswith("figure")]
     assert [one.name.split("_")[0] for one in found] == ["figure1", "figure1", "figure2", "figure3"]
     fit = results.fits_of("gender", "ALL")[0]
-    loss = metrics.row_log_loss(np.array(fit.truth), np.array(fit.predictions[fit.best_head()]))
+    loss = metrics.row_log_loss(np.array(fit.truth), np.array(fit.predictions[fit.chosen_head()]))
     worst = gallery.worst(results, fit)
     shown = [p.path.stem for p in worst.strips[0].pictures if p.path]
     assert shown == [fit.ids[i] for i in np.argsort(-loss, kind="stable")[:8]]
