@@ -95,7 +95,7 @@ def _gap(sample: Sample, normal: Floats) -> tuple[float, float]:
 
 def _r(sample: Sample, normal: Floats) -> tuple[float, float]:
     second = 0.7 * normal[:, 0] + np.sqrt(0.51) * normal[:, 1]
-    return intervals.correlation_interval(sample, normal[:, 0], second)
+    return intervals.correlation(sample, normal[:, 0], second)[1:]
 
 
 # What is measured, with its true value.
@@ -108,7 +108,7 @@ FIGURES: dict[str, tuple[Trial, float]] = {
     "accuracy 0.97": (lambda s, z: intervals.share_interval(s, hits(z, 0.97)), 0.97),
     "accuracy difference": (_share_gap, 0.05),
     "auc 0.92": (
-        lambda s, z: intervals.auc_interval(s, *classes(z)),
+        lambda s, z: intervals.auc(s, *classes(z))[1:],
         float(stats.norm.cdf(2 / np.sqrt(2))),
     ),
     "correlation 0.7": (_r, 0.7),

@@ -23,7 +23,8 @@ from typing import Any
 
 from heads.fitting.intervals import holm
 from heads.study.design import code
-from heads.study.results import KeptFit, compare
+from heads.study.kept import KeptFit
+from heads.study.results import compare
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = {
@@ -157,7 +158,7 @@ def findings(comparisons: Sequence[Mapping[str, Any]]) -> str:
 def facenet_and_imagenet(out: Path) -> list[dict[str, Any]]:
     """FaceNet against EfficientNet on the same photos, by target and protocol, from the kept fits.
 
-    The study itself compares whichever face and whole-photo vectors dev liked best.
+    The study itself compares whichever face and whole-photo vectors dev chose in each fold.
     """
     kept = [KeptFit.read(path, key=path.stem) for path in sorted((out / "fits").glob("*.json"))]
     fits = {
@@ -245,7 +246,7 @@ def measure(data: Path, weights: Path, *, cache: Path, out: Path, docs: bool) ->
     embed(data, weights, cache)
     results = study(data, weights, cache, out)
     said = (
-        f"The best face vectors by dev against the best whole-photo vectors by dev:\n\n"
+        f"Face vectors against whole-photo vectors, of each what dev chose in each fold:\n\n"
         f"{findings(results['comparisons'])}\n\n"
         f"FaceNet against EfficientNet, the ImageNet vectors:\n\n"
         f"{findings(facenet_and_imagenet(out))}\n\n"

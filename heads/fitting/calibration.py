@@ -29,12 +29,6 @@ class Line:
 _NONE = (float("nan"),) * 3
 
 
-def logits(chances: Floats) -> Floats:
-    """The logit of probabilities, finite at 0 and 1 too, where it orders what floats can tell."""
-    least = np.finfo(np.float64).tiny
-    return np.asarray(logit(np.clip(chances, least, 1 - np.finfo(np.float64).epsneg)))
-
-
 def line(
     sample: Sample, truth: Floats, prediction: Floats, constant: Floats, *, chance: bool
 ) -> Line:

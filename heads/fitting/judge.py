@@ -298,11 +298,11 @@ class _Scene:
     ) -> dict[str, float]:
         """The further figures that stand in the same row.
 
-        moves: whether the head says different things of different photos. By folds even a constant
-        moves, from fold to fold and away from the truth, because a fold that lies high leaves lower
-        ones to learn from. Order and lines are therefore taken of what a head says beyond the
-        constant of its fold, so that a head that knows nothing has no correlation.
+        moves: whether the head says different things of different photos; by folds, in each of
+        them. Correlations and areas are means over folds, see `intervals.over_folds`.
         """
+        fold = self.tested.fold
+        moves = moves and all(np.ptp(seen[fold == number]) > 0 for number in np.unique(fold))
         none = (math.nan, math.nan, math.nan)
         sample, weight = self.sample, self.tested.weight
         found: dict[str, tuple[float, float, float]] = {}
@@ -313,20 +313,13 @@ class _Scene:
             found["r2"] = (r2, 1 - high, 1 - low) if math.isfinite(r2) else none
             away = metrics.absolute_error(truth, seen)
             found["mae"] = (sample.mean(away), *intervals.loss_interval(sample, away))
-            beyond = _beyond(seen, constant)
-            moves = moves and bool(np.ptp(beyond) > 0)
-            linear = intervals.correlation_interval(sample, truth, beyond)
-            found["pearson"] = (metrics.pearson(truth, beyond, weight), *linear)
+            found["pearson"] = intervals.correlation(sample, truth, seen, fold)
             alone = Sample(None, sample.groups)
-            ranks = (metrics.ranks(truth), metrics.ranks(beyond))
-            ranked = intervals.correlation_interval(alone, *ranks)
-            found["rank_correlation"] = (metrics.rank_correlation(truth, beyond), *ranked)
+            first, second = (_ranks(values, fold) for values in (truth, seen))
+            found["rank_correlation"] = intervals.correlation(alone, first, second, fold)
             line = calibration.line(sample, truth, seen, constant, chance=False)
         elif metric == "log_loss" and self.tested.task == "binary":
-            order = _beyond(calibration.logits(seen), calibration.logits(constant))
-            moves = moves and bool(np.ptp(order) > 0)
-            area = intervals.auc_interval(sample, truth, order)
-            found["auc"] = (metrics.auc(truth, order, weight), *area)
+            found["auc"] = intervals.auc(sample, truth, seen, fold)
             line = calibration.line(sample, truth, seen, constant, chance=True)
         else:
             return {}
@@ -372,9 +365,12 @@ class _Scene:
         return dict(zip(names, capped, strict=True)) | {"at_floor": at_floor}
 
 
-def _beyond(seen: Floats, constant: Floats) -> Floats:
-    """What a head says beyond the constant, where that differs from fold to fold."""
-    return seen - constant if np.ptp(constant) > 0 else seen
+def _ranks(values: Floats, fold: NDArray[np.int64]) -> Floats:
+    """Ranks among the rows of the same fold."""
+    found = np.empty(len(values))
+    for number in np.unique(fold):
+        found[fold == number] = metrics.ranks(values[fold == number])
+    return found
 
 
 def _by_group(scene: _Scene) -> list[GroupFigure]:

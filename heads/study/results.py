@@ -131,7 +131,10 @@ class Results:
 
 
 def compare(first: KeptFit, second: KeptFit) -> Comparison:
-    """Pair two fits of one target by test photo; standard errors are over persons."""
+    """Pair two fits of one target by test photo; standard errors are over persons.
+
+    By folds they are widened for the training photos that folds share, see `intervals.widening`.
+    """
     at = {name: i for i, name in enumerate(second.ids)}
     mine = np.array([i for i, name in enumerate(first.ids) if name in at], np.int64)
     theirs = np.array([at[first.ids[i]] for i in mine], np.int64)
@@ -140,8 +143,9 @@ def compare(first: KeptFit, second: KeptFit) -> Comparison:
     whole = first.sample()
     sample = Sample(None if whole.weight is None else whole.weight[mine], whole.groups[mine])
     gap = intervals.difference if first.task == "regression" else intervals.share_difference
-    found = gap(sample, loss, ours)
-    low, high = intervals.ratio_interval(sample, ours, loss)
+    widened = intervals.widening(first.folds)
+    found = gap(sample, loss, ours, widened=widened)
+    low, high = intervals.ratio_interval(sample, ours, loss, widened=widened)
     share_low, share_high = 1 - high, 1 - low
     if found.low <= 0 <= found.high:  # two methods, one story
         share_low, share_high = min(share_low, 0.0), max(share_high, 0.0)

@@ -284,3 +284,26 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 def test_rows_with_equal_vectors_are_one_group() -> None:
     found = from_arrays([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]], [0.0, 5.0, 2.0])
     assert found.groups[0] == found.groups[2] != found.groups[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ids": ["a", "b"]}, "4 vectors need as many ids; got 2"),
+        ({"ids": ["a", "b", "a", "c"]}, "ids name one row each; 'a' stands twice"),
+        ({"groups": [1, 2, 3]}, "4 vectors need as many groups; got 3"),
+        ({"subset": [0, 1, 2]}, "4 vectors need as many sides; got 3"),
+        ({"subset": [0, 1, 2, 3]}, "a subset is 0 .train., 1 .dev. or 2 .test. for each row"),
+        ({"subset": [0.5, 1, 2, 0]}, "a subset is 0"),
+        ({"subset": [0, 1, 2, 0], "groups": ["p", "q", "p", "r"]}, "splits 1 group.*0 .train."),
+        ({"subset": [0, 0, 1, 2]}, "splits 1 group.s. of the same person or the same photo"),
+        ({"weights": [1, 1, 1, 1e300]}, "weights in '' lie between 1e-100 and 1e.100"),
+        ({"weights": [1, 1, 1, 1e-300]}, "weights in '' lie between"),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(
+    given: dict[str, object], message: str
+) -> None:
+    vectors = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [3.0, 4.0]])  # rows 1 and 3 are one
+    with pytest.raises(LabelsError, match=message):
+        from_arrays(vectors, [1.0, 2.0, 3.0, 4.0], **given)  # type: ignore[arg-type]

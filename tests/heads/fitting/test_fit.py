@@ -22,6 +22,7 @@ from benchmarks import null
 from embedcache.errors import InputError, LabelsError
 from heads.dataset.arrays import from_arrays
 from heads.dataset.rows import Dataset, Part
+from heads.fitting import intervals
 from heads.fitting.judge import predict_test
 from heads.fitting.protocol import FC_NAMES, Protocol, protocol_of
 
@@ -392,9 +393,9 @@ def test_a_test_of_one_to_three_groups_says_what_is_not_known(
 
 def test_a_choice_at_the_edge_of_what_was_tried_is_noted(sample: Sample) -> None:
     fit = heads.fit(sample(), heads=["1fc"], protocol=protocol_of(
-        {"epochs": 2, "learning_rates": [1e-7, 1e-5], "hidden": 8}, name="paper"
+        {"epochs": 2, "learning_rates": [1e-5, 1e-2], "hidden": 8}, name="paper"
     ))  # fmt: skip
-    assert "1fc: the chosen learning rate, 1e-05, is the highest tried" in fit.notes
+    assert "1fc: the chosen learning rate, 0.01, is the highest tried" in fit.notes
     assert "1fc: the chosen epoch, 2, is the last: try more --epochs" in fit.notes
 
 
@@ -470,3 +471,44 @@ def test_where_the_truth_is_linear_an_fc_head_is_seldom_best(name: str) -> None:
     """The short form of benchmarks/null.py."""
     best = null.best_heads(12, name=name, n=500, dim=16)
     assert sum(head in FC_NAMES for head in best) <= 3
+
+
+def test_where_the_constant_is_at_the_noise_floor_so_is_what_equals_it() -> None:
+    rng = np.random.default_rng(3)
+    votes = rng.integers(5, 30, 300)
+    ratio = rng.binomial(votes, 0.4) / votes  # one probability for all: nothing to explain
+    for seed in range(10):
+        data = from_arrays(
+            rng.normal(size=(300, 4)), ratio, weights=votes, groups=range(300), seed=seed
+        )
+        fit = heads.fit(data, heads=["ridge"], **QUICK)
+        for row in fit.rows:
+            assert bool(row.extra["at_floor"]) == (row.value <= fit.noise_floor)
+        const = next(row for row in fit.rows if row.head == "const")
+        if const.extra["at_floor"]:
+            line = next(line for line in str(fit).splitlines() if line.startswith("const"))
+            assert "at the floor" in line
+            return
+    raise AssertionError("no test sample happened to lie at the floor")
+
+
+def test_comparisons_by_group_are_adjusted_among_themselves(sample: Sample) -> None:
+    data = sample()
+    by = {"side": tuple("left" if k % 2 else "right" for k in range(300))}
+    found = heads.fit(replace(data, by=by), **QUICK).document()
+    versus = [one["versus"] for one in found["by"] if "versus" in one]
+    assert len(versus) > 4
+    p = [one["p"] for one in versus]
+    assert [one["p_adjusted"] for one in versus] == pytest.approx(intervals.holm(p))
+    assert found["n_comparisons"] == sum(bool(row["versus"]) for row in found["rows"])
+
+
+@pytest.mark.parametrize("value", [7.0, 1.7e9])
+def test_a_target_that_hardly_moves_has_no_r2_and_a_note(value: float) -> None:
+    rng = np.random.default_rng(0)
+    moves = value + (0 if value == 7 else rng.normal(size=100))
+    data = from_arrays(rng.normal(size=(100, 4)), np.full(100, moves), task="regression")
+    fit = heads.fit(data, heads=["ridge"], **QUICK)
+    assert all(np.isnan(row.extra["r2"]) for row in fit.rows)
+    said = "every target is 7: there is nothing" if value == 7 else "varies by less than a head"
+    assert any(said in note for note in fit.notes), fit.notes

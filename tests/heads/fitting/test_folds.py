@@ -149,3 +149,67 @@ def test_an_explained_share_resamples_constant_error_and_floor_together(sample: 
     ends = [min(float(end), 1.0) for end in np.quantile(found, [0.025, 0.975])]
     assert row.extra["explainable_share_low"] == pytest.approx(ends[0], rel=1e-6)
     assert row.extra["explainable_share_high"] == pytest.approx(ends[1], rel=1e-6)
+
+
+def knows_nothing(seed: int, *, task: str = "regression", n: int = 120) -> Dataset:
+    """Vectors that have nothing to do with the target."""
+    rng = np.random.default_rng(seed)
+    target = rng.normal(size=n) if task == "regression" else rng.integers(0, 2, n)
+    return from_arrays(rng.normal(size=(n, 20)), target, groups=range(n), task=task, seed=seed)
+
+
+@pytest.mark.parametrize("task", ["regression", "binary"])
+def test_by_folds_nothing_but_the_constant_is_best_of_noise(task: str) -> None:
+    base = "ridge" if task == "regression" else "logistic"
+    fits = [heads.fit(knows_nothing(seed, task=task), heads=[base], folds=5, dev_only=True)
+            for seed in range(20)]  # fmt: skip
+    assert sum(fit.best != "const" for fit in fits) <= 1
+    for fit in fits:
+        counts = next(row.chosen for row in fit.rows if row.chosen)
+        assert counts[fit.best] == max(counts.values())
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "nothing"),
+    [
+        ("regression", "pearson", 0.0),
+        ("regression", "rank_correlation", 0.0),
+        ("binary", "auc", 0.5),
+    ],
+)
+def test_by_folds_a_head_that_knows_nothing_has_no_correlation(
+    task: str, name: str, nothing: float
+) -> None:
+    """A fold that lies high leaves lower rows to learn from: pooled, a constant looks wrong."""
+    found, held = [], []
+    for seed in range(25):
+        data = knows_nothing(seed, task=task, n=80)
+        fit = heads.fit(data, heads=["const"], folds=5, resamples=10)
+        for row in fit.rows:
+            if name not in row.extra or row.head == "const":
+                continue
+            if "const" in (row.chosen or {}):  # some heads have an order, others none
+                assert np.isnan(row.extra[name])
+                continue
+            value, low, high = (row.extra[name + end] for end in ("", "_low", "_high"))
+            found.append(value)
+            held.append(not (np.isfinite(low + high)) or low <= nothing <= high)
+    assert len(found) > 20
+    assert abs(np.mean(found) - nothing) < 3 * np.std(found) / np.sqrt(len(found)) + 0.02
+    assert np.mean(held) > 0.85
+
+
+def test_by_folds_figures_of_order_are_those_of_a_split_where_heads_know_much(
+    sample: Sample,
+) -> None:
+    fit = heads.fit(sample(), heads=["ridge"], folds=5, **QUICK)
+    assert fit.test is not None
+    row = next(row for row in fit.rows if row.head == "ridge")
+    seen = fit.test.predictions["ridge"]
+    for name, figure in (
+        ("pearson", metrics.pearson),
+        ("rank_correlation", metrics.rank_correlation),
+    ):
+        args = (fit.test.weight,) if name == "pearson" else ()
+        assert row.extra[name] == pytest.approx(figure(fit.test.truth, seen, *args), abs=0.03)
+    assert row.extra["calibration_slope"] == pytest.approx(1, abs=0.3)

@@ -51,7 +51,7 @@ def test_delongs_variance_is_that_of_the_formula() -> None:
     positive, negative = score[truth == 1], score[truth == 0]
     won = (positive[:, None] > negative[None]).astype(float)
     variance = won.mean(1).var(ddof=1) / len(positive) + won.mean(0).var(ddof=1) / len(negative)
-    low, high = intervals.auc_interval(alone(300), truth, score)
+    _, low, high = intervals.auc(alone(300), truth, score)
     reach = stats.t.ppf(0.975, 299)
     error = (math.log(high / (1 - high)) - math.log(low / (1 - low))) / 2 / reach
     assert error * area * (1 - area) == pytest.approx(math.sqrt(variance), rel=0.03)
@@ -73,7 +73,7 @@ def test_eighteen_of_eighteen_right_is_no_certainty() -> None:
     assert low < 0.85
     assert high == pytest.approx(1)
     truth = np.repeat([0.0, 1.0], 9)
-    low, high = intervals.auc_interval(alone(18), truth, truth)
+    _, low, high = intervals.auc(alone(18), truth, truth)
     assert low < 0.75
     assert high == pytest.approx(1)
     same = intervals.share_difference(alone(18), np.ones(18), np.ones(18))
@@ -138,7 +138,7 @@ def test_one_group_has_no_interval() -> None:
         intervals.loss_interval(sample, np.ones(5)),
         intervals.share_interval(sample, np.ones(5)),
         intervals.ratio_interval(sample, np.ones(5), np.ones(5)),
-        intervals.correlation_interval(sample, np.arange(5.0), np.arange(5.0)),
+        intervals.correlation(sample, np.arange(5.0), np.arange(5.0))[1:],
         Bootstrap(sample).interval(np.ones((5, 1)), lambda sums: sums[:, 0]),
     ):
         assert all(map(math.isnan, found))
@@ -191,8 +191,8 @@ def test_few_groups_give_bounded_intervals_and_no_small_p() -> None:
                 assert not high > 1000 * low
             for low, high in (
                 intervals.share_interval(sample, truth),
-                intervals.auc_interval(sample, truth, first),
-                intervals.correlation_interval(sample, first, second),
+                intervals.auc(sample, truth, first)[1:],
+                intervals.correlation(sample, first, second)[1:],
             ):
                 assert math.isnan(low) == math.isnan(high)
                 assert not low < -1
@@ -213,3 +213,37 @@ def test_a_loss_that_hangs_on_one_row_has_no_interval() -> None:
     scores = np.r_[np.full(10, 1e-9), 5.0]
     assert all(map(math.isnan, intervals.loss_interval(alone(11), scores)))
     assert all(map(math.isnan, intervals.ratio_interval(alone(11), scores, np.ones(11))))
+
+
+def test_rows_that_all_score_the_same_say_nothing_of_others() -> None:
+    for scores in (np.full(40, 0.25), 0.25 + 1e-16 * RNG.normal(size=40)):
+        assert np.isnan(intervals.loss_interval(alone(40), scores)).all()
+    found = intervals.difference(alone(40), np.full(40, 0.3), np.full(40, 0.1))
+    assert np.isnan([found.low, found.high]).all()
+    assert found.p == 2.0**-39
+    same = intervals.difference(alone(40), np.full(40, 0.3), np.full(40, 0.3))
+    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+    decided = intervals.share_difference(alone(40), np.ones(40), np.zeros(40))
+    assert 0.8 < decided.low < decided.high
+    assert decided.p < 1e-6
+
+
+def test_a_difference_by_folds_is_widened_for_the_rows_that_they_share() -> None:
+    first, second = RNG.normal(size=(2, 200)) ** 2
+    plain = intervals.difference(alone(200), first, second)
+    wide = intervals.difference(alone(200), first, second, widened=intervals.widening(5))
+    assert intervals.widening(None) == 1
+    assert wide.p > plain.p
+    assert wide.high - wide.low == pytest.approx(
+        np.sqrt(1 + 5 / 3) * (plain.high - plain.low), rel=0.2
+    )
+    hits = (RNG.random((2, 200)) < [[0.8], [0.6]]).astype(float)
+    plain, wide = (
+        intervals.share_difference(alone(200), *hits, widened=w) for w in (1, intervals.widening(5))
+    )
+    assert wide.p > plain.p
+    assert wide.high - wide.low > 1.4 * (plain.high - plain.low)
+    ratio = [intervals.ratio_interval(alone(200), first, second, widened=w) for w in (1, 1.6)]
+    assert np.log(ratio[1][1] / ratio[1][0]) == pytest.approx(
+        1.6 * np.log(ratio[0][1] / ratio[0][0])
+    )

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 
 from benchmarks import paper_protocol
 from heads.dataset.rows import Dataset
 from heads.fitting import linear
 from heads.fitting.candidates import fit_candidates
 from heads.fitting.fc import DEPTHS, Bank, Member
+from heads.fitting.intervals import Sample as JudgedBy
 from heads.fitting.objective import Objective
 from heads.fitting.protocol import Protocol
 from heads.fitting.train import Trained, _Rate, train
@@ -281,27 +283,39 @@ def test_the_papers_protocol_equals_a_plain_loop_in_distribution(truth: str) -> 
     assert 0.85 < mine.mean() / theirs.mean() < 1.15
 
 
-def test_the_margin_counts_groups_and_not_rows(sample: Sample) -> None:
+@pytest.mark.parametrize("n_groups", [1, 4, 60])
+def test_the_margin_counts_groups_by_students_t_and_rows_where_all_are_of_one(
+    sample: Sample, n_groups: int
+) -> None:
     data = sample(n=400, noise=2.0)
-    vectors = np.asarray(data.vectors[np.arange(400)]).repeat(4, 0)
+    dev = data.subset == 1
+    groups = np.where(dev, np.cumsum(dev) % n_groups, 1000 + np.arange(400))
     assert data.weights is not None
-    many = replace(
-        data,
-        ids=tuple(f"r{k}" for k in range(1600)),
-        vectors=vectors,
-        targets=data.targets.repeat(4),
-        weights=data.weights.repeat(4),
-        groups=data.groups.repeat(4),
-        subset=data.subset.repeat(4),
-    )
-    part = many.part("dev")
-    gain = np.random.default_rng(0).normal(size=len(part) // 4).repeat(4)
+    weights = np.where(np.arange(400) % 7 == 3, 0, data.weights)  # some rows weigh nothing
+    data = replace(data, groups=np.unique(groups, return_inverse=True)[1], weights=weights)
+    train, part = data.part("train"), data.part("dev")
     layer = Layer(np.zeros((1, 1, 12), np.float32), np.zeros((1, 1), np.float32))
-    standard = linear.fit_standard(many.part("train"))
-    task = Objective(many.part("train"), part, standard, "sigmoid", "mse", layer, Protocol())
-    order = np.argsort(part.groups, kind="stable")
-    parts = np.empty(len(part))
-    parts[order] = gain
-    found = float(task.dev_error(torch.tensor(parts, dtype=torch.float32)))
-    n = len(part) // 4
-    assert found == pytest.approx(4 * np.sqrt((gain[::4] ** 2).sum() * n / (n - 1)), rel=1e-4)
+    standard = linear.fit_standard(train)
+    task = Objective(train, part, standard, "sigmoid", "mse", layer, Protocol(margin=2.0))
+    gain = np.random.default_rng(0).normal(size=len(part))
+    alone = np.arange(len(part)) if n_groups == 1 else part.groups
+    judged_by = JudgedBy(part.weights, alone)
+    gain -= judged_by.mean(gain)
+    n = judged_by.n_effective
+    needed = stats.t.ppf(stats.norm.cdf(2), n - 1) * judged_by.error(gain)
+    for share, clear in ((0.98, False), (1.02, True)):
+        assert task.clear(torch.tensor(gain + share * needed, dtype=torch.float32)) == clear
+    if n_groups == 4:
+        assert needed > 1.2 * 2 * judged_by.error(gain)
+
+
+def test_at_random_each_rate_draws_a_start_of_its_own() -> None:
+    members = [Member(1, 1e-3, 0), Member(1, 1e-2, 0), Member(1, 1e-2, 1)]
+    bank = Bank(members, dim=4, hidden=6, outputs=1)
+    bank.initialise_at_random(seed=0, bias=torch.zeros(1))
+    first, second, third = (bank.parameters(place)[0].clone() for place in range(3))
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+    alone = Bank(members[1:2], dim=4, hidden=6, outputs=1)
+    alone.initialise_at_random(seed=0, bias=torch.zeros(1))
+    assert torch.equal(alone.parameters(0)[0], second)  # whatever else is trained beside it

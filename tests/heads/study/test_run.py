@@ -17,7 +17,8 @@ from heads.fitting.fit import fit
 from heads.study import design, report, tables
 from heads.study import run as study
 from heads.study.design import Study, init
-from heads.study.results import KeptFit, Results, compare
+from heads.study.kept import KeptFit
+from heads.study.results import Results, compare
 from tests.heads.study import studies
 
 
