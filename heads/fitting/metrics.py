@@ -95,14 +95,6 @@ def rank_correlation(
     return float(weight @ (first * second)) / spread if spread > 0 else float("nan")
 
 
-def pearson(truth: ArrayLike, prediction: ArrayLike, weight: ArrayLike | None = None) -> float:
-    """Weighted linear correlation; NaN where either is constant."""
-    truth, prediction = np.asarray(truth, np.float64), np.asarray(prediction, np.float64)
-    first, second = truth - mean(truth, weight), prediction - mean(prediction, weight)
-    spread = np.sqrt(mean(first**2, weight) * mean(second**2, weight))
-    return float(mean(first * second, weight) / spread) if spread > 0 else float("nan")
-
-
 def absolute_error(truth: ArrayLike, prediction: ArrayLike) -> Floats:
     """|truth - prediction| per row."""
     return np.abs(np.asarray(truth, np.float64) - np.asarray(prediction, np.float64))
