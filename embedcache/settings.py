@@ -33,7 +33,7 @@ class ProjectSettings:
     file: Path | None = None
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
+class _Keys(msgspec.Struct, forbid_unknown_fields=True):
     """The keys of embedcache.toml and their types."""
 
     remote: str = ""
@@ -87,7 +87,7 @@ def _untrusted(folder: Path, path: Path) -> str:
 def _parse(path: Path) -> ProjectSettings:
     try:
         with open(path, "rb") as file:
-            found = msgspec.toml.decode(file.read(MAX_SETTINGS_BYTES), type=_File)
+            found = msgspec.toml.decode(file.read(MAX_SETTINGS_BYTES), type=_Keys)
     except msgspec.ValidationError as error:
         raise InputError(
             f'{path}: {error}. It may hold remote = "URL or folder", offer = true or false, and '

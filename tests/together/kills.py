@@ -30,7 +30,7 @@ from embedcache.upkeep.verify import verify
 from tests.stores import U8, fill, model, photos
 from tests.together import oracle, process
 from tests.together.process import Running
-from tests.together.world import Row
+from tests.together.world import Places, Row
 from tests.together.zarr_rows import ZarrRows
 
 N_PHOTOS: Final = 600
@@ -61,7 +61,7 @@ class Ledger:
 
 
 @dataclass(slots=True)
-class Field:
+class Field(Places):
     """One cache, a colleague's and their remote, with seven commands at work."""
 
     folder: Path
@@ -72,18 +72,6 @@ class Field:
     n_kills: int = 0
     n_ends: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-
-    @property
-    def cache(self) -> Path:
-        return self.folder / "cache"
-
-    @property
-    def other(self) -> Path:
-        return self.folder / "other"
-
-    @property
-    def remote(self) -> Path:
-        return self.folder / "remote"
 
     def call(self, name: str) -> Callable[[], object]:
         """What a command does, in its own process."""

@@ -56,12 +56,11 @@ def ids_of(n: int) -> tuple[str, ...]:
     return tuple(f"photo-{n:02}{twin}.png" for twin in (("a", "b") if n == TWICE else ("",)))
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """One copy of the world. `photos`, the folder, is shared by all copies: nobody writes to it."""
+class Places:
+    """The three folders of a world: a cache, a colleague's, their remote."""
 
+    __slots__ = ()
     folder: Path
-    photos: Path
 
     @property
     def cache(self) -> Path:
@@ -74,6 +73,14 @@ class World:
     @property
     def remote(self) -> Path:
         return self.folder / "remote"
+
+
+@dataclass(frozen=True, slots=True)
+class World(Places):
+    """One copy of the world. `photos`, the folder, is shared by all copies: nobody writes to it."""
+
+    folder: Path
+    photos: Path
 
     @property
     def import_files(self) -> tuple[Path, Path]:
