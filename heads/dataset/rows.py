@@ -165,6 +165,11 @@ class Dataset:
         """Rows per side."""
         return {name: int((self.subset == i).sum()) for i, name in enumerate(split.SUBSETS)}
 
+    def folds(self, count: int, *, seed: int) -> NDArray[np.int64]:
+        """The fold of each row (n,), see `split.folds`; each gets its share of every class."""
+        strata = self.targets.astype(np.int64) if self.classes else None
+        return split.folds(self.groups, self.ids, count, seed=seed, strata=strata)
+
     def fold(self, number: int, folds: NDArray[np.int64], count: int) -> "Dataset":
         """The dataset of one round of K-fold: its fold tests, the next chooses, the others train.
 

@@ -77,11 +77,19 @@ def join_groups(
 
 
 def folds(
-    groups: NDArray[np.int64], ids: Sequence[str], count: int, *, seed: int
+    groups: NDArray[np.int64],
+    ids: Sequence[str],
+    count: int,
+    *,
+    seed: int,
+    strata: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """The fold of each row (n,), 0 to count - 1: groups ranked by hash, cut into equal parts.
 
     A group is named by the smallest id in it, so that the order of rows does not matter.
+    strata (n,): the class of each row. Every fold then gets its share of each class (a group counts
+        with its commonest): a fold with more of one leaves less of it to learn from, and by such
+        folds even the constant is right less often than the larger class is large.
     LabelsError when there are fewer groups than folds.
     """
     n_groups = int(groups.max(initial=-1)) + 1
@@ -95,15 +103,41 @@ def folds(
         names[group] = min(name, names.get(group, name))
     order = np.argsort([_uniform(seed, names[group]) for group in range(n_groups)], kind="stable")
     size = np.bincount(groups, minlength=n_groups)[order]
-    middle = np.cumsum(size) - size / 2
     fold = np.empty(n_groups, np.int64)
-    fold[order] = np.minimum((middle / size.sum() * count).astype(np.int64), count - 1)
+    if strata is None:
+        middle = np.cumsum(size) - size / 2
+        fold[order] = np.minimum((middle / size.sum() * count).astype(np.int64), count - 1)
+    else:
+        fold[order] = _dealt(_commonest(groups, strata, n_groups)[order], size, count)
     if empty := sorted(set(range(count)) - set(fold.tolist())):
         raise LabelsError(
             f"{len(empty)} of {count} folds get no group, because one group holds "
             f"{size.max()} of {size.sum()} rows: use fewer folds, or another --split-by"
         )
     return fold[groups]
+
+
+def _commonest(
+    groups: NDArray[np.int64], strata: NDArray[np.int64], n_groups: int
+) -> NDArray[np.int64]:
+    """The commonest class of each group (n_groups,)."""
+    classes = int(strata.max(initial=0)) + 1
+    votes = np.bincount(groups * classes + strata, minlength=n_groups * classes)
+    found: NDArray[np.int64] = votes.reshape(-1, classes).argmax(1)
+    return found
+
+
+def _dealt(stratum: NDArray[np.int64], size: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The fold of each group: where its class has the fewest rows, and of these the fewest rows."""
+    of_class = np.zeros((int(stratum.max()) + 1, count), np.int64)
+    rows = np.zeros(count, np.int64)
+    fold = np.empty(len(stratum), np.int64)
+    for at in np.argsort(stratum, kind="stable"):
+        mine = of_class[stratum[at]]
+        fold[at] = place = int(np.lexsort((rows, mine))[0])
+        mine[place] += size[at]
+        rows[place] += size[at]
+    return fold
 
 
 def by_hash(
@@ -123,11 +157,8 @@ def by_hash(
     """
     at = np.array([_uniform(seed, name) for name in names])
     if strata is not None:
-        classes = int(strata.max(initial=0)) + 1
-        votes = np.bincount(groups * classes + strata, minlength=len(names) * classes)
-        votes = votes.reshape(-1, classes)
-        stratum = votes.argmax(1)
-        size = votes.sum(1)
+        stratum = _commonest(groups, strata, len(names))
+        size = np.bincount(groups, minlength=len(names))
         for value in np.unique(stratum):
             inside = np.flatnonzero(stratum == value)
             inside = inside[np.argsort(at[inside], kind="stable")]

@@ -15,7 +15,8 @@ Task = Literal["regression", "binary", "multiclass"]
 TASKS = ("auto", "regression", "binary", "multiclass")
 MAX_CLASSES = 1000
 MAX_GRADES = 12
-_LEAST_WEIGHT = 1e-100
+MAX_TARGET = 1e18
+_LEAST_WEIGHT = 1e-20
 """So few whole numbers may be classes: a note says that they are fitted as numbers."""
 Floats = NDArray[np.float64]
 
@@ -56,7 +57,8 @@ def parse_targets(
     if len(columns) > 1:
         if task not in ("auto", "regression") or not all(p.values.dtype.is_numeric() for p in read):
             raise LabelsError("several targets must all be numbers (regression); fit others alone")
-        values = np.stack([p.values.cast(pl.Float64).to_numpy() for p in read], 1)
+        pairs = zip(columns, read, strict=True)
+        values = np.stack([_numbers(column, found, ids) for column, found in pairs], 1)
         return Labels(values=values, task="regression", notes=notes)
     column, values_of = columns[0], read[0].values
     distinct = values_of.unique().sort()
@@ -77,11 +79,7 @@ def parse_targets(
                 f"{column.name!r} holds {len(distinct)} whole numbers ({shown}) and is fitted as a "
                 "number; if they are classes, add --task multiclass",
             )
-        return Labels(
-            values=values_of.cast(pl.Float64).to_numpy().astype(np.float64),
-            task="regression",
-            notes=notes,
-        )
+        return Labels(values=_numbers(column, read[0], ids), task="regression", notes=notes)
     _check_classes(column, distinct, chosen)
     classes = tuple(_class_name(value) for value in distinct.to_list())
     codes = distinct.search_sorted(values_of).to_numpy().astype(np.float64)
@@ -122,6 +120,17 @@ def _read(column: pl.Series, ids: Sequence[str]) -> Parsed:
             " Leave those rows out with --drop-missing, or fill them in"
         )
     return found
+
+
+def _numbers(column: pl.Series, found: Parsed, ids: Sequence[str]) -> Floats:
+    """A column as float64 (n,); LabelsError for numbers whose squares 32-bit floats cannot hold."""
+    values = found.values.cast(pl.Float64).to_numpy().astype(np.float64)
+    if (far := np.flatnonzero(np.abs(values) > MAX_TARGET)).size:
+        raise LabelsError(
+            f"{column.name or 'target'!r} lies beyond {MAX_TARGET:g} (first: {ids[far[0]]} has "
+            f"{column[int(far[0])]}): divide it first"
+        )
+    return values
 
 
 def _no_number(column: pl.Series, found: Parsed, ids: Sequence[str], task: str) -> str:
@@ -185,7 +194,7 @@ def parse_weights(column: pl.Series, ids: Sequence[str]) -> Floats:
             f"(first: {ids[first]} has {column[first]}); a weight is zero or more"
         )
     extreme = (values > 1 / _LEAST_WEIGHT) | ((values > 0) & (values < _LEAST_WEIGHT))
-    if extreme.any():  # their squares are no numbers
+    if extreme.any():  # beyond what 32-bit floats can add up
         first = int(np.flatnonzero(extreme)[0])
         raise LabelsError(
             f"weights in {column.name!r} lie between {_LEAST_WEIGHT:g} and {1 / _LEAST_WEIGHT:g}, "

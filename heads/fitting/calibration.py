@@ -16,6 +16,7 @@ from heads.fitting.intervals import Sample
 Floats = NDArray[np.float64]
 _STEPS = 50
 _EDGE = 1e-6
+_HARDLY = 0.02  # of the target's spread, or in logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +31,28 @@ _NONE = (float("nan"),) * 3
 
 
 def line(
-    sample: Sample, truth: Floats, prediction: Floats, constant: Floats, *, chance: bool
+    sample: Sample,
+    truth: Floats,
+    prediction: Floats,
+    constant: Floats,
+    *,
+    chance: bool,
+    widened: float = 1.0,
 ) -> Line:
     """The calibration line of predictions (n,), which are probabilities where `chance`.
 
     truth: numbers, or 0 and 1 (or ratios) where `chance`. constant (n,): what the constant head
     says; where it differs from fold to fold, by that much truth and prediction are both moved.
+    A prediction that hardly moves has no line. widened: see `intervals.widening`.
     """
     x, base = prediction, constant
     if chance:
         x, base = (logit(np.clip(value, _EDGE, 1 - _EDGE)) for value in (x, base))
     offset = base - sample.mean(base) if np.ptp(base) > 0 else np.zeros(len(x))
     x = x - offset
-    if sample.n_groups < 3 or not np.ptp(x) > 1e-9:
+    spread = sample.mean((x - sample.mean(x)) ** 2) ** 0.5
+    least = _HARDLY if chance else _HARDLY * sample.mean((truth - sample.mean(truth)) ** 2) ** 0.5
+    if sample.n_groups < 3 or not spread > least:
         return Line(_NONE, _NONE)
     middle = sample.mean(x) if not chance else 0.0
     design = np.column_stack([np.ones(len(x)), x - middle])
@@ -69,8 +79,8 @@ def line(
     if not chance:
         influence = influence @ np.array([[1.0, 0.0], [-middle, 1.0]])
         beta = beta - np.array([middle * beta[1], 0.0])
-    spread = [sample.reach * sample.error(influence[:, k]) for k in range(2)]
+    errors = [widened * sample.reach * sample.error(influence[:, k]) for k in range(2)]
     intercept, slope = (
-        (float(b), float(b - s), float(b + s)) for b, s in zip(beta, spread, strict=True)
+        (float(b), float(b - e), float(b + e)) for b, e in zip(beta, errors, strict=True)
     )
     return Line(slope, intercept)

@@ -16,21 +16,15 @@ def errors(n: float, sample: Sample) -> float:
     return float(stats.t.isf(stats.norm.sf(n), max(sample.n_effective - 1, 0.5)))
 
 
-def to_choose_by(sample: Sample) -> Sample:
-    """The dev rows as a choice sees them: groups count once, or rows where all are of one group."""
-    if sample.n_groups > 1:
-        return sample
-    return Sample(sample.weight, np.arange(len(sample.groups)))
-
-
 def simplest(scores: Mapping[str, Floats], sample: Sample) -> str:
     """The simplest head within one paired standard error of the lowest dev figure.
 
-    scores: per head, simplest first, the dev loss of each row (n,). sample: the dev rows. The error
-        is taken as wide as Student's t makes it for so few; where there is none, nothing but the
-        simplest is sure.
+    scores: per head, simplest first, the dev loss of each row (n,). sample: the dev rows; its
+        groups count once, or its rows where they are all of one group. The error is taken as wide
+        as Student's t makes it for so few; where there is none, nothing but the simplest is sure.
     """
-    sample = to_choose_by(sample)
+    if sample.n_groups < 2:
+        sample = Sample(sample.weight, np.arange(len(sample.groups)))
     losses = {name: sample.mean(rows) for name, rows in scores.items()}
     finite = {name: loss for name, loss in losses.items() if np.isfinite(loss)}
     if not finite:

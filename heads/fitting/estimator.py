@@ -104,7 +104,7 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
     def _dev_sides(self, data: Dataset, keys: Sequence[str], seed: int) -> list[NDArray[np.bool_]]:
         """Which rows choose, once or fold by fold: whole groups, never all of them."""
         if self.folds is not None:
-            fold = split.folds(data.groups, data.ids, self.folds, seed=seed)
+            fold = data.folds(self.folds, seed=seed)
             return [fold == number for number in range(self.folds)]
         groups = sorted(set(keys))
         count = min(len(groups) - 1, max(1, round(self.dev_share * len(groups))))

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import LabelsError
-from heads.dataset import split
 from heads.dataset.rows import Dataset
 from heads.fitting.candidates import Candidate, CurvePoint, chosen_names, fit_candidates
 from heads.fitting.choice import simplest
@@ -149,7 +148,7 @@ def _splits(dataset: Dataset, count: int | None, seed: int) -> list[Dataset]:
             f"the split is given by {dataset.provenance.split_rule}, and {count} folds were asked "
             f"for: leave one of them out"
         )
-    fold = split.folds(dataset.groups, dataset.ids, count, seed=seed)
+    fold = dataset.folds(count, seed=seed)
     return [dataset.fold(number, fold, count) for number in range(count)]
 
 
@@ -313,5 +312,8 @@ def _notes_on_test(judged: Judged) -> list[str]:
             f"assumes that they are like the others"
         )
     if any(figure.extra.get("at_floor") for figure in judged.figures):
-        notes.append("a head at the floor explains all variance that is not noise of the votes")
+        notes.append(
+            "a head at the floor is not told apart from one that explains all that is not noise of "
+            "the votes; the interval of its share says what else it may be"
+        )
     return notes

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from embedcache.errors import LabelsError
 from heads.dataset.rows import Dataset
 from heads.fitting import calibration, intervals, metrics
-from heads.fitting.intervals import Bootstrap, Difference, Sample
+from heads.fitting.intervals import FEW, Bootstrap, Difference, Sample
 from heads.fitting.scores import predict_part, row_scores
 from heads.head import Head
 
@@ -57,9 +57,10 @@ class GroupFigure:
 class TestRows:
     """Test rows and what each head predicts for them: all that scoring needs.
 
-    n rows: ids; truth (n,) or (n, k); weight (n,) or None; groups (n,); fold (n,), which round
-    tested each; group_of: per column, the value of each row. predictions: per head (n,) or (n, k);
-    `BY` + column for the constants by group. counts, shares: see `Dataset`.
+    n rows: ids; truth (n,) or (n, k); weight (n,) or None; groups (n,); fold (n,), which of
+    `n_folds` tested each (one split has none); group_of: per column, the value of each row.
+    predictions: per head (n,) or (n, k); `BY` + column for the constants by group. counts, shares:
+    see `Dataset`.
     """
 
     __test__ = False  # not a class of tests, whatever pytest makes of the name
@@ -73,6 +74,7 @@ class TestRows:
     weight: Floats | None
     groups: NDArray[np.int64]
     fold: NDArray[np.int64]
+    n_folds: int | None
     group_of: Mapping[str, tuple[str, ...]]
     predictions: Mapping[str, Floats]
 
@@ -132,6 +134,7 @@ def predict_test(dataset: Dataset, heads: Mapping[str, Head], *, fold: int = 0) 
         weight=part.weights,
         groups=part.groups,
         fold=np.full(len(rows), fold),
+        n_folds=None,
         group_of={name: tuple(values[row] for row in rows) for name, values in dataset.by.items()},
         predictions=predictions,
     )
@@ -148,6 +151,7 @@ def joined(parts: Sequence[TestRows]) -> TestRows:
         weight=np.concatenate(weights) if weights else None,
         groups=np.concatenate([part.groups for part in parts]),
         fold=np.concatenate([part.fold for part in parts]),
+        n_folds=len(parts) if len(parts) > 1 else None,
         group_of={
             name: tuple(value for part in parts for value in part.group_of[name])
             for name in first.group_of
@@ -171,16 +175,13 @@ def judge(
 
     reference: the head that the others are compared with, pair by pair; but not those that
         `stayed`, heads that never left their linear start and are no result of their own.
+    Differences, correlations and areas by folds are widened, see `intervals.widening`.
     """
     weight = tested.weight
     if weight is not None and not weight.any():
         raise LabelsError("all weights of the test rows are zero: no figure can be computed")
-    scene = _Scene(tested, resamples, seed)
-    figures = [
-        replace(one, versus=None) if one.head in stayed else one
-        for one in scene.figures(reference=reference, baseline="const")
-    ]
-    figures, n_compared = _adjusted(figures)
+    scene = _Scene(tested, stayed, resamples, seed)
+    figures, n_compared = _adjusted(scene.figures(reference=reference, baseline="const"))
     by = _by_group(scene)
     by_figures, _ = _adjusted([one.figure for one in by])
     return Judged(
@@ -234,12 +235,17 @@ class _Scene:
     """Test rows to be scored: all of them, or one group's."""
 
     tested: TestRows
+    stayed: Collection[str]
     resamples: int
     seed: int
 
     @cached_property
     def sample(self) -> Sample:
         return self.tested.sample
+
+    @property
+    def widened(self) -> float:
+        return intervals.widening(self.tested.n_folds)
 
     @property
     def floor(self) -> float:
@@ -265,9 +271,10 @@ class _Scene:
                 for metric, rows in scores[name].items():
                     share = metric == "accuracy"
                     versus = None
-                    if reference in seen and name != reference:
+                    if reference in seen and name not in (reference, *self.stayed):
                         gap = intervals.share_difference if share else intervals.difference
-                        versus = (reference, gap(sample, rows, scores[reference][metric]))
+                        other = scores[reference][metric]
+                        versus = (reference, gap(sample, rows, other, widened=self.widened))
                     within = intervals.share_interval if share else intervals.loss_interval
                     low, high = within(sample, rows)
                     moves = name not in ("const", baseline)
@@ -313,14 +320,22 @@ class _Scene:
             found["r2"] = (r2, 1 - high, 1 - low) if math.isfinite(r2) else none
             away = metrics.absolute_error(truth, seen)
             found["mae"] = (sample.mean(away), *intervals.loss_interval(sample, away))
-            found["pearson"] = intervals.correlation(sample, truth, seen, fold)
-            alone = Sample(None, sample.groups)
-            first, second = (_ranks(values, fold) for values in (truth, seen))
-            found["rank_correlation"] = intervals.correlation(alone, first, second, fold)
-            line = calibration.line(sample, truth, seen, constant, chance=False)
+            found["pearson"] = intervals.correlation(
+                sample, truth, seen, fold, widened=self.widened
+            )
+            alone = Sample((sample.mass > 0).astype(float), sample.groups)
+            first, second = (_ranks(values, alone.mass, fold) for values in (truth, seen))
+            found["rank_correlation"] = intervals.correlation(
+                alone, first, second, fold, widened=self.widened
+            )
+            line = calibration.line(
+                sample, truth, seen, constant, chance=False, widened=self.widened
+            )
         elif metric == "log_loss" and self.tested.task == "binary":
-            found["auc"] = intervals.auc(sample, truth, seen, fold)
-            line = calibration.line(sample, truth, seen, constant, chance=True)
+            found["auc"] = intervals.auc(sample, truth, seen, fold, widened=self.widened)
+            line = calibration.line(
+                sample, truth, seen, constant, chance=True, widened=self.widened
+            )
         else:
             return {}
         found |= {"calibration_slope": line.slope, "calibration_intercept": line.intercept}
@@ -358,18 +373,21 @@ class _Scene:
                 return np.where(room > 0, (sums[:, 0] - sums[:, 1]) / room, np.nan)
 
         value = float(share(sample.sums(columns).sum(0)[None])[0])
-        low, high = Bootstrap(sample, self.resamples, self.seed).interval(columns, share)
+        low = high = math.nan
+        if sample.n_effective >= FEW:  # of fewer groups a bootstrap holds too seldom
+            low, high = Bootstrap(sample, self.resamples, self.seed).interval(columns, share)
         capped = [min(one, 1.0) if math.isfinite(one) else one for one in (value, low, high)]
         names = ("explainable_share", "explainable_share_low", "explainable_share_high")
         at_floor = float(sample.mean(error) <= floor)
         return dict(zip(names, capped, strict=True)) | {"at_floor": at_floor}
 
 
-def _ranks(values: Floats, fold: NDArray[np.int64]) -> Floats:
-    """Ranks among the rows of the same fold."""
+def _ranks(values: Floats, counts: Floats, fold: NDArray[np.int64]) -> Floats:
+    """Ranks among the rows of the same fold that count (1, else 0)."""
     found = np.empty(len(values))
     for number in np.unique(fold):
-        found[fold == number] = metrics.ranks(values[fold == number])
+        here = fold == number
+        found[here] = metrics.ranks(values[here], counts[here])
     return found
 
 

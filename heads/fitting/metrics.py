@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 _TINY = float(np.finfo(np.float64).eps)
 _FLAT = float(np.finfo(np.float32).eps)
+_NOTHING = 1e-18  # its square is still a 32-bit float
 
 
 def mean(values: ArrayLike, weight: ArrayLike | None = None) -> float:
@@ -80,7 +81,7 @@ def flat(truth: ArrayLike, weight: ArrayLike | None = None) -> bool:
     truth = np.asarray(truth, np.float64)
     middle = mean(truth, weight)
     spread = mean((truth - middle) ** 2, weight) ** 0.5
-    return not spread > _FLAT * abs(middle)
+    return not spread > max(_FLAT * abs(middle), _NOTHING)
 
 
 def rank_correlation(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from heads.dataset.rows import BLOCK_ROWS as READ_ROWS
 from heads.dataset.rows import Part
-from heads.fitting.choice import errors, to_choose_by
+from heads.fitting.choice import errors
 from heads.fitting.fc import Bank
 from heads.fitting.intervals import Sample
 from heads.fitting.protocol import Protocol
@@ -63,7 +63,7 @@ class Objective:
             dev_weights = np.ones(len(dev_part))
         self.dev_targets = self._tensor((dev_part.targets - centre) / scale)
         self.dev_share = self._tensor(dev_weights / dev_weights.sum())
-        sample = to_choose_by(Sample(dev_weights, dev_part.groups))
+        sample = Sample(dev_weights, dev_part.groups)
         self.margin = errors(protocol.margin, sample)
         self._dev_place = torch.from_numpy(sample.place.clip(min=0)).to(self.device)
         self._dev_rest = self._tensor(1 - sample.group_mass / sample.group_mass.sum())
@@ -188,7 +188,7 @@ class Objective:
     def clear(self, gain: Tensor) -> bool:
         """Whether the mean of a gain per dev row (n_dev,) is `margin` standard errors or more.
 
-        The error is `Sample.error`'s: the jackknife over groups.
+        The error is `Sample.error`'s: the jackknife over groups. Of one group nothing is clear.
         """
         mean = gain @ self.dev_share
         n = len(self._dev_rest)

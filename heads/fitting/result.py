@@ -146,6 +146,8 @@ class Fit:
         test = self.test
         if test is None:
             raise InputError("this fit looked at dev rows only: there are no test rows to compare")
+        if test.truth.ndim == 2:
+            raise InputError("heads of several targets are compared target by target: see `rows`")
         if lost := [name for name in (first, second) if name not in test.predictions]:
             held = ", ".join(test.predictions)
             raise InputError(f"no {lost[0]} head in this fit; it has {held}")
@@ -154,9 +156,8 @@ class Fit:
             row_scores(self.dataset.task, test.truth, test.predictions[name])[metric]
             for name in (first, second)
         ]
-        if metric == "accuracy":
-            return intervals.share_difference(test.sample, *scores)
-        return intervals.difference(test.sample, *scores)
+        gap = intervals.share_difference if metric == "accuracy" else intervals.difference
+        return gap(test.sample, *scores, widened=intervals.widening(self.folds))
 
     def __str__(self) -> str:
         return table(self)
@@ -305,20 +306,20 @@ def _by_group(fit: "Fit", *, several: bool) -> list[str]:
         of = f" of {figure.target}" if several else ""
         title = f"{figure.metric}{of} for {one.column} {one.group} ({one.n} test rows)"
         if math.isfinite(one.noise_floor):
-            title = title.removesuffix(")") + f", noise floor {_number(one.noise_floor)})"
+            title = title.removesuffix(")") + f", noise floor {number(one.noise_floor)})"
         share = figure.extra.get("explainable_share", math.nan)
         name = "its own mean" if figure.head.startswith(BY) else figure.head
         known = math.isfinite(share + figure.extra.get("explainable_share_low", math.nan))
         explained = _share(figure) if known and not figure.head.startswith(BY) else ""
-        lines.setdefault(title, []).append(f"{name} {_number(figure.value)}{explained}")
+        lines.setdefault(title, []).append(f"{name} {number(figure.value)}{explained}")
     return [f"{title}: {', '.join(figures)}" for title, figures in lines.items()]
 
 
 def _share(figure: Figure) -> str:
     extra = figure.extra
-    if extra.get("at_floor"):
-        return " (at the floor)"
     low, high = extra["explainable_share_low"], extra["explainable_share_high"]
+    if extra.get("at_floor"):
+        return f" (at the floor; {100 * low:.0f} to {100 * high:.0f} % explained)"
     return (
         f" (explains {100 * extra['explainable_share']:.0f} %, {100 * low:.0f} to {100 * high:.0f})"
     )
@@ -331,18 +332,19 @@ def _cells(row: "HeadRow", extras: list[str], fit: "Fit", *, several: bool) -> l
     else:
         unknown = f"not known at n = {fit.test.sample.n_groups}" if fit.test else "-"
         known = math.isfinite(row.low) and math.isfinite(row.high)
-        within = f"{_number(row.low)} to {_number(row.high)}" if known else unknown
-        cells += [_number(row.value), within]
-    cells += [_number(row.dev)]
+        within = f"{number(row.low)} to {number(row.high)}" if known else unknown
+        cells += [number(row.value), within]
+    cells += [number(row.dev)]
     cells += [f"{row.learning_rate:g}" if math.isfinite(row.learning_rate) else "-"]
     epochs = sorted({epoch for _, epoch in row.rounds if epoch is not None})
     cells += [str(row.epoch) if row.epoch is not None else _range(epochs)]
     for name in extras:
         value = math.nan if row.same_as else row.extra.get(name, math.nan)
         if name == "explainable_share" and row.extra.get("at_floor"):
-            cells.append("at the floor")
+            low = row.extra["explainable_share_low"]
+            cells.append("at the floor" + (f" (from {low:.2f})" if math.isfinite(low) else ""))
         else:
-            cells.append(_number(value))
+            cells.append(number(value))
     p = math.nan if row.same_as or not row.versus else row.versus["p_adjusted"]
     return [*cells, "-" if not math.isfinite(p) else "<0.001" if p < 0.001 else f"{p:.3f}"]
 
@@ -351,5 +353,8 @@ def _range(values: list[int]) -> str:
     return f"{values[0]}-{values[-1]}" if values else "-"
 
 
-def _number(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) else "-"
+def number(value: float) -> str:
+    """A figure as tables print it: four decimals, or four digits where these would not show it."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.4g}"

@@ -129,8 +129,9 @@ def chosen(fits: Sequence[KeptFit], name: str) -> KeptFit:
     Where the folds do not agree on a fit, the result is one by the `name` of what was chosen from,
     with dev's choice and the constants as its heads, and the specs of all that were chosen.
     """
-    dev = np.round([fit.dev_of_choice for fit in fits], 6)  # (fits, folds)
-    winner = dev.argmin(0)
+    dev = np.array([fit.dev_of_choice for fit in fits])  # (fits, folds)
+    # A millionth of the loss: heads that say the same are the same, and the first is taken.
+    winner = (dev <= dev.min(0) + 1e-6 * np.abs(dev.min(0))).argmax(0)
     if len(set(winner.tolist())) == 1:
         return fits[int(winner[0])]
     first = fits[0]
@@ -189,6 +190,7 @@ def _test_rows(fit: KeptFit, predictions: Mapping[str, Sequence[float]]) -> Test
         weight=fit.sample().weight,
         groups=np.array(fit.groups),
         fold=np.array(fit.fold),
+        n_folds=fit.folds,
         group_of=fit.group_of,
         predictions={name: np.array(seen) for name, seen in predictions.items()},
     )

@@ -201,7 +201,10 @@ def _explained_text(row: Mapping[str, Any]) -> str:
     if share is None or low is None or high is None:
         return ""
     if row.get("at_floor"):
-        return " Its error is at the noise floor: finite swipes leave no more to explain."
+        return (
+            f" Its error is not told apart from the noise floor of finite swipes: it explains "
+            f"{100 * low:.0f} to {100 * high:.0f} % of what they leave to explain."
+        )
     return (
         f" It explains {100 * share:.0f} % of the variance that finite swipes leave to explain "
         f"(95 % interval {100 * low:.0f} to {100 * high:.0f} %)."

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heads.fitting.judge import BY
+from heads.fitting.result import number
 from heads.study.rows import CONST, POOLED, StudyRow, title_of
 
 WARM = " (warm)"
@@ -248,7 +249,7 @@ def _cell(row: StudyRow | None) -> Cell:
     def shown(value: float | None) -> str:
         if value is None:
             return ""
-        return f"{100 * value:.1f}" if row.metric == "accuracy" else f"{value:.4f}"
+        return f"{100 * value:.1f}" if row.metric == "accuracy" else number(value)
 
     if row.same_as:
         return Cell(f"= {row.same_as}", row.value, best=row.best)

@@ -497,7 +497,7 @@ def test_comparisons_by_group_are_adjusted_among_themselves(sample: Sample) -> N
     by = {"side": tuple("left" if k % 2 else "right" for k in range(300))}
     found = heads.fit(replace(data, by=by), **QUICK).document()
     versus = [one["versus"] for one in found["by"] if "versus" in one]
-    assert len(versus) > 4
+    assert len(versus) >= 4
     p = [one["p"] for one in versus]
     assert [one["p_adjusted"] for one in versus] == pytest.approx(intervals.holm(p))
     assert found["n_comparisons"] == sum(bool(row["versus"]) for row in found["rows"])

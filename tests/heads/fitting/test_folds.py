@@ -130,7 +130,7 @@ def test_few_effective_rows_are_noted_in_the_table(sample: Sample) -> None:
 
 
 def test_an_explained_share_resamples_constant_error_and_floor_together(sample: Sample) -> None:
-    data = sample(n=200)
+    data = sample(n=400)
     fit = heads.fit(data, heads=["ridge"], **QUICK)
     test = fit.test
     assert test is not None

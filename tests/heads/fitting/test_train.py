@@ -284,7 +284,7 @@ def test_the_papers_protocol_equals_a_plain_loop_in_distribution(truth: str) -> 
 
 
 @pytest.mark.parametrize("n_groups", [1, 4, 60])
-def test_the_margin_counts_groups_by_students_t_and_rows_where_all_are_of_one(
+def test_the_margin_counts_groups_by_students_t_and_one_group_shows_nothing(
     sample: Sample, n_groups: int
 ) -> None:
     data = sample(n=400, noise=2.0)
@@ -298,9 +298,11 @@ def test_the_margin_counts_groups_by_students_t_and_rows_where_all_are_of_one(
     standard = linear.fit_standard(train)
     task = Objective(train, part, standard, "sigmoid", "mse", layer, Protocol(margin=2.0))
     gain = np.random.default_rng(0).normal(size=len(part))
-    alone = np.arange(len(part)) if n_groups == 1 else part.groups
-    judged_by = JudgedBy(part.weights, alone)
+    judged_by = JudgedBy(part.weights, part.groups)
     gain -= judged_by.mean(gain)
+    if n_groups == 1:
+        assert not task.clear(torch.tensor(gain + 1e6, dtype=torch.float32))
+        return
     n = judged_by.n_effective
     needed = stats.t.ppf(stats.norm.cdf(2), n - 1) * judged_by.error(gain)
     for share, clear in ((0.98, False), (1.02, True)):
