@@ -512,3 +512,63 @@ def test_a_target_that_hardly_moves_has_no_r2_and_a_note(value: float) -> None:
     assert all(np.isnan(row.extra["r2"]) for row in fit.rows)
     said = "every target is 7: there is nothing" if value == 7 else "varies by less than a head"
     assert any(said in note for note in fit.notes), fit.notes
+
+
+def test_by_group_too_a_head_that_stayed_is_no_comparison(sample: Sample) -> None:
+    by = {"side": tuple("left" if k % 2 else "right" for k in range(300))}
+    data = replace(sample(), by=by)
+    found = heads.fit(data, heads=["1fc"], margin=1e6, **QUICK).document()
+    assert {one["head"] for one in found["by"] if "versus" in one} == {"const", "ridge"}
+
+
+def test_a_head_at_the_floor_shows_what_else_it_may_be(sample: Sample) -> None:
+    rng = np.random.default_rng(4)
+    votes = np.full(400, 8)
+    ratio = rng.binomial(votes, 0.5) / votes
+    data = from_arrays(rng.normal(size=(400, 3)), ratio, weights=votes, groups=range(400), seed=2)
+    data = replace(data, targets=np.where(data.subset == 2, data.targets.mean(), data.targets))
+    fit = heads.fit(data, heads=["ridge"], **QUICK)
+    assert any("not told apart from one that explains all" in note for note in fit.notes)
+    few = heads.fit(sample(n=100), heads=["ridge"], **QUICK)  # 15 test rows
+    assert few.test is not None
+    assert few.test.n_effective < 30
+    assert all(np.isnan(row.extra["explainable_share_low"]) for row in few.rows)
+
+
+def test_targets_of_any_scale_print_their_figures(sample: Sample) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(200, 4))
+    target = vectors @ [1.0, 2.0, 0.0, 1.0] + rng.normal(size=200)
+    lines = []
+    for scale in (1e-4, 1e5):
+        data = from_arrays(vectors, scale * target, groups=range(200), task="regression")
+        fit = heads.fit(data, heads=["ridge"], **QUICK)
+        row = next(row for row in fit.rows if row.head == "ridge")
+        assert row.extra["r2"] > 0.7
+        lines.append(next(line for line in str(fit).splitlines() if line.startswith("ridge")))
+    assert "0.0000" not in lines[0].split("e-")[0]
+    assert "e-09" in lines[0]
+    assert "e+10" in lines[1] or "e+09" in lines[1]
+    with pytest.raises(LabelsError, match=r"lies beyond 1e\+18 .first: 3 has 1e\+200"):
+        from_arrays(np.eye(5), [0.0, 1.0, 2.0, 1e200, 5.0])
+
+
+def test_rows_without_weight_have_no_rank(sample: Sample) -> None:
+    data = sample(n=300)
+    assert data.weights is not None
+    silent = (np.arange(300) % 4 == 0) & (data.subset == 2)
+    first = replace(data, weights=np.where(silent, 0, data.weights))
+    turned = replace(first, targets=np.where(silent, 1 - data.targets, data.targets))
+    ranks = [
+        next(row.extra["rank_correlation"] for row in heads.fit(one, heads=["ridge"], **QUICK).rows
+             if row.head == "ridge")
+        for one in (first, turned)
+    ]  # fmt: skip
+    assert ranks[0] == ranks[1]
+
+
+def test_heads_of_several_targets_are_not_compared_as_one(sample: Sample) -> None:
+    one = sample()
+    both = from_arrays(one.vectors[np.arange(300)], np.stack([one.targets] * 2, 1))
+    with pytest.raises(InputError, match="target by target"):
+        heads.fit(both, heads=["ridge"], **QUICK).compare("const", "ridge")

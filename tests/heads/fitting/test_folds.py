@@ -14,7 +14,7 @@ from embedcache.errors import LabelsError
 from heads.dataset import split
 from heads.dataset.arrays import from_arrays
 from heads.dataset.rows import Dataset
-from heads.fitting import metrics
+from heads.fitting import intervals, metrics
 
 Sample = Callable[..., Dataset]
 QUICK: dict[str, Any] = {"epochs": 3, "hidden": 8, "resamples": 200, "learning_rates": (1e-3, 1e-2)}
@@ -212,3 +212,50 @@ def test_by_folds_figures_of_order_are_those_of_a_split_where_heads_know_much(
     ranked = metrics.rank_correlation(fit.test.truth, seen)
     assert row.extra["rank_correlation"] == pytest.approx(ranked, abs=0.03)
     assert row.extra["calibration_slope"] == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize("rows_per_person", [1, 3])
+def test_each_fold_holds_its_share_of_every_class(rows_per_person: int) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(["a", "b", "rare"], 240, p=[0.6, 0.32, 0.08])
+    people = np.arange(240) // rows_per_person
+    labels = labels[people * rows_per_person]  # a person is of one class
+    data = from_arrays(rng.normal(size=(240, 3)), labels, groups=people.tolist())
+    fold = data.folds(5, seed=1)
+    assert all(len(set(fold[people == person])) == 1 for person in range(people.max() + 1))
+    assert np.bincount(fold).tolist() == pytest.approx([48] * 5, abs=2 * rows_per_person)
+    for code in range(3):
+        n = int((data.targets == code).sum())
+        held = np.bincount(fold[data.targets == code], minlength=5)
+        assert held.tolist() == pytest.approx([n / 5] * 5, abs=rows_per_person)
+
+
+def test_by_folds_the_constant_is_right_as_often_as_the_larger_class() -> None:
+    """Folds that hold more of one class leave fewer of it to learn from, and made this 0.45."""
+    found = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        labels = rng.permutation(np.arange(101) % 2)
+        data = from_arrays(rng.normal(size=(101, 4)), labels, groups=range(101), seed=seed)
+        fit = heads.fit(data, heads=["const"], folds=5)
+        found.append(next(r.value for r in fit.rows if (r.head, r.metric) == ("const", "accuracy")))
+    assert np.mean(found) > 0.49
+
+
+def test_what_folds_compare_is_widened(sample: Sample) -> None:
+    fit = heads.fit(sample(), heads=["ridge"], folds=5, resamples=10)
+    assert fit.test is not None
+    test, row = fit.test, next(row for row in fit.rows if row.head == "const")
+    assert row.versus is not None
+    plain = intervals.difference(
+        test.sample, *((test.truth - test.predictions[h]) ** 2 for h in ("const", "ridge"))
+    )
+    width = (row.versus["high"] - row.versus["low"]) / (plain.high - plain.low)
+    assert width == pytest.approx(np.sqrt(1 + 5 / 3), rel=1e-6)
+    assert fit.compare("const", "ridge").high == pytest.approx(row.versus["high"])
+    ridge = next(row for row in fit.rows if row.head == "ridge")
+    low, r, high = (ridge.extra[f"pearson{end}"] for end in ("_low", "", "_high"))
+    _, one, other = intervals.correlation(
+        test.sample, test.truth, test.predictions["ridge"], test.fold
+    )
+    assert low < one < r < other < high

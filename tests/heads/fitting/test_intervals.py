@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import coverage
-from heads.fitting import intervals, metrics
+from heads.fitting import calibration, intervals, metrics
 from heads.fitting.choice import simplest
 from heads.fitting.intervals import Bootstrap, Sample
 
@@ -247,3 +247,25 @@ def test_a_difference_by_folds_is_widened_for_the_rows_that_they_share() -> None
     assert np.log(ratio[1][1] / ratio[1][0]) == pytest.approx(
         1.6 * np.log(ratio[0][1] / ratio[0][0])
     )
+
+
+def test_p_and_interval_of_two_shares_never_disagree() -> None:
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        first, second = (rng.random((2, 80)) < [[0.8], [0.66]]).astype(float)
+        for groups, widened in ((np.arange(80) // 2, 1.0), (np.arange(80), 1.6)):
+            found = intervals.share_difference(Sample(None, groups), first, second, widened=widened)
+            assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+
+
+def test_a_ratio_of_figures_that_never_move_has_no_interval() -> None:
+    ends = intervals.ratio_interval(alone(40), np.full(40, 0.5), np.full(40, 0.25))
+    assert np.isnan(ends).all()
+
+
+def test_a_prediction_that_hardly_moves_has_no_calibration_line() -> None:
+    truth, base = RNG.normal(size=100), np.zeros(100)
+    line = calibration.line(alone(100), truth, 1e-4 * RNG.normal(size=100), base, chance=False)
+    assert np.isnan(line.slope).all()
+    clear = calibration.line(alone(100), truth, truth + RNG.normal(size=100), base, chance=False)
+    assert 0.2 < clear.slope[0] < 0.9

@@ -87,3 +87,11 @@ def test_the_share_tells_no_other_story_than_the_difference() -> None:
         found = compare(one, other)
         if found.low <= 0 <= found.high and np.isfinite(found.share_low):
             assert found.share_low <= 0 <= found.share_high
+
+
+def test_the_choice_does_not_depend_on_the_unit_of_the_target(pair: list[KeptFit]) -> None:
+    worse, better = (
+        msgspec.structs.replace(fit, dev_of_choice=(loss,) * 5)
+        for fit, loss in zip(pair, (5e-8, 2e-9), strict=True)
+    )
+    assert chosen([worse, better], ALL) is better
