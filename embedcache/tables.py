@@ -94,7 +94,7 @@ class Sheet:
             if named not in self.names:
                 raise self.error(
                     f"{self.path.name} has no column {named!r}; it has "
-                    f"{', '.join(self.names)}. Name the id column with --id-column"
+                    f"{', '.join(self.names)}. Name the id column with `id_column`"
                 )
             return named
         found = next((name for name in ID_COLUMNS if name in self.names), None)
@@ -102,7 +102,7 @@ class Sheet:
             raise self.error(
                 f"{self.path.name} has no column {', '.join(ID_COLUMNS[:-1])} or "
                 f"{ID_COLUMNS[-1]}; it has {', '.join(self.names)}. Name the id column with "
-                "--id-column"
+                "`id_column`"
             )
         return found
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from embedcache.commands.options import INTERRUPTED
+from embedcache.commands.options import INTERRUPTED, OPTIONS, as_typed
 from embedcache.errors import EmbedcacheError
 from embedcache.wording import plain, printable
 
@@ -48,7 +48,9 @@ class Commands(TyperGroup):
         """The command and its arguments; an option that takes one value is given once."""
         name, command, rest = super().resolve_command(ctx, args)
         words = rest[: rest.index("--")] if "--" in rest else rest
-        for option in [] if command is None else command.params:
+        params = [] if command is None else command.params
+        OPTIONS.set(frozenset(word for param in params for word in param.opts))
+        for option in params:
             given = [word for word in words if word.partition("=")[0] in option.opts]
             if option.param_type_name == "option" and not option.multiple and len(given) > 1:
                 raise typer.BadParameter(
@@ -109,12 +111,12 @@ def _streams() -> Iterator[None]:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {plain(message)}", file=sys.stderr)
+    print(f"error: {plain(as_typed(message))}", file=sys.stderr)
     sys.exit(1)
 
 
 class _Printable(logging.Formatter):
-    """Log lines without control characters."""
+    """Log lines without control characters, with options as they are typed."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(as_typed(super().format(record)))

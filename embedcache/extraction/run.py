@@ -376,4 +376,4 @@ def _engines(
 
 
 def _refusal(failure: str) -> PhotosError:
-    return PhotosError(f"{failure} (--strict). What was embedded until then is kept.")
+    return PhotosError(f"{failure} (`strict`). What was embedded until then is kept.")

@@ -143,7 +143,7 @@ class Photos:
                 f"{readable_name(self.paths[gone[0]])})"
                 + (
                     f": column {self.column!r} should hold paths relative to the table's folder. "
-                    "Name another column with --photo-column, or move the table beside its photos"
+                    "Name another column with `photo_column`, or move the table beside its photos"
                     if self.column
                     else ": were they moved, or is a disk not mounted?"
                 )

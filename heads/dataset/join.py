@@ -255,7 +255,7 @@ def _no_match(
     return (
         f"none of the {len(ids)} ids of the label table is in the cache, and none is the path or "
         f"file name of one photo. Column {column!r} has ids like {', '.join(map(repr, ids[:3]))}; "
-        f"the cache has {held}. Name the matching column with --id-column"
+        f"the cache has {held}. Name the matching column with `id_column`"
     )
 
 

@@ -101,7 +101,7 @@ def folds(
     if empty := sorted(set(range(count)) - set(fold.tolist())):
         raise LabelsError(
             f"{len(empty)} of {count} folds get no group, because one group holds "
-            f"{size.max()} of {size.sum()} rows: use fewer folds, or another --split-by"
+            f"{size.max()} of {size.sum()} rows: use fewer folds, or another `split_by`"
         )
     return fold[groups]
 
@@ -167,7 +167,7 @@ def given(
             raise LabelsError(
                 f"the split in column {column!r} splits {torn.size} group(s) of the same person or "
                 f"the same photo, which would leak test answers into training: {rows_text}. Put "
-                f"each group in one of train, dev and test, or omit --split-column"
+                f"each group in one of train, dev and test, or omit `split_column`"
             )
     return sides
 

@@ -15,6 +15,8 @@ import pytest
 
 import embedcache
 from embedcache.backbones.loading import Backbone
+from embedcache.errors import PhotosError
+from embedcache.photos.table import Photos
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from tests import stand_in
@@ -289,3 +291,40 @@ def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
             COMP_CWORD=str(words.count(" ")),
         )
         assert done.stdout.startswith(found), done
+
+
+def test_advice_names_what_the_reader_can_write(
+    run: Run, make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    """An option at the command line, a key in a study.toml, a parameter in Python."""
+    make_photos(2)
+    table = tmp_path / "t.csv"
+    table.write_text("user_id,picture,g\np0,photos/p000.jpg,1\np1,photos/p001.jpg,2\n")
+    _, _, err = run("extract", table, "--cache", tmp_path / "c")
+    assert "Name the photo column with --photo-column\n" in err
+    toml = tmp_path / "study.toml"
+    keys = '[[target]]\ncolumn = "g"\n[[backbone]]\nname = "local-dir:x"\n'
+    toml.write_text(f'labels = "t.csv"\n{keys}')
+    _, _, err = run("study", toml, "--out", tmp_path / "out")
+    assert "`photo_column`" in err, err
+    assert "--photo-column" not in err
+    with pytest.raises(PhotosError, match="Name the photo column with `photo_column`"):
+        Photos.read(table)
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "shown"),
+    [
+        ("extract", "name it with `id_column`", "name it with --id-column"),
+        ("fit-head", "add `task='multiclass'`.", "add --task multiclass."),
+        ("study", "name it with `id_column`", "name it with `id_column`"),
+        ("extract", "a photo called `no such option`", "a photo called `no such option`"),
+    ],
+)
+def test_parameters_are_printed_as_the_commands_options(
+    run: Run, command: str, text: str, shown: str
+) -> None:
+    from embedcache.commands.options import as_typed
+
+    run(command, "--help")
+    assert as_typed(text) == shown

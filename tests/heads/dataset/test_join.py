@@ -148,7 +148,7 @@ def test_a_table_that_cannot_be_used_is_refused_with_a_reason(
 def test_a_missing_label_is_no_class_in_any_spelling(world: World, spelling: str) -> None:
     path = world.table(user_id=world.ids, g=["F", "M"] * 59 + [spelling, "F"])
     shown = "is empty" if spelling == " " else f"has '{spelling}'"
-    message = rf"1 of 120 .* no usable 'g' \(first: u118 {shown}\).*--drop-missing"
+    message = rf"1 of 120 .* no usable 'g' \(first: u118 {shown}\).*`drop_missing`"
     with pytest.raises(LabelsError, match=message):
         load(world, path, target="g", weight=None)
     kept = load(world, path, target="g", weight=None, drop_missing=True)
@@ -181,7 +181,7 @@ def test_a_note_says_that_few_whole_numbers_are_fitted_as_numbers(world: World) 
     path = world.table(user_id=world.ids, stars=[1, 2, 3, 4] * 30, age=[*range(20, 80)] * 2)
     (note,) = load(world, path, target="stars", weight=None).notes
     assert "4 whole numbers (1, 2, 3, 4) and is fitted as a number" in note
-    assert "--task multiclass" in note
+    assert "`task='multiclass'`" in note
     assert load(world, path, target="age", weight=None).notes == ()
     assert load(world, path, target="stars", weight=None, task="multiclass").notes == ()
 
