@@ -22,7 +22,7 @@ import numpy as np
 
 from embedcache.errors import PhotosError
 from embedcache.photos import folder, rows
-from embedcache.photos.digests import Digests, digest_files
+from embedcache.photos.digests import Digests, InlinePhoto, digest_files
 from embedcache.photos.folder import readable_name
 from embedcache.photos.kinds import SUFFIXES
 from embedcache.tables import SUFFIXES as TABLE_SUFFIXES
@@ -115,6 +115,10 @@ class Photos:
             column=found.column,
             notes=found.notes,
         )
+
+    def any_here(self) -> bool:
+        """Whether one photo at least can be read: from its file, or from the table itself."""
+        return any(isinstance(path, InlinePhoto) or os.path.exists(path) for path in self.paths)
 
     def digests(
         self,
