@@ -88,6 +88,11 @@ class Photos:
         Raises PhotosError when there is no such file or column, nothing in it, or when one id names
         two photos.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise PhotosError(
+                f"photos are a folder or a .csv or .parquet table; got a {type(path).__name__}. "
+                "Write a DataFrame to a .csv beside its photos, and give its path"
+            )
         path = Path(path)
         if path.is_dir():
             listed = folder.photos_below(path, progress)

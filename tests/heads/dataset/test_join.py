@@ -111,6 +111,24 @@ def test_parquet_and_csv_tables_read_the_same(world: World) -> None:
     assert dataset.read_table(world.labels.with_suffix(".parquet")).equals(table)
 
 
+def test_a_data_frame_gives_the_dataset_of_its_file(world: World) -> None:
+    expected = load(world)
+    polars = pl.read_csv(world.labels)
+    pandas = pytest.importorskip("pandas").read_csv(world.labels)
+    for frame in (polars, pandas, pandas.set_index("user_id")):
+        found = dataset.load(world.cache, "net", frame, target="like_ratio", weight="swipes")
+        assert found.ids == expected.ids
+        assert (found.targets == expected.targets).all()
+        assert (found.subset == expected.subset).all()
+        assert found.provenance.split == expected.provenance.split
+        assert found.provenance.labels_name == "the DataFrame"
+    assert dataset.read_table(pandas).equals(polars)
+    with pytest.raises(LabelsError, match="the DataFrame has no column 'size'; it has user_id"):
+        dataset.load(world.cache, "net", pandas, target="size")
+    with pytest.raises(LabelsError, match="or a polars or pandas DataFrame; got a dict"):
+        dataset.load(world.cache, "net", {"user_id": []}, target="size")  # type: ignore[arg-type]
+
+
 def test_vectors_larger_than_the_limit_stay_in_the_cache(world: World) -> None:
     lazy = load(world, memory_bytes=100)
     rows = np.array([5, 2, 90])
