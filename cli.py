@@ -303,7 +303,6 @@ def predict(
     column prediction_CLASS with P(CLASS) each; both also write the likeliest class.
     """
     import heads
-    from embedcache.extraction.provenance import place_of
     from heads.predict import check_out
     from heads.predict import predict as apply
 
@@ -317,7 +316,7 @@ def predict(
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
 
     def embed(_: object) -> None:
-        place = backbone or place_of(opened, card["spec_digest"]) or card["backbone"]
+        place = backbone or opened.places().get(card["spec_digest"]) or card["backbone"]
         if embed_photos(table, opened, [place], device=device, workers=workers).interrupted:
             raise typer.Exit(INTERRUPTED)
 
