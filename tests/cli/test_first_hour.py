@@ -101,6 +101,25 @@ def test_photos_without_a_vector_are_named_and_listed(
     )
 
 
+def test_a_forgotten_photo_is_called_forgotten(
+    network: None, run: Run, make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    folder = make_photos(4)
+    (folder / "bad.jpg").write_bytes(b"no picture")
+    extract = ("extract", folder, "--cache", tmp_path / "c")
+    assert run(*extract)[0] == 0
+    for name in ("p001.jpg", "bad.jpg"):
+        assert run("forget", tmp_path / "c", name)[0] == 0
+    (folder / "worse.jpg").write_bytes(b"no picture either")
+    status, out, err = run(*extract)
+    assert status == 0, err
+    assert "no vector: p001.jpg (forgotten)" in err
+    assert "no vector: bad.jpg (forgotten)" in err
+    assert "no vector: worse.jpg (not an image)" in err
+    assert "not read" not in err
+    assert "skipped: 2 forgotten before; --again embeds them" in out
+
+
 def test_a_run_in_which_everything_failed_is_an_error(
     network: None, run: Run, tmp_path: Path
 ) -> None:
