@@ -273,6 +273,17 @@ def test_a_misspelt_backbone_gets_suggestions(
         ("p", "did you mean local-dir:p?"),
         ("facenet:vggface3", "give facenet:vggface2"),
         ("local-dir:nowhere", "there is no such folder"),
+        ("facenet@fac", "facenet:casia-webface or facenet:FILE, with @face at the end"),
+        ("facenet:vggface2@fac", "Did you mean facenet:vggface2? End the name in @face for the"),
+        ("facenet:vggface2@centre-face", "Did you mean facenet:vggface2@central-face?"),
+        ("inception_v3.tf_in1k@fcae", "no such choice of a face: '@fcae'. Did you mean"),
+        ("inception_v3.tf_in1k@FACE", "Did you mean inception_v3.tf_in1k@face?"),
+        ("inception_v3.tf_in1k@largest", "Did you mean inception_v3.tf_in1k@largest-face?"),
+        ("inception_v3.tf_in1k@x", "@largest-face or @central-face to choose one of several"),
+        ("inception_v3.tf_in1k@", "no such choice of a face: '@'. End the name in @face"),
+        ("inception_v3.tf_in1k@face@face", "no such choice of a face"),
+        ("local-dir:p@faces", "Did you mean local-dir:p@face?"),
+        ("hf-hub:a/b@largest_face", "Did you mean hf-hub:a/b@largest-face?"),
     ],
 )
 def test_a_name_that_stands_for_nothing_is_refused_before_torch_is_loaded(
