@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -20,6 +21,13 @@ from embedcache.errors import EmbedcacheError
 from embedcache.wording import plain, printable
 
 SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+PATH_ERRORS = {
+    errno.ENOTDIR: "is a file, and a folder is needed there: name another path",
+    errno.EISDIR: "is a folder, and a file is needed there: name another path",
+    errno.ENAMETOOLONG: "is too long for the name of a file: name another path",
+    errno.ELOOP: "is a link that leads to itself: name another path",
+}
+"""What is wrong with a path that a user named and no command has checked."""
 ANYWHERE = {
     "-q": logging.WARNING,
     "--quiet": logging.WARNING,
@@ -80,6 +88,8 @@ def run(app: typer.Typer) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except OSError as error:
+            if error.errno in PATH_ERRORS:
+                _fail(f"{_culprit(error)} {PATH_ERRORS[error.errno]}")
             if error.errno not in SYSTEM_ERRORS:
                 raise
             _fail(f"{error.strerror}: {error.filename or 'while writing'}")
@@ -108,6 +118,15 @@ def _streams() -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.propagate = True
+
+
+def _culprit(error: OSError) -> str:
+    """The path that an error is about: of a name below a file, the file."""
+    named = str(error.filename2 or error.filename)
+    if error.errno == errno.ENOTDIR:
+        above = (str(place) for place in (Path(named), *Path(named).parents) if place.is_file())
+        return next(above, named)
+    return named
 
 
 def _fail(message: str) -> NoReturn:
