@@ -96,6 +96,18 @@ def test_all_files_of_the_study_are_written(written: report.WrittenReport) -> No
     assert str(written.page) in str(written)
 
 
+def test_a_page_without_the_swipe_log_counts_its_tables_from_one(
+    results: Results, tmp_path: Path
+) -> None:
+    alone = replace(results, label_counts=None)
+    page = report.write(alone, tmp_path, photos=False).page.read_text()
+    for title in ("Table 1. Like ratio: MSE losses on test.", "Table 2. Gender: classification"):
+        assert page.count(f"<h3>{title}") == 1
+    assert "Table 3" not in page
+    stems = {path.stem for path in (tmp_path / "tables").iterdir()}
+    assert stems == {"table1_like_ratio", "table2_gender"}
+
+
 def test_results_json_holds_every_row(results: Results, written: report.WrittenReport) -> None:
     document = json.loads((written.page.parent / "results.json").read_text())
     assert len(document["rows"]) == len(results.rows())
