@@ -32,10 +32,15 @@ from embedcache.commands.options import (
     print_result,
     read_photos,
 )
-from embedcache.errors import EmbedcacheError, InputError
+from embedcache.errors import EmbedcacheError, InputError, PhotosError
 
 if TYPE_CHECKING:
+    import polars as pl
+
+    from embedcache.photos.table import Photos
+    from embedcache.store.cache import Cache
     from heads.predict import Predictions
+    from heads.study.design import Study
 
 log = logging.getLogger("embedcache")
 
@@ -298,7 +303,6 @@ def predict(
     column prediction_CLASS with P(CLASS) each; both also write the likeliest class.
     """
     import heads
-    from embedcache.extraction.provenance import place_of
     from heads.predict import check_out
     from heads.predict import predict as apply
 
@@ -312,7 +316,7 @@ def predict(
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
 
     def embed(_: object) -> None:
-        place = backbone or place_of(opened, card["spec_digest"]) or card["backbone"]
+        place = backbone or opened.places().get(card["spec_digest"]) or card["backbone"]
         if embed_photos(table, opened, [place], device=device, workers=workers).interrupted:
             raise typer.Exit(INTERRUPTED)
 
@@ -440,14 +444,16 @@ def _study(
 
     asked = Study.read(toml)
     opened = open_cache(cache or out / "photos.cache", create=True)
-    table = read_photos(
-        asked.label_table(out), photo_column=asked.photo_column, id_column=asked.id_column
-    )
-    imported = {s.spec.architecture for s in opened.spaces() if s.spec.kind == "foreign"}
-    wanted = [resolved(b.name, asked.folder) for b in asked.backbone if b.name not in imported]
-    studies.labelled(asked, asked.label_table(out))  # a wrong column name, before hours of work
-    if wanted and embed_photos(table, opened, wanted, device=device).interrupted:
-        raise typer.Exit(INTERRUPTED)
+    path = asked.label_table(out)
+    rows = studies.labelled(asked, path)  # a wrong column name, before hours of work
+    table = _study_photos(asked, opened, path, rows)
+    if table is None:
+        show = show | {"photos": False}
+    else:
+        imported = {s.spec.architecture for s in opened.spaces() if s.spec.kind == "foreign"}
+        wanted = [resolved(b.name, asked.folder) for b in asked.backbone if b.name not in imported]
+        if wanted and embed_photos(table, opened, wanted, device=device).interrupted:
+            raise typer.Exit(INTERRUPTED)
     results = studies.run(
         asked,
         open_cache(opened.path, ref=pin(opened)),  # every row can name what it was fitted on
@@ -461,6 +467,29 @@ def _study(
         print(json.dumps(results.document() | written.document()))
     else:
         print(f"{results}\n{written}")
+
+
+def _study_photos(
+    study: "Study", cache: "Cache", path: Path, rows: "pl.DataFrame"
+) -> "Photos | None":
+    """The photos of a study's table; None where none is there and the cache lacks nothing."""
+    from heads.study import vectors
+
+    gap = vectors.lacking(study, cache, rows[study.id_column].drop_nulls().to_list())
+    if study.photo_column not in rows.columns and not gap:
+        found = f"{path.name} has no column {study.photo_column!r}"
+    else:
+        try:
+            table = read_photos(path, photo_column=study.photo_column, id_column=study.id_column)
+        except PhotosError as error:
+            if study.photo_column in rows.columns:
+                raise
+            raise PhotosError(f"{error}. Only a cache with all vectors needs none: {gap}") from None
+        if gap or table.any_here():
+            return table
+        found = f"none of the photos of {path.name} is here"
+    log.info("%s; the cache has all vectors, and the page shows no photos", found)
+    return None
 
 
 def _demo_study() -> str:

@@ -7,10 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from io import StringIO
+from typing import TYPE_CHECKING, TextIO
 
 from embedcache.extraction.clock import RunProgress, duration
 from embedcache.wording import counted
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 LINE_SECONDS = 10.0
 QUIET_SECONDS = 2.0
@@ -110,7 +114,8 @@ def _bar(stream: TextIO) -> Iterator[Callable[[RunProgress], None]]:
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (BarColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+    console = Console(file=stream)
+    with _notes_above(console), Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None, visible=False)
 
         def show(p: RunProgress) -> None:
@@ -123,3 +128,27 @@ def _bar(stream: TextIO) -> Iterator[Callable[[RunProgress], None]]:
             )
 
         yield show
+
+
+@contextmanager
+def _notes_above(console: "Console") -> Iterator[None]:
+    """Write log lines above a bar: they would stand behind it, on a line that then stays."""
+    from rich.text import Text
+
+    class Above(StringIO):
+        def write(self, text: str) -> int:
+            console.print(Text(text), end="", soft_wrap=True)
+            return len(text)
+
+    handlers = [
+        handler
+        for handler in logging.getLogger("embedcache").handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is console.file
+    ]
+    for handler in handlers:
+        handler.setStream(Above())
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.setStream(console.file)

@@ -10,6 +10,7 @@ import msgspec
 
 from embedcache.errors import InputError
 from embedcache.remotes.address import mistyped
+from embedcache.wording import reason
 
 FILE = "embedcache.toml"
 MAX_SETTINGS_BYTES = 65_536
@@ -94,7 +95,7 @@ def _parse(path: Path) -> ProjectSettings:
             'writer = "a name"'
         ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+        raise InputError(f"cannot read {path}: {reason(error)}") from None
     remote = "" if found.remote == "none" else found.remote  # as in extract --remote none
     if remote and "://" not in remote and not mistyped(remote):
         remote = str(path.parent / Path(remote).expanduser())

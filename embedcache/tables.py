@@ -1,6 +1,6 @@
 """Tables as people have them: CSV and Parquet with blanks, comments, missing values, percents.
 
-    sheet = open_sheet("labels.csv", error=LabelsError)
+    sheet = open_sheet("labels.csv", error=LabelsError)   or a polars or pandas DataFrame
     sheet.names                  ("user_id", "gender", "ratio")
     sheet.texts("user_id")       ["u1", "u2", None, ...]: blanks stripped, None where empty
     parse(sheet.column("ratio")) numbers where the cells are numbers ("3,5", "45%"), else texts
@@ -10,11 +10,13 @@ skipped; a row of another width than the header is an error that names its line.
 """
 
 import csv
+import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,15 +41,37 @@ _SEPARATORS = ",;\t"
 Bool = NDArray[np.bool_]
 
 
+class Frame(Protocol):
+    """A DataFrame of polars or pandas, or another table that gives an Arrow stream."""
+
+    def __arrow_c_stream__(self, requested_schema: object = None, /) -> object: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A table whose columns are read by name. error: the exception for what cannot be used."""
+    """A table whose columns are read by name. error: the exception for what cannot be used.
+
+    path: the file's; of a DataFrame, what messages call it.
+    cells: of a CSV, all text, or of a DataFrame; None for Parquet.
+    """
 
     path: Path
     names: tuple[str, ...]
     n_rows: int
     error: type[InputError]
-    cells: "pl.DataFrame | None" = None  # a CSV's, all text; None for Parquet
+    cells: "pl.DataFrame | None" = None
+    from_file: bool = True
+
+    @property
+    def sha256(self) -> str:
+        """sha256 (hex) of the file's bytes, or of a DataFrame's names, types and values."""
+        if self.from_file:
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        assert self.cells is not None
+        digest = hashlib.sha256()
+        for column in self.cells:
+            digest.update(repr((column.name, str(column.dtype), column.to_list())).encode())
+        return digest.hexdigest()
 
     def column(self, name: str) -> "pl.Series":
         """One column: text of a CSV (None where empty), the Parquet type else.
@@ -61,7 +85,7 @@ class Sheet:
                 f"{self.path.name} has no column {name!r}; it has {', '.join(self.names)}"
             )
         if self.cells is not None:
-            return self.cells[name]
+            return _plain(self.cells[name])
         with _readable(self):
             column = pl.read_parquet(self.path, columns=[name])[name]
         return _plain(column)
@@ -94,7 +118,7 @@ class Sheet:
             if named not in self.names:
                 raise self.error(
                     f"{self.path.name} has no column {named!r}; it has "
-                    f"{', '.join(self.names)}. Name the id column with --id-column"
+                    f"{', '.join(self.names)}. Name the id column with `id_column`"
                 )
             return named
         found = next((name for name in ID_COLUMNS if name in self.names), None)
@@ -102,7 +126,7 @@ class Sheet:
             raise self.error(
                 f"{self.path.name} has no column {', '.join(ID_COLUMNS[:-1])} or "
                 f"{ID_COLUMNS[-1]}; it has {', '.join(self.names)}. Name the id column with "
-                "--id-column"
+                "`id_column`"
             )
         return found
 
@@ -122,9 +146,16 @@ class Parsed:
     note: str = ""
 
 
-def open_sheet(path: str | Path, *, error: type[InputError], kind: str = "table") -> Sheet:
-    """Open a .csv or .parquet file; `error` where it is missing, empty or cannot be parsed."""
-    path = Path(path)
+def open_sheet(
+    table: str | os.PathLike[str] | Frame, *, error: type[InputError], kind: str = "table"
+) -> Sheet:
+    """Open a .csv or .parquet file, or a polars or pandas DataFrame.
+
+    Raises `error` where it is missing, empty or cannot be parsed.
+    """
+    if not isinstance(table, str | os.PathLike):
+        return _of_frame(table, error, kind)
+    path = Path(table)
     if path.suffix.lower() not in SUFFIXES:
         raise error(f"a {kind} is a .csv or .parquet file; got {path.name!r}")
     if not path.is_file():
@@ -139,6 +170,33 @@ def open_sheet(path: str | Path, *, error: type[InputError], kind: str = "table"
         names = tuple(pl.read_parquet_schema(path))
         n_rows = int(pl.scan_parquet(path).select(pl.len()).collect().item())
     return Sheet(path, names, n_rows, error)
+
+
+def _of_frame(frame: Frame, error: type[InputError], kind: str) -> Sheet:
+    """A DataFrame as a sheet; the named index of a pandas one is a column."""
+    import polars as pl
+
+    if not hasattr(frame, "__arrow_c_stream__"):
+        raise error(
+            f"a {kind} is a .csv or .parquet file, or a polars or pandas DataFrame; got a "
+            f"{type(frame).__name__}"
+        )
+    try:
+        cells = frame if isinstance(frame, pl.DataFrame) else pl.DataFrame(_Stream(frame))
+    except (ValueError, TypeError, ImportError, pl.exceptions.PolarsError) as bad:
+        reason = str(bad).strip().splitlines()[0]
+        raise error(f"the DataFrame cannot be read: {reason}. Or give a .csv file") from None
+    return Sheet(Path("the DataFrame"), tuple(cells.columns), len(cells), error, cells, False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """A DataFrame's Arrow stream alone: polars would drop the index of a pandas one."""
+
+    frame: Frame
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.frame.__arrow_c_stream__(requested_schema)
 
 
 def is_missing(text: str | None) -> bool:

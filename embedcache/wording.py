@@ -9,6 +9,11 @@ def counted(n: int, one: str, many: str = "") -> str:
     return f"{n:,} {one if n == 1 else many or f'{one}s'}"
 
 
+def reason(error: Exception) -> str:
+    """What went wrong, of an OSError without its number and path, which a message names itself."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def printable(text: str) -> str:
     """Text without control characters: names and servers' answers may hold any."""
     return "".join(

@@ -196,8 +196,9 @@ def check_out(folder: str | Path) -> bool:
 
 def _kept(folder: Path) -> list[str]:
     """The files of a folder that no earlier fit wrote, or that were changed since."""
-    if folder.exists() and not folder.is_dir():
-        raise HeadError(f"{folder} is a file; name a folder for the heads")
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise HeadError(f"{place} is a file; name a folder for the heads")
     if not folder.exists() or not any(folder.iterdir()):
         return []
     if not (folder / "fit.json").is_file():

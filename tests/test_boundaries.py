@@ -1,6 +1,7 @@
 """The house's order: who may import whom, what the public names are, what every command says."""
 
 import ast
+import re
 import resource
 import subprocess
 import sys
@@ -165,3 +166,30 @@ def test_the_public_names_are_these() -> None:
     assert embedcache.extract is embedcache.extract
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = embedcache.nonsense
+
+
+def sentences(file: Path) -> list[str]:
+    """The strings of a module that are no docstrings, a formatted one whole."""
+    tree = ast.parse(file.read_text("utf-8"))
+    seen = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            seen |= {id(part) for part in node.values}
+            parts = [part.value if isinstance(part, ast.Constant) else "" for part in node.values]
+            found.append("".join(map(str, parts)))
+        elif (
+            isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in seen
+        ):
+            found.append(node.value)
+    return found
+
+
+def test_the_library_names_parameters_and_no_options_of_commands() -> None:
+    """A Python caller and a study.toml have `id_column`: `commands.options.as_typed` makes of it
+    --id-column. Whole commands (in advice, and on a study's page) have options."""
+    whole = re.compile(r"'?(embedcache|pip|curl|ray) [^']*'?")
+    for module, file in house.files_of(ROOT).items():
+        if not module.startswith(("cli", "embedcache.commands", "heads.study.report")):
+            for text in sentences(file):
+                assert not re.search(r"(?<![\w-])--[a-z]", whole.sub("", text)), f"{module}: {text}"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -140,3 +141,61 @@ def test_a_damaged_parquet_file_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(b"PAR1" + b"\0" * 40 + b"PAR1")
     with pytest.raises(LabelsError, match="cannot be read as Parquet"):
         open_sheet(tmp_path / "t.parquet", error=LabelsError)
+
+
+CELLS = {"id": ["a", "b", "c"], "x": [1.0, None, 2.5], "kind": ["u", " v ", None], "n": [7, 8, 9]}
+
+
+def frames() -> dict[str, object]:
+    pandas = pytest.importorskip("pandas")
+    import pyarrow
+
+    plain = pandas.DataFrame(CELLS)
+    return {
+        "polars": pl.DataFrame(CELLS),
+        "polars with categories": pl.DataFrame(CELLS).cast({"kind": pl.Categorical}),
+        "pandas": plain,
+        "pandas with ids in its index": plain.set_index("id"),
+        "pandas of some rows": pandas.concat([plain, plain])[:3],
+        "pyarrow": pyarrow.table(CELLS),
+    }
+
+
+@pytest.mark.parametrize("name", frames())
+def test_a_data_frame_is_a_table(name: str) -> None:
+    found = open_sheet(frames()[name], error=LabelsError)  # type: ignore[arg-type]
+    assert set(found.names) >= {*CELLS}
+    assert (found.n_rows, found.id_column(None)) == (3, "id")
+    assert found.texts("id") == ["a", "b", "c"]
+    assert found.texts("n") == ["7", "8", "9"]
+    assert found.column("x").to_list() == CELLS["x"]
+    kinds = [value and value.strip() for value in found.texts("kind")]
+    assert kinds == ["u", "v", None]
+    same = open_sheet(frames()[name], error=LabelsError)  # type: ignore[arg-type]
+    assert same.sha256 == found.sha256
+    other = open_sheet(pl.DataFrame(CELLS | {"x": [1.0, 2.0, 2.5]}), error=LabelsError)
+    assert other.sha256 != found.sha256
+    with pytest.raises(LabelsError, match="the DataFrame has no column 'y'; it has"):
+        found.column("y")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"a": [1]}, "a table is a .csv or .parquet file, or a polars or pandas DataFrame; got"),
+        (pl.LazyFrame({"a": [1]}), r"got a LazyFrame"),
+        (None, r"got a NoneType"),
+        (np.zeros(3), r"got a ndarray"),
+    ],
+)
+def test_what_is_no_table_is_refused_in_one_sentence(table: object, message: str) -> None:
+    with pytest.raises(LabelsError, match=message):
+        open_sheet(table, error=LabelsError)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cells", [{"o": [1, "x"]}, [[1, 2]]])
+def test_a_pandas_frame_that_arrow_cannot_hold_is_refused(cells: object) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(cells, columns=["a", "a"] if isinstance(cells, list) else None)
+    with pytest.raises(LabelsError, match="the DataFrame cannot be read: "):
+        open_sheet(frame, error=LabelsError)

@@ -78,7 +78,7 @@ class Network:
 
 
 def devices(device: str) -> "list[torch.device]":
-    """The torch devices for a `--device` value.
+    """The torch devices for a `device`.
 
     "auto": all CUDA devices if there are any, otherwise the CPU; "cuda": all; "cuda:N": one.
     Raises WeightsError if this machine has no such device.
@@ -96,8 +96,8 @@ def devices(device: str) -> "list[torch.device]":
         raise WeightsError(f"no such device: {device!r}; use auto, cpu, cuda or cuda:N")
     if found.type == "cuda" and (found.index or 0) >= n_cuda:
         raise WeightsError(
-            f"--device {device}: torch sees {n_cuda} CUDA devices here; "
-            "use --device cpu, or install a torch that fits the driver"
+            f"device {device!r}: torch sees {n_cuda} CUDA devices here; "
+            "use `device='cpu'`, or install a torch that fits the driver"
         )
     if found.type == "cuda" and found.index is None:
         return [torch.device("cuda", i) for i in range(n_cuda)]

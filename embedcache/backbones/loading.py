@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from embedcache.backbones import facenet, forward, spec_memo, timm_names, timm_networks, weights
 from embedcache.backbones.forward import Network
-from embedcache.backbones.names import Name
+from embedcache.backbones.names import Name, refuse_crop
 from embedcache.errors import WeightsError
 from embedcache.faces.detector import VERSION, Detector
 from embedcache.photos import images
@@ -171,6 +171,7 @@ def _load(
 
 def _refuse_unknown(name: Name) -> None:
     """Raise WeightsError for a name that stands for nothing, before torch takes seconds to load."""
+    refuse_crop(name)
     if name.source == "local-dir":
         timm_networks.refuse_no_folder(Path(name.where))
     elif name.source == "facenet":

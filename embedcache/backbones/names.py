@@ -1,6 +1,7 @@
 """The names of backbones, parsed: `NAME`, `NAME@face`, `local-dir:FOLDER`, `facenet:WEIGHTS`."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Self
@@ -39,8 +40,8 @@ class Name:
         source, colon, where = body.partition(":")
         if not colon:
             source, where = "timm", body
-        if source not in SOURCES or not where:
-            close = get_close_matches(source, SOURCES)
+        if source not in SOURCES or not where or body.partition("@")[0] in SOURCES:
+            close = get_close_matches(source, SOURCES) if colon else ()
             hint = f"Did you mean {close[0]}:{where}? " if close and where else ""
             raise WeightsError(
                 f"no such backbone: {text!r}. {hint}Give a timm name (inception_v3.tf_in1k), "
@@ -72,6 +73,30 @@ class Name:
         crop = next((crop for crop, select in CROPS.items() if select == self.select), None)
         implied = self.source == "facenet" and self.select == "only"
         return text if crop is None or implied else f"{text}@{crop}"
+
+
+def refuse_crop(name: Name) -> None:
+    """WeightsError for a name that ends in @ and a word that is no choice of a face.
+
+    A path may hold an @, and so does the revision of a model on the hub: such a word is refused
+    only where nothing is there, and where it resembles a choice or cannot be anything else.
+    """
+    body, at, word = name.where.rpartition("@")
+    crops = {crop.replace("-", ""): crop for crop in CROPS}
+    close = get_close_matches(re.sub(r"[\W_]", "", word.lower()), crops, 1)
+    if not at or "/" in word or (name._is_path and Path(name.where).expanduser().exists()):
+        return
+    if not close and (name.source == "hf-hub" or "." in word):
+        return
+    meant = replace(name, where=body, select=CROPS[crops[close[0]]])._written(body) if close else ""
+    raise WeightsError(
+        f"no such choice of a face: '@{word}'",
+        asked=name._written(name.where),
+        advice=(f"Did you mean {meant}? " if meant else "")
+        + "End the name in @face for the crop of the only face, or in @largest-face or "
+        "@central-face to choose one of several. Without an @ facenet crops the only face, and "
+        "other networks see the whole photo",
+    )
 
 
 def resolved(name: str, folder: Path) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import WeightsError
+from embedcache.wording import reason
 
 MAX_GRAPH_BYTES = 1 << 30
 MAX_DIMENSIONS = 8
@@ -47,7 +48,9 @@ def constants(path: Path) -> dict[str, F32]:
             if field == 1 and (constant := _constant(_message(value))):
                 found[constant[0]] = constant[1]
     except (OSError, _Malformed) as error:
-        raise WeightsError(f"{path} cannot be read as a TensorFlow graph: {error}") from None
+        raise WeightsError(
+            f"{path} cannot be read as a TensorFlow graph: {reason(error)}"
+        ) from None
     if not found:
         raise WeightsError(f"{path} holds no weights: a frozen TensorFlow graph was expected")
     return found

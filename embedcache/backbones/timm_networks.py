@@ -19,6 +19,7 @@ from embedcache.backbones.forward import Loaded
 from embedcache.backbones.names import Name
 from embedcache.errors import WeightsError
 from embedcache.spec import Preprocessing
+from embedcache.wording import reason
 
 if TYPE_CHECKING:
     import torch
@@ -209,7 +210,7 @@ def _local_dir(folder: Path) -> "tuple[dict[str, Any], dict[str, torch.Tensor]]"
                 stated, f"local-dir:{folder}", "input_size", "[3, height, width] is needed"
             )
     except (ValueError, OSError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"cannot read {config}: {error}") from None
+        raise WeightsError(f"cannot read {config}: {reason(error)}") from None
     return arguments, weights.read_state(_weights_file(folder))
 
 

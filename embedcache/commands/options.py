@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -61,6 +63,10 @@ Workers = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
+OPTIONS: ContextVar[frozenset[str]] = ContextVar("OPTIONS", default=frozenset())
+"""The options of the command that runs, as they are typed: --id-column, --json, ..."""
+_PARAMETER = re.compile(r"`(\w+)(?:='?([^`']+)'?)?`")
+
 
 class Printable(Protocol):
     """What every library function returns here: text for people, a document for machines."""
@@ -68,9 +74,25 @@ class Printable(Protocol):
     def document(self) -> dict[str, Any]: ...
 
 
+def as_typed(text: str) -> str:
+    """The library's words, with its parameters as the command that runs has them.
+
+    `device='cpu'` becomes --device cpu. A parameter that is no option of the command, such as a key
+    of study.toml, keeps the library's spelling.
+    """
+
+    def typed(found: re.Match[str]) -> str:
+        option = "--" + found[1].replace("_", "-")
+        if option not in OPTIONS.get():
+            return found[0]
+        return f"{option} {found[2]}" if found[2] else option
+
+    return _PARAMETER.sub(typed, text)
+
+
 def print_result(result: Printable, as_json: bool) -> None:
     """Print a result, for people or for machines."""
-    print(json.dumps(result.document()) if as_json else printable(str(result)))
+    print(json.dumps(result.document()) if as_json else printable(as_typed(str(result))))
 
 
 def open_cache(path: Path, *, create: bool = False, ref: str | None = None) -> "Cache":

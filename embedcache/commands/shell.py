@@ -10,16 +10,24 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from embedcache.commands.options import INTERRUPTED
+from embedcache.commands.options import INTERRUPTED, OPTIONS, as_typed
 from embedcache.errors import EmbedcacheError
 from embedcache.wording import plain, printable
 
 SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+PATH_ERRORS = {
+    errno.ENOTDIR: "is a file, and a folder is needed there: name another path",
+    errno.EISDIR: "is a folder, and a file is needed there: name another path",
+    errno.ENAMETOOLONG: "is too long for the name of a file: name another path",
+    errno.ELOOP: "is a link that leads to itself: name another path",
+}
+"""What is wrong with a path that a user named and no command has checked."""
 ANYWHERE = {
     "-q": logging.WARNING,
     "--quiet": logging.WARNING,
@@ -48,7 +56,9 @@ class Commands(TyperGroup):
         """The command and its arguments; an option that takes one value is given once."""
         name, command, rest = super().resolve_command(ctx, args)
         words = rest[: rest.index("--")] if "--" in rest else rest
-        for option in [] if command is None else command.params:
+        params = [] if command is None else command.params
+        OPTIONS.set(frozenset(word for param in params for word in param.opts))
+        for option in params:
             given = [word for word in words if word.partition("=")[0] in option.opts]
             if option.param_type_name == "option" and not option.multiple and len(given) > 1:
                 raise typer.BadParameter(
@@ -78,6 +88,8 @@ def run(app: typer.Typer) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except OSError as error:
+            if error.errno in PATH_ERRORS:
+                _fail(f"{_culprit(error)} {PATH_ERRORS[error.errno]}")
             if error.errno not in SYSTEM_ERRORS:
                 raise
             _fail(f"{error.strerror}: {error.filename or 'while writing'}")
@@ -108,13 +120,22 @@ def _streams() -> Iterator[None]:
         log.propagate = True
 
 
+def _culprit(error: OSError) -> str:
+    """The path that an error is about: of a name below a file, the file."""
+    named = str(error.filename2 or error.filename)
+    if error.errno == errno.ENOTDIR:
+        above = (str(place) for place in (Path(named), *Path(named).parents) if place.is_file())
+        return next(above, named)
+    return named
+
+
 def _fail(message: str) -> NoReturn:
-    print(f"error: {plain(message)}", file=sys.stderr)
+    print(f"error: {plain(as_typed(message))}", file=sys.stderr)
     sys.exit(1)
 
 
 class _Printable(logging.Formatter):
-    """Log lines without control characters."""
+    """Log lines without control characters, with options as they are typed."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(as_typed(super().format(record)))

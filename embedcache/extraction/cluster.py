@@ -441,7 +441,7 @@ def _cache_of(job: _Job) -> Iterator[Cache]:
     if job.remote is None:
         raise Unseen(
             f"{socket.gethostname()} does not see {job.cache}. Put the cache on a folder that all "
-            "machines share, or add --remote URL --offer"
+            "machines share, or add `remote=URL` and `offer`"
         )
     with tempfile.TemporaryDirectory(prefix="embedcache-") as folder:
         yield Cache.open(Path(folder) / "cache", create=True)
@@ -492,7 +492,7 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise InputError("--ray needs the package ray: pip install ray") from None
+        raise InputError("a Ray cluster needs the package ray: pip install ray") from None
     for number, handler in before.items():
         signal.signal(number, handler)
     return ray

@@ -88,7 +88,7 @@ class SpaceOutcome:
         if Reason.several_faces in self.failures:
             lines.append(f"  {SEVERAL_FACES}")
         if self.forgotten:
-            lines.append(f"  skipped: {self.forgotten:,} forgotten before; --again embeds them")
+            lines.append(f"  skipped: {self.forgotten:,} forgotten before; `again` embeds them")
         if self.embedded:
             ceiling = self.model_photos_per_second
             lines.append(
@@ -193,7 +193,7 @@ class Extraction:
             if self.spaces[0].bottleneck == "decode" and self.n_reducible:
                 lines.append(
                     f"{counted(self.n_reducible, 'large JPEG')}, at least four times as wide and "
-                    "high as needed: '--decode reduced' reads faster, as another spec"
+                    "high as needed: `decode='reduced'` reads faster, as another spec"
                 )
         if self.interrupted:
             lines.append("Interrupted: what was embedded is kept. Rerun the command to resume.")

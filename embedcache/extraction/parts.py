@@ -59,13 +59,13 @@ class WorkPart:
                 break
         else:
             raise InputError(
-                "--part auto found no job: none of "
+                "`part='auto'` found no job: none of "
                 f"{', '.join((*_PLAIN, *_SLURM, *_KUBERNETES))} is set",
-                advice="Set EMBEDCACHE_PART and EMBEDCACHE_PARTS, or give --part I/N",
+                advice="Set EMBEDCACHE_PART and EMBEDCACHE_PARTS, or give `part=I/N`",
             )
         if len(given) < 2:
             missing = next(name for name in names if name not in given)
-            raise InputError(f"--part auto found {given[0]}, but {missing} is not set")
+            raise InputError(f"`part='auto'` found {given[0]}, but {missing} is not set")
         index, total = (_number(environ, name) for name in names)
         if names == _SLURM:
             return cls._of_slurm(environ, index, total)
@@ -85,7 +85,7 @@ class WorkPart:
             or (index - first) % step
         ):
             raise InputError(
-                f"--part auto: the {total} tasks of this Slurm array, {first} to {last}, are not "
+                f"`part='auto'`: the {total} tasks of this Slurm array, {first} to {last}, are not "
                 "evenly spaced",
                 advice=f"Use an array such as 0-{total - 1}",
             )
@@ -110,5 +110,5 @@ class WorkPart:
 def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
     text = environ.get(name) or (None if default is None else str(default))
     if text is None or not re.fullmatch(r"[0-9]{1,9}", text):
-        raise InputError(f"--part auto: {name} is {text!r}, not a number")
+        raise InputError(f"`part='auto'`: {name} is {text!r}, not a number")
     return int(text)

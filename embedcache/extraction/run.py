@@ -30,7 +30,7 @@ from embedcache.extraction.parts import WorkPart
 from embedcache.extraction.pipeline import Pipeline
 from embedcache.extraction.prefetch import Gate, prefetch
 from embedcache.extraction.process import note_networks, refuse_fork, without_collection
-from embedcache.extraction.provenance import about, remember_places
+from embedcache.extraction.provenance import about
 from embedcache.extraction.sink import F32, OpenSegment, Sink, Sinks
 from embedcache.extraction.upstream import Upstream
 from embedcache.extraction.work import Work
@@ -191,7 +191,7 @@ class Run:
 
     def open_spaces(self, backbones: Sequence[Backbone]) -> list[Space]:
         """The spaces, with what runs that were killed have left in them."""
-        remember_places(self.cache, {b.spec.digest: b.place for b in backbones})
+        self.cache.remember_places({b.spec.digest: b.place for b in backbones})
         spaces = [self.cache.space(b.spec, create=True) for b in backbones]
         for space in spaces:
             space.salvage()
@@ -376,4 +376,4 @@ def _engines(
 
 
 def _refusal(failure: str) -> PhotosError:
-    return PhotosError(f"{failure} (--strict). What was embedded until then is kept.")
+    return PhotosError(f"{failure} (`strict`). What was embedded until then is kept.")

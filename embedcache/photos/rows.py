@@ -66,7 +66,7 @@ def _photo_column(sheet: Sheet, named: str | None) -> str:
     if found is None:
         raise PhotosError(
             f"{sheet.path} has no column {named or PHOTO_COLUMNS[0]!r}; it has "
-            f"{', '.join(sheet.names) or 'none'}. Name the photo column with --photo-column"
+            f"{', '.join(sheet.names) or 'none'}. Name the photo column with `photo_column`"
         )
     return found
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from embedcache.errors import PhotosError
 from embedcache.photos import folder, rows
-from embedcache.photos.digests import Digests, digest_files
+from embedcache.photos.digests import Digests, InlinePhoto, digest_files
 from embedcache.photos.folder import readable_name
 from embedcache.photos.kinds import SUFFIXES
 from embedcache.tables import SUFFIXES as TABLE_SUFFIXES
@@ -88,6 +88,11 @@ class Photos:
         Raises PhotosError when there is no such file or column, nothing in it, or when one id names
         two photos.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise PhotosError(
+                f"photos are a folder or a .csv or .parquet table; got a {type(path).__name__}. "
+                "Write a DataFrame to a .csv beside its photos, and give its path"
+            )
         path = Path(path)
         if path.is_dir():
             listed = folder.photos_below(path, progress)
@@ -116,6 +121,10 @@ class Photos:
             notes=found.notes,
         )
 
+    def any_here(self) -> bool:
+        """Whether one photo at least can be read: from its file, or from the table itself."""
+        return any(isinstance(path, InlinePhoto) or os.path.exists(path) for path in self.paths)
+
     def digests(
         self,
         memo: Path | None = None,
@@ -143,7 +152,7 @@ class Photos:
                 f"{readable_name(self.paths[gone[0]])})"
                 + (
                     f": column {self.column!r} should hold paths relative to the table's folder. "
-                    "Name another column with --photo-column, or move the table beside its photos"
+                    "Name another column with `photo_column`, or move the table beside its photos"
                     if self.column
                     else ": were they moved, or is a disk not mounted?"
                 )

@@ -34,8 +34,8 @@ def parse_address(address: str) -> Path | SplitResult:
     """
     if address == "none":
         raise RemoteError(
-            "'none' means no remote, in extract --remote none; for a folder of that "
-            "name write ./none"
+            "'none' means no remote, as in 'embedcache extract --remote none'; for a folder "
+            "of that name write ./none"
         )
     if "://" not in address:
         if hint := mistyped(address):

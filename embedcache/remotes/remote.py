@@ -127,6 +127,8 @@ def plain_os_error(error: Exception, name: str, key: str) -> Exception:
         return Denied(f"{name} denied access to {key}: {error.strerror or error}")
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         return error  # of this machine, not of the remote: trying again does not help
+    if error.errno == errno.ENAMETOOLONG:
+        return RemoteError(f"{name}: a name in this address is too long: name another place")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RemoteError(f"{name} is full", advice="Make room there, then rerun the command")
     return Unreachable(

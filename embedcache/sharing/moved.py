@@ -164,5 +164,5 @@ def require_room(cache: Cache, n_bytes: int) -> None:
     if n_bytes > free:
         raise CacheError(
             f"this pull brings {n_bytes:,} bytes, and {cache.path} has room for {free:,}",
-            advice="Free some space, or pull less with --backbone or --photos",
+            advice="Free some space, or pull less with `backbone` or `photos`",
         )

@@ -92,12 +92,12 @@ def pull(
 def _check(wanted: Wanted) -> None:
     if wanted.ref is not None and (wanted.backbones or wanted.photos is not None):
         raise InputError(
-            "--ref brings exactly what the ref pins",
-            advice="Leave out --backbone and --photos, or --ref",
+            "`ref` brings exactly what the ref pins",
+            advice="Leave out `backbone` and `photos`, or `ref`",
         )
     if wanted.with_ids and wanted.photos is not None:
         raise InputError(
-            "--with-ids brings all photo ids, and --photos only some photos' rows",
+            "`with_ids` brings all photo ids, and `photos` only some photos' rows",
             advice="Leave out one of them. 'embedcache extract PHOTOS --cache DIR --remote URL' "
             "brings the rows of your photos and records their ids",
         )

@@ -8,6 +8,7 @@ to one at the same time; none of them waits for another. Imports neither torch n
 """
 
 import errno
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
+PLACES = "backbones.json"
 
 
 class Cache:
@@ -110,6 +112,22 @@ class Cache:
             folder.mkdir(exist_ok=True)
         return folder
 
+    def places(self) -> dict[str, str]:
+        """By spec digest, the backbone's name with the path of its weights on this machine."""
+        try:
+            found = json.loads((self.path / "local" / PLACES).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        items = found.items() if isinstance(found, dict) else ()
+        return {spec: place for spec, place in items if isinstance(place, str)}
+
+    def remember_places(self, places: Mapping[str, str]) -> None:
+        """Keep, on this machine only, the name with its path for each spec digest."""
+        known = self.places()
+        if any(known.get(spec) != place for spec, place in places.items()):
+            text = json.dumps(known | dict(places), indent=1)
+            disk.replace(self.local / PLACES, text.encode())
+
     @property
     def writable(self) -> bool:
         """Whether this cache was opened as it is now, in a place that can be written."""
@@ -122,8 +140,13 @@ class Cache:
                 spec = Spec.parse(read_attributes(folder).get("spec"))
                 if spec.digest != digest:
                     raise Damaged(f"{folder} holds a spec with digest {spec.digest}: refused")
-                pins = self._pinned("spaces", digest)
-                self._spaces[digest] = Space(folder, spec, history=self.history, pins=pins)
+                self._spaces[digest] = Space(
+                    folder,
+                    spec,
+                    given=plain_name(self.places().get(digest, "")),
+                    history=self.history,
+                    pins=self._pinned("spaces", digest),
+                )
         return [self._spaces[digest] for digest in sorted(self._spaces)]
 
     def find(self, backbone: str) -> Space:

@@ -66,8 +66,9 @@ def not_a_cache(path: Path) -> str:
 
 def create_root(path: Path) -> None:
     """Lay out an empty cache, durably; another process may be doing the same."""
-    if path.exists() and not path.is_dir():
-        raise NotACache(not_a_cache(path))
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise NotACache(not_a_cache(place))
     disk.make_folder(path)
     known = {*PARTS, APART, "zarr.json"}
     names = sorted(entry.name for entry in path.iterdir() if entry.name not in known)

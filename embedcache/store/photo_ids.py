@@ -182,7 +182,7 @@ class PhotoIds(SegmentSet):
                 owners = sorted(key for key, others in scopes.items() if name in others.newest)
                 raise CacheError(
                     f"photo id {name!r} stands for different photos in {len(owners)} places: "
-                    f"{', '.join(owners)}. Give scope= to choose one"
+                    f"{', '.join(owners)}. Choose one with `scope`"
                 )
             digests[there] = contents[there]
             known |= there

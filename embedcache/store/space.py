@@ -34,6 +34,7 @@ BLOCK_BYTES = 8 << 20  # rows in memory at a time, while they are copied or comp
 class Space(RowSet):
     """The vectors of one spec, which is its subject.
 
+    given: what it was called on this machine before it had a segment.
     home: where they lie on a shared copy. attributes: of its group.
     """
 
@@ -45,10 +46,12 @@ class Space(RowSet):
         folder: Path,
         spec: Spec,
         *,
+        given: str = "",
         history: History | None = None,
         pins: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(folder, spec.digest, history=history, pins=pins)
+        self.given = given
         self.spec = self.subject = spec
         self.dim = spec.dim
         self.home = APART if spec.apart else "spaces"
@@ -66,6 +69,11 @@ class Space(RowSet):
         counts = self.counts()
         numbers = (self.dim, counts.ok, sum(counts.failed.values()))
         return [self._label, *(f"{n:,}" for n in numbers), self.digest[:8]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What writers called this space, the earliest first."""
+        return super().names or ((self.given,) if self.given else ())
 
     @property
     def _label(self) -> str:

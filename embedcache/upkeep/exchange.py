@@ -22,7 +22,7 @@ from embedcache.store.columns import OK
 from embedcache.store.photo_ids import PhotoTable
 from embedcache.store.space import Space
 from embedcache.tables import ID_COLUMNS
-from embedcache.wording import counted
+from embedcache.wording import counted, reason
 
 U8 = NDArray[np.uint8]
 
@@ -226,6 +226,8 @@ def read_ids(path: Path) -> list[str]:
             return [row[column] for row in reader if row]
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {reason(error)}") from None
     except (UnicodeDecodeError, csv.Error, IndexError) as error:
         raise InputError(f"{path} is not a UTF-8 CSV with an id in every row: {error}") from None
 
@@ -237,7 +239,7 @@ def _load(path: Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except (ValueError, OSError, EOFError, OverflowError) as error:
-        raise InputError(f"{path} is not a .npy file of numbers: {error}") from None
+        raise InputError(f"{path} is not a .npy file of numbers: {reason(error)}") from None
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or not 1 <= matrix.shape[1] <= MAX_DIM:
         raise InputError(
             f"{path} holds {matrix.dtype} of shape {matrix.shape}; a matrix of floats, one row per "

@@ -237,7 +237,7 @@ def _check_known(cache: Cache, wanted: set[str], found: set[Pair]) -> None:
             scopes = ", ".join(sorted(contents))
             raise CacheError(
                 f"photo id {name!r} stands for different photos in {len(contents)} places: "
-                f"{scopes}. Add --scope PLACE, or name the photo by its sha256 "
+                f"{scopes}. Add `scope=PLACE`, or name the photo by its sha256 "
                 f"('embedcache info {cache.path} --photos' shows it)"
             )
 

@@ -143,13 +143,14 @@ def failures_of(photos: Photos, cache: Cache, specs: Sequence[str]) -> list[tupl
     digests = photos.digests(cache.local / "digests.npz")
     reasons = dict(digests.reasons)
     readable = np.flatnonzero(digests.readable)
+    dead = cache.dead(digests.value[readable])
     for space in cache.spaces():
         if space.digest not in specs:
             continue
         states = _states(space, digests.value[readable])
         reasons |= {
-            int(i): "not read" if state == STATES[ABSENT] else state
-            for i, state in zip(readable, states, strict=True)
+            int(i): ("forgotten" if gone else "not read") if state == STATES[ABSENT] else state
+            for i, state, gone in zip(readable, states, dead, strict=True)
             if state != STATES[OK]
         }
     return [(photos.ids[i], reasons[i]) for i in sorted(reasons)]

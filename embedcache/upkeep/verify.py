@@ -123,7 +123,7 @@ class _Audit:
         """What this did not look at."""
         for name, what in (
             ("local", "this machine's indexes, which are rebuilt"),
-            ("damaged", "set aside by --repair"),
+            ("damaged", "set aside by 'embedcache verify --repair'"),
         ):
             if any((self.root / name).glob("*")):
                 self.report.unseen.append(f"{name}/ ({what})")

@@ -1,11 +1,10 @@
 """A label table joined to the vectors of a cache, row by row, with every row accounted for."""
 
-import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,7 +15,7 @@ from embedcache.photos.matching import match_ids
 from embedcache.store.cache import Cache, without_ids
 from embedcache.store.columns import OK
 from embedcache.store.space import Space
-from embedcache.tables import ID_COLUMNS, Sheet, is_missing, open_sheet, parse
+from embedcache.tables import ID_COLUMNS, Frame, Sheet, is_missing, open_sheet, parse
 from heads.dataset import split
 from heads.dataset.rows import CacheRows, Dataset, Provenance, Vectors
 from heads.dataset.targets import (
@@ -30,15 +29,17 @@ from heads.dataset.targets import (
 )
 
 U8 = NDArray[np.uint8]
+Table = str | os.PathLike[str] | Frame
 
 
-def read_table(path: str | Path, *, text: Sequence[str] = ()) -> pl.DataFrame:
-    """Read a CSV or Parquet table; columns named in `text` stay text ("007" is not 7).
+def read_table(table: Table, *, text: Sequence[str] = ()) -> pl.DataFrame:
+    """Read a CSV or Parquet table, or a DataFrame; columns named in `text` stay text ("007" is
+    not 7).
 
     Numbers are numbers, missing values null and blanks stripped (see `embedcache.tables`).
     LabelsError when the file is missing, of another kind, or cannot be parsed.
     """
-    sheet = open_sheet(path, error=LabelsError, kind="label table")
+    sheet = open_sheet(table, error=LabelsError, kind="label table")
     columns = []
     for name in sheet.names:
         if name in text:
@@ -55,7 +56,7 @@ def read_table(path: str | Path, *, text: Sequence[str] = ()) -> pl.DataFrame:
 def load(
     cache: Cache,
     backbone: str,
-    labels_path: str | Path,
+    labels: Table,
     *,
     target: str | Sequence[str],
     id_column: str | None = None,
@@ -75,6 +76,7 @@ def load(
 ) -> Dataset:
     """Join a label table to the cache's vectors by photo id, and split it.
 
+    labels: a .csv or .parquet file, or a polars or pandas DataFrame.
     target: a column, or several for a joint regression. weight: a column of weights, 0 or more.
     id_column: None for photo_id, user_id or id, whichever meets the cache's ids. Ids that do not
         are compared by path, file name and file name without suffix.
@@ -87,28 +89,28 @@ def load(
     LabelsError for what cannot be used, see the first lines of `heads.dataset.rows`.
     """
     names = (target,) if isinstance(target, str) else tuple(target)
-    sheet = _opened(labels_path, names, [weight, split_by, split_column, *by])
+    sheet = _opened(labels, names, [weight, split_by, split_column, *by])
     space = cache.find(backbone)
     rows = _present(sheet, cache, space, id_column, scope)
     rows = _chosen(rows, sheet, space, cache, faces, names if drop_missing else ())
-    labels = _labels(sheet, rows, names, task)
-    sides = _split(sheet, rows, split_by, split_column, labels if stratify else None, seed)
-    about = _provenance(cache, space, rows, sides, Path(labels_path))
+    read = _labels(sheet, rows, names, task)
+    sides = _split(sheet, rows, split_by, split_column, read if stratify else None, seed)
+    about = _provenance(cache, space, rows, sides, sheet)
     return Dataset(
         ids=tuple(rows.ids),
         vectors=_vectors(space, rows.digests, memory_bytes),
-        targets=labels.values,
+        targets=read.values,
         weights=(weights := rows.weights(sheet, weight)),
         groups=sides.groups,
         subset=sides.subset,
-        task=labels.task,
+        task=read.task,
         target=",".join(names),
         weight=weight,
-        classes=labels.classes,
-        counts=are_counts(labels.values, weights, labels.task),
-        shares=are_shares(labels.values, labels.task),
+        classes=read.classes,
+        counts=are_counts(read.values, weights, read.task),
+        shares=are_shares(read.values, read.task),
         by={name: tuple(map(str, rows.texts(sheet, name))) for name in by},
-        notes=(*rows.notes, *labels.notes, *sides.notes),
+        notes=(*rows.notes, *read.notes, *sides.notes),
         provenance=replace(about, backbone=backbone, ref=ref, scope=scope, subset_name=subset_name),
     )
 
@@ -157,9 +159,9 @@ class _Sides:
     notes: tuple[str, ...]
 
 
-def _opened(path: str | Path, targets: tuple[str, ...], others: Sequence[str | None]) -> Sheet:
+def _opened(table: Table, targets: tuple[str, ...], others: Sequence[str | None]) -> Sheet:
     """The label table; refused without its columns or rows, or where targets cannot be joined."""
-    sheet = open_sheet(path, error=LabelsError, kind="label table")
+    sheet = open_sheet(table, error=LabelsError, kind="label table")
     for name in (*targets, *filter(None, others)):
         if name not in sheet.names:
             raise LabelsError(
@@ -255,7 +257,7 @@ def _no_match(
     return (
         f"none of the {len(ids)} ids of the label table is in the cache, and none is the path or "
         f"file name of one photo. Column {column!r} has ids like {', '.join(map(repr, ids[:3]))}; "
-        f"the cache has {held}. Name the matching column with --id-column"
+        f"the cache has {held}. Name the matching column with `id_column`"
     )
 
 
@@ -351,15 +353,13 @@ def _labels(sheet: Sheet, rows: _Rows, names: Sequence[str], task: str) -> Label
     return parse_targets([column[rows.at] for column in whole], rows.ids, task, whole=whole)
 
 
-def _provenance(
-    cache: Cache, space: Space, rows: _Rows, sides: _Sides, labels_path: Path
-) -> Provenance:
+def _provenance(cache: Cache, space: Space, rows: _Rows, sides: _Sides, sheet: Sheet) -> Provenance:
     return Provenance(
         spec=space.spec.document(),
         spec_digest=space.digest,
         cache=cache.path.name,
-        labels_name=labels_path.name,
-        labels=hashlib.sha256(labels_path.read_bytes()).hexdigest(),
+        labels_name=sheet.path.name,
+        labels=sheet.sha256,
         split=split.digest(rows.ids, sides.subset),
         split_rule=sides.rule,
         dropped=dict(rows.dropped),

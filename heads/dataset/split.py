@@ -112,7 +112,7 @@ def folds(
     if empty := sorted(set(range(count)) - set(fold.tolist())):
         raise LabelsError(
             f"{len(empty)} of {count} folds get no group, because one group holds "
-            f"{size.max()} of {size.sum()} rows: use fewer folds, or another --split-by"
+            f"{size.max()} of {size.sum()} rows: use fewer folds, or another `split_by`"
         )
     return fold[groups]
 
@@ -188,7 +188,7 @@ def given(
                 f"{ids[row]!r} has {value!r}"
             )
         sides[row] = side
-    _whole(sides, groups, ids, of=f"in column {column!r} ", otherwise="omit --split-column")
+    _whole(sides, groups, ids, of=f"in column {column!r} ", otherwise="omit `split_column`")
     return sides
 
 

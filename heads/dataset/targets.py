@@ -77,7 +77,7 @@ def parse_targets(
             shown = ", ".join(map(_class_name, distinct.to_list()))
             notes += (
                 f"{column.name!r} holds {len(distinct)} whole numbers ({shown}) and is fitted as a "
-                "number; if they are classes, add --task multiclass",
+                "number; if they are classes, add `task='multiclass'`",
             )
         return Labels(values=_numbers(column, read[0], ids), task="regression", notes=notes)
     _check_classes(column, distinct, chosen)
@@ -117,7 +117,7 @@ def _read(column: pl.Series, ids: Sequence[str]) -> Parsed:
         )
         raise LabelsError(
             f"{len(bad)} of {len(column)} labelled photos have no usable {name!r} (first: {first})."
-            " Leave those rows out with --drop-missing, or fill them in"
+            " Leave those rows out with `drop_missing`, or fill them in"
         )
     return found
 
@@ -141,7 +141,7 @@ def _no_number(column: pl.Series, found: Parsed, ids: Sequence[str], task: str) 
     return (
         f"{len(found.odd)} of {len(column)} cells of {column.name!r} are not numbers (first: "
         f"{ids[first]} has {found.values[first]!r}): fix or remove them"
-        + ("" if task == "regression" else ", or use --task multiclass if all are class names")
+        + ("" if task == "regression" else ", or use `task='multiclass'` if all are class names")
     )
 
 
@@ -164,7 +164,7 @@ def _check_classes(column: pl.Series, distinct: pl.Series, task: str) -> None:
     if len(distinct) > min(MAX_CLASSES, max(2, len(column) // 2)):
         raise LabelsError(
             f"{name!r} has {len(distinct)} different values in {len(column)} rows: too many "
-            f"for classes. Name another target, or use --task regression if they are numbers"
+            f"for classes. Name another target, or use `task='regression'` if they are numbers"
         )
 
 

@@ -219,7 +219,7 @@ def _edges(name: str, rate: float, epoch: int, protocol: Protocol) -> list[str]:
         which = "lowest" if rate == min(rates) else "highest"
         notes.append(f"{name}: the chosen learning rate, {rate:g}, is the {which} tried")
     if epoch == protocol.epochs and epoch > 1:
-        notes.append(f"{name}: the chosen epoch, {epoch}, is the last: try more --epochs")
+        notes.append(f"{name}: the chosen epoch, {epoch}, is the last: try more `epochs`")
     return notes
 
 
@@ -263,7 +263,7 @@ def _loss(protocol: Protocol, dataset: Dataset, link: Link) -> str:
     if protocol.loss == "binomial" and not dataset.counts:
         raise InputError(
             "the binomial loss needs ratios between 0 and 1 and, as weights, the counts they come "
-            "from (--weight swipes)"
+            "from (`weight`)"
         )
     if protocol.loss == "log_loss" and link == "identity":
         raise InputError("log_loss needs targets between 0 and 1; use mse")

@@ -23,7 +23,7 @@ def require_sides(dataset: Dataset, *, sides: tuple[str, ...] = ("train", "dev",
         sizes = ", ".join(f"{count} {side}" for side, count in n.items())
         raise LabelsError(
             f"{len(dataset.ids)} labelled photos make {sizes}: too few to fit, choose and judge. "
-            f"Label more photos, use another seed or --folds, or give the split with --split-column"
+            f"Label more photos, use another `seed` or `folds`, or give a `split_column`"
         )
     for side in sides:
         part = dataset.part(side) if side != "test" else None
@@ -59,7 +59,7 @@ def notes_on(dataset: Dataset, *, n_folds: int | None) -> list[str]:
         if n_folds is None and n[side] < FEW_ROWS:
             notes.append(
                 f"{n[side]} {side} rows are too few to {'choose' if side == 'dev' else 'judge'} "
-                f"by: label more photos, or use --folds"
+                f"by: label more photos, or use `folds`"
             )
     if n_folds is not None and min(n["dev"], n["test"]) < FEW_ROWS:
         notes.append(f"a fold has fewer than {FEW_ROWS} rows: dev's choice in it is unreliable")
@@ -89,7 +89,7 @@ def _class_notes(dataset: Dataset) -> list[str]:
         if missing:
             notes.append(
                 f"class {name!r} has no {' and no '.join(missing)} row: its errors stay unknown. "
-                f"Stratify the split, or use --folds"
+                f"Stratify the split, or use `folds`"
             )
     return notes
 

@@ -164,7 +164,7 @@ def _device(asked: str) -> str:
     if asked == "auto":
         return "cuda" if n else "cpu"
     if asked.startswith("cuda") and int(asked.partition(":")[2] or 0) >= n:
-        raise InputError(f"{n} CUDA devices here, and {asked} was asked for: use --device cpu")
+        raise InputError(f"{n} CUDA devices here, and {asked} was asked for: use `device='cpu'`")
     return asked
 
 

@@ -147,6 +147,10 @@ def build(
     Raises LabelsError for missing columns, values that cannot be right and empty files.
     """
     users_path, swipes_path, out_path = Path(users_path), Path(swipes_path), Path(out_path)
+    if out_path.suffix.lower() not in (".csv", ".parquet"):
+        raise LabelsError(f"a label table is a .csv or .parquet file; got {out_path.name!r}")
+    if out_path.is_dir():
+        raise LabelsError(f"{out_path} is a folder; name a .csv or .parquet file to write")
     if not out_path.parent.is_dir():
         raise LabelsError(f"{out_path} cannot be written: there is no folder {out_path.parent}")
     users = _users(users_path)
@@ -241,7 +245,7 @@ def _table(
 def _write(table: pl.DataFrame, path: Path) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".labels-", delete=False) as file:
         try:
-            if path.suffix == ".parquet":
+            if path.suffix.lower() == ".parquet":
                 table.write_parquet(file)
             else:
                 table.write_csv(file)

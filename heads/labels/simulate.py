@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from embedcache import disk
 from embedcache.errors import LabelsError
 from embedcache.wording import counted
 
@@ -124,7 +125,7 @@ def write(
     if suffix not in (".csv", ".parquet"):
         raise LabelsError(f"a simulation is written as .csv or .parquet; got {suffix!r}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(folder)
     population = _population(users, np.random.default_rng([seed, 0]))
     users_path, swipes_path = folder / f"users{suffix}", folder / f"swipes{suffix}"
     table = _user_table(population)

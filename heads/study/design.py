@@ -16,6 +16,7 @@ import heads
 from embedcache import disk
 from embedcache.errors import InputError, LabelsError
 from embedcache.spec import CROPS
+from embedcache.wording import reason
 from heads.documents import checked, read_json
 from heads.fitting.protocol import FC_NAMES, NAMES, OPTIONS, Protocol, protocol_of
 from heads.labels.build import build as build_labels
@@ -167,10 +168,14 @@ class Study(StudyFile, frozen=True, kw_only=True, forbid_unknown_fields=True):
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (FileNotFoundError, NotADirectoryError):
             raise LabelsError(
-                f"no study at {path} ({error}): 'embedcache study --init' writes one"
+                f"no study at {path}: 'embedcache study {path} --init' writes one"
             ) from None
+        except IsADirectoryError:
+            raise LabelsError(f"{path} is a folder; a study is a .toml file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise LabelsError(f"cannot read {path}: {reason(error)}") from None
         try:
             return cls.parse(tomllib.loads(text), folder=path.parent)
         except (tomllib.TOMLDecodeError, LabelsError) as error:
@@ -200,7 +205,7 @@ class Study(StudyFile, frozen=True, kw_only=True, forbid_unknown_fields=True):
             return self.folder / self.labels
         users, swipes = self.folder / str(self.users), self.folder / str(self.swipes)
         out = Path(out)
-        out.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(out)
         made, memo = out / "labels.csv", out / "labels.json"
         inputs = {"users": sha256(users), "swipes": sha256(swipes), "code": code()}
         kept = read_labels_memo(memo)

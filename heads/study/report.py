@@ -276,7 +276,7 @@ def _page(
         script=Markup(script),
         findings=findings(results),
         data_tables=[t for t in shown if t.name in ("breakdown", "table1")],
-        tables={target: tables.table_of(results.rows(), target) for target in results.targets()},
+        tables=dict(zip(results.targets(), shown[-len(results.targets()) :], strict=True)),
         charts=by_target,
         svg=lambda panel, alt: Markup(figures.svg(panel, alt=alt)),
         ranked=[one for one in galleries if one.name.startswith("figure1")],

@@ -122,7 +122,7 @@ class Results:
         lines = ["SIMULATED DATA\n"] if self.simulated else []
         rows = self.rows()
         for target in self.targets():
-            lines.append(table_of(rows, target).as_text())
+            lines.append(table_of(rows, target, paper=bool(self.label_counts)).as_text())
         lines += [f"left out: {name}: {reason}" for name, reason in self.skipped.items()]
         lines.append(
             f"{len(self.fits)} fits ({self.reused} found from an earlier run), {self.seconds:.1f} s"

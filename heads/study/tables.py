@@ -1,6 +1,6 @@
 """The paper's tables as data, and the four ways to write one: text, Markdown, CSV and LaTeX.
 
-table_of(rows, "like_ratio")   Table 2: heads down, subsets across, best on dev in bold
+table_of(rows, "like_ratio")      Table 2: heads down, subsets across, best on dev in bold
 table1(counts)                    Table 1 from the document of `embedcache labels`
 breakdown(counts)                 section 3.4
 """
@@ -122,14 +122,19 @@ class PrintedTable:
 def all_tables(rows: Sequence[StudyRow], counts: Mapping[str, Any] | None) -> list[PrintedTable]:
     """Every table of the study, in the order of the paper."""
     first = [breakdown(counts), table1(counts)] if counts else []
-    return first + [table_of(rows, target) for target in dict.fromkeys(row.target for row in rows)]
+    return first + [
+        table_of(rows, target, paper=bool(counts))
+        for target in dict.fromkeys(row.target for row in rows)
+    ]
 
 
-def table_of(rows: Sequence[StudyRow], target: str) -> PrintedTable:
-    """Table 2 (or 3): constants, each backbone's heads as in the paper, then the warm ones.
+def table_of(rows: Sequence[StudyRow], target: str, *, paper: bool = True) -> PrintedTable:
+    """A target's table: constants, each backbone's heads as in the paper, then the warm ones.
 
     A column per subset. Warm heads are a block of their own: depths compare within a block.
+    paper: number it 2 or 3, by the metric, as beside the paper's Table 1; otherwise targets count.
     """
+    number = 1 + [*dict.fromkeys(row.target for row in rows)].index(target)
     rows = [row for row in rows if row.target == target]
     subsets = list(dict.fromkeys(row.subset for row in rows))
     at = {(row.name, row.subset): row for row in reversed(rows)}
@@ -148,7 +153,8 @@ def table_of(rows: Sequence[StudyRow], target: str) -> PrintedTable:
             lines.append((Cell(name), *(_cell(at.get((name, s))) for s in subsets)))
     lines += [(Cell(name), *(_cell(at.get((name, s))) for s in subsets)) for name in pooled]
     accuracy = rows[0].metric == "accuracy"
-    number = 3 if accuracy else 2
+    if paper:
+        number = 3 if accuracy else 2
     kind = "classification accuracy on test, %." if accuracy else "MSE losses on test."
     return PrintedTable(
         name=f"table{number}_{_slug(target)}",

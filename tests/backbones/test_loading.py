@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from embedcache import example
 from embedcache.backbones import loading, weights
 from embedcache.backbones.loading import load
-from embedcache.backbones.names import Name
+from embedcache.backbones.names import Name, refuse_crop
 from embedcache.errors import WeightsError
 from embedcache.photos import images
 
@@ -238,3 +238,13 @@ def test_the_examples_weights_equal_the_known_file(tmp_path: Path, real_data: Pa
     known = load_file(real_data / "weights/efficientnet_lite0/model.safetensors")
     assert mine.keys() == known.keys()
     assert all(torch.equal(mine[name].float(), known[name].float()) for name in known)
+
+
+def test_an_at_that_belongs_to_a_path_or_to_a_revision_is_no_choice_of_a_face(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "me@fac").mkdir()
+    names = f"local-dir:{tmp_path}/me@fac", f"local-dir:{tmp_path}/me@fac/net", "hf-hub:a/b@v1.0"
+    for name in names:
+        refuse_crop(Name.parse(name))
+        refuse_crop(Name.parse(f"{name}@face"))

@@ -15,6 +15,8 @@ import pytest
 
 import embedcache
 from embedcache.backbones.loading import Backbone
+from embedcache.errors import PhotosError
+from embedcache.photos.table import Photos
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from tests import stand_in
@@ -97,6 +99,25 @@ def test_photos_without_a_vector_are_named_and_listed(
         1,
         True,
     )
+
+
+def test_a_forgotten_photo_is_called_forgotten(
+    network: None, run: Run, make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    folder = make_photos(4)
+    (folder / "bad.jpg").write_bytes(b"no picture")
+    extract = ("extract", folder, "--cache", tmp_path / "c")
+    assert run(*extract)[0] == 0
+    for name in ("p001.jpg", "bad.jpg"):
+        assert run("forget", tmp_path / "c", name)[0] == 0
+    (folder / "worse.jpg").write_bytes(b"no picture either")
+    status, out, err = run(*extract)
+    assert status == 0, err
+    assert "no vector: p001.jpg (forgotten)" in err
+    assert "no vector: bad.jpg (forgotten)" in err
+    assert "no vector: worse.jpg (not an image)" in err
+    assert "not read" not in err
+    assert "skipped: 2 forgotten before; --again embeds them" in out
 
 
 def test_a_run_in_which_everything_failed_is_an_error(
@@ -252,6 +273,17 @@ def test_a_misspelt_backbone_gets_suggestions(
         ("p", "did you mean local-dir:p?"),
         ("facenet:vggface3", "give facenet:vggface2"),
         ("local-dir:nowhere", "there is no such folder"),
+        ("facenet@fac", "facenet:casia-webface or facenet:FILE, with @face at the end"),
+        ("facenet:vggface2@fac", "Did you mean facenet:vggface2? End the name in @face for the"),
+        ("facenet:vggface2@centre-face", "Did you mean facenet:vggface2@central-face?"),
+        ("inception_v3.tf_in1k@fcae", "no such choice of a face: '@fcae'. Did you mean"),
+        ("inception_v3.tf_in1k@FACE", "Did you mean inception_v3.tf_in1k@face?"),
+        ("inception_v3.tf_in1k@largest", "Did you mean inception_v3.tf_in1k@largest-face?"),
+        ("inception_v3.tf_in1k@x", "@largest-face or @central-face to choose one of several"),
+        ("inception_v3.tf_in1k@", "no such choice of a face: '@'. End the name in @face"),
+        ("inception_v3.tf_in1k@face@face", "no such choice of a face"),
+        ("local-dir:p@faces", "Did you mean local-dir:p@face?"),
+        ("hf-hub:a/b@largest_face", "Did you mean hf-hub:a/b@largest-face?"),
     ],
 )
 def test_a_name_that_stands_for_nothing_is_refused_before_torch_is_loaded(
@@ -289,3 +321,40 @@ def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
             COMP_CWORD=str(words.count(" ")),
         )
         assert done.stdout.startswith(found), done
+
+
+def test_advice_names_what_the_reader_can_write(
+    run: Run, make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    """An option at the command line, a key in a study.toml, a parameter in Python."""
+    make_photos(2)
+    table = tmp_path / "t.csv"
+    table.write_text("user_id,picture,g\np0,photos/p000.jpg,1\np1,photos/p001.jpg,2\n")
+    _, _, err = run("extract", table, "--cache", tmp_path / "c")
+    assert "Name the photo column with --photo-column\n" in err
+    toml = tmp_path / "study.toml"
+    keys = '[[target]]\ncolumn = "g"\n[[backbone]]\nname = "local-dir:x"\n'
+    toml.write_text(f'labels = "t.csv"\n{keys}')
+    _, _, err = run("study", toml, "--out", tmp_path / "out")
+    assert "`photo_column`" in err, err
+    assert "--photo-column" not in err
+    with pytest.raises(PhotosError, match="Name the photo column with `photo_column`"):
+        Photos.read(table)
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "shown"),
+    [
+        ("extract", "name it with `id_column`", "name it with --id-column"),
+        ("fit-head", "add `task='multiclass'`.", "add --task multiclass."),
+        ("study", "name it with `id_column`", "name it with `id_column`"),
+        ("extract", "a photo called `no such option`", "a photo called `no such option`"),
+    ],
+)
+def test_parameters_are_printed_as_the_commands_options(
+    run: Run, command: str, text: str, shown: str
+) -> None:
+    from embedcache.commands.options import as_typed
+
+    run(command, "--help")
+    assert as_typed(text) == shown

@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 
 import cli
+from heads.labels.simulate import TRUTH
+from tests.heads.study import studies
 
 
 def test_a_study_on_the_command_line_goes_from_the_log_to_the_page(
@@ -64,3 +66,73 @@ def test_a_study_on_the_command_line_goes_from_the_log_to_the_page(
     assert (first["fits_reused"], again["fits_reused"]) == (0, 1)
     assert "data:image/jpeg" not in (out / "report.html").read_text()
     assert again["rows"] == rows
+
+
+PLANTED = """
+labels = "labels.csv"
+heads = ["ridge"]
+[[target]]
+column = "like_ratio"
+[[backbone]]
+name = "whole"
+label = "Inception"
+"""
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Path:
+    """A cache with all vectors, a study that names them, and users.csv with the photos' paths."""
+    studies.planted(tmp_path, n=120)
+    (tmp_path / "study.toml").write_text(PLANTED)
+    return tmp_path
+
+
+def labels(folder: Path, **columns: object) -> None:
+    users = pl.read_csv(folder / "users.csv").rename({TRUTH: "like_ratio"})
+    users.drop("photo").with_columns(**columns).write_csv(folder / "labels.csv")  # type: ignore[arg-type]
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def study_of(run: Run, folder: Path) -> tuple[int, str, str]:
+    cache = folder / "photos.cache"
+    return run("study", folder / "study.toml", "--out", folder / "out", "--cache", cache)
+
+
+def test_a_study_needs_no_photos_where_the_cache_knows_every_row(run: Run, planted: Path) -> None:
+    labels(planted)
+    status, out, err = study_of(run, planted)
+    assert status == 0, err
+    assert "labels.csv has no column 'photo'" in err
+    assert "the page shows no photos" in err
+    assert "Inception-ridge" in out
+    assert "<img" not in (planted / "out" / "report.html").read_text()
+
+
+def test_a_study_runs_where_its_photos_are_gone_and_the_cache_knows_every_row(
+    run: Run, planted: Path
+) -> None:
+    labels(planted, photo=pl.concat_str(pl.lit("gone/"), "user_id"))
+    status, _, err = study_of(run, planted)
+    assert status == 0, err
+    assert "none of the photos of labels.csv is here" in err
+    assert "the page shows no photos" in err
+
+
+def test_a_row_that_the_cache_does_not_know_needs_its_photo(run: Run, planted: Path) -> None:
+    ids = pl.when(pl.col("user_id") == "u0003").then(pl.lit("new")).otherwise("user_id")
+    labels(planted, user_id=ids)
+    status, _, err = study_of(run, planted)
+    assert status == 1
+    assert "has no column 'photo'" in err
+    labels(planted, user_id=ids, photo=pl.concat_str(pl.lit("gone/"), "user_id"))
+    status, _, err = study_of(run, planted)
+    assert (status, "120 of 120 files not found" in err) == (1, True)
+
+
+def test_a_backbone_that_the_cache_lacks_needs_the_photos(run: Run, planted: Path) -> None:
+    labels(planted)
+    (planted / "study.toml").write_text(PLANTED.replace("whole", "inception_v3.tf_in1k"))
+    status, _, err = study_of(run, planted)
+    assert (status, "has no column 'photo'" in err) == (1, True)

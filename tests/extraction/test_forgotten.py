@@ -37,7 +37,7 @@ def test_forgotten_photos_are_skipped_and_counted_until_again_is_said(tmp_path: 
     for _ in range(2):
         [outcome] = run(photos, cache).spaces
         assert (outcome.hit, outcome.embedded, outcome.forgotten, outcome.failed) == (4, 0, 1, 0)
-        assert "skipped: 1 forgotten before; --again embeds them" in str(outcome)
+        assert "skipped: 1 forgotten before; `again` embeds them" in str(outcome)
     assert not cache.digests_of(["1.png"])[1].any()
     [outcome] = run(photos, cache, again=True).spaces
     assert (outcome.embedded, outcome.forgotten) == (1, 0)

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedcache.errors import PhotosError
+from embedcache.errors import NoSuchSpace, PhotosError
 from embedcache.extraction import prefetch
 from embedcache.extraction.clock import Clock
 from embedcache.extraction.run import extract
 from embedcache.photos import images
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
+from embedcache.upkeep.inventory import summarise
 from tests import stand_in
 from tests.stand_in import counts, vectors
 
@@ -315,3 +316,41 @@ def test_a_backbone_named_twice_runs_once(make_photos: MakePhotos, tmp_path: Pat
     cache = Cache.open(tmp_path / "c", create=True)
     assert len(extract(photos, cache, backbone=[model, model]).spaces) == 1
     assert sum(forwarded) == 4
+
+
+KILLED = """
+    import os, signal, sys
+    from dataclasses import replace
+    from embedcache import Cache, Photos, extract
+    from tests import stand_in
+
+    def kill(n):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def named(name, place, **options):
+        return replace(stand_in.backbone("net", before=kill, **options), name=name, place=place)
+
+    extract(Photos.read(sys.argv[1]), Cache.open(sys.argv[2], create=True), workers=1,
+            backbone=[named("local-dir:one", "local-dir:/a/one"),
+                      named("facenet:two.pt", "facenet:/b/two.pt", dim=4)])
+"""
+
+
+def test_a_run_that_is_killed_at_its_first_batch_leaves_its_backbones_names(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(KILLED)]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    command += [str(make_photos(4)), str(tmp_path / "c")]
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    cache = Cache.open(tmp_path / "c")
+    assert {space.names for space in cache.spaces()} == {("local-dir:one",), ("facenet:two.pt",)}
+    assert cache.find("local-dir:/elsewhere/one").dim == 8
+    shown = str(summarise(cache, photos=True))
+    assert "local-dir:one  8-d  spec" in shown
+    assert "facenet:two.pt  4-d  spec" in shown
+    with pytest.raises(NoSuchSpace, match=r"it holds (facenet:two\.pt|local-dir:one)#"):
+        cache.find("three")
+    (tmp_path / "c" / "local" / "backbones.json").write_text("[" * 100_000)
+    assert {space.names for space in Cache.open(tmp_path / "c").spaces()} == {()}

@@ -160,7 +160,7 @@ def test_each_kind_of_bad_file_is_in_the_ledger_with_its_reason(tmp_path: Path) 
         shutil.rmtree(tmp_path / "one", ignore_errors=True)
         put(tmp_path / "one", name, kinds[name][0])
         fresh = Cache.open(tmp_path / f"c-{name}", create=True)
-        with pytest.raises(PhotosError, match=rf"{name}: {reason} \(--strict\)"):
+        with pytest.raises(PhotosError, match=rf"{name}: {reason} \(`strict`\)"):
             extract(Photos.read(tmp_path / "one"), fresh, backbone=MODEL, strict=True)
 
 

@@ -490,3 +490,9 @@ def test_an_exception_while_reading_keeps_what_was_learned(
 def test_photos_made_for_tests_differ(make_photos: Callable[..., Path]) -> None:
     found = Photos.read(make_photos(3)).digests()
     assert len({row.tobytes() for row in found.value}) == 3
+
+
+def test_a_data_frame_is_no_photo_table() -> None:
+    frame = pl.DataFrame({"photo_id": ["a"], "photo": ["a.jpg"]})
+    with pytest.raises(PhotosError, match=r"got a DataFrame. Write a DataFrame to a \.csv beside"):
+        Photos.read(frame)  # type: ignore[arg-type]

@@ -111,6 +111,24 @@ def test_parquet_and_csv_tables_read_the_same(world: World) -> None:
     assert dataset.read_table(world.labels.with_suffix(".parquet")).equals(table)
 
 
+def test_a_data_frame_gives_the_dataset_of_its_file(world: World) -> None:
+    expected = load(world)
+    polars = pl.read_csv(world.labels)
+    pandas = pytest.importorskip("pandas").read_csv(world.labels)
+    for frame in (polars, pandas, pandas.set_index("user_id")):
+        found = dataset.load(world.cache, "net", frame, target="like_ratio", weight="swipes")
+        assert found.ids == expected.ids
+        assert (found.targets == expected.targets).all()
+        assert (found.subset == expected.subset).all()
+        assert found.provenance.split == expected.provenance.split
+        assert found.provenance.labels_name == "the DataFrame"
+    assert dataset.read_table(pandas).equals(polars)
+    with pytest.raises(LabelsError, match="the DataFrame has no column 'size'; it has user_id"):
+        dataset.load(world.cache, "net", pandas, target="size")
+    with pytest.raises(LabelsError, match="or a polars or pandas DataFrame; got a dict"):
+        dataset.load(world.cache, "net", {"user_id": []}, target="size")  # type: ignore[arg-type]
+
+
 def test_vectors_larger_than_the_limit_stay_in_the_cache(world: World) -> None:
     lazy = load(world, memory_bytes=100)
     rows = np.array([5, 2, 90])
@@ -148,7 +166,7 @@ def test_a_table_that_cannot_be_used_is_refused_with_a_reason(
 def test_a_missing_label_is_no_class_in_any_spelling(world: World, spelling: str) -> None:
     path = world.table(user_id=world.ids, g=["F", "M"] * 59 + [spelling, "F"])
     shown = "is empty" if spelling == " " else f"has '{spelling}'"
-    message = rf"1 of 120 .* no usable 'g' \(first: u118 {shown}\).*--drop-missing"
+    message = rf"1 of 120 .* no usable 'g' \(first: u118 {shown}\).*`drop_missing`"
     with pytest.raises(LabelsError, match=message):
         load(world, path, target="g", weight=None)
     kept = load(world, path, target="g", weight=None, drop_missing=True)
@@ -181,7 +199,7 @@ def test_a_note_says_that_few_whole_numbers_are_fitted_as_numbers(world: World) 
     path = world.table(user_id=world.ids, stars=[1, 2, 3, 4] * 30, age=[*range(20, 80)] * 2)
     (note,) = load(world, path, target="stars", weight=None).notes
     assert "4 whole numbers (1, 2, 3, 4) and is fitted as a number" in note
-    assert "--task multiclass" in note
+    assert "`task='multiclass'`" in note
     assert load(world, path, target="age", weight=None).notes == ()
     assert load(world, path, target="stars", weight=None, task="multiclass").notes == ()
 

@@ -396,7 +396,7 @@ def test_a_choice_at_the_edge_of_what_was_tried_is_noted(sample: Sample) -> None
         {"epochs": 2, "learning_rates": [1e-5, 1e-2], "hidden": 8}, name="paper"
     ))  # fmt: skip
     assert "1fc: the chosen learning rate, 0.01, is the highest tried" in fit.notes
-    assert "1fc: the chosen epoch, 2, is the last: try more --epochs" in fit.notes
+    assert "1fc: the chosen epoch, 2, is the last: try more `epochs`" in fit.notes
 
 
 def test_each_comparison_has_a_p_adjusted_for_all_of_them(sample: Sample) -> None:

@@ -96,6 +96,18 @@ def test_all_files_of_the_study_are_written(written: report.WrittenReport) -> No
     assert str(written.page) in str(written)
 
 
+def test_a_page_without_the_swipe_log_counts_its_tables_from_one(
+    results: Results, tmp_path: Path
+) -> None:
+    alone = replace(results, label_counts=None)
+    page = report.write(alone, tmp_path, photos=False).page.read_text()
+    for title in ("Table 1. Like ratio: MSE losses on test.", "Table 2. Gender: classification"):
+        assert page.count(f"<h3>{title}") == 1
+    assert "Table 3" not in page
+    stems = {path.stem for path in (tmp_path / "tables").iterdir()}
+    assert stems == {"table1_like_ratio", "table2_gender"}
+
+
 def test_results_json_holds_every_row(results: Results, written: report.WrittenReport) -> None:
     document = json.loads((written.page.parent / "results.json").read_text())
     assert len(document["rows"]) == len(results.rows())
@@ -222,7 +234,7 @@ def tab() -> Iterator[Tab]:
         yield found
 
 
-@pytest.mark.parametrize("width", [1280, 375])
+@pytest.mark.parametrize("width", [1280, 768, 375])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_reads_well_in_a_browser(
     tab: Tab, written: report.WrittenReport, width: int, scheme: str
@@ -240,6 +252,30 @@ def test_the_page_reads_well_in_a_browser(
     assert dark == (scheme == "dark")
     assert tab.errors == []
     assert all(url.startswith(("file:", "data:")) for url in tab.requests)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_long_names_make_a_table_scroll_in_its_box_and_never_the_page(
+    tab: Tab, results: Results, tmp_path: Path
+) -> None:
+    name = "vit_so150m2_patch16_reg1_gap_448.sbb_e200_in12k_ft_in1k"
+    fits = tuple(
+        msgspec.structs.replace(
+            fit, backbone=name + "@face" * fit.face, subset=f"{fit.subset}_women_of_25_to_39_years"
+        )
+        for fit in results.fits
+    )
+    long = replace(results, fits=fits, title="a_title_" * 12, skipped={name: f"no {name * 2}"})
+    tab.open(report.write(long, tmp_path).page)
+    for width in (1280, 1024, 768, 375):
+        tab.resize(width)
+        assert tab.run("document.documentElement.scrollWidth") <= width
+        wide = (
+            "[...document.querySelectorAll('.scroll')].some((s) => s.scrollWidth > s.clientWidth)"
+        )
+        assert tab.run(wide)
+        tall = "Math.max(...[...document.querySelectorAll('thead')].map((t) => t.clientHeight))"
+        assert tab.run(tall) < 120  # pixels: a column's title is not broken inside its words
 
 
 def test_every_tab_and_every_column_works_by_mouse_and_keyboard(

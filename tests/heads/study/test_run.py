@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,24 @@ def test_table_2_stands_as_in_the_paper(results: Results) -> None:
     first = [row[1].text for row in table.rows if row[0].text.startswith("FaceNet")]
     assert first == ["-"] * 9
     assert sum(cell.best for row in table.rows for cell in row) == 2
+
+
+def test_tables_have_the_papers_numbers_beside_table_1_and_count_without_it(
+    results: Results,
+) -> None:
+    def numbers(shown: list[tables.PrintedTable]) -> list[str]:
+        return [table.title.partition(".")[0] for table in shown if table.name != "breakdown"]
+
+    rows = results.rows()
+    whole = tables.all_tables(rows, results.label_counts)
+    assert numbers(whole) == ["Table 1", "Table 2", "Table 3"]
+    alone = replace(results, label_counts=None)
+    shown = tables.all_tables(rows, None)
+    assert numbers(shown) == ["Table 1", "Table 2"]
+    assert [table.name for table in shown] == ["table1_like_ratio", "table2_gender"]
+    assert all(table.title in str(alone) for table in shown)
+    turned = tables.all_tables(sorted(rows, key=lambda row: row.target), None)
+    assert [table.name for table in turned] == ["table1_gender", "table2_like_ratio"]
 
 
 def test_tables_hold_the_same_figures_in_every_form(results: Results) -> None:
