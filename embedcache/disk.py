@@ -281,17 +281,17 @@ def delete_folder(path: Path) -> bool:
                 if inner.is_symlink():
                     inner.unlink()
                 else:
-                    _remove_empty(inner)
-    with contextlib.suppress(FileNotFoundError):
-        _remove_empty(path)
+                    remove_empty(inner)
+    remove_empty(path)
     return not path.exists()
 
 
-def _remove_empty(path: Path) -> None:
+def remove_empty(path: Path) -> None:
+    """Remove a folder unless it holds something, or is not there."""
     try:
         path.rmdir()
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise
 
 
