@@ -8,10 +8,11 @@ from embedcache.remotes.folder import LocalFiles
 from embedcache.remotes.objects import ObjectRemote
 from embedcache.remotes.patience import Patient
 from embedcache.remotes.remote import Blocks, ListedObject, Remote, Unreachable
+from embedcache.store.disposal import is_our_name
 
 
 def folder(path: Path, *, staging: str = "test") -> Remote:
-    return FilesRemote(LocalFiles(path), str(path), staging=staging)
+    return FilesRemote(LocalFiles(path), str(path), staging=staging, ours=is_our_name)
 
 
 def memory() -> Remote:

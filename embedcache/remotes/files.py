@@ -7,7 +7,7 @@ that `Cache.open` reads. Every pusher stages under its own name, which a later p
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Protocol
 
@@ -22,6 +22,9 @@ _SPACE = re.compile(r"([a-z-]+)/([0-9a-f]{64})/(segments/zarr\.json|zarr\.json)"
 MANIFEST = "manifest.json"
 MAX_DEPTH = 12
 MAX_NAMES = 4_000_000
+
+
+Ours = Callable[[str], bool]  # whether embedcache wrote a file, by its path in a segment
 
 
 class Files(Protocol):
@@ -62,8 +65,11 @@ class Files(Protocol):
         """Names in a folder that begin with a dot; none where there is no such folder."""
         ...
 
-    def remove(self, path: str) -> None:
-        """Remove a file, or a folder with its content; no error where there is none."""
+    def remove(self, path: str, *, ours: Ours | None = None) -> None:
+        """Remove a file, or a folder with its content; no error where there is none.
+
+        ours: which files in the folder to remove, by their paths in it; the rest stays.
+        """
         ...
 
 
@@ -84,10 +90,14 @@ class Looks:
 
 
 class FilesRemote:
-    """A `Remote` made of files."""
+    """A `Remote` made of files.
 
-    def __init__(self, files: Files, name: str, *, staging: str) -> None:
+    ours: which files of a segment may be deleted with it.
+    """
+
+    def __init__(self, files: Files, name: str, *, staging: str, ours: Ours) -> None:
         self.name = name
+        self._ours = ours
         self._files = files
         self._staging = staging
 
@@ -181,17 +191,20 @@ class FilesRemote:
         return True
 
     def delete(self, key: str) -> None:
-        """Remove an object; removing a manifest removes the whole segment at once."""
+        """Remove an object; removing a manifest removes the whole segment at once.
+
+        Files that others put into a segment stay, in the hidden folder that it was renamed to.
+        """
         with self._plain(key):
             inside = _IN_SEGMENT.fullmatch(key)
             if not inside:
-                self._files.remove(key)
+                self._files.remove(key, ours=self._ours)
             elif inside[3] == MANIFEST:
                 # The name says what it was, so that anybody can finish a deletion that was cut.
                 hidden = f"{inside[1]}/.gone-{inside[2]}-{os.urandom(4).hex()}"
                 with contextlib.suppress(FileNotFoundError):
                     self._files.rename(f"{inside[1]}/{inside[2]}", hidden)
-                self._files.remove(hidden)
+                self._files.remove(hidden, ours=self._ours)
 
     def _staged(self, key: str) -> str:
         inside = _IN_SEGMENT.fullmatch(key)

@@ -25,6 +25,7 @@ from embedcache.sharing.sending import send_segment
 from embedcache.sharing.shared_copy import Marks, SharedCopy
 from embedcache.sharing.small_objects import TooMuch
 from embedcache.store.cache import Cache
+from embedcache.store.disposal import is_our_name
 from embedcache.store.log import Entry, Gone, Log
 from embedcache.store.manifest import MANIFEST, replacement_id
 from embedcache.store.segment import Segment
@@ -215,11 +216,11 @@ def _kind(copy: SharedCopy, space: ListedSpace) -> Kind:
 
 
 def _delete(copy: SharedCopy, space: ListedSpace, segment: str) -> None:
-    """Delete a segment that the log names, its manifest first."""
+    """Delete a segment that the log names, its manifest first; files of others stay."""
     key = f"{space.key}/segments/{segment}"
     copy.remote.delete(f"{key}/{MANIFEST}")
     for path in space.segments.get(segment, {}):
-        if path != MANIFEST:
+        if path != MANIFEST and is_our_name(path):
             copy.remote.delete(f"{key}/{path}")
 
 
@@ -237,6 +238,8 @@ def _finish(
             for segment in list(space.segments):
                 if f"{space.set_key}/{segment}" in gone:
                     _delete(copy, space, segment)
+                    if not all(map(is_our_name, space.segments[segment])):
+                        counts.notes.append(_of_others(copy, f"{space.key}/segments/{segment}"))
                 elif MANIFEST in space.segments[segment] or only is not None:
                     continue
                 elif (space.set_key, segment) in ours:
@@ -247,8 +250,17 @@ def _finish(
                 name = key.rpartition("/")[2]
                 if name.startswith((".gone-", ".old-")) or name.endswith(own):
                     copy.remote.delete(key)
+                    if next(iter(copy.remote.list(f"{key}/")), None) is not None:
+                        counts.notes.append(_of_others(copy, key))
                 elif name.startswith(".push-") and only is None:
                     counts.notes.append(_unfinished(copy, key))
+
+
+def _of_others(copy: SharedCopy, key: str) -> str:
+    return (
+        f"{key} of {copy.remote.name} was a segment with forgotten rows; it still has files that "
+        "embedcache did not write: move them out of the shared copy"
+    )
 
 
 def _unfinished(copy: SharedCopy, key: str) -> str:

@@ -109,6 +109,11 @@ def aside_note(path: str) -> str:
     )
 
 
+def is_our_name(own: str) -> bool:
+    """Whether embedcache gives a file such a name, by its path in a segment or a draft of one."""
+    return bool(_OURS.fullmatch(own) or _PART.fullmatch(own))
+
+
 def _named(path: Path) -> Container[str] | None:
     """The files that the manifest in a folder names; None without one that can be read."""
     with contextlib.suppress(OSError, CacheError):
@@ -124,11 +129,11 @@ def _is_ours(folder: Path, own: str, named: Container[str] | None) -> bool:
             return False  # a link, or a device: nothing that embedcache makes
     except FileNotFoundError:
         return True
-    if _PART.fullmatch(own) or ((claim := _CLAIM.fullmatch(folder.name)) and own in claim.groups()):
+    if (claim := _CLAIM.fullmatch(folder.name)) and own in claim.groups():
         return True
-    if named is not None and own.partition("/")[0] in _ARRAYS:
+    if named is not None and own.partition("/")[0] in _ARRAYS and not _PART.fullmatch(own):
         return own in named
-    return _OURS.fullmatch(own) is not None
+    return is_our_name(own)
 
 
 def _new_place(cache: Path, path: Path, *, folder: bool) -> Path:

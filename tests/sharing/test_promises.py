@@ -347,8 +347,8 @@ def test_a_purge_names_the_unfinished_pushes_of_others(make: Make, tmp_path: Pat
     [staged] = folder.rglob(".push-*")
     assert row_of(1) in below(staged)
     gone = staged.with_name(f".gone-{staged.name[6:36]}-0")  # a deletion that was cut off
-    gone.mkdir()
-    (gone / "row").write_bytes(row_of(1))
+    (gone / "embedding" / "c" / "0").mkdir(parents=True)
+    (gone / "embedding" / "c" / "0" / "0").write_bytes(row_of(1))
     forget(b, ["1"])
     did = push(b, str(folder), purge=True)
     [note] = [note for note in did.notes if "unfinished push" in note]
