@@ -51,7 +51,7 @@ class Outputs:
         for name in self._earlier.keys() - self._written.keys():
             if is_own(self.folder, name, self._earlier):
                 path = self.folder / name
-                path.unlink()
+                path.unlink(missing_ok=True)  # another run may be at it
                 with contextlib.suppress(OSError):  # not empty
                     path.parent.rmdir()
         self._write_list(self._written)
