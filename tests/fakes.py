@@ -54,7 +54,7 @@ class Held:
     def create_once(self, key: str, data: bytes) -> bool:
         return self.create(key, data)
 
-    def leftovers(self, segments: str) -> Sequence[str]:
+    def leftovers(self, folder: str) -> Sequence[str]:
         return ()
 
     def delete(self, key: str) -> None:
@@ -127,8 +127,8 @@ class Flaky:
         self._end(how)
         return made
 
-    def leftovers(self, segments: str) -> Sequence[str]:
-        return self._remote.leftovers(segments)
+    def leftovers(self, folder: str) -> Sequence[str]:
+        return self._remote.leftovers(folder)
 
     def delete(self, key: str) -> None:
         how = self._begin()

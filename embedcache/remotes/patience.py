@@ -103,8 +103,8 @@ class Patient:
 
         return self._patiently(attempt)
 
-    def leftovers(self, segments: str) -> Sequence[str]:
-        return self._patiently(lambda: self._remote.leftovers(segments))
+    def leftovers(self, folder: str) -> Sequence[str]:
+        return self._patiently(lambda: self._remote.leftovers(folder))
 
     def delete(self, key: str) -> None:
         self._patiently(lambda: self._remote.delete(key))
