@@ -5,9 +5,9 @@ goes, created only if nobody removed anything meanwhile; then the bytes go. Anyb
 last step. A storage that cannot have a log is never purged.
 """
 
-from collections.abc import Collection, Iterator
+import contextlib
+from collections.abc import Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from embedcache.errors import Damaged, RemoteError
 from embedcache.remotes.remote import Denied, Unconditional, Unreachable
-from embedcache.sharing.arrival import arriving
+from embedcache.sharing.arrival import DeletedHere, arriving
 from embedcache.sharing.connecting import staging_of
 from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.moved import MoveCounts
@@ -144,17 +144,15 @@ def _replace(
     successors: tuple[str, ...] = ()
     live = np.flatnonzero(~victim.dead)
     if len(live):
-        new = replacement_id(victim.segment.id)
         try:
-            _send_live(copy, cache, pool, victim, live, new)
+            successors = (_send_live(copy, cache, pool, victim, live),)
         except (Unreachable, Denied):
             raise
+        except (DeletedHere, RemovedHere):
+            return False
         except (RemoteError, Damaged) as error:
             copy.segments.refuse(victim.segment, error)
             return False
-        except RemovedHere:
-            return False
-        successors = (new,)
 
     def decide(log: Log) -> Entry | None:
         if victim.name in log.gone or copy.again().marks() != marks:
@@ -174,27 +172,23 @@ def _send_live(
     pool: ThreadPoolExecutor,
     victim: RemoteVictim,
     live: NDArray[np.int64],
-    name: str,
-) -> None:
-    """Publish the live rows of a victim as the segment `name`."""
+) -> str:
+    """Publish the live rows of a victim as another segment; returns its id.
+
+    They come from the same segment here, else from the shared copy: a segment here may be damaged,
+    or be removed meanwhile, and nothing is wrong there.
+    """
     kind = _kind(copy, victim.space)
-    with (
-        _whole(copy, cache, pool, victim) as segment,
-        outgoing(cache, segment, live, kind=kind, segment_id=name) as successor,
-    ):
-        send_segment(copy, victim.space.key, successor, pool, lambda n: None)
 
+    def send(segment: Segment) -> str:
+        name = replacement_id(victim.segment.id)
+        with outgoing(cache, segment, live, kind=kind, segment_id=name) as successor:
+            send_segment(copy, victim.space.key, successor, pool, lambda n: None)
+        return name
 
-@contextmanager
-def _whole(
-    copy: SharedCopy, cache: Cache, pool: ThreadPoolExecutor, victim: RemoteVictim
-) -> Iterator[Segment]:
-    """A victim's bytes, checked: those of the same segment here, else fetched."""
-    for store in cache.sets():
-        for segment in store.segments():
-            if segment.id == victim.segment.id and segment.digest == victim.segment.manifest.digest:
-                yield segment
-                return
+    with contextlib.suppress(Damaged, RemovedHere):
+        if (segment := _here(cache, victim)) is not None:
+            return send(segment)
     with (
         ThreadPoolExecutor(1) as syncing,
         arriving(
@@ -206,7 +200,14 @@ def _whole(
             count=lambda n: None,
         ) as segment,
     ):
-        yield segment
+        return send(segment)
+
+
+def _here(cache: Cache, victim: RemoteVictim) -> Segment | None:
+    """The segment of this cache that is the same as a victim."""
+    same = (victim.segment.id, victim.segment.manifest.digest)
+    segments = (segment for store in cache.sets() for segment in store.segments())
+    return next((one for one in segments if (one.id, one.digest) == same), None)
 
 
 def _kind(copy: SharedCopy, space: ListedSpace) -> Kind:

@@ -4,15 +4,22 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from embedcache.errors import CacheError
 from embedcache.remotes.remote import Remote, Unreachable
+from embedcache.sharing import purging
 from embedcache.sharing.connecting import staging_of
+from embedcache.sharing.outgoing import outgoing
 from embedcache.sharing.share import pull, push
 from embedcache.sharing.survey import verify_remote
 from embedcache.store.cache import Cache
+from embedcache.store.segment import Segment
+from embedcache.store.space import Space
+from embedcache.store.tombstones import content_mark
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.forgetting import forget
 from embedcache.upkeep.merging import merge
@@ -417,3 +424,72 @@ def test_a_pull_of_few_rows_has_no_bound_on_what_is_there(
     assert push(c, remote).rows == 2
     assert most <= 2
     assert np.isfinite(b.space(SPEC).read(photos(0))[0]).all()
+
+
+def test_a_purge_does_not_blame_the_shared_copy_for_a_forget_here(
+    remote: Remote, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = make("a", [0, 1, 2, 3]), make("b")
+    a.record_photos("f", ["0", "1"], photos(0, 1))
+    push(a, remote)
+    [segment] = a.space(SPEC).segments()
+    a.history.forget(contents=[content_mark(photos(1).tobytes())])  # its row is still here
+    made = outgoing
+    once = ["0"]
+
+    def meanwhile(cache: Cache, segment: Segment, *args: Any, **options: Any) -> Any:
+        if once and segment.folder.is_relative_to(a.path / "spaces"):
+            forget_elsewhere(a, once.pop())
+        return made(cache, segment, *args, **options)
+
+    monkeypatch.setattr(purging, "outgoing", meanwhile)
+    did = push(a, remote, purge=True)
+    assert not once
+    assert did.problems == ()
+    assert row_of(1) not in there(remote)
+    assert not segment.folder.exists()
+    assert push(a, remote, purge=True).problems == ()
+    assert row_of(0) not in there(remote)
+    assert pull(remote, b).problems == ()
+    assert held(b) == {2, 3}
+
+
+@pytest.mark.parametrize("file", ["embedding/c/0/0", "row_crc/c/0"])
+def test_a_purge_does_not_blame_the_shared_copy_for_damage_here(
+    file: str, remote: Remote, make: Make
+) -> None:
+    a, b = make("a", [0, 1, 2]), make("b")
+    push(a, remote)
+    [segment] = a.space(SPEC).segments()
+    raw = bytearray((segment.folder / file).read_bytes())
+    raw[5] ^= 1
+    a.history.forget(contents=[content_mark(photos(1).tobytes())])
+    (segment.folder / file).write_bytes(raw)
+    did = push(Cache.open(a.path), remote, purge=True)
+    assert (did.problems, did.purged) == ((), 1)
+    assert row_of(1) not in there(remote)
+    assert pull(remote, b).problems == ()
+    assert held(b) == {0, 2}
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_push_beside_a_forget_here_says_so(
+    twice: bool, remote: Remote, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = make("a", [0, 1, 2])
+    a.record_photos("f", ["0"], photos(0))
+    if twice:
+        push(a, remote)
+    listed, once = Space.segments, ["0"]
+
+    def meanwhile(self: Space) -> list[Segment]:
+        found = listed(self)
+        if once:
+            forget_elsewhere(a, once.pop())
+        return found
+
+    monkeypatch.setattr(Space, "segments", meanwhile)
+    with pytest.raises(CacheError, match="forgotten during the push") as caught:
+        push(a, remote)
+    assert "Rerun the command" in str(caught.value)
+    assert push(a, remote).problems == ()
