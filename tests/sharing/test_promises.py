@@ -1,5 +1,6 @@
 """Sharing beside every other command: nothing is lost, nothing comes back, no bytes stay."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedcache.errors import CacheError
+from embedcache.errors import CacheError, Damaged, RemoteError
+from embedcache.remotes.folder import LocalFiles
 from embedcache.remotes.remote import Remote, Unreachable
 from embedcache.sharing import purging
 from embedcache.sharing.connecting import staging_of
@@ -493,3 +495,58 @@ def test_a_push_beside_a_forget_here_says_so(
         push(a, remote)
     assert "Rerun the command" in str(caught.value)
     assert push(a, remote).problems == ()
+
+
+def test_a_push_says_where_files_are_missing(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, shared = make("a", [0, 1, 2]), tmp_path / "shared"
+    [segment] = a.space(SPEC).segments()
+
+    def clear(self: LocalFiles, path: str, target: str) -> None:
+        shutil.rmtree((shared / path).parent)
+        raise FileNotFoundError(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "replace", clear)
+        with pytest.raises(RemoteError, match=f"segment {segment.id} at .*deleted during the push"):
+            push(a, fakes.folder(shared))
+    assert push(a, fakes.folder(shared)).problems == ()
+    (segment.folder / "row_crc" / "c" / "0").unlink()
+    with pytest.raises(Damaged, match=r"row_crc/c/0 is missing.*embedcache verify"):
+        push(Cache.open(a.path), fakes.memory())
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_two_pushes_at_once_send_everything_of_both(
+    moment: str, remote: Remote, make: Make
+) -> None:
+    a, b, c = make("a", [0, 1, 2], [3]), make("b", [2, 4], [5]), make("c")
+    merge(b, [a])  # one segment is the same in both
+    push(make("d", [9]), remote)
+    theirs = fakes.folder(Path(remote.name), staging="b") if Path(remote.name).exists() else remote
+    meanwhile = fakes.Meanwhile(remote, MOMENTS[moment], lambda: push(b, theirs))
+    assert push(a, meanwhile).problems == ()
+    assert meanwhile.happened
+    assert verify_remote(remote).clean
+    assert pull(remote, c).problems == ()
+    assert held(c) == {0, 1, 2, 3, 4, 5, 9}
+    assert (push(a, remote).rows, push(b, remote).rows) == (0, 0)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_push_beside_a_purge_sends_everything_and_brings_nothing_back(
+    moment: str, remote: Remote, make: Make
+) -> None:
+    a, b, c = make("a", [0, 1, 2], [3]), make("b", [1, 4], [5]), make("c")
+    push(a, remote)
+    a.record_photos("f", ["1"], photos(1))
+    forget(a, ["1"])
+    meanwhile = fakes.Meanwhile(remote, MOMENTS[moment], lambda: push(b, remote))
+    assert push(a, meanwhile, purge=True).problems == ()
+    assert meanwhile.happened
+    assert push(a, remote, purge=True).problems == ()
+    assert row_of(1) not in there(remote)
+    assert verify_remote(remote).clean
+    assert pull(remote, c).problems == ()
+    assert held(c) == {0, 2, 3, 4, 5}
