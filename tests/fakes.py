@@ -7,12 +7,11 @@ from embedcache.remotes.files import FilesRemote
 from embedcache.remotes.folder import LocalFiles
 from embedcache.remotes.objects import ObjectRemote
 from embedcache.remotes.patience import Patient
-from embedcache.remotes.remote import Blocks, ListedObject, Remote, Unreachable
-from embedcache.store.disposal import is_our_name
+from embedcache.remotes.remote import Blocks, ListedObject, Ours, Remote, Unreachable
 
 
 def folder(path: Path, *, staging: str = "test") -> Remote:
-    return FilesRemote(LocalFiles(path), str(path), staging=staging, ours=is_our_name)
+    return FilesRemote(LocalFiles(path), str(path), staging=staging)
 
 
 def memory() -> Remote:
@@ -57,7 +56,7 @@ class Held:
     def leftovers(self, folder: str) -> Sequence[str]:
         return ()
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
         self.objects.pop(key, None)
 
 
@@ -130,9 +129,9 @@ class Flaky:
     def leftovers(self, folder: str) -> Sequence[str]:
         return self._remote.leftovers(folder)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
         how = self._begin()
-        self._remote.delete(key)
+        self._remote.delete(key, ours=ours)
         self._end(how)
 
 
@@ -195,9 +194,9 @@ class Meanwhile(Flaky):
         self._at("create_once", key)
         return super().create_once(key, data)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
         self._at("delete", key)
-        super().delete(key)
+        super().delete(key, ours=ours)
 
 
 class Stale(Flaky):

@@ -7,12 +7,12 @@ that `Cache.open` reads. Every pusher stages under its own name, which a later p
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Protocol
 
 from embedcache.errors import Damaged, RemoteError
-from embedcache.remotes.remote import Blocks, ListedObject, plain_os_error
+from embedcache.remotes.remote import Blocks, ListedObject, Ours, plain_os_error
 
 # A key inside a segment: the folder of segments, the segment, the file in it.
 _IN_SEGMENT = re.compile(r"(.+/segments)/(\d{8}T\d{12}-[0-9a-f]{8})/(.+)")
@@ -22,9 +22,6 @@ _SPACE = re.compile(r"([a-z-]+)/([0-9a-f]{64})/(segments/zarr\.json|zarr\.json)"
 MANIFEST = "manifest.json"
 MAX_DEPTH = 12
 MAX_NAMES = 4_000_000
-
-
-Ours = Callable[[str], bool]  # whether embedcache wrote a file, by its path in a segment
 
 
 class Files(Protocol):
@@ -90,14 +87,10 @@ class Looks:
 
 
 class FilesRemote:
-    """A `Remote` made of files.
+    """A `Remote` made of files."""
 
-    ours: which files of a segment may be deleted with it.
-    """
-
-    def __init__(self, files: Files, name: str, *, staging: str, ours: Ours) -> None:
+    def __init__(self, files: Files, name: str, *, staging: str) -> None:
         self.name = name
-        self._ours = ours
         self._files = files
         self._staging = staging
 
@@ -190,21 +183,21 @@ class FilesRemote:
             return False
         return True
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
         """Remove an object; removing a manifest removes the whole segment at once.
 
-        Files that others put into a segment stay, in the hidden folder that it was renamed to.
+        Files that are not `ours` stay, in the hidden folder that it was renamed to.
         """
         with self._plain(key):
             inside = _IN_SEGMENT.fullmatch(key)
             if not inside:
-                self._files.remove(key, ours=self._ours)
+                self._files.remove(key, ours=ours)
             elif inside[3] == MANIFEST:
                 # The name says what it was, so that anybody can finish a deletion that was cut.
                 hidden = f"{inside[1]}/.gone-{inside[2]}-{os.urandom(4).hex()}"
                 with contextlib.suppress(FileNotFoundError):
                     self._files.rename(f"{inside[1]}/{inside[2]}", hidden)
-                self._files.remove(hidden, ours=self._ours)
+                self._files.remove(hidden, ours=ours)
 
     def _staged(self, key: str) -> str:
         inside = _IN_SEGMENT.fullmatch(key)

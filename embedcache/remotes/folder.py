@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from embedcache import disk
 from embedcache.errors import Damaged
-from embedcache.remotes.files import LINK, MAX_DEPTH, NO_RIGHT, Looks, Ours, require_parent
-from embedcache.remotes.remote import BLOCK_BYTES, UNSEEN
+from embedcache.remotes.files import LINK, MAX_DEPTH, NO_RIGHT, Looks, require_parent
+from embedcache.remotes.remote import BLOCK_BYTES, UNSEEN, Ours
 
 
 class LocalFiles:

@@ -18,6 +18,7 @@ from embedcache.remotes.remote import (
     Blocks,
     Denied,
     ListedObject,
+    Ours,
     Unconditional,
     Unreachable,
     reason_of,
@@ -123,8 +124,10 @@ class ObjectRemote:
         del folder  # unfinished segments are listed as such
         return ()
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
         import obstore
+
+        del ours  # there are no folders
 
         with self._plain(key), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._small, key)

@@ -14,6 +14,7 @@ from embedcache.remotes.remote import (
     MAX_KEYS,
     Blocks,
     ListedObject,
+    Ours,
     Remote,
     T,
     Unreachable,
@@ -106,8 +107,8 @@ class Patient:
     def leftovers(self, folder: str) -> Sequence[str]:
         return self._patiently(lambda: self._remote.leftovers(folder))
 
-    def delete(self, key: str) -> None:
-        self._patiently(lambda: self._remote.delete(key))
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
+        self._patiently(lambda: self._remote.delete(key, ours=ours))
 
     def _patiently(self, request: Callable[[], T], patience: float = PATIENCE_SECONDS) -> T:
         began = time.monotonic()

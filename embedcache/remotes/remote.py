@@ -19,6 +19,7 @@ from embedcache.errors import RemoteError
 
 T = TypeVar("T")
 Blocks = Callable[[], Iterator[bytes]]
+Ours = Callable[[str], bool]  # whether embedcache wrote a file, by its path in a segment
 
 BLOCK_BYTES = 1 << 20
 SMALL_BYTES = 8 << 20
@@ -105,8 +106,11 @@ class Remote(Protocol):
         """Keys of hidden names in a folder, which interrupted commands have left."""
         ...
 
-    def delete(self, key: str) -> None:
-        """Remove an object; no error where there is none."""
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
+        """Remove an object; no error where there is none.
+
+        ours: of a folder that goes with it, which files to remove; None for all.
+        """
         ...
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from urllib.parse import SplitResult, unquote
 
 from embedcache.errors import RemoteError
-from embedcache.remotes.files import LINK, MAX_DEPTH, NO_RIGHT, Looks, Ours, require_parent
-from embedcache.remotes.remote import ANSWER_SECONDS, BLOCK_BYTES, UNSEEN, Unreachable
+from embedcache.remotes.files import LINK, MAX_DEPTH, NO_RIGHT, Looks, require_parent
+from embedcache.remotes.remote import ANSWER_SECONDS, BLOCK_BYTES, UNSEEN, Ours, Unreachable
 
 CONNECT_SECONDS = 10.0
 DEADLINE_BYTES = 2 << 20  # requests up to this size have a deadline, in all, as on S3

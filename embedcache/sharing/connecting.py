@@ -12,7 +12,6 @@ from embedcache.remotes.address import parse_address
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.remote import Remote
 from embedcache.store.cache import Cache
-from embedcache.store.disposal import is_our_name
 from embedcache.store.layout import FOLDERS
 from embedcache.store.salvage import own_litter
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
@@ -28,7 +27,7 @@ def connect(remote: Remote | str, cache: Cache) -> Remote:
         what = "is the cache itself" if place == cache.path else "lies in the cache"
         if cache.path in (place, *place.parents):
             raise CacheError(f"{remote} {what}", advice="Name another place to share it")
-    return open_remote(remote, staging=staging_of(cache), ours=is_our_name)
+    return open_remote(remote, staging=staging_of(cache))
 
 
 def memo_of(cache: Cache, remote: Remote) -> Path | None:

@@ -219,7 +219,7 @@ def _kind(copy: SharedCopy, space: ListedSpace) -> Kind:
 def _delete(copy: SharedCopy, space: ListedSpace, segment: str) -> None:
     """Delete a segment that the log names, its manifest first; files of others stay."""
     key = f"{space.key}/segments/{segment}"
-    copy.remote.delete(f"{key}/{MANIFEST}")
+    copy.remote.delete(f"{key}/{MANIFEST}", ours=is_our_name)
     for path in space.segments.get(segment, {}):
         if path != MANIFEST and is_our_name(path):
             copy.remote.delete(f"{key}/{path}")
@@ -250,7 +250,7 @@ def _finish(
             for key in copy.remote.leftovers(f"{space.key}/segments"):
                 name = key.rpartition("/")[2]
                 if name.startswith((".gone-", ".old-")) or name.endswith(own):
-                    copy.remote.delete(key)
+                    copy.remote.delete(key, ours=is_our_name)
                     if next(iter(copy.remote.list(f"{key}/")), None) is not None:
                         counts.notes.append(_of_others(copy, key))
                 elif name.startswith(".push-") and only is None:

@@ -12,7 +12,7 @@ import pytest
 
 from embedcache.errors import CacheError, Damaged, RemoteError
 from embedcache.remotes.folder import LocalFiles
-from embedcache.remotes.remote import Remote, Unreachable
+from embedcache.remotes.remote import Ours, Remote, Unreachable
 from embedcache.sharing import purging
 from embedcache.sharing.connecting import staging_of
 from embedcache.sharing.outgoing import outgoing
@@ -111,7 +111,7 @@ def test_a_member_who_may_not_delete_is_told_who_can(make: Make) -> None:
     push(make("c", [9]), shared)
 
     class Writer(fakes.Meanwhile):
-        def delete(self, key: str) -> None:
+        def delete(self, key: str, *, ours: Ours | None = None) -> None:
             raise Denied(f"denied access to {key}")
 
         def create_once(self, key: str, data: bytes) -> bool:
