@@ -13,7 +13,7 @@ import platform
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,6 +82,8 @@ def sync_tree(folder: Path, *, but: str = "") -> None:
     """Make a folder durable, files first, names from the leaves up; `but` is a folder left out."""
     for parent, _, files in os.walk(folder, topdown=False):
         for name in files if Path(parent).name != but else ():
+            if Path(parent, name).is_symlink():
+                continue
             fd = os.open(Path(parent, name), os.O_RDONLY | os.O_NOFOLLOW)
             try:
                 sync(fd)
@@ -268,33 +270,32 @@ def remove_folder(path: Path) -> bool:
     return delete_folder(hidden)
 
 
-def delete_folder(path: Path) -> bool:
+def delete_folder(path: Path, *, ours: Callable[[str], bool] | None = None) -> bool:
     """Delete a folder and all that it holds, beside others who may be at it too.
 
+    ours: which files to delete, by their paths in the folder; None for all.
     Returns whether nothing is left: on NFS a file that a process holds open stays until it is
     closed.
     """
     for parent, folders, files in os.walk(path, topdown=False):
-        for name in files:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(Path(parent, name))
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        for name in [*files, *links]:
+            one = Path(parent, name)
+            if ours is None or (not one.is_symlink() and ours(one.relative_to(path).as_posix())):
+                one.unlink(missing_ok=True)
         for name in folders:
-            with contextlib.suppress(FileNotFoundError):
-                inner = Path(parent, name)
-                if inner.is_symlink():
-                    inner.unlink()
-                else:
-                    _remove_empty(inner)
-    with contextlib.suppress(FileNotFoundError):
-        _remove_empty(path)
+            if name not in links:
+                remove_empty(Path(parent, name))
+    remove_empty(path)
     return not path.exists()
 
 
-def _remove_empty(path: Path) -> None:
+def remove_empty(path: Path) -> None:
+    """Remove a folder unless it holds something, or is not there."""
     try:
         path.rmdir()
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise
 
 

@@ -1,8 +1,9 @@
-"""What this process may use of the machine: processors, and versions of the packages installed."""
+"""What this process may use of the machine: processors, memory, versions of installed packages."""
 
 import math
 import os
 import platform
+import resource
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -70,6 +71,18 @@ def _quota_in(folder: Path) -> float | None:
         return int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def address_space_left() -> int | None:
+    """Bytes of address space that this process may still take; None: no limit is known."""
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most == resource.RLIM_INFINITY:
+        return None
+    try:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:  # not Linux
+        return None
+    return max(0, most - taken)
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ only such files; where somebody else's file has a name that it needs, it writes 
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -31,8 +32,7 @@ class Outputs:
         """Where to write a file: `name`, or beside it where that is not ours. Makes its folder."""
         first = self.folder / name
         first.parent.mkdir(parents=True, exist_ok=True)
-        names = (first.with_stem(f"{first.stem}-{n}") if n else first for n in count())
-        return next(path for path in names if self._is_free(path))
+        return next(path for path in _names(first) if self._is_free(path))
 
     def wrote(self, path: Path) -> Path:
         """Enter a file in the list, now, so that a run that dies leaves none that is nobody's."""
@@ -51,7 +51,7 @@ class Outputs:
         for name in self._earlier.keys() - self._written.keys():
             if is_own(self.folder, name, self._earlier):
                 path = self.folder / name
-                path.unlink()
+                path.unlink(missing_ok=True)  # another run may be at it
                 with contextlib.suppress(OSError):  # not empty
                     path.parent.rmdir()
         self._write_list(self._written)
@@ -64,6 +64,15 @@ class Outputs:
 
     def _write_list(self, files: dict[str, str]) -> None:
         disk.replace(self.folder / LIST, encode_list(files), durable=False)
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or a name beside it where that is taken."""
+    return next(name for name in _names(path) if not os.path.lexists(name))
+
+
+def _names(path: Path) -> Iterator[Path]:
+    return (path.with_stem(f"{path.stem}-{n}") if n else path for n in count())
 
 
 def encode_list(files: dict[str, str]) -> bytes:

@@ -7,19 +7,21 @@
     OUT/<head>/predictions.csv   the test rows: id, truth, weight, prediction; with folds every row,
                                  each by the head that never saw it
 
-A folder is written whole under another name and then renamed. What is read is not trusted: sizes
+A folder is written whole under another name and then renamed. The one that it takes the place of
+keeps a hidden name until the user's own files in it have moved on; were that cut off, the next look
+at the place goes on with it. What is read is not trusted: sizes
 are checked before bytes are read, hashes before tensors are taken, and tensors must have exactly
 the names, types and shapes that the card's few numbers imply.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
 import itertools
 import json
 import os
-import shutil
-import tempfile
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,7 +38,7 @@ from heads.documents import PACKAGES, checked, read_json
 from heads.fitting.judge import Judged
 from heads.fitting.result import Fit
 from heads.head import Head, Layer, Link, Standard
-from heads.outputs import LIST, encode_list, is_own, listed
+from heads.outputs import LIST, encode_list, free_name, is_own, listed
 
 FORMAT = 1
 _LAYERS = {"const": 1, "ridge": 1, "logistic": 1, "0fc": 1, "1fc": 2, "2fc": 3}
@@ -133,43 +135,65 @@ def save(fit: Fit, folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.is_symlink():
         folder = folder.resolve()
+    _bring_back(folder)
     kept = _kept(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    earlier = disk.temporary_beside(folder)
+    fresh = earlier.with_name(f".{folder.name}.new-{disk.mark_of_process()}")
     try:
-        fresh.chmod(0o777 & ~_umask())
+        fresh.mkdir()
         cards = {name: _write_head(fit, name, fresh / name) for name in fit.heads}
         document = fit.document() | {"format": FORMAT, "heads": cards} | _origin(fit)
         disk.write_new(fresh / "fit.json", _json(document))
         _keep(folder, kept, fresh)
         disk.sync_tree(fresh)
-        earlier = disk.temporary_beside(folder)
         if folder.exists():
             folder.rename(earlier)
-        fresh.rename(folder)
+        if not disk.rename_folder(fresh, folder):
+            raise HeadError(f"another process wrote to {folder} meanwhile; run this again")
         disk.sync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    _carry_over(earlier, folder)
+    finally:
+        disk.delete_folder(fresh)
+        if earlier.exists():
+            _carry_over(earlier, folder)
     return folder
 
 
+def _bring_back(folder: Path) -> None:
+    """Go on with saves to a folder that were cut off: what lay in it comes back."""
+    mark = rf"\.{re.escape(folder.name)}\.(new-)?[0-9a-f]{{8}}-[0-9a-f]{{8}}-\d+-\d+"
+    for beside in sorted(folder.parent.iterdir()) if folder.parent.is_dir() else ():
+        found = re.fullmatch(mark, beside.name)
+        gone = disk.maker_is_gone(beside.name)
+        if not found or gone is False or not beside.is_dir() or beside.is_symlink():
+            continue
+        if not found[1]:  # also of another machine, or of this one before it was started again
+            _carry_over(beside, folder)
+        elif gone:
+            disk.delete_folder(beside)
+
+
 def _carry_over(earlier: Path, folder: Path) -> None:
-    """Move what no fit wrote into the folder that took the earlier one's place; the rest goes."""
+    """Put an earlier folder back, or what no fit wrote in it into the one that took its place."""
+    if disk.rename_folder(earlier, folder):
+        return
     files = listed(earlier) if earlier.is_dir() else {}
     for parent, folders, names in os.walk(earlier):
         inside = Path(parent).relative_to(earlier)
         links = [name for name in folders if Path(parent, name).is_symlink()]
         for name in [*names, *links]:
             own = (inside / name).as_posix()
-            ours = own == LIST or is_own(earlier, own, files)
-            if not ours and not os.path.lexists(folder / own):
+            if own == LIST:  # it says what is ours, so it goes last
+                continue
+            if is_own(earlier, own, files):
+                (earlier / own).unlink(missing_ok=True)
+            else:
                 (folder / inside).mkdir(parents=True, exist_ok=True)
-                Path(parent, name).rename(folder / own)
+                with contextlib.suppress(FileNotFoundError):  # another process was faster
+                    Path(parent, name).rename(free_name(folder / own))
         if not folders and not names and inside.parts:
             (folder / inside).mkdir(parents=True, exist_ok=True)
-    disk.delete_folder(earlier)
+    disk.delete_folder(earlier, ours=LIST.__eq__)
 
 
 def _keep(folder: Path, kept: list[str], fresh: Path) -> None:
@@ -187,9 +211,11 @@ def _keep(folder: Path, kept: list[str], fresh: Path) -> None:
 def check_out(folder: str | Path) -> bool:
     """Whether an earlier fit lies in a folder that `save` will write to.
 
+    What a save that was cut off left beside the folder comes back first.
     HeadError where `save` would refuse the folder.
     """
     folder = Path(folder)
+    _bring_back(folder.resolve())
     _kept(folder)
     return folder.is_dir() and any(folder.iterdir())
 
@@ -418,9 +444,3 @@ def _csv(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> bytes:
     writer.writerow(titles)
     writer.writerows(rows)
     return text.getvalue().encode()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

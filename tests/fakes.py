@@ -7,7 +7,7 @@ from embedcache.remotes.files import FilesRemote
 from embedcache.remotes.folder import LocalFiles
 from embedcache.remotes.objects import ObjectRemote
 from embedcache.remotes.patience import Patient
-from embedcache.remotes.remote import Blocks, ListedObject, Remote, Unreachable
+from embedcache.remotes.remote import Blocks, ListedObject, Ours, Remote, Unreachable
 
 
 def folder(path: Path, *, staging: str = "test") -> Remote:
@@ -53,10 +53,10 @@ class Held:
     def create_once(self, key: str, data: bytes) -> bool:
         return self.create(key, data)
 
-    def leftovers(self, segments: str) -> Sequence[str]:
+    def leftovers(self, folder: str) -> Sequence[str]:
         return ()
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
         self.objects.pop(key, None)
 
 
@@ -126,12 +126,12 @@ class Flaky:
         self._end(how)
         return made
 
-    def leftovers(self, segments: str) -> Sequence[str]:
-        return self._remote.leftovers(segments)
+    def leftovers(self, folder: str) -> Sequence[str]:
+        return self._remote.leftovers(folder)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
         how = self._begin()
-        self._remote.delete(key)
+        self._remote.delete(key, ours=ours)
         self._end(how)
 
 
@@ -194,9 +194,9 @@ class Meanwhile(Flaky):
         self._at("create_once", key)
         return super().create_once(key, data)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
         self._at("delete", key)
-        super().delete(key)
+        super().delete(key, ours=ours)
 
 
 class Stale(Flaky):

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Protocol
 
 from embedcache.errors import Damaged, RemoteError
-from embedcache.remotes.remote import Blocks, ListedObject, plain_os_error
+from embedcache.remotes.remote import Blocks, ListedObject, Ours, plain_os_error
 
 # A key inside a segment: the folder of segments, the segment, the file in it.
 _IN_SEGMENT = re.compile(r"(.+/segments)/(\d{8}T\d{12}-[0-9a-f]{8})/(.+)")
@@ -62,8 +62,11 @@ class Files(Protocol):
         """Names in a folder that begin with a dot; none where there is no such folder."""
         ...
 
-    def remove(self, path: str) -> None:
-        """Remove a file, or a folder with its content; no error where there is none."""
+    def remove(self, path: str, *, ours: Ours | None = None) -> None:
+        """Remove a file, or a folder with its content; no error where there is none.
+
+        ours: which files in the folder to remove, by their paths in it; the rest stays.
+        """
         ...
 
 
@@ -167,9 +170,9 @@ class FilesRemote:
                 return False
             return True
 
-    def leftovers(self, segments: str) -> Sequence[str]:
-        with self._plain(segments):
-            return [f"{segments}/{name}" for name in self._files.hidden(segments)]
+    def leftovers(self, folder: str) -> Sequence[str]:
+        with self._plain(folder):
+            return [f"{folder}/{name}".lstrip("/") for name in self._files.hidden(folder)]
 
     def _create_space(self, space: re.Match[str], data: bytes) -> bool:
         """Create a space in a hidden folder, which gets its name once both documents are there."""
@@ -180,18 +183,21 @@ class FilesRemote:
             return False
         return True
 
-    def delete(self, key: str) -> None:
-        """Remove an object; removing a manifest removes the whole segment at once."""
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
+        """Remove an object; removing a manifest removes the whole segment at once.
+
+        Files that are not `ours` stay, in the hidden folder that it was renamed to.
+        """
         with self._plain(key):
             inside = _IN_SEGMENT.fullmatch(key)
             if not inside:
-                self._files.remove(key)
+                self._files.remove(key, ours=ours)
             elif inside[3] == MANIFEST:
                 # The name says what it was, so that anybody can finish a deletion that was cut.
                 hidden = f"{inside[1]}/.gone-{inside[2]}-{os.urandom(4).hex()}"
                 with contextlib.suppress(FileNotFoundError):
                     self._files.rename(f"{inside[1]}/{inside[2]}", hidden)
-                self._files.remove(hidden)
+                self._files.remove(hidden, ours=ours)
 
     def _staged(self, key: str) -> str:
         inside = _IN_SEGMENT.fullmatch(key)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from embedcache import disk
 from embedcache.errors import Damaged
 from embedcache.remotes.files import LINK, MAX_DEPTH, NO_RIGHT, Looks, require_parent
-from embedcache.remotes.remote import BLOCK_BYTES, UNSEEN
+from embedcache.remotes.remote import BLOCK_BYTES, UNSEEN, Ours
 
 
 class LocalFiles:
@@ -115,12 +115,14 @@ class LocalFiles:
     def exists(self, path: str) -> bool:
         return (self._root / path).exists()
 
-    def remove(self, path: str) -> None:
+    def remove(self, path: str, *, ours: Ours | None = None) -> None:
         place = self._place(path)
-        if place.is_dir() and not place.is_symlink():
-            disk.remove_folder(place)
-        else:
+        if not place.is_dir() or place.is_symlink():
             place.unlink(missing_ok=True)
+        elif place.name.startswith("."):
+            disk.delete_folder(place, ours=ours)
+        else:
+            disk.remove_folder(place)
 
     def _place(self, path: str) -> Path:
         """Where `path` is written; Damaged where a link on the way would lead elsewhere."""

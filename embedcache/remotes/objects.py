@@ -18,6 +18,7 @@ from embedcache.remotes.remote import (
     Blocks,
     Denied,
     ListedObject,
+    Ours,
     Unconditional,
     Unreachable,
     reason_of,
@@ -119,12 +120,14 @@ class ObjectRemote:
                 raise Unconditional(f"{self.name} does not support conditional writes") from None
         return True
 
-    def leftovers(self, segments: str) -> Sequence[str]:
-        del segments  # unfinished segments are listed as such
+    def leftovers(self, folder: str) -> Sequence[str]:
+        del folder  # unfinished segments are listed as such
         return ()
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
         import obstore
+
+        del ours  # there are no folders
 
         with self._plain(key), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._small, key)

@@ -14,6 +14,7 @@ from embedcache.remotes.remote import (
     MAX_KEYS,
     Blocks,
     ListedObject,
+    Ours,
     Remote,
     T,
     Unreachable,
@@ -103,11 +104,11 @@ class Patient:
 
         return self._patiently(attempt)
 
-    def leftovers(self, segments: str) -> Sequence[str]:
-        return self._patiently(lambda: self._remote.leftovers(segments))
+    def leftovers(self, folder: str) -> Sequence[str]:
+        return self._patiently(lambda: self._remote.leftovers(folder))
 
-    def delete(self, key: str) -> None:
-        self._patiently(lambda: self._remote.delete(key))
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
+        self._patiently(lambda: self._remote.delete(key, ours=ours))
 
     def _patiently(self, request: Callable[[], T], patience: float = PATIENCE_SECONDS) -> T:
         began = time.monotonic()

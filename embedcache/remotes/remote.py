@@ -19,6 +19,7 @@ from embedcache.errors import RemoteError
 
 T = TypeVar("T")
 Blocks = Callable[[], Iterator[bytes]]
+Ours = Callable[[str], bool]  # whether embedcache wrote a file, by its path in a segment
 
 BLOCK_BYTES = 1 << 20
 SMALL_BYTES = 8 << 20
@@ -101,12 +102,15 @@ class Remote(Protocol):
         """
         ...
 
-    def leftovers(self, segments: str) -> Sequence[str]:
-        """Keys of hidden folders under `segments`/, which interrupted commands have left."""
+    def leftovers(self, folder: str) -> Sequence[str]:
+        """Keys of hidden names in a folder, which interrupted commands have left."""
         ...
 
-    def delete(self, key: str) -> None:
-        """Remove an object; no error where there is none."""
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
+        """Remove an object; no error where there is none.
+
+        ours: of a folder that goes with it, which files to remove; None for all.
+        """
         ...
 
 

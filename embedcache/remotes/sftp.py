@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, unquote
 
 from embedcache.errors import RemoteError
 from embedcache.remotes.files import LINK, MAX_DEPTH, NO_RIGHT, Looks, require_parent
-from embedcache.remotes.remote import ANSWER_SECONDS, BLOCK_BYTES, UNSEEN, Unreachable
+from embedcache.remotes.remote import ANSWER_SECONDS, BLOCK_BYTES, UNSEEN, Ours, Unreachable
 
 CONNECT_SECONDS = 10.0
 DEADLINE_BYTES = 2 << 20  # requests up to this size have a deadline, in all, as on S3
@@ -163,14 +163,28 @@ class SftpFiles:
     def exists(self, path: str) -> bool:
         return bool(self._fs.exists(self._path(path)))
 
-    def remove(self, path: str) -> None:
-        place = self._path(path)
-        if self._fs.isdir(place):
-            for name in self._ftp.listdir(place):
-                self.remove(f"{path}/{name}")
-            self._ftp.rmdir(place)
-        elif self._fs.exists(place):
-            self._ftp.remove(place)
+    def remove(self, path: str, *, ours: Ours | None = None) -> None:
+        if self._fs.isdir(self._path(path)):
+            self._clear(path, "", ours)
+        elif self._fs.exists(self._path(path)):
+            self._ftp.remove(self._path(path))
+
+    def _clear(self, folder: str, inside: str, ours: Ours | None) -> bool:
+        """Remove what is ours below `folder`/`inside`; returns whether nothing is left."""
+        here = self._path(f"{folder}/{inside}")
+        empty = True
+        for found in self._ftp.listdir_attr(here):
+            own = f"{inside}{found.filename}"
+            mode = found.st_mode or 0
+            if stat.S_ISDIR(mode):
+                empty &= self._clear(folder, f"{own}/", ours)
+            elif ours is None or (stat.S_ISREG(mode) and ours(own)):
+                self._ftp.remove(self._path(f"{folder}/{own}"))
+            else:
+                empty = False
+        if empty:
+            self._ftp.rmdir(here)
+        return empty
 
     def _path(self, path: str) -> str:
         return f"{self._root.rstrip('/')}/{path}".rstrip("/")

@@ -42,6 +42,10 @@ SYNC_BYTES = 16 << 20
 STALE_SECONDS = 7 * 86_400.0
 
 
+class DeletedHere(Damaged):
+    """What had arrived was deleted by another process of this machine."""
+
+
 @contextlib.contextmanager
 def arriving(
     source: RemoteSegment,
@@ -67,7 +71,7 @@ def arriving(
             screens = dict(zip(files, _all(jobs), strict=True))
             (folder / MANIFEST).write_bytes(source.raw)
         except FileNotFoundError:
-            raise Damaged("its files here were deleted during the pull") from None
+            raise DeletedHere("its files here were deleted during the transfer") from None
         segment = Segment.read(str(folder), kind=source.manifest.kind, space=source.manifest.space)
         try:
             check_segment(segment, row_crcs=_row_crcs(source, screens))

@@ -14,6 +14,7 @@ from embedcache.sharing.purging import purge
 from embedcache.sharing.sending import Published
 from embedcache.sharing.shared_copy import Marks, SharedCopy
 from embedcache.store.cache import Cache
+from embedcache.store.disposal import is_our_name
 from embedcache.store.manifest import MANIFEST, Manifest
 from embedcache.store.sealed import MAX_MANIFEST_BYTES
 
@@ -65,7 +66,7 @@ def remove_own_leftovers(copy: SharedCopy, cache: Cache) -> None:
             for space in copy.listing.spaces(root).values():
                 for key in copy.remote.leftovers(f"{space.key}/segments"):
                     if key.endswith(own):
-                        copy.remote.delete(key)
+                        copy.remote.delete(key, ours=is_our_name)
 
 
 def _is_there(

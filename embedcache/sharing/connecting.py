@@ -12,6 +12,8 @@ from embedcache.remotes.address import parse_address
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.remote import Remote
 from embedcache.store.cache import Cache
+from embedcache.store.layout import FOLDERS
+from embedcache.store.salvage import own_litter
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
 
 
@@ -61,11 +63,12 @@ def destination(path: Path, *, keep: bool = True) -> Iterator[Cache]:
 
 
 def _holds_nothing(cache: Cache) -> bool:
-    """Whether a new cache holds nothing, and nothing that a later pull would resume."""
+    """Whether a new cache holds nothing, of anybody, and nothing that a later pull would resume."""
     arrived = ("spaces/*/", "faces/*/", "photos/segments/*/", "refs/*", f"{TOMBSTONES}/*")
-    return not any(
-        next(cache.path.glob(pattern), None) for pattern in (*arrived, "local/incoming/*")
-    )
+    if any(next(cache.path.glob(pattern), None) for pattern in (*arrived, "local/incoming/*")):
+        return False
+    strangers = set(os.listdir(cache.path)) - {*FOLDERS, "zarr.json"}
+    return not any(not own_litter(name) for name in strangers)
 
 
 def staging_of(cache: Cache) -> str:

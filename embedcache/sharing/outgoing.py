@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.errors import CacheError
+from embedcache.errors import CacheError, Damaged
 from embedcache.spec import Json, Spec
 from embedcache.store.cache import Cache
 from embedcache.store.photo_ids import PhotoIds
@@ -47,7 +47,9 @@ def outgoing(
             target = place.face_space(dict(kind), create=True)
         try:
             target.rewrite([(segment, rows)], about=segment.manifest.about, segment_id=segment_id)
-        except FileNotFoundError:
+        except (FileNotFoundError, Damaged):
+            if segment.folder.exists():
+                raise
             raise RemovedHere(segment) from None
         [new] = target.segments()
         yield new

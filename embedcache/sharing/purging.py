@@ -5,9 +5,9 @@ goes, created only if nobody removed anything meanwhile; then the bytes go. Anyb
 last step. A storage that cannot have a log is never purged.
 """
 
-from collections.abc import Collection, Iterator
+import contextlib
+from collections.abc import Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from embedcache.errors import Damaged, RemoteError
 from embedcache.remotes.remote import Denied, Unconditional, Unreachable
-from embedcache.sharing.arrival import arriving
+from embedcache.sharing.arrival import DeletedHere, arriving
 from embedcache.sharing.connecting import staging_of
 from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.moved import MoveCounts
@@ -25,6 +25,7 @@ from embedcache.sharing.sending import send_segment
 from embedcache.sharing.shared_copy import Marks, SharedCopy
 from embedcache.sharing.small_objects import TooMuch
 from embedcache.store.cache import Cache
+from embedcache.store.disposal import is_our_name
 from embedcache.store.log import Entry, Gone, Log
 from embedcache.store.manifest import MANIFEST, replacement_id
 from embedcache.store.segment import Segment
@@ -143,17 +144,15 @@ def _replace(
     successors: tuple[str, ...] = ()
     live = np.flatnonzero(~victim.dead)
     if len(live):
-        new = replacement_id(victim.segment.id)
         try:
-            _send_live(copy, cache, pool, victim, live, new)
+            successors = (_send_live(copy, cache, pool, victim, live),)
         except (Unreachable, Denied):
             raise
+        except (DeletedHere, RemovedHere):
+            return False
         except (RemoteError, Damaged) as error:
             copy.segments.refuse(victim.segment, error)
             return False
-        except RemovedHere:
-            return False
-        successors = (new,)
 
     def decide(log: Log) -> Entry | None:
         if victim.name in log.gone or copy.again().marks() != marks:
@@ -173,27 +172,23 @@ def _send_live(
     pool: ThreadPoolExecutor,
     victim: RemoteVictim,
     live: NDArray[np.int64],
-    name: str,
-) -> None:
-    """Publish the live rows of a victim as the segment `name`."""
+) -> str:
+    """Publish the live rows of a victim as another segment; returns its id.
+
+    They come from the same segment here, else from the shared copy: a segment here may be damaged,
+    or be removed meanwhile, and nothing is wrong there.
+    """
     kind = _kind(copy, victim.space)
-    with (
-        _whole(copy, cache, pool, victim) as segment,
-        outgoing(cache, segment, live, kind=kind, segment_id=name) as successor,
-    ):
-        send_segment(copy, victim.space.key, successor, pool, lambda n: None)
 
+    def send(segment: Segment) -> str:
+        name = replacement_id(victim.segment.id)
+        with outgoing(cache, segment, live, kind=kind, segment_id=name) as successor:
+            send_segment(copy, victim.space.key, successor, pool, lambda n: None)
+        return name
 
-@contextmanager
-def _whole(
-    copy: SharedCopy, cache: Cache, pool: ThreadPoolExecutor, victim: RemoteVictim
-) -> Iterator[Segment]:
-    """A victim's bytes, checked: those of the same segment here, else fetched."""
-    for store in cache.sets():
-        for segment in store.segments():
-            if segment.id == victim.segment.id and segment.digest == victim.segment.manifest.digest:
-                yield segment
-                return
+    with contextlib.suppress(Damaged, RemovedHere):
+        if (segment := _here(cache, victim)) is not None:
+            return send(segment)
     with (
         ThreadPoolExecutor(1) as syncing,
         arriving(
@@ -205,7 +200,14 @@ def _whole(
             count=lambda n: None,
         ) as segment,
     ):
-        yield segment
+        return send(segment)
+
+
+def _here(cache: Cache, victim: RemoteVictim) -> Segment | None:
+    """The segment of this cache that is the same as a victim."""
+    same = (victim.segment.id, victim.segment.manifest.digest)
+    segments = (segment for store in cache.sets() for segment in store.segments())
+    return next((one for one in segments if (one.id, one.digest) == same), None)
 
 
 def _kind(copy: SharedCopy, space: ListedSpace) -> Kind:
@@ -215,11 +217,11 @@ def _kind(copy: SharedCopy, space: ListedSpace) -> Kind:
 
 
 def _delete(copy: SharedCopy, space: ListedSpace, segment: str) -> None:
-    """Delete a segment that the log names, its manifest first."""
+    """Delete a segment that the log names, its manifest first; files of others stay."""
     key = f"{space.key}/segments/{segment}"
-    copy.remote.delete(f"{key}/{MANIFEST}")
+    copy.remote.delete(f"{key}/{MANIFEST}", ours=is_our_name)
     for path in space.segments.get(segment, {}):
-        if path != MANIFEST:
+        if path != MANIFEST and is_our_name(path):
             copy.remote.delete(f"{key}/{path}")
 
 
@@ -237,6 +239,8 @@ def _finish(
             for segment in list(space.segments):
                 if f"{space.set_key}/{segment}" in gone:
                     _delete(copy, space, segment)
+                    if not all(map(is_our_name, space.segments[segment])):
+                        counts.notes.append(_of_others(copy, f"{space.key}/segments/{segment}"))
                 elif MANIFEST in space.segments[segment] or only is not None:
                     continue
                 elif (space.set_key, segment) in ours:
@@ -246,9 +250,18 @@ def _finish(
             for key in copy.remote.leftovers(f"{space.key}/segments"):
                 name = key.rpartition("/")[2]
                 if name.startswith((".gone-", ".old-")) or name.endswith(own):
-                    copy.remote.delete(key)
+                    copy.remote.delete(key, ours=is_our_name)
+                    if next(iter(copy.remote.list(f"{key}/")), None) is not None:
+                        counts.notes.append(_of_others(copy, key))
                 elif name.startswith(".push-") and only is None:
                     counts.notes.append(_unfinished(copy, key))
+
+
+def _of_others(copy: SharedCopy, key: str) -> str:
+    return (
+        f"{key} of {copy.remote.name} was a segment with forgotten rows; it still has files that "
+        "embedcache did not write: move them out of the shared copy"
+    )
 
 
 def _unfinished(copy: SharedCopy, key: str) -> str:

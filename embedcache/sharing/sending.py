@@ -6,9 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 
 from embedcache import disk
-from embedcache.errors import Damaged, RemoteError
+from embedcache.errors import Damaged, EmbedcacheError, RemoteError
 from embedcache.remotes.patience import read_small
-from embedcache.remotes.remote import BLOCK_BYTES
+from embedcache.remotes.remote import BLOCK_BYTES, Remote
 from embedcache.sharing.listing import ROOTS
 from embedcache.sharing.moved import SEGMENTS_AT_ONCE, CountBytes, OnBytes, counter
 from embedcache.sharing.outgoing import RemovedHere, outgoing
@@ -17,7 +17,7 @@ from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.store.cache import Cache
 from embedcache.store.manifest import MANIFEST, Manifest
 from embedcache.store.sealed import MAX_MANIFEST_BYTES
-from embedcache.store.segment import Segment
+from embedcache.store.segment import Segment, advice
 
 Published = dict[tuple[str, str], Manifest]
 
@@ -77,16 +77,29 @@ def _send(copy: SharedCopy, parcel: Parcel, pool: ThreadPoolExecutor, count: Cou
     try:
         raw = disk.read_inside(segment.folder, MANIFEST, limit=MAX_MANIFEST_BYTES)
         _finish([pool.submit(send_file, path) for path in parcel.files])
+        if parcel.mends or remote.create(f"{key}/{MANIFEST}", raw):
+            return
     except FileNotFoundError:
-        raise RemovedHere(segment) from None
-    if parcel.mends or remote.create(f"{key}/{MANIFEST}", raw):
-        return
+        raise _lacking(remote, segment) from None
     if read_small(remote, f"{key}/{MANIFEST}", limit=MAX_MANIFEST_BYTES) != raw:
         raise RemoteError(
             f"{remote.name} holds another segment with the id {segment.id}",
             advice="Ids are random, so somebody copied or changed it by hand: find out who writes "
             "there",
         )
+
+
+def _lacking(remote: Remote, segment: Segment) -> EmbedcacheError:
+    """Why a file was not found: here or there, with the whole segment or without."""
+    if not segment.folder.exists():
+        return RemovedHere(segment)
+    for path in (MANIFEST, *segment.manifest.files):
+        if not (segment.folder / path).exists():
+            return Damaged(f"{segment.folder / path} is missing", advice=advice(segment.path))
+    return RemoteError(
+        f"files of segment {segment.id} at {remote.name} were deleted during the push",
+        advice="Rerun the command",
+    )
 
 
 def _checked(segment: Segment, path: str, size: int, digest: str) -> Callable[[], Iterator[bytes]]:

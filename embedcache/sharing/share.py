@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.errors import InputError
+from embedcache.errors import CacheError, Damaged, InputError
 from embedcache.remotes.remote import Remote
 from embedcache.sharing.announcing import send_marks, send_refs
 from embedcache.sharing.confirming import confirm, remove_own_leftovers, set_names
@@ -224,7 +224,12 @@ def push(
     if counts.new_copy:
         copy.require_place()
     marks = copy.marks()
-    with disk.plain_errors("read", cache.path), _alone(cache), workers() as pool:
+    with (
+        disk.plain_errors("read", cache.path),
+        _saying_what_was_removed(cache),
+        _alone(cache),
+        workers() as pool,
+    ):
         dead = copy.segments.dead = marks.joined(cache)
         plan = PushPlanner(copy, cache, dead, pool).plan(
             backbones=backbones, specs=specs, with_ids=with_ids
@@ -247,6 +252,21 @@ def push(
     counts.withheld, counts.still_here = plan.withheld, plan.still_here
     counts.notes += plan.notes
     return _moved("push", copy, cache, counts, dry_run=dry_run, started=started)
+
+
+@contextmanager
+def _saying_what_was_removed(cache: Cache) -> Iterator[None]:
+    """A segment that another process removed meanwhile is not damaged: say so."""
+    before = cache.history.log().n
+    try:
+        yield
+    except Damaged:
+        if cache.history.log().n == before:
+            raise
+        raise CacheError(
+            f"segments of {cache.path} were compacted or forgotten during the push",
+            advice="Rerun the command",
+        ) from None
 
 
 @contextmanager

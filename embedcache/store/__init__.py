@@ -28,6 +28,7 @@ __all__ = [
     "check",
     "checksums",
     "columns",
+    "disposal",
     "draft",
     "faces",
     "history",

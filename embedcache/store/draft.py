@@ -15,8 +15,9 @@ from embedcache.spec import Json
 from embedcache.store import journal
 from embedcache.store.checksums import crc32c
 from embedcache.store.columns import COLUMNS, Columns, Kind, column_path
+from embedcache.store.disposal import discard
 from embedcache.store.manifest import MANIFEST, Manifest, new_segment_id
-from embedcache.store.segment import GROUP
+from embedcache.store.segment import GROUP, cache_of
 from embedcache.store.shard import Geometry, RowStream
 from embedcache.store.zarr_json import array_document
 
@@ -41,6 +42,7 @@ class Draft:
         self.name = name
         self.about = dict(about)
         self.folder = segments / self.id
+        self._cache = Path(cache_of(str(self.folder)))
         hidden = segments / f".new-{self.id}-{disk.mark_of_process()}"
         hidden.mkdir()
         lease: dict[str, Json] = {"kind": kind, "space": space, "name": name, "about": self.about}
@@ -111,7 +113,7 @@ class Draft:
             raise ValueError(f"more than a segment may hold: write fewer rows ({error})") from None
         disk.publish(self.folder / MANIFEST, manifest)
         disk.sync_folder(self.folder.parent)
-        disk.remove_folder(self.folder / journal.FOLDER)
+        discard(self.folder / journal.FOLDER, cache=self._cache)
         self.journal.close()
         return self.id
 
@@ -127,7 +129,7 @@ class Draft:
         """Stop, leaving nothing."""
         if self.stream is not None:
             self.stream.close()
-        disk.remove_folder(self.folder)
+        discard(self.folder, cache=self._cache)
         self.journal.close()
 
     def _write(self, path: str, data: bytes) -> tuple[int, str]:

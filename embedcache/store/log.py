@@ -166,6 +166,9 @@ def read_entry(cache: Path, number: int) -> bytes | None:
         return None
 
 
+UNKNOWN = "0" * 64  # the digest of a segment whose manifest could not be read
+
+
 def create_entry(cache: Path, number: int, entry: Entry) -> bool:
     """Create entry `number`, durably; False where the number is taken.
 

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
+from embedcache.store.disposal import dispose, set_aside
 from embedcache.store.history import History
 from embedcache.store.layout import bring_over
-from embedcache.store.log import MAX_SEGMENTS, Gone, Log, create_entry
+from embedcache.store.log import MAX_SEGMENTS, UNKNOWN, Gone, Log, create_entry
 from embedcache.store.manifest import is_segment_id
 from embedcache.store.refs import pinned_ids
 from embedcache.store.segment import Segment
@@ -187,6 +188,8 @@ def _held(
 def finish(of: Removable) -> list[Path]:
     """Delete what the log names as removed and is still there; anybody may, at any time.
 
+    What others put into a segment's folder moves to damaged/, and so does a segment whose manifest
+    could not be read: nobody knows what is in it.
     Returns what could not be deleted yet, as where a process on NFS holds a file open.
     """
     gone, left = of.history.log().gone, []
@@ -196,14 +199,19 @@ def finish(of: Removable) -> list[Path]:
     for path in sorted(folder.iterdir()):
         hidden = _GONE.fullmatch(path.name)
         name = hidden[1] if hidden else path.name
-        if not is_segment_id(name) or f"{of.key}/{name}" not in gone:
+        entry = gone.get(f"{of.key}/{name}") if is_segment_id(name) else None
+        if entry is None:
+            continue
+        if entry.digest == UNKNOWN and not hidden:
+            with contextlib.suppress(FileNotFoundError):
+                set_aside(of.history.cache, path)
             continue
         if not hidden:
             aside = folder / f".gone-{name}-{disk.mark_of_process()}"
             with contextlib.suppress(FileNotFoundError):
                 path.rename(aside)
             path = aside
-        if not disk.delete_folder(path):
+        if not dispose(path, cache=of.history.cache, was=folder / name):
             left.append(path)
     disk.sync_folder(folder)
     return left

@@ -16,8 +16,10 @@ from embedcache import disk
 from embedcache.errors import Damaged
 from embedcache.store import journal
 from embedcache.store.checksums import crc32c
+from embedcache.store.disposal import discard, dispose
 from embedcache.store.faces import Faces
 from embedcache.store.manifest import MANIFEST, MAX_ROWS
+from embedcache.store.segment import cache_of
 from embedcache.store.shard import Geometry, shard_name
 from embedcache.store.writer import F32, U8, FaceWriter, SegmentWriter
 
@@ -45,7 +47,7 @@ def salvage(
         name = aside[1] if aside else folder.name
         journaled = (folder / journal.FOLDER).is_dir()
         if folder.name.startswith(".") and not (aside and journaled):
-            collect(folder, gone=gone)
+            collect(folder, cache=Path(cache_of(str(folder))), gone=gone)
         elif not folder.is_symlink() and journaled and not gone(name):
             claim = journal.Claim.take(folder)
             if claim is not None:
@@ -84,7 +86,7 @@ def _salvage(
         disk.rename_folder(aside, before)
         raise
     if not _published(aside, home):
-        disk.remove_folder(aside)
+        discard(aside, cache=Path(cache_of(str(home))), was=home)
     return saved
 
 
@@ -94,9 +96,10 @@ def _published(folder: Path, home: Path) -> bool:
         return False
     if folder != home and not disk.rename_folder(folder, home):
         return False
+    cache = Path(cache_of(str(home)))
     for litter in home.glob(".*"):  # its manifest's temporary name
-        collect(litter)
-    disk.remove_folder(home / journal.FOLDER)
+        collect(litter, cache=cache)
+    discard(home / journal.FOLDER, cache=cache)
     return True
 
 
@@ -115,9 +118,10 @@ def own_litter(name: str) -> bool:
     return any(kind.fullmatch(name) for kind in kinds)
 
 
-def collect(litter: Path, *, gone: Callable[[str], bool] | None = None) -> bool:
+def collect(litter: Path, *, cache: Path, gone: Callable[[str], bool] | None = None) -> bool:
     """Remove a hidden leftover of ours once nobody can be at work on it; returns whether it went.
 
+    cache: that it lies in; what others put into it moves to damaged/ there.
     gone: whether the log names a segment as removed.
     """
     if not own_litter(litter.name):
@@ -130,7 +134,7 @@ def collect(litter: Path, *, gone: Callable[[str], bool] | None = None) -> bool:
         if not leaving and not _abandoned(litter):
             return False
         if litter.is_dir() and not litter.is_symlink():
-            return disk.delete_folder(litter)
+            return dispose(litter, cache=cache)
         litter.unlink()
         return True
     return False

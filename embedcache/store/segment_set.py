@@ -17,6 +17,7 @@ from embedcache.errors import CacheError, Damaged
 from embedcache.spec import Json
 from embedcache.store import journal
 from embedcache.store.columns import Kind
+from embedcache.store.disposal import discard
 from embedcache.store.history import History
 from embedcache.store.log import Log
 from embedcache.store.manifest import replacement_id
@@ -207,7 +208,7 @@ class SegmentSet:
         disk.sync_folder(self.segments_folder)
         if name in self.history.log().gone:
             return False  # before or after it came: its rows may be nowhere else
-        disk.remove_folder(target / journal.FOLDER)
+        discard(target / journal.FOLDER, cache=self.history.cache)
         self.settle(segment_id)
         return True
 

@@ -14,6 +14,7 @@ from embedcache import disk
 from embedcache.errors import Damaged
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
+from embedcache.store.disposal import aside_note, names_aside, new_aside
 from embedcache.store.layout import APART, PARTS
 from embedcache.store.refs import pinned_ids
 from embedcache.store.removal import Victim, finish
@@ -28,24 +29,28 @@ COMPACT_ROWS = 262_144
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compacted:
-    """What a compaction did. pinned: small segments that stay because a ref names them."""
+    """What a compaction did. pinned: small segments that stay because a ref names them.
+
+    set_aside: folders with files of others, which lay in what was deleted.
+    """
 
     before: int
     after: int
     rows: int
     bytes_freed: int
     pinned: int
+    set_aside: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Json]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        found = {name: getattr(self, name) for name in self.__slots__}
+        return found | {"set_aside": [*self.set_aside]}
 
     def __str__(self) -> str:
         line = f"{counted(self.before, 'segment')} became {self.after} "
         line += f"({counted(self.rows, 'row')} rewritten"
         line += f", {self.bytes_freed:,} bytes freed)"
-        return line + (
-            f"; kept as they are, pinned by refs: {self.pinned:,}" if self.pinned else ""
-        )
+        line += f"; kept as they are, pinned by refs: {self.pinned:,}" if self.pinned else ""
+        return "\n".join([line, *map(aside_note, self.set_aside)])
 
 
 def compact(cache: Cache, *, target_rows: int = COMPACT_ROWS) -> Compacted:
@@ -54,11 +59,13 @@ def compact(cache: Cache, *, target_rows: int = COMPACT_ROWS) -> Compacted:
     Segments that a ref pins stay as they are. Readers that are at work meanwhile look again. What
     crashes left behind, anywhere in the cache, is removed once nobody can be at work on it.
     """
+    aside = names_aside(cache.path)
     with disk.plain_errors("write to", cache.path):
         tidy(cache)
         parts = [_compact_store(cache, store, target_rows) for store in cache.stores()]
     names = ("before", "after", "rows", "bytes_freed", "pinned")
-    return Compacted(**{name: sum(getattr(part, name) for part in parts) for name in names})
+    sums = {name: sum(getattr(part, name) for part in parts) for name in names}
+    return Compacted(**sums, set_aside=new_aside(cache.path, aside))
 
 
 def _compact_store(cache: Cache, store: Store, target_rows: int) -> Compacted:
@@ -105,7 +112,7 @@ def tidy(cache: Cache) -> None:
     """Salvage what dead writers left, finish removals, and collect what nobody is at work on."""
     for part in ("", *PARTS, APART, "refs", "forgotten", "remembered", "removed"):
         for litter in sorted((cache.path / part).glob(".*")):
-            collect(litter)
+            collect(litter, cache=cache.path)
     for store in cache.sets():
         store.salvage()
         finish(store)

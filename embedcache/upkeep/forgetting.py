@@ -16,6 +16,7 @@ from embedcache import disk
 from embedcache.errors import CacheError
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
+from embedcache.store.disposal import aside_note, names_aside, new_aside
 from embedcache.store.layout import APART, PARTS
 from embedcache.store.photo_ids import PhotoTable
 from embedcache.store.refs import read_ref, ref_names
@@ -125,6 +126,7 @@ def _remove(
     """Remove the bytes of pairs and contents that tombstones name."""
     rows = 0
     touched: set[str] = set()
+    aside = names_aside(cache.path)
     with disk.plain_errors("write to", cache.path):
         for store in cache.stores():
             store.salvage()
@@ -141,6 +143,7 @@ def _remove(
         photos.take_dead_rows_away(lambda segment: segment.manifest.name in scopes)
         cache.history.note()
         notes = _forget_here(cache)
+    notes += tuple(map(aside_note, new_aside(cache.path, aside)))
     removed = touched & cache.history.log().gone.keys()
     return Forgotten(
         ids=len({pair[:2] for pair in pairs}),
@@ -266,7 +269,7 @@ def _forget_here(cache: Cache) -> tuple[str, ...]:
     if (cache.path / "damaged").exists():
         notes.append(
             f"{cache.path / 'damaged'} holds files that were set aside, perhaps with these rows: "
-            "delete it"
+            "keep what is yours, then delete it"
         )
     return tuple(notes)
 

@@ -9,12 +9,12 @@ from embedcache import disk
 from embedcache.errors import CacheError
 from embedcache.spec import Json
 from embedcache.store import journal
+from embedcache.store.disposal import set_aside
 from embedcache.store.layout import check_group
 from embedcache.store.manifest import MANIFEST
 from embedcache.store.salvage import Leftover, own_litter
 from embedcache.store.zarr_json import encode_document
 from embedcache.upkeep.findings import REWRITTEN, Finding, Report
-from embedcache.upkeep.repair import move_aside
 
 SECOND_LOOK_SECONDS = 0.2  # at what may be gone in a moment
 
@@ -53,7 +53,7 @@ class Record:
         """
         if self.repair and move is not None:
             with disk.plain_errors("repair", self.root):
-                moved = self.name(move_aside(self.root, move))
+                moved = self.name(set_aside(self.root, move))
         finding = Finding(
             path=self.name(path),
             problem=problem.replace(f"{self.root}{os.sep}", ""),

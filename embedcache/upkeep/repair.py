@@ -6,19 +6,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache import disk
 from embedcache.errors import EmbedcacheError
+from embedcache.store import disposal
 from embedcache.store.check import check_segment
 from embedcache.store.columns import Kind
 from embedcache.store.layout import bring_over
-from embedcache.store.log import Entry, Gone, Log, append
+from embedcache.store.log import UNKNOWN, Entry, Gone, Log, append
 from embedcache.store.manifest import replacement_id
 from embedcache.store.photo_ids import PhotoIds
 from embedcache.store.removal import Victim
 from embedcache.store.segment import Segment, read_segment
 from embedcache.store.space import FaceSpace, Space
-
-UNKNOWN = "0" * 64  # in the log, of a segment whose manifest cannot be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +60,12 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What was done. target: where the damaged segment is now. lost: contents of lost rows."""
+    """What was done. lost: contents of lost rows.
 
-    target: Path
+    target: where the damaged segment is now; None where others have moved or deleted it.
+    """
+
+    target: Path | None
     n_lost: int
     lost: list[bytes]
 
@@ -79,7 +80,7 @@ def set_aside(root: Path, broken: Broken) -> Repaired | None:
         return None
     n_lost, lost = broken.lost()
     segment, readable = broken.segment(), broken.readable()
-    target = root / "damaged" / "-".join(broken.path.relative_to(root).parts)
+    targets: list[Path] = []
     bring_over(root)
     if segment is not None and readable is not None and readable.any():
         keep = readable & ~broken.of.dead_rows(segment, broken.of.history.dead())
@@ -92,7 +93,9 @@ def set_aside(root: Path, broken: Broken) -> Repaired | None:
             )
             successors = () if new is None else (new,)
         victim = Victim(segment, successors, ~readable)
-        broken.of.remove([victim], aside=lambda _: move_aside(root, broken.path))
+        broken.of.remove(
+            [victim], aside=lambda _: targets.append(disposal.set_aside(root, broken.path))
+        )
     else:
         name = f"{broken.of.key}/{broken.path.name}"
         gone = Gone(UNKNOWN if segment is None else segment.digest, None)
@@ -101,8 +104,8 @@ def set_aside(root: Path, broken: Broken) -> Repaired | None:
             return None if name in log.gone else Entry(segments={name: gone})
 
         append(root, broken.of.history.log(), decide)
-        move_aside(root, broken.path)
-    return Repaired(target, n_lost, lost)
+        targets.append(disposal.set_aside(root, broken.path))
+    return Repaired(targets[0] if targets else None, n_lost, lost)
 
 
 def _still_broken(broken: Broken) -> bool:
@@ -113,17 +116,6 @@ def _still_broken(broken: Broken) -> bool:
     except (EmbedcacheError, FileNotFoundError):
         return broken.path.exists()
     return False
-
-
-def move_aside(root: Path, path: Path) -> Path:
-    """Move a file or folder to damaged/, and return where it is now."""
-    target = root / "damaged" / "-".join(path.relative_to(root).parts)
-    disk.make_folder(target.parent)
-    if target.is_dir():
-        disk.delete_folder(target)
-    path.rename(target)
-    disk.sync_folder(target.parent)
-    return target
 
 
 def _contents(segment: Segment, rows: NDArray[np.bool_]) -> list[bytes]:

@@ -123,7 +123,7 @@ class _Audit:
         """What this did not look at."""
         for name, what in (
             ("local", "this machine's indexes, which are rebuilt"),
-            ("damaged", "set aside by 'embedcache verify --repair'"),
+            ("damaged", "what was set aside"),
         ):
             if any((self.root / name).glob("*")):
                 self.report.unseen.append(f"{name}/ ({what})")
@@ -243,6 +243,7 @@ class _Audit:
                 name = f"{segment.name}#{broken.label}" if segment.name else broken.label
         if broken.kind != "photos":
             lost = [self.names[content] for content in digests if content in self.names]
+        target = None if repaired is None else repaired.target
         fact = broken.error.fact if isinstance(broken.error, EmbedcacheError) else broken.error
         self.record.find(
             broken.path,
@@ -251,7 +252,7 @@ class _Audit:
             segment=broken.path.name,
             lost_rows=n_rows,
             lost=lost,
-            moved="" if repaired is None else self.record.name(repaired.target),
+            moved="" if target is None else self.record.name(target),
         )
 
     def _lose(self, folder: Path, kind: Kind, error: EmbedcacheError) -> None:

@@ -10,6 +10,7 @@ and a changed input is never mistaken for the old one.
 
 import hashlib
 import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -66,7 +67,6 @@ def run(
     began, out = time.perf_counter(), Path(out)
     say = progress or (lambda _line: None)
     (out / "fits").mkdir(parents=True, exist_ok=True)
-    (out / "subsets").mkdir(exist_ok=True)
     labels_path = study.label_table(out)
     table = labelled(study, labels_path)
     for backbone in study.backbone:
@@ -200,12 +200,13 @@ class _Task:
         path = out / "fits" / f"{key}.json"
         if (kept := KeptFit.read(path, key=key)) is not None:
             return kept, False
-        subset_path = out / "subsets" / f"{key[:16]}.parquet"
-        used.write_parquet(subset_path)
         counter = counting(f"epochs of {self.name}")
-        made = self._fit(subset_path, cache, key, inputs, counter)
+        # Not in `out`, where another run of the same study may fit the same.
+        with tempfile.TemporaryDirectory(prefix="embedcache-study-") as folder:
+            rows = Path(folder, "rows.parquet")
+            used.write_parquet(rows)
+            made = self._fit(rows, cache, key, inputs, counter)
         made.write(path)
-        subset_path.unlink()
         return made, True
 
     def _fit(

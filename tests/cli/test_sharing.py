@@ -10,7 +10,8 @@ import pytest
 
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
-from tests.stores import fill, photos
+from embedcache.store.tombstones import content_mark
+from tests.stores import fill, model, photos
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -247,6 +248,40 @@ def test_a_pull_within_tight_limits_is_one_message_and_resumes(
     )
     assert again.returncode == 0
     assert len(Cache.open(b).find("net").digests()) == 50 + 480
+
+
+@pytest.mark.parametrize("words", [("push",), ("push", "--purge")], ids=["push", "purge"])
+@pytest.mark.parametrize(
+    ("limit", "size"), [("NOFILE", 14), ("NOFILE", 24), ("AS", 400), ("AS", 700)]
+)
+def test_a_push_within_tight_limits_is_one_message_and_resumes(
+    limit: str, size: int, words: tuple[str, ...], filled: Path, run: Run, tmp_path: Path
+) -> None:
+    cache = Cache.open(filled)
+    space, shared = cache.space(foreign("net", 8)), tmp_path / "shared"
+    for n in range(12):
+        fill(space, photos(*range(100 + 40 * n, 140 + 40 * n)))
+        if n == 5:  # half is there already, of each segment a photo to be forgotten
+            assert run("push", filled, shared)[0] == 0
+    forgotten = [*range(100, 580, 40), 0]
+    cache.history.forget(contents=[content_mark(photos(n).tobytes()) for n in forgotten])
+    most = size if limit == "NOFILE" else size << 20
+    code = f"import resource, cli\nresource.setrlimit(resource.RLIMIT_{limit}, ({most}, {most}))\n"
+    code += "cli.main()"
+    typed = [sys.executable, "-c", code, words[0], str(filled), str(shared), *words[1:]]
+    done = subprocess.run(typed, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, 1), done.stderr
+    if done.returncode:
+        assert done.stderr.count("\n") == 1
+        assert "rerun the command" in done.stderr.lower()
+    assert run(*words[:1], filled, shared, *words[1:])[0] == 0
+    assert run("verify", f"file://{shared}")[0] == 0
+    there = Cache.open(shared).space(foreign("net", 8))
+    assert len(there.digests()) == 50 + 480 - len(forgotten)
+    rows = [path.read_bytes() for path in shared.rglob("c/0/0") if "embedding" in str(path)]
+    kept = [n for n in forgotten if any(model(photos(n)).tobytes() in raw for raw in rows)]
+    assert kept == ([] if words[1:] else [n for n in forgotten if n < 340])
 
 
 def test_pull_takes_a_url_and_a_folder_or_the_folder_alone(run: Run, tmp_path: Path) -> None:

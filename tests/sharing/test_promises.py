@@ -1,18 +1,27 @@
 """Sharing beside every other command: nothing is lost, nothing comes back, no bytes stay."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from embedcache.remotes.remote import Remote, Unreachable
+from embedcache.errors import CacheError, Damaged, RemoteError
+from embedcache.remotes.folder import LocalFiles
+from embedcache.remotes.remote import Ours, Remote, Unreachable
+from embedcache.sharing import purging
 from embedcache.sharing.connecting import staging_of
+from embedcache.sharing.outgoing import outgoing
 from embedcache.sharing.share import pull, push
 from embedcache.sharing.survey import verify_remote
 from embedcache.store.cache import Cache
+from embedcache.store.segment import Segment
+from embedcache.store.space import Space
+from embedcache.store.tombstones import content_mark
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.forgetting import forget
 from embedcache.upkeep.merging import merge
@@ -102,7 +111,7 @@ def test_a_member_who_may_not_delete_is_told_who_can(make: Make) -> None:
     push(make("c", [9]), shared)
 
     class Writer(fakes.Meanwhile):
-        def delete(self, key: str) -> None:
+        def delete(self, key: str, *, ours: Ours | None = None) -> None:
             raise Denied(f"denied access to {key}")
 
         def create_once(self, key: str, data: bytes) -> bool:
@@ -347,8 +356,8 @@ def test_a_purge_names_the_unfinished_pushes_of_others(make: Make, tmp_path: Pat
     [staged] = folder.rglob(".push-*")
     assert row_of(1) in below(staged)
     gone = staged.with_name(f".gone-{staged.name[6:36]}-0")  # a deletion that was cut off
-    gone.mkdir()
-    (gone / "row").write_bytes(row_of(1))
+    (gone / "embedding" / "c" / "0").mkdir(parents=True)
+    (gone / "embedding" / "c" / "0" / "0").write_bytes(row_of(1))
     forget(b, ["1"])
     did = push(b, str(folder), purge=True)
     [note] = [note for note in did.notes if "unfinished push" in note]
@@ -417,3 +426,127 @@ def test_a_pull_of_few_rows_has_no_bound_on_what_is_there(
     assert push(c, remote).rows == 2
     assert most <= 2
     assert np.isfinite(b.space(SPEC).read(photos(0))[0]).all()
+
+
+def test_a_purge_does_not_blame_the_shared_copy_for_a_forget_here(
+    remote: Remote, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = make("a", [0, 1, 2, 3]), make("b")
+    a.record_photos("f", ["0", "1"], photos(0, 1))
+    push(a, remote)
+    [segment] = a.space(SPEC).segments()
+    a.history.forget(contents=[content_mark(photos(1).tobytes())])  # its row is still here
+    made = outgoing
+    once = ["0"]
+
+    def meanwhile(cache: Cache, segment: Segment, *args: Any, **options: Any) -> Any:
+        if once and segment.folder.is_relative_to(a.path / "spaces"):
+            forget_elsewhere(a, once.pop())
+        return made(cache, segment, *args, **options)
+
+    monkeypatch.setattr(purging, "outgoing", meanwhile)
+    did = push(a, remote, purge=True)
+    assert not once
+    assert did.problems == ()
+    assert row_of(1) not in there(remote)
+    assert not segment.folder.exists()
+    assert push(a, remote, purge=True).problems == ()
+    assert row_of(0) not in there(remote)
+    assert pull(remote, b).problems == ()
+    assert held(b) == {2, 3}
+
+
+@pytest.mark.parametrize("file", ["embedding/c/0/0", "row_crc/c/0"])
+def test_a_purge_does_not_blame_the_shared_copy_for_damage_here(
+    file: str, remote: Remote, make: Make
+) -> None:
+    a, b = make("a", [0, 1, 2]), make("b")
+    push(a, remote)
+    [segment] = a.space(SPEC).segments()
+    raw = bytearray((segment.folder / file).read_bytes())
+    raw[5] ^= 1
+    a.history.forget(contents=[content_mark(photos(1).tobytes())])
+    (segment.folder / file).write_bytes(raw)
+    did = push(Cache.open(a.path), remote, purge=True)
+    assert (did.problems, did.purged) == ((), 1)
+    assert row_of(1) not in there(remote)
+    assert pull(remote, b).problems == ()
+    assert held(b) == {0, 2}
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_push_beside_a_forget_here_says_so(
+    twice: bool, remote: Remote, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = make("a", [0, 1, 2])
+    a.record_photos("f", ["0"], photos(0))
+    if twice:
+        push(a, remote)
+    listed, once = Space.segments, ["0"]
+
+    def meanwhile(self: Space) -> list[Segment]:
+        found = listed(self)
+        if once:
+            forget_elsewhere(a, once.pop())
+        return found
+
+    monkeypatch.setattr(Space, "segments", meanwhile)
+    with pytest.raises(CacheError, match="forgotten during the push") as caught:
+        push(a, remote)
+    assert "Rerun the command" in str(caught.value)
+    assert push(a, remote).problems == ()
+
+
+def test_a_push_says_where_files_are_missing(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, shared = make("a", [0, 1, 2]), tmp_path / "shared"
+    [segment] = a.space(SPEC).segments()
+
+    def clear(self: LocalFiles, path: str, target: str) -> None:
+        shutil.rmtree((shared / path).parent)
+        raise FileNotFoundError(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "replace", clear)
+        with pytest.raises(RemoteError, match=f"segment {segment.id} at .*deleted during the push"):
+            push(a, fakes.folder(shared))
+    assert push(a, fakes.folder(shared)).problems == ()
+    (segment.folder / "row_crc" / "c" / "0").unlink()
+    with pytest.raises(Damaged, match=r"row_crc/c/0 is missing.*embedcache verify"):
+        push(Cache.open(a.path), fakes.memory())
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_two_pushes_at_once_send_everything_of_both(
+    moment: str, remote: Remote, make: Make
+) -> None:
+    a, b, c = make("a", [0, 1, 2], [3]), make("b", [2, 4], [5]), make("c")
+    merge(b, [a])  # one segment is the same in both
+    push(make("d", [9]), remote)
+    theirs = fakes.folder(Path(remote.name), staging="b") if Path(remote.name).exists() else remote
+    meanwhile = fakes.Meanwhile(remote, MOMENTS[moment], lambda: push(b, theirs))
+    assert push(a, meanwhile).problems == ()
+    assert meanwhile.happened
+    assert verify_remote(remote).clean
+    assert pull(remote, c).problems == ()
+    assert held(c) == {0, 1, 2, 3, 4, 5, 9}
+    assert (push(a, remote).rows, push(b, remote).rows) == (0, 0)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_push_beside_a_purge_sends_everything_and_brings_nothing_back(
+    moment: str, remote: Remote, make: Make
+) -> None:
+    a, b, c = make("a", [0, 1, 2], [3]), make("b", [1, 4], [5]), make("c")
+    push(a, remote)
+    a.record_photos("f", ["1"], photos(1))
+    forget(a, ["1"])
+    meanwhile = fakes.Meanwhile(remote, MOMENTS[moment], lambda: push(b, remote))
+    assert push(a, meanwhile, purge=True).problems == ()
+    assert meanwhile.happened
+    assert push(a, remote, purge=True).problems == ()
+    assert row_of(1) not in there(remote)
+    assert verify_remote(remote).clean
+    assert pull(remote, c).problems == ()
+    assert held(c) == {0, 2, 3, 4, 5}

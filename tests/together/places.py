@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from embedcache.remotes import opening
 from embedcache.remotes.patience import Patient
-from embedcache.remotes.remote import Blocks, ListedObject, Remote, Unreachable
+from embedcache.remotes.remote import Blocks, ListedObject, Ours, Remote, Unreachable
 from tests.remotes.servers import free_port, wait_for
 from tests.together import process
 
@@ -201,9 +201,9 @@ class Flawed:
         self._end()
         return made
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, ours: Ours | None = None) -> None:
         self._begin("delete", key)
-        self._remote.delete(key)
+        self._remote.delete(key, ours=ours)
         self._end()
 
     def __getattr__(self, name: str) -> Any:

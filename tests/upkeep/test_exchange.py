@@ -2,7 +2,10 @@
 
 import contextlib
 import csv
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,6 +15,7 @@ import pytest
 from embedcache.errors import InputError, NoSuchSpace
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
+from embedcache.store.space import Space
 from embedcache.upkeep.exchange import export, import_vectors, read_ids
 from tests.stores import fill, model, photos
 
@@ -51,6 +55,63 @@ def test_parquet_holds_a_fixed_size_list_in_the_order_asked(cache: Cache, tmp_pa
     assert frame["photo_id"].to_list() == ["p5", "p0"]
     assert (frame["vector"].to_numpy() == model(photos(5, 0))).all()
     assert "fixed_size_list" in str(pq.read_schema(tmp_path / "F.parquet").field("vector").type)
+
+
+@pytest.mark.parametrize("n_bytes", [500_000_000, 850_000_000, 1_500_000_000])
+def test_parquet_in_too_little_address_space_is_refused_before_it_begins(
+    n_bytes: int, cache: Cache, tmp_path: Path
+) -> None:
+    code = f"import resource\nresource.setrlimit(resource.RLIMIT_AS, ({n_bytes}, {n_bytes}))\n"
+    code += "from embedcache.__main__ import main\nmain()"
+    before = sorted(tmp_path.iterdir())
+    words = [sys.executable, "-c", code, "export", str(cache.path), "--backbone", "net", "--out"]
+    done = subprocess.run([*words, tmp_path / "F.parquet"], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith(
+        f"error: cannot write {tmp_path}/F.parquet: Parquet needs 2,000 MB"
+    )
+    assert "write F.npy, which needs little" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
+    done = subprocess.run([*words, tmp_path / "F.npy"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_parquet_of_many_rows_is_written_block_by_block(tmp_path: Path) -> None:
+    """800 MB of vectors, never all in memory."""
+    code = """
+import resource, sys
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from embedcache.upkeep import exchange
+rows = np.ones((1024, 2048), np.float32)
+space = SimpleNamespace(dim=2048, read=lambda d: (rows[: len(d)].copy(), np.ones(len(d), bool)))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ids, digests = [f"p{n}" for n in range(100_000)], np.zeros((100_000, 32), np.uint8)
+exchange._write_parquet(space, ids, digests, Path(sys.argv[1]))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    words = [sys.executable, "-c", code, str(tmp_path / "F.parquet")]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 600_000_000
+    found = pq.ParquetFile(tmp_path / "F.parquet")
+    assert found.metadata.num_rows == 100_000
+    assert found.read_row_group(24)["photo_id"][0].as_py() == "p98304"
+
+
+@pytest.mark.parametrize("name", ["F.parquet", "F.npy"])
+def test_rows_forgotten_during_an_export_are_reported(
+    name: str, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(self: Space, digests: Any) -> Any:
+        return np.zeros((len(digests), 8), np.float32), np.zeros(len(digests), np.bool_)
+
+    monkeypatch.setattr(Space, "read", gone)
+    with pytest.raises(NoSuchSpace, match="forgotten during the export"):
+        export(cache, "net", tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_an_export_of_nothing_is_refused(cache: Cache, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import heads
 from embedcache.errors import LabelsError
 from embedcache.store.cache import Cache
+from heads import dataset
 from heads.fitting.fit import fit
 from heads.study import design, report, tables
 from heads.study import run as study
@@ -175,6 +177,47 @@ def test_an_interrupted_study_repeats_no_finished_work(
     assert len(list((tmp_path / "fits").iterdir())) == 1
     monkeypatch.undo()
     assert run(chosen, cache, tmp_path).reused == 1
+
+
+def test_two_studies_of_one_folder_at_once_both_finish(
+    folder: Path, cache: Cache, tmp_path: Path
+) -> None:
+    chosen, others = small(folder), list[Results]()
+
+    def counting(_: str) -> Callable[[int, int], None]:
+        if not others:  # the second runs from its beginning to its end while the first fits
+            others.append(run(chosen, cache, tmp_path))
+        return lambda _done, _n: None
+
+    found = study.run(chosen, cache, lambda _: None, tmp_path, counting=counting)
+    assert (found.reused, others[0].reused) == (0, 0)
+    first, second = ([(row.head, row.value) for row in one.rows()] for one in (found, *others))
+    assert first == second
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fits"]
+    assert [path.suffix for path in (tmp_path / "fits").iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, LabelsError, ValueError])
+def test_a_fit_that_ends_early_leaves_no_table_of_its_rows(
+    error: type[BaseException],
+    folder: Path,
+    cache: Cache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Path] = []
+
+    def stopped(_cache: Cache, _backbone: str, path: Path, **_: Any) -> None:
+        assert path.is_file()
+        seen.append(path)
+        raise error("stopped")
+
+    monkeypatch.setattr(dataset, "load", stopped)
+    with pytest.raises(error):
+        run(small(folder), cache, tmp_path)
+    assert len(seen) == 1
+    assert not seen[0].parent.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["fits"]
 
 
 def test_a_changed_label_is_fitted_anew_and_a_damaged_file_too(

@@ -1,0 +1,151 @@
+"""Deleting folders of a cache: what embedcache wrote goes, what others put there is set aside.
+
+What is set aside lies in the cache's `damaged/`, under the name of the folder that it was in.
+"""
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Container
+from itertools import count
+from pathlib import Path
+
+from embedcache import disk
+from embedcache.errors import CacheError
+from embedcache.store import journal
+from embedcache.store.columns import COLUMNS
+from embedcache.store.manifest import MANIFEST
+from embedcache.store.sealed import MAX_MANIFEST_BYTES, unseal
+
+FOLDER = "damaged"
+
+_ARRAYS = {"embedding", *(name for kind in COLUMNS.values() for name in kind)}
+# Every file that a segment, a draft or other work in progress may hold, whatever its folder is
+# called by now.
+_OURS = re.compile(
+    rf"(?:(?:{'|'.join(sorted(_ARRAYS))})/(?:c(?:/\d{{1,9}}){{1,3}}(?:\.partial)?|zarr\.json)"
+    rf"|(?:segments/)?zarr\.json|{re.escape(MANIFEST)}|entry\.json|claimed"
+    rf"|(?:(?:{journal.FOLDER}|\.old-[^/]+)/)?(?:lease\.json|abandoned\.json|journal))"
+)
+_PART = re.compile(r"(?:.*/)?\.[^/]+\.(?:part|json\.[0-9a-f]{8}[^/.]*)")
+_CLAIM = re.compile(r"\.(.+\.json)\.claim|\.(.+\.json)\.[0-9a-f]{8}-.+")
+_KEPT_OPEN = re.compile(r"\.nfs[0-9a-f]+")  # NFS has it until the process that reads it ends
+
+
+def set_aside(cache: Path, path: Path) -> Path:
+    """Move a file or folder of a cache to damaged/, and return where it is now."""
+    is_folder = path.is_dir() and not path.is_symlink()
+    target = _new_place(cache, path, folder=is_folder)
+    try:
+        path.rename(target)
+    except FileNotFoundError:
+        target.rmdir() if is_folder else target.unlink()
+        raise
+    disk.sync_folder(target.parent)
+    return target
+
+
+def dispose(path: Path, *, cache: Path, was: Path | None = None) -> bool:
+    """Delete a folder that embedcache made, beside others who may be at it too.
+
+    was: what the folder was called. What embedcache wrote is known by the manifest, and by its name
+        where there is none.
+    Returns whether nothing is left: on NFS a file that a process holds open stays until it is
+    closed.
+    """
+    named = _named(path)
+    aside: Path | None = None
+    for parent, folders, files in os.walk(path, topdown=False):
+        inside = Path(parent).relative_to(path)
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        # The manifest goes last: it says what is ours.
+        for name in sorted([*files, *links], key=MANIFEST.__eq__):
+            own = inside / name
+            with contextlib.suppress(FileNotFoundError):
+                if _is_ours(path, own.as_posix(), named):
+                    os.unlink(path / own)
+                elif not _KEPT_OPEN.fullmatch(name):
+                    aside = aside or _new_place(cache, was or path, folder=True)
+                    (aside / inside).mkdir(parents=True, exist_ok=True)
+                    (path / own).rename(aside / own)
+        for name in folders:
+            if name not in links:
+                disk.remove_empty(Path(parent, name))
+    for parent, _, _ in os.walk(aside) if aside is not None else ():
+        disk.sync_folder(Path(parent))
+    disk.remove_empty(path)
+    return not path.exists()
+
+
+def discard(path: Path, *, cache: Path, was: Path | None = None) -> bool:
+    """As `dispose`, under a hidden name first, so that nobody meets half of it."""
+    hidden = path.with_name(f".old-{disk.mark_of_process()}")
+    try:
+        path.rename(hidden)
+    except FileNotFoundError:
+        return True
+    return dispose(hidden, cache=cache, was=was or path)
+
+
+def names_aside(cache: Path) -> set[str]:
+    """What lies in damaged/."""
+    try:
+        return set(os.listdir(cache / FOLDER))
+    except FileNotFoundError:
+        return set()
+
+
+def new_aside(cache: Path, before: set[str]) -> tuple[str, ...]:
+    """The paths of what lies in damaged/ now and did not `before`."""
+    return tuple(str(cache / FOLDER / name) for name in sorted(names_aside(cache) - before))
+
+
+def aside_note(path: str) -> str:
+    """What a command says of a folder that `dispose` made."""
+    return (
+        f"{path} has files that embedcache did not write: they lay in a folder that was deleted. "
+        "Move them out of the cache"
+    )
+
+
+def is_our_name(own: str) -> bool:
+    """Whether embedcache gives a file such a name, by its path in a segment or a draft of one."""
+    return bool(_OURS.fullmatch(own) or _PART.fullmatch(own))
+
+
+def _named(path: Path) -> Container[str] | None:
+    """The files that the manifest in a folder names; None without one that can be read."""
+    with contextlib.suppress(OSError, CacheError):
+        raw = disk.read_inside(path, MANIFEST, limit=MAX_MANIFEST_BYTES)
+        files = unseal(raw, what=str(path))[0].get("files")
+        return files.keys() if isinstance(files, dict) else None
+    return None
+
+
+def _is_ours(folder: Path, own: str, named: Container[str] | None) -> bool:
+    try:
+        if not stat.S_ISREG((folder / own).lstat().st_mode):
+            return False  # a link, or a device: nothing that embedcache makes
+    except FileNotFoundError:
+        return True
+    if (claim := _CLAIM.fullmatch(folder.name)) and own in claim.groups():
+        return True
+    if named is not None and own.partition("/")[0] in _ARRAYS and not _PART.fullmatch(own):
+        return own in named
+    return is_our_name(own)
+
+
+def _new_place(cache: Path, path: Path, *, folder: bool) -> Path:
+    """Make a new name in damaged/ for what lies at `path`: an empty folder, or an empty file."""
+    name = "-".join(part.lstrip(".") for part in path.relative_to(cache).parts)
+    disk.make_folder(cache / FOLDER)
+    for n in count(1):
+        target = cache / FOLDER / (name if n == 1 else f"{name}-{n}")
+        with contextlib.suppress(FileExistsError):
+            if folder:
+                target.mkdir()
+            else:
+                disk.write_new(target, b"", durable=False)
+            return target
+    raise AssertionError("unreachable")

@@ -1,0 +1,123 @@
+"""What somebody else put inside a cache is moved out of the way, and never deleted."""
+
+from pathlib import Path
+
+import pytest
+
+from embedcache.store.cache import Cache
+from embedcache.store.log import UNKNOWN, Entry, Gone, create_entry
+from embedcache.upkeep.compaction import compact
+from embedcache.upkeep.forgetting import forget
+from embedcache.upkeep.verify import verify
+from tests.stores import model, photos
+from tests.upkeep.caches import SPEC, make
+
+# A note, a Zarr array that another program wrote into the group, a chunk that no manifest names.
+THEIRS = ("notes.txt", "umap/c/0/0", "umap/zarr.json", "digest/c/0/1", ".DS_Store")
+
+
+def put(folder: Path, *names: str) -> list[str]:
+    """Somebody's files in a folder; what they say."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"mine: {folder.name}/{name}")
+    return [f"mine: {folder.name}/{name}" for name in names]
+
+
+def found(cache: Path) -> list[str]:
+    """What the files of others below a cache say, wherever they are now."""
+    texts = [path.read_bytes() for path in cache.rglob("*") if path.is_file()]
+    return sorted(text.decode() for text in texts if text.startswith(b"mine: "))
+
+
+def bytes_of(photo: int, cache: Path) -> list[Path]:
+    row = model(photos(photo)).tobytes()
+    return [path for path in cache.rglob("*") if path.is_file() and row in path.read_bytes()]
+
+
+def test_forget_moves_what_others_put_into_a_segment_to_damaged(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", 1, 2, 3, segments=1)
+    [segment] = cache.space(SPEC).segments()
+    theirs = put(segment.folder, *THEIRS)
+    (segment.folder / "link").symlink_to(tmp_path)
+    done = forget(cache, ["p1"])
+    assert found(cache.path) == sorted(theirs)
+    assert not segment.folder.exists()
+    assert bytes_of(1, cache.path) == []
+    home = cache.path / "damaged" / f"spaces-{SPEC.digest}-segments-{segment.id}"
+    assert (home / "umap" / "c" / "0" / "0").is_file()
+    assert (home / "link").is_symlink()
+    assert [note for note in done.notes if str(home) in note and "did not write" in note]
+    assert verify(cache).clean, str(verify(cache))
+
+
+def test_compact_moves_what_others_put_into_a_segment_to_damaged(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", 1, 2, 3, 4, segments=2)
+    theirs = [text for one in cache.space(SPEC).segments() for text in put(one.folder, *THEIRS)]
+    done = compact(cache)
+    assert found(cache.path) == sorted(theirs)
+    assert len(cache.space(SPEC).segments()) == 1
+    assert len(done.set_aside) == 2
+    assert "did not write" in str(done)
+    assert compact(cache).set_aside == ()
+
+
+def test_a_dead_writers_folder_goes_without_what_others_put_there(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", 1, 2, segments=1)
+    space = cache.space(SPEC)
+
+    def cut_off() -> None:
+        with space.writer(n_rows=2, name="net", about={}) as writer:
+            writer.add(photos(7, 8), model(photos(7, 8)))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_off()
+    [draft] = [path.parent for path in space.segments_folder.glob("*/writing")]
+    theirs = put(draft, "notes.txt", "writing/notes.txt", "embedding/c/notes.txt")
+    compact(cache)
+    assert found(cache.path) == sorted(theirs)
+    assert cache.space(SPEC).read(photos(7, 8))[1].all()
+    assert list(space.segments_folder.glob("*/writing")) == []
+    assert verify(cache).clean, str(verify(cache))
+
+
+def test_litter_goes_without_what_others_put_there(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", 1, 2, segments=1)
+    segments = cache.space(SPEC).segments_folder
+    theirs = put(segments / ".old-0123abcd", "notes.txt", "embedding/c/0/0")[:1]
+    theirs += put(cache.path / "spaces" / ".old-0123abce", "notes.txt")
+    compact(cache)
+    assert found(cache.path) == sorted(theirs)
+    assert list(segments.glob(".*")) == []
+
+
+def test_what_was_set_aside_before_stays_when_the_same_name_comes_again(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", 1, segments=1)
+    theirs: list[str] = []
+    for kind in ("first", "second", "third"):
+        segments = cache.path / "photos" / "segments"
+        (segments / "notes.txt").write_text(f"mine: {kind} file")
+        (segments / "plans").mkdir()
+        (segments / "plans" / "x").write_text(f"mine: {kind} folder")
+        theirs += [f"mine: {kind} file", f"mine: {kind} folder"]
+        report = verify(cache, repair=True)
+        moved = [one.moved for one in report.findings]
+        assert all((cache.path / path).exists() for path in moved)
+    assert found(cache.path) == sorted(theirs)
+    assert verify(cache).clean
+
+
+def test_a_segment_whose_manifest_is_damaged_goes_to_damaged_also_after_a_kill(
+    tmp_path: Path,
+) -> None:
+    """`verify --repair` enters it in the log first and moves it second."""
+    cache = make(tmp_path / "a", 1, 2, segments=1)
+    space = cache.space(SPEC)
+    [segment] = space.segments()
+    (segment.folder / "manifest.json").write_bytes(b"mine: no manifest")
+    gone = {f"{space.key}/{segment.id}": Gone(UNKNOWN, None)}
+    assert create_entry(cache.path, cache.history.log().n + 1, Entry(segments=gone))
+    compact(Cache.open(cache.path))
+    assert found(cache.path) == ["mine: no manifest"]
+    assert len(bytes_of(1, cache.path)) == 1
