@@ -42,9 +42,13 @@ class Strip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gallery:
-    """Strips of photos under one title. name: of its file; tab: its short name among others."""
+    """Strips of photos under one title. name: of its file; tab: its short name among others.
+
+    ranked: by prediction, as in Figure 1; else the worst first.
+    """
 
     name: str
+    ranked: bool
     tab: str
     title: str
     caption: str
@@ -81,6 +85,7 @@ def ranked(results: Results, fit: KeptFit, *, rows: int = ROWS, columns: int = C
             )
         )
     return Gallery(
+        ranked=True,
         name=f"figure1_{fit.subset}_{fit.target}",
         tab=fit.subset,
         title=f"Figure 1. Test photos ranked by predicted {words} ({fit.subset})",
@@ -113,6 +118,7 @@ def worst(results: Results, fit: KeptFit, *, number: int = 2, n: int = WORST) ->
         )
     name = name_of(fit.backbone, head, fit.protocol)
     return Gallery(
+        ranked=False,
         name=f"figure{number}_{fit.subset}_{fit.target}_{fit.backbone}",
         tab=f"{fit.backbone}, {fit.subset}",
         title=f"Figure {number}. {title_of(fit.target)}: highest log-loss of {name} ({fit.subset})",
@@ -126,14 +132,14 @@ def worst(results: Results, fit: KeptFit, *, number: int = 2, n: int = WORST) ->
 
 
 def all_galleries(results: Results) -> list[Gallery]:
-    """Figure 1 per subset of each ratio; Figures 2, 3, ... per backbone of each binary target."""
+    """Figure 1 per subset of each ratio; the next ones per backbone of each binary target."""
     found = []
-    number = 1
     for target in results.targets():
         for subset in results.subsets(target):
             best = results.best(target, subset)
             if best.task == "regression":
                 found.append(ranked(results, best))
+    number = int(bool(found))  # Figure 2 is the first of classes in the paper
     for target in results.targets():
         for fit in _largest(results.fits_of(target)):
             if fit.task == "binary":

@@ -126,6 +126,14 @@ def test_figures_2_and_3_are_the_highest_log_losses_worst_first(results: Results
     assert worst.strips[0].pictures[0].why == f"log-loss {loss.max():.2f}"
 
 
+def test_figures_are_counted_from_1_and_the_tenth_is_not_the_first(results: Results) -> None:
+    gender = results.fits_of("gender", "ALL")[0]
+    many = tuple(msgspec.structs.replace(gender, backbone=f"net{k}", key=str(k)) for k in range(11))
+    found = gallery.all_galleries(replace(results, fits=many))
+    assert [one.name.split("_")[0] for one in found] == [f"figure{k}" for k in range(1, 12)]
+    assert not any(one.ranked for one in found)
+
+
 def test_every_chart_and_gallery_draws_without_a_warning(results: Results, tmp_path: Path) -> None:
     for one in charts.all_charts(results)[:5]:
         figures.png(one, tmp_path / "chart.png")
