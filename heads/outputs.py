@@ -9,7 +9,7 @@ only such files; where somebody else's file has a name that it needs, it writes 
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -38,7 +38,7 @@ class Outputs:
         """Enter a file in the list, now, so that a run that dies leaves none that is nobody's."""
         name = path.relative_to(self.folder).as_posix()
         self._written[name] = _digest(path)
-        self._write_list(self._earlier | self._written)
+        self._write_list(gone=set())
         return path
 
     def write(self, name: str, data: bytes) -> Path:
@@ -48,13 +48,14 @@ class Outputs:
 
     def finish(self) -> None:
         """Remove what earlier runs wrote and this one did not, such as photos of other pages."""
-        for name in self._earlier.keys() - self._written.keys():
+        stale = self._earlier.keys() - self._written.keys()
+        for name in stale:
             if is_own(self.folder, name, self._earlier):
                 path = self.folder / name
                 path.unlink(missing_ok=True)  # another run may be at it
                 with contextlib.suppress(OSError):  # not empty
                     path.parent.rmdir()
-        self._write_list(self._written)
+        self._write_list(gone=stale)
 
     def _is_free(self, path: Path) -> bool:
         if not os.path.lexists(path):
@@ -62,8 +63,10 @@ class Outputs:
         name = path.relative_to(self.folder).as_posix()
         return name not in self._written and is_own(self.folder, name, self._earlier)
 
-    def _write_list(self, files: dict[str, str]) -> None:
-        disk.replace(self.folder / LIST, encode_list(files), durable=False)
+    def _write_list(self, *, gone: Set[str]) -> None:
+        """The list with what this run wrote, and what another run at once has entered meanwhile."""
+        files = {name: d for name, d in listed(self.folder).items() if name not in gone}
+        disk.replace(self.folder / LIST, encode_list(files | self._written), durable=False)
 
 
 def free_name(path: Path) -> Path:

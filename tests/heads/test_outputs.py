@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from heads.outputs import LIST, Outputs
+from heads.outputs import LIST, Outputs, listed
 
 
 def run(folder: Path, **files: str) -> list[str]:
@@ -63,3 +63,18 @@ def test_a_list_that_is_none_makes_nothing_ours(tmp_path: Path) -> None:
     for text in ("", "[]", '{"files": 3}', "{"):
         (tmp_path / LIST).write_text(text)
         assert run(tmp_path / ".", one="2") != ["figures/one.png"]
+
+
+def test_two_runs_at_once_both_stand_in_the_list(tmp_path: Path) -> None:
+    first, second = Outputs(tmp_path), Outputs(tmp_path)
+    first.write("page.html", b"one")
+    second.write("page.html", b"two")
+    second.write("table.md", b"two")
+    first.write("chart.png", b"one")
+    first.finish()
+    second.finish()
+    assert listed(tmp_path).keys() == {"page.html", "page-1.html", "table.md", "chart.png"}
+    third = Outputs(tmp_path)
+    assert third.write("page.html", b"three").name == "page.html"
+    third.finish()
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", LIST}
