@@ -25,6 +25,7 @@ from heads.fitting.intervals import holm
 from heads.study.design import code
 from heads.study.kept import KeptFit
 from heads.study.results import compare
+from heads.study.rows import ALL
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = {
@@ -99,7 +100,9 @@ def summary(results: Mapping[str, Any]) -> str:
         ("gender", "Accuracy for gender, %", 1, 100),
         ("good", "Accuracy for good (above the median of the same gender), %", 1, 100),
     ):
-        rows = [row for row in results["rows"] if row["target"] == target]
+        rows = [
+            row for row in results["rows"] if row["target"] == target and row["backbone"] != ALL
+        ]
         linear = "ridge" if target == "like_ratio" else "logistic"
         places = list(dict.fromkeys((row["backbone"], row["subset"]) for row in rows))
         lines += [
