@@ -1,6 +1,7 @@
 """Verify what a cache says of removals: its log, tombstones, lifts and refs."""
 
 import contextlib
+import os
 from pathlib import Path
 
 from embedcache import disk
@@ -39,14 +40,22 @@ class HistoryAudit:
 
     def read_log(self) -> None:
         """Every entry; none is missing between two."""
-        names = self.record.children(self.record.root / LOG)
+        folder = self.record.root / LOG
+        names = self.record.children(folder)
+        numbers = {int(name) for name in names if name.isdigit() and len(name) == 8}
+        written = [n for n in numbers if os.path.lexists(folder / f"{n:08d}" / ENTRY)]
+        last = max(written, default=0)
+        while last + 1 in numbers:  # its file was lost
+            last += 1
         for name in names:
+            path = folder / name
             if not (name.isdigit() and len(name) == 8):
-                self.record.find(self.record.root / LOG / name, "is not embedcache's")
-        numbers = [int(name) for name in names if name.isdigit() and len(name) == 8]
+                self.record.find(path, "is not embedcache's")
+            elif int(name) > last:
+                self.record.find(path, "is not embedcache's", move=path)
         entries: list[Entry] = []
-        for number in range(1, max(numbers, default=0) + 1):
-            path = self.record.root / LOG / f"{number:08d}"
+        for number in range(1, last + 1):
+            path = folder / f"{number:08d}"
             try:
                 raw = read_entry(self.record.root, number)
                 if raw is None:
@@ -56,7 +65,8 @@ class HistoryAudit:
                 entries.append(Entry.parse(raw, number=number)[0])
             except EmbedcacheError as error:
                 advice = "restore it from a backup, or what it removed may be shown again"
-                self.record.find(path / ENTRY, f"{error.fact}: {advice}", move=path)
+                moved = GIVEN_UP if self.record.repair else ""
+                self.record.find(path / ENTRY, f"{error.fact}: {advice}", move=path, moved=moved)
                 entries.append(Entry())
                 if self.record.repair:
                     create_entry(self.record.root, number, Entry())
@@ -146,11 +156,12 @@ class HistoryAudit:
                 return missing
 
     def _log_now(self) -> Log:
-        """The log, read on; as it was walked where an entry of it is damaged."""
+        """The log, read on; as it was walked where an entry of it is damaged or missing."""
         try:
-            return self.history.log()
+            now = self.history.log()
         except EmbedcacheError:
             return self.log
+        return now if now.n >= self.log.n else self.log
 
     def _held(self, key: str, segment: str, digest: str) -> bool:
         """Whether what a ref pins is here: the segment itself, or all that stands for it."""

@@ -1,5 +1,6 @@
 """What an audit of a cache takes down, and what it takes back after a second look."""
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -49,10 +50,11 @@ class Record:
     ) -> None:
         """Take down what is wrong with a path, which is moved aside where that repairs it.
 
+        moved: how it was repaired, where there was nothing to move.
         passing: somebody alive may be about to remove it.
         """
         if self.repair and move is not None:
-            with disk.plain_errors("repair", self.root):
+            with disk.plain_errors("repair", self.root), contextlib.suppress(FileNotFoundError):
                 moved = self.name(set_aside(self.root, move))
         finding = Finding(
             path=self.name(path),
