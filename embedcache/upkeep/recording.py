@@ -121,6 +121,13 @@ class Record:
             self.find(
                 left.path, "was left by an interrupted push or pull. Rerun that, or delete this"
             )
+        elif (left.path / journal.FOLDER).is_dir() and not journal.has_lease(left.path):
+            self.find(
+                left.path,
+                f"has no {journal.FOLDER}/lease.json that can be read, and nobody writes it. "
+                f"'embedcache compact {self.report.cache}' keeps the rows that it can, and moves "
+                "what it cannot use to damaged/",
+            )
         else:
             self.find(
                 left.path,
