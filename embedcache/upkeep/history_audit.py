@@ -25,6 +25,12 @@ from embedcache.store.tombstones import (
 from embedcache.upkeep.findings import ENTERED, GIVEN_UP
 from embedcache.upkeep.recording import Record
 
+# Of a tombstone that is lost.
+_ADVICE = (
+    "Merge or pull may bring its photos back: first merge or pull from a copy that still has the "
+    "file (after --repair), or forget its photos again by their sha256"
+)
+
 
 class HistoryAudit:
     """Reads each of them once. log: what the entries say.
@@ -87,8 +93,7 @@ class HistoryAudit:
                     else:
                         lifts[name] = read_lift(self.record.root, name)
                 except EmbedcacheError as error:
-                    advice = "Forget its photos again, or a merge may bring them back"
-                    self.record.find(path, f"{error.fact}. {advice}", move=path)
+                    self.record.find(path, f"{error.fact}. {_ADVICE}", move=path)
                 else:
                     self.record.report.files += 1
         dead = join(tombstones, lifts)
@@ -100,8 +105,7 @@ class HistoryAudit:
             if not damaged:
                 self.record.find(
                     self.record.root / name,
-                    "is missing, and the removal log names it. Restore it from a backup, or "
-                    "forget its photos again: a merge may bring them back",
+                    f"is missing, and the removal log names it. {_ADVICE}",
                     moved=GIVEN_UP if self.record.repair else "",
                 )
         unknown = unknown_marks(self.log, dead) if not is_old else []
