@@ -102,6 +102,7 @@ def test_an_error_leaves_no_bar(terminal: Terminal, error: type[BaseException]) 
 
 CHILD = """
     import os, signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     from embedcache import display
     from embedcache.extraction import run
     from tests import stand_in
