@@ -66,7 +66,7 @@ def load(
     split_by: str | None = None,
     split_column: str | None = None,
     stratify: bool = False,
-    by: Sequence[str] = (),
+    by: str | Sequence[str] = (),
     seed: int = 0,
     scope: str | None = None,
     subset_name: str = "ALL",
@@ -89,6 +89,7 @@ def load(
     LabelsError for what cannot be used, see the first lines of `heads.dataset.rows`.
     """
     names = (target,) if isinstance(target, str) else tuple(target)
+    by = (by,) if isinstance(by, str) else by
     sheet = _opened(labels, names, [weight, split_by, split_column, *by])
     space = cache.find(backbone)
     rows = _present(sheet, cache, space, id_column, scope)

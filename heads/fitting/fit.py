@@ -111,6 +111,8 @@ def _judged(rounds: Sequence["_Round"], resamples: int, seed: int) -> Judged:
     tested = joined([one.tested for one in rounds if one.tested is not None])
     reference = "ridge" if tested.task == "regression" else "logistic"
     stayed = [name for name in rounds[0].found if all(one.found[name].same_as for one in rounds)]
+    if len({one.choice for one in rounds}) == 1:
+        stayed.append(CHOICE)  # it is that head, which stands there with its own comparison
     return judge(tested, reference=reference, stayed=stayed, resamples=resamples, seed=seed)
 
 

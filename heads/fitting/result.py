@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from embedcache.errors import InputError
+from embedcache.wording import counted
 from heads.dataset.rows import Dataset
 from heads.fitting import intervals
 from heads.fitting.candidates import CurvePoint
@@ -152,10 +153,13 @@ class Fit:
             held = ", ".join(test.predictions)
             raise InputError(f"no {lost[0]} head in this fit; it has {held}")
         metric = metric or ("mse" if self.dataset.task == "regression" else "log_loss")
-        scores = [
-            row_scores(self.dataset.task, test.truth, test.predictions[name])[metric]
+        each = [
+            row_scores(self.dataset.task, test.truth, test.predictions[name])
             for name in (first, second)
         ]
+        if metric not in each[0]:
+            raise InputError(f"heads are compared by {' or '.join(each[0])}; got {metric!r}")
+        scores = [one[metric] for one in each]
         gap = intervals.share_difference if metric == "accuracy" else intervals.difference
         return gap(test.sample, *scores, widened=intervals.widening(self.folds))
 
@@ -282,7 +286,8 @@ def _below(fit: "Fit", *, several: bool) -> list[str]:
         lines.append(f"effective number of test rows (Kish, by group): {fit.test.n_effective:.0f}")
         if n := fit.test.n_comparisons:
             other = "ridge" if fit.dataset.task == "regression" else "logistic"
-            lines.append(f"p: paired difference from {other}, adjusted for {n} comparisons (Holm)")
+            of = counted(n, "comparison")
+            lines.append(f"p: paired difference from {other}, adjusted for {of} (Holm)")
         lines += _by_group(fit, several=several)
     choice = next((row.chosen for row in fit.rows if row.chosen), None)
     if choice:

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 
+from embedcache import wording
 from embedcache.errors import LabelsError
 from heads.dataset.rows import Dataset
 from heads.fitting import metrics
@@ -63,7 +64,7 @@ def notes_on(dataset: Dataset, *, n_folds: int | None) -> list[str]:
             )
     if n_folds is not None and min(n["dev"], n["test"]) < FEW_ROWS:
         notes.append(f"a fold has fewer than {FEW_ROWS} rows: dev's choice in it is unreliable")
-    return notes + (_class_notes(dataset) if n_folds is None else [])
+    return notes + (_class_notes(dataset) if n_folds is None else _rare_classes(dataset, n_folds))
 
 
 def _flat_targets(dataset: Dataset) -> list[str]:
@@ -75,6 +76,15 @@ def _flat_targets(dataset: Dataset) -> list[str]:
         f"{values.mean():g}): subtract its mean, or scale it"
         for name, values in zip(dataset.target_names, columns, strict=True)
         if dataset.task == "regression" and metrics.flat(values)
+    ]
+
+
+def _rare_classes(dataset: Dataset, n_folds: int) -> list[str]:
+    return [
+        f"class {name!r} has {wording.counted(n, 'row')} for {n_folds} folds: some test none, "
+        f"and how often it is right is hardly known"
+        for name, n in dataset.class_counts.items()
+        if n < n_folds
     ]
 
 

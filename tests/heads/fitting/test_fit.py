@@ -572,3 +572,32 @@ def test_heads_of_several_targets_are_not_compared_as_one(sample: Sample) -> Non
     both = from_arrays(one.vectors[np.arange(300)], np.stack([one.targets] * 2, 1))
     with pytest.raises(InputError, match="target by target"):
         heads.fit(both, heads=["ridge"], **QUICK).compare("const", "ridge")
+
+
+@pytest.mark.parametrize(("task", "metric"), [("ratio", "auc"), ("binary", "mse")])
+def test_a_metric_that_a_task_does_not_have_is_named(
+    sample: Sample, task: str, metric: str
+) -> None:
+    fit = heads.fit(sample(task=task), heads=["const"], **QUICK)
+    base = "ridge" if task == "ratio" else "logistic"
+    with pytest.raises(InputError, match=f"are compared by .*; got '{metric}'"):
+        fit.compare("const", base, metric=metric)
+
+
+def test_a_class_with_fewer_rows_than_folds_is_noted(sample: Sample) -> None:
+    data = sample(task="binary")
+    rare = np.flatnonzero(data.targets == 1)[3:]
+    data = replace(data, targets=np.where(np.isin(np.arange(300), rare), 0, data.targets))
+    fit = heads.fit(data, heads=["const"], folds=5, **QUICK)
+    assert any(note.startswith("class 'M' has 3 rows for 5 folds") for note in fit.notes)
+
+
+def test_devs_choice_of_one_head_in_all_folds_is_no_further_comparison() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(300, 4))
+    data = from_arrays(vectors, vectors @ np.ones(4), groups=range(300), task="regression")
+    found = heads.fit(data, heads=["ridge"], folds=5, **QUICK).document()
+    choice = found["rows"][-1]
+    assert choice["chosen"] == {"ridge": 5}
+    assert choice["versus"] is None
+    assert found["n_comparisons"] == 1
