@@ -109,11 +109,7 @@ def _published(folder: Path, home: Path) -> bool:
     cache = Path(cache_of(str(home)))
     for litter in home.glob(".*"):  # its manifest's temporary name
         collect(litter, cache=cache)
-    with contextlib.suppress(FileNotFoundError):  # another process was faster
-        if journal.has_lease(home):
-            discard(home / journal.FOLDER, cache=cache)
-        else:  # no writer of ours
-            set_aside(cache, home / journal.FOLDER)
+    discard(home / journal.FOLDER, cache=cache)
     return True
 
 
