@@ -1,7 +1,6 @@
 """Verify what a cache says of removals: its log, tombstones, lifts and refs."""
 
 import contextlib
-import os
 from pathlib import Path
 
 from embedcache import disk
@@ -25,12 +24,6 @@ from embedcache.store.tombstones import (
 from embedcache.upkeep.findings import ENTERED, GIVEN_UP
 from embedcache.upkeep.recording import Record
 
-# Of a tombstone that is lost.
-_ADVICE = (
-    "Merge or pull may bring its photos back: first merge or pull from a copy that still has the "
-    "file (after --repair), or forget its photos again by their sha256"
-)
-
 
 class HistoryAudit:
     """Reads each of them once. log: what the entries say.
@@ -46,22 +39,14 @@ class HistoryAudit:
 
     def read_log(self) -> None:
         """Every entry; none is missing between two."""
-        folder = self.record.root / LOG
-        names = self.record.children(folder)
-        numbers = {int(name) for name in names if name.isdigit() and len(name) == 8}
-        written = [n for n in numbers if os.path.lexists(folder / f"{n:08d}" / ENTRY)]
-        last = max(written, default=0)
-        while last + 1 in numbers:  # its file was lost
-            last += 1
+        names = self.record.children(self.record.root / LOG)
         for name in names:
-            path = folder / name
             if not (name.isdigit() and len(name) == 8):
-                self.record.find(path, "is not embedcache's")
-            elif int(name) > last:
-                self.record.find(path, "is not embedcache's", move=path)
+                self.record.find(self.record.root / LOG / name, "is not embedcache's")
+        numbers = [int(name) for name in names if name.isdigit() and len(name) == 8]
         entries: list[Entry] = []
-        for number in range(1, last + 1):
-            path = folder / f"{number:08d}"
+        for number in range(1, max(numbers, default=0) + 1):
+            path = self.record.root / LOG / f"{number:08d}"
             try:
                 raw = read_entry(self.record.root, number)
                 if raw is None:
@@ -71,8 +56,7 @@ class HistoryAudit:
                 entries.append(Entry.parse(raw, number=number)[0])
             except EmbedcacheError as error:
                 advice = "restore it from a backup, or what it removed may be shown again"
-                moved = GIVEN_UP if self.record.repair else ""
-                self.record.find(path / ENTRY, f"{error.fact}: {advice}", move=path, moved=moved)
+                self.record.find(path / ENTRY, f"{error.fact}: {advice}", move=path)
                 entries.append(Entry())
                 if self.record.repair:
                     create_entry(self.record.root, number, Entry())
@@ -93,7 +77,8 @@ class HistoryAudit:
                     else:
                         lifts[name] = read_lift(self.record.root, name)
                 except EmbedcacheError as error:
-                    self.record.find(path, f"{error.fact}. {_ADVICE}", move=path)
+                    advice = "Forget its photos again, or a merge may bring them back"
+                    self.record.find(path, f"{error.fact}. {advice}", move=path)
                 else:
                     self.record.report.files += 1
         dead = join(tombstones, lifts)
@@ -105,7 +90,8 @@ class HistoryAudit:
             if not damaged:
                 self.record.find(
                     self.record.root / name,
-                    f"is missing, and the removal log names it. {_ADVICE}",
+                    "is missing, and the removal log names it. Restore it from a backup, or "
+                    "forget its photos again: a merge may bring them back",
                     moved=GIVEN_UP if self.record.repair else "",
                 )
         unknown = unknown_marks(self.log, dead) if not is_old else []
@@ -160,12 +146,11 @@ class HistoryAudit:
                 return missing
 
     def _log_now(self) -> Log:
-        """The log, read on; as it was walked where an entry of it is damaged or missing."""
+        """The log, read on; as it was walked where an entry of it is damaged."""
         try:
-            now = self.history.log()
+            return self.history.log()
         except EmbedcacheError:
             return self.log
-        return now if now.n >= self.log.n else self.log
 
     def _held(self, key: str, segment: str, digest: str) -> bool:
         """Whether what a ref pins is here: the segment itself, or all that stands for it."""
