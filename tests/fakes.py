@@ -53,7 +53,7 @@ class Held:
     def create_once(self, key: str, data: bytes) -> bool:
         return self.create(key, data)
 
-    def leftovers(self, folder: str) -> Sequence[str]:
+    def leftovers(self, segments: str) -> Sequence[str]:
         return ()
 
     def delete(self, key: str, *, ours: Ours | None = None) -> None:
@@ -126,8 +126,8 @@ class Flaky:
         self._end(how)
         return made
 
-    def leftovers(self, folder: str) -> Sequence[str]:
-        return self._remote.leftovers(folder)
+    def leftovers(self, segments: str) -> Sequence[str]:
+        return self._remote.leftovers(segments)
 
     def delete(self, key: str, *, ours: Ours | None = None) -> None:
         how = self._begin()

@@ -170,9 +170,9 @@ class FilesRemote:
                 return False
             return True
 
-    def leftovers(self, folder: str) -> Sequence[str]:
-        with self._plain(folder):
-            return [f"{folder}/{name}".lstrip("/") for name in self._files.hidden(folder)]
+    def leftovers(self, segments: str) -> Sequence[str]:
+        with self._plain(segments):
+            return [f"{segments}/{name}" for name in self._files.hidden(segments)]
 
     def _create_space(self, space: re.Match[str], data: bytes) -> bool:
         """Create a space in a hidden folder, which gets its name once both documents are there."""

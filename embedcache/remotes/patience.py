@@ -104,8 +104,8 @@ class Patient:
 
         return self._patiently(attempt)
 
-    def leftovers(self, folder: str) -> Sequence[str]:
-        return self._patiently(lambda: self._remote.leftovers(folder))
+    def leftovers(self, segments: str) -> Sequence[str]:
+        return self._patiently(lambda: self._remote.leftovers(segments))
 
     def delete(self, key: str, *, ours: Ours | None = None) -> None:
         self._patiently(lambda: self._remote.delete(key, ours=ours))

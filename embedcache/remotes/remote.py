@@ -102,8 +102,8 @@ class Remote(Protocol):
         """
         ...
 
-    def leftovers(self, folder: str) -> Sequence[str]:
-        """Keys of hidden names in a folder, which interrupted commands have left."""
+    def leftovers(self, segments: str) -> Sequence[str]:
+        """Keys of hidden folders under `segments`/, which interrupted commands have left."""
         ...
 
     def delete(self, key: str, *, ours: Ours | None = None) -> None:

@@ -1,12 +1,10 @@
 """What a shared copy holds, from its manifests alone, and a check of every byte there."""
 
-import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 
-from embedcache import disk
 from embedcache.errors import EmbedcacheError
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.remote import Denied, Remote, Unreachable
@@ -15,10 +13,6 @@ from embedcache.sharing.moved import workers
 from embedcache.sharing.segments import RemoteSegment
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.spec import Json
-from embedcache.store.log import FOLDER as LOG
-from embedcache.store.salvage import own_litter
-from embedcache.store.tombstones import FOLDER as TOMBSTONES
-from embedcache.store.tombstones import LIFTS
 from embedcache.wording import counted
 
 
@@ -191,7 +185,6 @@ def verify_remote(remote: Remote | str) -> Checked:
         damage = {name: found for name, found in damage.items() if name not in gone}
     findings += [text for found in damage.values() for text in found]
     findings += _missing_pins(copy, {segment.id for segment in checked})
-    findings += _left_behind(copy)
     copy.marks()
     # A part that this member may not read is a finding too: nobody checked it.
     refused = [problem.fact for problem in copy.problems()]
@@ -264,21 +257,6 @@ def _missing_pins(copy: SharedCopy, there: set[str]) -> list[str]:
             there = there.union(*(space.segments for space in copy.spaces(root).values()))
         found = missing(copy)
     return found
-
-
-def _left_behind(copy: SharedCopy) -> list[str]:
-    """What processes of this machine that were killed left in a folder, half written."""
-    folders = ["", *ROOTS, "refs", TOMBSTONES, LIFTS, LOG]
-    spaces = [space.key for root in ROOTS for space in copy.spaces(root).values()]
-    keys: list[str] = []
-    for folder in (*folders, *(f"{key}/segments" for key in spaces)):
-        with contextlib.suppress(Denied):  # noted where it is listed
-            keys += copy.remote.leftovers(folder)
-    return [
-        f"{key} was left by a process that has ended: delete it"
-        for key in keys
-        if own_litter(key.rpartition("/")[2]) and disk.maker_is_gone(key)
-    ]
 
 
 def _unfinished(n: int) -> str:

@@ -2,22 +2,18 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embedcache import disk
 from embedcache.errors import RemoteError
 from embedcache.remotes.patience import Patient
 from embedcache.remotes.remote import Remote
 from embedcache.sharing.share import pull, push
 from embedcache.sharing.survey import verify_remote
 from embedcache.upkeep.pinning import write_ref
-from embedcache.upkeep.verify import verify
 from tests.sharing.members import SPEC, Make, held
 from tests.stores import photos
 
@@ -130,29 +126,3 @@ def _remove(remote: Remote, key: str) -> None:
         path.unlink()
     else:
         remote.delete(key)
-
-
-@pytest.mark.parametrize("name", ["zarr.json", "refs/paper.json", "spaces/x/segments/y.json"])
-def test_what_a_killed_process_left_is_found_by_the_folder_and_by_its_url(
-    name: str, tmp_path: Path, make: Make
-) -> None:
-    folder = tmp_path / "shared"
-    write_ref(a := make("a", [0, 1]), "paper")
-    push(a, str(folder))
-    place = folder / name.replace("/x/", f"/{SPEC.digest}/")
-    killed = (
-        "import os, sys\nfrom pathlib import Path\nfrom embedcache import disk\n"
-        "path = disk.temporary_beside(Path(sys.argv[1]))\npath.write_bytes(b'half')\n"
-        "print(path, flush=True)\nos.kill(os.getpid(), 9)\n"
-    )
-    words = [sys.executable, "-c", killed, str(place)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    left = Path(done.stdout.strip()).relative_to(folder).as_posix()
-    mine = disk.temporary_beside(place)  # of a process that is alive
-    mine.write_bytes(b"half")
-    assert [found.path for found in verify(folder).findings] == [left]
-    [finding] = verify_remote(f"file://{folder}").findings
-    assert finding.startswith(f"{left} was left by a process that has ended")
-    (folder / left).unlink()
-    assert verify(folder).clean
-    assert verify_remote(f"file://{folder}").clean
