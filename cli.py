@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -32,15 +32,7 @@ from embedcache.commands.options import (
     print_result,
     read_photos,
 )
-from embedcache.errors import EmbedcacheError, InputError, PhotosError
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from embedcache.photos.table import Photos
-    from embedcache.store.cache import Cache
-    from heads.predict import Predictions
-    from heads.study.design import Study
+from embedcache.errors import EmbedcacheError, InputError
 
 log = logging.getLogger("embedcache")
 
@@ -334,20 +326,8 @@ def predict(
     else:
         print_result(predictions, json_)
         log.info("wrote %s", out)
-    _judge_predictions(predictions, card["backbone"], imported=imported)
-
-
-def _judge_predictions(predictions: "Predictions", backbone: str, *, imported: bool) -> None:
-    """Say what makes predictions useless."""
-    if predictions.head.name == "const":
-        log.warning("const was the best head on dev: every prediction is the same")
-    if not predictions.found.any():
-        log.warning(
-            "none of the %s photos has a vector of %s%s",
-            f"{len(predictions.ids):,}",
-            backbone,
-            ": bring them with 'embedcache import'" if imported else "",
-        )
+    for line in predictions.warnings(card["backbone"], imported=imported):
+        log.warning("%s", line)
 
 
 @app.command()
@@ -438,7 +418,7 @@ def _study(
     from embedcache.backbones.names import resolved
     from embedcache.display import counts_on
     from embedcache.upkeep.pinning import pin
-    from heads.study import report
+    from heads.study import report, vectors
     from heads.study import run as studies
     from heads.study.design import Study
 
@@ -446,7 +426,10 @@ def _study(
     opened = open_cache(cache or out / "photos.cache", create=True)
     path = asked.label_table(out)
     rows = studies.labelled(asked, path)  # a wrong column name, before hours of work
-    table = _study_photos(asked, opened, path, rows)
+    columns = {"photo_column": asked.photo_column, "id_column": asked.id_column}
+    table = vectors.photos_of(
+        asked, opened, path, rows, read=lambda: read_photos(path, **columns), say=log.info
+    )
     if table is None:
         show = show | {"photos": False}
     else:
@@ -467,29 +450,6 @@ def _study(
         print(json.dumps(results.document() | written.document()))
     else:
         print(f"{results}\n{written}")
-
-
-def _study_photos(
-    study: "Study", cache: "Cache", path: Path, rows: "pl.DataFrame"
-) -> "Photos | None":
-    """The photos of a study's table; None where none is there and the cache lacks nothing."""
-    from heads.study import vectors
-
-    gap = vectors.lacking(study, cache, rows[study.id_column].drop_nulls().to_list())
-    if study.photo_column not in rows.columns and not gap:
-        found = f"{path.name} has no column {study.photo_column!r}"
-    else:
-        try:
-            table = read_photos(path, photo_column=study.photo_column, id_column=study.id_column)
-        except PhotosError as error:
-            if study.photo_column in rows.columns:
-                raise
-            raise PhotosError(f"{error}. Only a cache with all vectors needs none: {gap}") from None
-        if gap or table.any_here():
-            return table
-        found = f"none of the photos of {path.name} is here"
-    log.info("%s; the cache has all vectors, and the page shows no photos", found)
-    return None
 
 
 def _demo_study() -> str:

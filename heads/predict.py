@@ -67,6 +67,16 @@ class Predictions:
         except OSError as error:
             raise HeadError(f"cannot write {path}: {error.strerror}") from None
 
+    def warnings(self, backbone: str, *, imported: bool) -> list[str]:
+        """What makes them useless, in sentences. imported: no network gives such vectors."""
+        found = []
+        if self.head.name == "const":
+            found.append("const was the best head on dev: every prediction is the same")
+        if not self.found.any():
+            how = ": bring them with 'embedcache import'" if imported else ""
+            found.append(f"none of the {len(self.ids):,} photos has a vector of {backbone}{how}")
+        return found
+
     @property
     def likeliest(self) -> tuple[str | None, ...]:
         """The class of each photo, None without a prediction; empty for a regression."""

@@ -250,29 +250,19 @@ def _rows(judged: Judged | None, pooled: Mapping[str, _Pooled], dataset: Dataset
 
 
 def _row(figure: Figure, one: _Pooled | None) -> HeadRow:
-    versus = None
-    if figure.versus is not None:
-        other, gap = figure.versus
-        versus = {"head": other, "difference": gap.value, "low": gap.low, "high": gap.high}
-        versus |= {"p": gap.p, "p_adjusted": gap.p_adjusted}
-    rates = {rate for rate, _ in one.rounds} if one else set()
-    epochs = {epoch for _, epoch in one.rounds} if one else set()
-    return HeadRow(
-        head=figure.head,
-        target=figure.target,
-        metric=figure.metric,
-        value=figure.value,
-        low=figure.low,
-        high=figure.high,
-        dev=one.dev[figure.target, figure.metric] if one else math.nan,
+    if one is None:  # a constant by group, which dev never saw
+        return HeadRow.of(figure, dev=math.nan, seconds=0.0)
+    rates = {rate for rate, _ in one.rounds}
+    epochs = {epoch for _, epoch in one.rounds}
+    return HeadRow.of(
+        figure,
+        dev=one.dev[figure.target, figure.metric],
+        seconds=one.seconds,
         learning_rate=rates.pop() if len(rates) == 1 else math.nan,
         epoch=epochs.pop() if len(epochs) == 1 else None,
-        seconds=one.seconds if one else 0.0,
-        extra=figure.extra,
-        versus=versus,
-        same_as=one.same_as if one else None,
-        rounds=one.rounds if one and len(one.rounds) > 1 else (),
-        chosen=one.chosen if one else None,
+        same_as=one.same_as,
+        rounds=one.rounds if len(one.rounds) > 1 else (),
+        chosen=one.chosen,
     )
 
 

@@ -52,6 +52,29 @@ class HeadRow:
     rounds: tuple[tuple[float, int | None], ...] = ()
     chosen: Mapping[str, int] | None = None
 
+    @classmethod
+    def of(cls, figure: Figure, *, dev: float, seconds: float, **fields: Any) -> "HeadRow":
+        """The row of a figure. fields: what else is known of the head, by name."""
+        versus = None
+        if figure.versus is not None:
+            other, gap = figure.versus
+            versus = {"head": other, "difference": gap.value, "low": gap.low, "high": gap.high}
+            versus |= {"p": gap.p, "p_adjusted": gap.p_adjusted}
+        known = {"learning_rate": math.nan, "epoch": None} | fields
+        return cls(
+            head=figure.head,
+            target=figure.target,
+            metric=figure.metric,
+            value=figure.value,
+            low=figure.low,
+            high=figure.high,
+            dev=dev,
+            seconds=seconds,
+            extra=figure.extra,
+            versus=versus,
+            **known,
+        )
+
     def document(self) -> dict[str, Any]:
         """The row's JSON object."""
         values: dict[str, Any] = {

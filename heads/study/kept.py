@@ -5,6 +5,7 @@ everything that decides it, so that a study finds it again and never mistakes an
 """
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any, Self
 
@@ -143,6 +144,8 @@ def chosen(fits: Sequence[KeptFit], name: str) -> KeptFit:
     judged = judge(_test_rows(first, pooled), reference="")
     lowest = dev.min(0)
     mass = np.roll(np.bincount(fold, first.sample().mass), -1)  # the next fold chooses
+    loss = float(np.average(lowest, weights=mass))
+    seconds = sum(fit.seconds for fit in fits)
     protocols = {fit.protocol for fit in fits}
     found: KeptFit = msgspec.structs.replace(
         first,
@@ -150,23 +153,8 @@ def chosen(fits: Sequence[KeptFit], name: str) -> KeptFit:
         backbone=name,
         protocol=protocols.pop() if len(protocols) == 1 else "",
         rows=tuple(
-            HeadRow(
-                head=figure.head,
-                target=figure.target,
-                metric=figure.metric,
-                value=figure.value,
-                low=figure.low,
-                high=figure.high,
-                dev=float(np.average(lowest, weights=mass))
-                if figure.head == CHOICE
-                else float("nan"),
-                learning_rate=float("nan"),
-                epoch=None,
-                seconds=sum(fit.seconds for fit in fits),
-                extra=figure.extra,
-                versus=None,
-            ).document()
-            for figure in judged.figures
+            HeadRow.of(one, dev=loss if one.head == CHOICE else nan, seconds=seconds).document()
+            for one in judged.figures
         ),
         by=tuple(group_document(one) for one in judged.by),
         predictions=pooled,

@@ -10,8 +10,7 @@ from embedcache.sharing.survey import verify_remote
 from embedcache.store.cache import Cache
 from embedcache.upkeep.forgetting import forget
 from tests import fakes
-from tests.sharing.members import Make, held
-from tests.sharing.test_promises import row_of, there
+from tests.sharing.members import Make, held, row_of, there
 from tests.stores import photos
 
 MOMENTS: dict[str, Callable[[str, str], bool]] = {

@@ -259,3 +259,22 @@ def test_what_folds_compare_is_widened(sample: Sample) -> None:
         test.sample, test.truth, test.predictions["ridge"], test.fold
     )
     assert low < one < r < other < high
+
+
+def test_a_class_with_fewer_rows_than_folds_is_noted(sample: Sample) -> None:
+    data = sample(task="binary")
+    rare = np.flatnonzero(data.targets == 1)[3:]
+    data = replace(data, targets=np.where(np.isin(np.arange(300), rare), 0, data.targets))
+    fit = heads.fit(data, heads=["const"], folds=5, **QUICK)
+    assert any(note.startswith("class 'M' has 3 rows for 5 folds") for note in fit.notes)
+
+
+def test_devs_choice_of_one_head_in_all_folds_is_no_further_comparison() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(300, 4))
+    data = from_arrays(vectors, vectors @ np.ones(4), groups=range(300), task="regression")
+    found = heads.fit(data, heads=["ridge"], folds=5, **QUICK).document()
+    choice = found["rows"][-1]
+    assert choice["chosen"] == {"ridge": 5}
+    assert choice["versus"] is None
+    assert found["n_comparisons"] == 1
