@@ -4,6 +4,7 @@ A `KeptFit` is one target x subset x backbone with all its heads. It is stored u
 everything that decides it, so that a study finds it again and never mistakes another for it.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
@@ -146,6 +147,7 @@ def chosen(fits: Sequence[KeptFit], name: str) -> KeptFit:
     mass = np.roll(np.bincount(fold, first.sample().mass), -1)  # the next fold chooses
     loss = float(np.average(lowest, weights=mass))
     seconds = sum(fit.seconds for fit in fits)
+    won = Counter(f"{fits[at].backbone}, {fits[at].protocol} protocol" for at in winner)
     protocols = {fit.protocol for fit in fits}
     found: KeptFit = msgspec.structs.replace(
         first,
@@ -153,13 +155,18 @@ def chosen(fits: Sequence[KeptFit], name: str) -> KeptFit:
         backbone=name,
         protocol=protocols.pop() if len(protocols) == 1 else "",
         rows=tuple(
-            HeadRow.of(one, dev=loss if one.head == CHOICE else nan, seconds=seconds).document()
+            HeadRow.of(
+                one,
+                dev=loss if one.head == CHOICE else nan,
+                seconds=seconds,
+                chosen=won if one.head == CHOICE else None,
+            ).document()
             for one in judged.figures
         ),
         by=tuple(group_document(one) for one in judged.by),
         predictions=pooled,
         curves={},
-        spec=" ".join(dict.fromkeys(fits[won].spec for won in winner)),
+        spec=" ".join(dict.fromkeys(fits[at].spec for at in winner)),
         dev_of_choice=tuple(lowest.tolist()),
         notes=(),
     )

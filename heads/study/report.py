@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from markupsafe import Markup
 from heads.fitting import intervals, metrics
 from heads.outputs import Outputs
 from heads.study import charts, figures, gallery, tables
+from heads.study.kept import KeptFit
 from heads.study.results import Results
 from heads.study.rows import CONST, Comparison, name_of, title_of
 
@@ -139,6 +140,15 @@ def recovery(results: Results) -> list[tuple[str, str, float, float, float, floa
 
 def _headline(results: Results, target: str, subset: str) -> Headline:
     fit = results.best(target, subset)
+    found = _judged_headline(fit, target, subset)
+    if fit.key:
+        return found
+    chosen = fit.row(fit.chosen_head())["chosen"].items()
+    which = ", ".join(f"{name} ({n})" for name, n in sorted(chosen, key=lambda one: -one[1]))
+    return replace(found, text=f"{found.text} Chosen by dev in the folds: {which}.")
+
+
+def _judged_headline(fit: KeptFit, target: str, subset: str) -> Headline:
     head = fit.chosen_head()
     row, constant = fit.row(head), fit.row(CONST)
     name = name_of(fit.backbone, head, fit.protocol)
@@ -308,10 +318,13 @@ def _commands(results: Results) -> str:
     names = [backbone["name"] for backbone in study["backbone"]]
     first = results.fits[0]
     options = f" --protocol {first.protocol}" + (f" --folds {first.folds}" if first.folds else "")
-    lines.append(
-        f"embedcache extract {table} --id-column {id_column} --cache photos.cache \\\n  "
-        + " ".join(f"--backbone {name}" for name in names)
-    )
+    options += "".join(f" --by {column}" for column in study.get("report_by") or ())
+    if computed := [name for name in names if name not in results.imported]:
+        lines.append(
+            f"embedcache extract {table} --id-column {id_column} --cache photos.cache \\\n  "
+            + " ".join(f"--backbone {name}" for name in computed)
+        )
+    lines += [f"embedcache import photos.cache VECTORS --name {name}" for name in results.imported]
     for target in study["target"]:
         weight = f" --weight {target['weight']}" if target.get("weight") else ""
         lines.append(

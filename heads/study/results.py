@@ -23,6 +23,7 @@ class Results:
     photos, truth, captions: per photo id its path, (simulated data only) its true like ratio, and
         what its caption says (its gender, as in the paper).
     label_counts: the document of `embedcache labels` where the study began from the swipe log.
+    imported: backbones whose vectors came by `embedcache import`.
     reused: fits found from an earlier run. skipped: fits that could not be made, and why.
     """
 
@@ -37,6 +38,7 @@ class Results:
     seconds: float
     reused: int
     versions: Mapping[str, str]
+    imported: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     _best: dict[tuple[str, str], KeptFit] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -202,5 +204,6 @@ def _row(fit: KeptFit, head: str, *, best: bool) -> StudyRow:
         protocol=fit.protocol,
         folds=fit.folds,
         same_as=main.get("same_as"),
+        chosen=main.get("chosen"),
         best=best,
     )

@@ -1,5 +1,6 @@
 """A row of a study's tables, and two of them compared."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from heads.fitting.judge import BY
@@ -19,6 +20,7 @@ class StudyRow:
     metric: "mse" or "accuracy" (log-loss beside it). dev: MSE or log-loss on dev, which chose the
     rate. low, high: 95 % interval of value. best: what dev chose of its target and subset.
     protocol: "paper" or "warm". same_as: what an FC head is that never left its start.
+    chosen: of dev's choice, how many folds chose each head, or each set of vectors.
     folds: K, or None for one split.
     spec, labels, split: sha256 of what the row came from; several specs where folds chose several.
     """
@@ -48,6 +50,7 @@ class StudyRow:
     protocol: str
     folds: int | None
     same_as: str | None
+    chosen: Mapping[str, int] | None = None
     best: bool = False
 
     @property

@@ -69,8 +69,9 @@ def run(
     (out / "fits").mkdir(parents=True, exist_ok=True)
     labels_path = study.label_table(out)
     table = labelled(study, labels_path)
+    imported = tuple(b.name for b in study.backbone if _is_foreign(cache, b.name))
     for backbone in study.backbone:
-        if not _is_foreign(cache, backbone.name):
+        if backbone.name not in imported:
             embed(backbone.name)
     labels_digest = sha256(labels_path)
     tasks = list(_tasks(study, table, cache))
@@ -94,6 +95,7 @@ def run(
         seconds=time.perf_counter() - began,
         reused=reused,
         versions=versions(PACKAGES),
+        imported=imported,
         skipped=skipped,
     )
 

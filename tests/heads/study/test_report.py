@@ -205,6 +205,27 @@ def test_the_study_on_the_page_reads_back(results: Results, tmp_path: Path) -> N
     assert Study.read(path).document() == results.study
 
 
+def test_the_steps_import_what_was_imported_and_report_by_group(results: Results) -> None:
+    steps = report._commands(replace(results, imported=("net@face",)))
+    assert "--backbone whole\n" in steps
+    assert "--backbone net@face" not in steps.partition("fit-head")[0]
+    assert "embedcache import photos.cache VECTORS --name net@face" in steps
+    assert steps.count("--by gender") == 2
+
+
+def test_a_headline_over_folds_says_what_each_of_them_chose(results: Results) -> None:
+    pooled = [row for row in results.rows() if row.name == "Dev's choice of all"]
+    assert pooled
+    texts = " ".join(one.text for one in report.findings(results))
+    for row in pooled:
+        assert row.chosen is not None
+        assert sum(row.chosen.values()) == 5
+        if row.subset == "1BBOX":
+            assert all(f"{name} ({n})" in texts for name, n in row.chosen.items())
+    single = [row for row in results.rows() if row.head == "dev's choice" and row not in pooled]
+    assert all(row.chosen and sum(row.chosen.values()) == 5 for row in single)
+
+
 def test_findings_say_what_the_rows_say(results: Results) -> None:
     found = report.findings(results)
     assert len(found) == 6  # two headlines; face against whole, twice per target
