@@ -425,7 +425,8 @@ def _study(
     asked = Study.read(toml)
     opened = open_cache(cache or out / "photos.cache", create=True)
     path = asked.label_table(out)
-    rows = studies.labelled(asked, path)  # a wrong column name, before hours of work
+    # A wrong column name is told before hours of work.
+    asked, rows, _ = studies.labelled(asked, path, opened)
     columns = {"photo_column": asked.photo_column, "id_column": asked.id_column}
     table = vectors.photos_of(
         asked, opened, path, rows, read=lambda: read_photos(path, **columns), say=log.info

@@ -5,6 +5,7 @@ This room owns the way from a cache and a label table to train, dev and test row
 """
 
 from heads.dataset.arrays import from_arrays
+from heads.dataset.ids import ids_in_cache
 from heads.dataset.join import load, read_table
 from heads.dataset.rows import Dataset
 
@@ -12,6 +13,8 @@ __all__ = [
     "Dataset",
     "arrays",
     "from_arrays",
+    "ids",
+    "ids_in_cache",
     "join",
     "load",
     "read_table",

@@ -11,12 +11,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from embedcache.errors import LabelsError
-from embedcache.photos.matching import match_ids
 from embedcache.store.cache import Cache, without_ids
 from embedcache.store.columns import OK
 from embedcache.store.space import Space
-from embedcache.tables import ID_COLUMNS, Frame, Sheet, is_missing, open_sheet, parse
+from embedcache.tables import Frame, Sheet, is_missing, open_sheet, parse
 from heads.dataset import split
+from heads.dataset.ids import JoinedIds, join_ids
 from heads.dataset.rows import CacheRows, Dataset, Provenance, Vectors
 from heads.dataset.targets import (
     Floats,
@@ -181,73 +181,23 @@ def _present(
     sheet: Sheet, cache: Cache, space: Space, id_column: str | None, scope: str | None
 ) -> _Rows:
     """The rows whose photo has a vector."""
-    column, ids, digests, known, notes, dropped = _joined(sheet, cache, id_column, scope)
-    found = known & (space.status(digests) == OK)
-    if unknown := int((~known).sum()) - dropped.total():
+    met = join_ids(sheet, cache, id_column, scope)
+    found, dropped = met.known & (space.status(met.digests) == OK), Counter(met.dropped)
+    if unknown := int((~met.known).sum()) - dropped.total():
         dropped["id not in the cache"] = unknown
-    lost = np.flatnonzero(known & ~found)
+    lost = np.flatnonzero(met.known & ~found)
     if lost.size:
-        for reason in space.reasons(digests[lost]):
+        for reason in space.reasons(met.digests[lost]):
             dropped[reason or "not embedded yet"] += 1
     if not found.any():
-        raise LabelsError(_no_match(ids, cache, known, space, dropped, column))
-    rows = _Rows(ids=ids, at=np.arange(len(ids)), digests=digests, dropped=dropped, notes=notes)
+        raise LabelsError(_no_match(met, cache, space, dropped))
+    at = np.arange(len(met.ids))
+    rows = _Rows(ids=met.ids, at=at, digests=met.digests, dropped=dropped, notes=met.notes)
     return rows.keep(found, Counter())
 
 
-def _joined(
-    sheet: Sheet, cache: Cache, id_column: str | None, scope: str | None
-) -> tuple[str, list[str], U8, NDArray[np.bool_], tuple[str, ...], Counter[str]]:
-    """(id column, ids, digests (n, 32), which are known, notes, rows left out by reason)."""
-    columns = [sheet.id_column(id_column)]
-    if id_column is None:
-        columns = [name for name in ID_COLUMNS if name in sheet.names]
-    tried = []
-    for name in columns:
-        ids = _ids(sheet, name)
-        tried.append((name, ids, *cache.digests_of(ids, scope=scope)))
-    name, ids, digests, known = max(tried, key=lambda one: int(one[3].sum()))
-    notes = [] if len(columns) == 1 else [f"{sheet.path.name}: the ids are in column {name!r}"]
-    if known.all():
-        return name, ids, digests, known, tuple(notes), Counter()
-    table = cache.photo_table()
-    at = [i for i in np.flatnonzero(table.newest).tolist() if scope in (None, table.scopes[i])]
-    held, scopes = [table.ids[i] for i in at], [table.scopes[i] for i in at]
-    contents = [table.digests[i].tobytes() for i in at]
-    matches = match_ids(ids, held, contents, scopes)
-    if matches is None:
-        return name, ids, digests, known, tuple(notes), Counter()
-    joined = matches.at >= 0
-    digests[joined] = table.digests[[at[i] for i in matches.at[joined].tolist()]]
-    notes += filter(None, [matches.sentence(ids, held)])
-    reason = f"several photos of one {matches.rule}"
-    dropped = Counter({reason: matches.n_ambiguous}) if matches.n_ambiguous else Counter[str]()
-    return name, ids, digests, joined, tuple(notes), dropped
-
-
-def _ids(sheet: Sheet, column: str) -> list[str]:
-    """The ids of all rows: each there, and each once."""
-    ids = [name for name in sheet.texts(column) if name is not None]
-    if missing := sheet.n_rows - len(ids):
-        raise LabelsError(f"{missing} rows of {sheet.path.name} have no {column}")
-    if len(set(ids)) < len(ids):
-        twice = [name for name, times in Counter(ids).items() if times > 1]
-        raise LabelsError(
-            f"{len(twice)} ids have more than one row in {sheet.path.name}, for example "
-            f"{twice[0]!r}; a photo has one label: aggregate to one row per photo"
-        )
-    return ids
-
-
-def _no_match(
-    ids: list[str],
-    cache: Cache,
-    known: NDArray[np.bool_],
-    space: Space,
-    dropped: Counter[str],
-    column: str,
-) -> str:
-    if known.any():
+def _no_match(met: JoinedIds, cache: Cache, space: Space, dropped: Counter[str]) -> str:
+    if met.known.any():
         reasons = "; ".join(f"{n} {reason}" for reason, n in dropped.most_common(4))
         return (
             f"no labelled photo has a vector: {reasons}. Run 'embedcache extract' for this backbone"
@@ -256,9 +206,10 @@ def _no_match(
     if not held:
         return without_ids(cache, space)
     return (
-        f"none of the {len(ids)} ids of the label table is in the cache, and none is the path or "
-        f"file name of one photo. Column {column!r} has ids like {', '.join(map(repr, ids[:3]))}; "
-        f"the cache has {held}. Name the matching column with `id_column`"
+        f"none of the {len(met.ids)} ids of the label table is in the cache, and none is the path "
+        f"or file name of one photo. Column {met.column!r} has ids like "
+        f"{', '.join(map(repr, met.ids[:3]))}; the cache has {held}. Name the matching column with "
+        "`id_column`"
     )
 
 

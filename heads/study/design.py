@@ -72,7 +72,8 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The keys of study.toml. note: shown on the page, under its title.
 
     protocols: how FC heads are fitted, a block of the tables each: "paper", from scratch, and
-    "warm", from the linear head. folds: K, 0 for one split; by default 5 below 5,000 rows.
+    "warm", from the linear head. id_column: "" for photo_id, user_id or id. folds: K, 0 for one
+    split; by default 5 below 5,000 rows.
     """
 
     title: str = "Predicting photo popularity"
@@ -80,7 +81,7 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     labels: str | None = None
     users: str | None = None
     swipes: str | None = None
-    id_column: str = "user_id"
+    id_column: str = ""
     photo_column: str = "photo"
     split_by: str | None = None
     scope: str | None = None

@@ -27,6 +27,7 @@ from embedcache.machine import versions
 from embedcache.spec import canonical_json
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
+from embedcache.tables import open_sheet
 from heads import dataset
 from heads.documents import PACKAGES
 from heads.fitting.fit import fit
@@ -68,7 +69,9 @@ def run(
     say = progress or (lambda _line: None)
     (out / "fits").mkdir(parents=True, exist_ok=True)
     labels_path = study.label_table(out)
-    table = labelled(study, labels_path)
+    study, table, how = labelled(study, labels_path, cache)
+    if how:
+        say(how)
     imported = tuple(b.name for b in study.backbone if _is_foreign(cache, b.name))
     for backbone in study.backbone:
         if backbone.name not in imported:
@@ -297,17 +300,26 @@ def _keep(made: Fit, *, key: str, inputs: dict[str, Any], task: _Task) -> KeptFi
     )
 
 
-def labelled(study: Study, path: Path) -> pl.DataFrame:
-    """The study's label table; LabelsError where it lacks a column that the study names."""
-    table = dataset.read_table(path, text=(study.id_column,))
-    needed = [study.id_column, study.split_by, *study.report_by]
+def labelled(study: Study, path: Path, cache: Cache) -> tuple[Study, pl.DataFrame, str]:
+    """The study with its id column, its label table, and how its ids were joined, in words.
+
+    Where the table names no photos, its ids are those that the cache has under their path or file
+    name. LabelsError where it lacks a column that the study names.
+    """
+    ids = open_sheet(path, error=LabelsError, kind="label table").id_column(study.id_column or None)
+    study = msgspec.structs.replace(study, id_column=ids)
+    table = dataset.read_table(path, text=(ids,))
+    needed = [study.split_by, *study.report_by]
     for target in study.target:
         needed += [target.column, target.weight]
     if missing := [name for name in needed if name is not None and name not in table.columns]:
         raise LabelsError(
             f"{path.name} has no column {missing[0]!r}; it has {', '.join(table.columns)}"
         )
-    return table
+    if study.photo_column in table.columns or table[ids].null_count():
+        return study, table, ""
+    found, how = dataset.ids_in_cache(table[ids].to_list(), cache, scope=study.scope)
+    return study, table.with_columns(pl.Series(ids, found)), how
 
 
 def _where(table: pl.DataFrame, subset: Subset) -> pl.DataFrame:

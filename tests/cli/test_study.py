@@ -110,6 +110,18 @@ def test_a_study_needs_no_photos_where_the_cache_knows_every_row(run: Run, plant
     assert "<img" not in (planted / "out" / "report.html").read_text()
 
 
+def test_a_study_joins_its_rows_by_file_name_as_fit_head_does(run: Run, planted: Path) -> None:
+    """The cache calls the photos u0000, u0001 and so on; the table calls them by their files."""
+    labels(planted)
+    table = pl.read_csv(planted / "labels.csv").rename({"user_id": "photo_id"})
+    table = table.with_columns(photo_id=pl.concat_str("photo_id", pl.lit(".jpg")))
+    table.write_csv(planted / "labels.csv")
+    status, out, err = study_of(run, planted)
+    assert status == 0, err
+    assert "ids are joined by" in err and "'u0000.jpg' is 'u0000' (120 of 120 rows)" in err
+    assert "Inception-ridge" in out
+
+
 def test_a_study_runs_where_its_photos_are_gone_and_the_cache_knows_every_row(
     run: Run, planted: Path
 ) -> None:
