@@ -16,7 +16,7 @@ import typer
 
 from embedcache import __version__
 from embedcache.commands import caches, shared_copies, shell
-from embedcache.commands.embedding import embed_photos, extract
+from embedcache.commands.embedding import embed_photos, extract, reasons_of
 from embedcache.commands.options import (
     DEFAULT_BACKBONE,
     INTERRUPTED,
@@ -318,7 +318,12 @@ def predict(
         kept = [name for name, ok in zip(table.ids, digests.readable, strict=True) if ok]
         opened.record_photos(table.scope, kept, digests.value[digests.readable])
     predictions = apply(
-        head_dir, table.ids, opened, scope=table.scope, embed=None if imported else embed
+        head_dir,
+        table.ids,
+        opened,
+        scope=table.scope,
+        embed=None if imported else embed,
+        why=reasons_of(table, opened),
     )
     predictions.write(out)
     if out == "-":

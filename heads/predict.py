@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,10 @@ class Predictions:
         lost = int((~self.found).sum())
         done = counted(int(self.found.sum()), "photo")
         line = f"{done} predicted with the {self.head.name} head"
-        line += f", {lost} without a vector" if lost else ""
+        if lost:
+            why = Counter(filter(None, self.reasons)).most_common(3)
+            line += f", {lost:,} without a vector: "
+            line += ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in why)
         if self.head.classes:
             names = self.head.classes if self.values.ndim == 2 else self.head.classes[1:]
             meant = (f"{c} is P({n})" for c, n in zip(self._columns(), names, strict=True))
@@ -170,11 +174,13 @@ def predict(
     *,
     scope: str | None = None,
     embed: Callable[[Sequence[str]], None] | None = None,
+    why: Callable[[str], str] = lambda _id: "not in the cache",
 ) -> Predictions:
     """Predict for photos by id.
 
     cache: an open `embedcache.store.Cache`. embed: called with the ids that have no vector yet,
-        to compute them into the cache; the command line hands in stage one.
+        to compute them into the cache; the command line hands in stage one. why: why the cache
+        does not know a photo, by its id.
     HeadError or SpecMismatch when the cache's vectors for this backbone are not those that the head
     was fitted on.
     """
@@ -194,7 +200,7 @@ def predict(
     values, found = np.full(shape, np.nan), np.zeros(len(asked), bool)
     vectors, found[known] = space.read(digests[known])
     values[found] = head.predict(vectors[found[known]])
-    reasons: list[str | None] = [None if ok else "not in the cache" for ok in known]
+    reasons = [None if ok else why(name) for name, ok in zip(asked, known.tolist(), strict=True)]
     lost = np.flatnonzero(known & ~found)
     for place, reason in zip(lost, space.reasons(digests[lost]) if lost.size else [], strict=True):
         reasons[place] = reason or "not embedded yet"

@@ -1,5 +1,6 @@
 """`embedcache extract`: photos in, vectors in a cache."""
 
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from embedcache.wording import counted, plain
 if TYPE_CHECKING:
     from embedcache.extraction.forecast import Forecast
     from embedcache.extraction.outcome import Extraction
+    from embedcache.photos.digests import Digests
     from embedcache.photos.table import Photos
     from embedcache.settings import ProjectSettings
     from embedcache.store.cache import Cache
@@ -207,6 +209,27 @@ def _refuse_failures(found: "Extraction", max_failed: float | None) -> None:
                 f"{space.failed:,} of {counted(space.wanted, 'photo')} without a vector of "
                 f"{space.backbone}, mostly: {in_words(reason)}. What was embedded is kept"
             )
+
+
+def reasons_of(photos: "Photos", cache: "Cache") -> Callable[[str], str]:
+    """Why a cache does not know a photo that it was given, by the photo's id."""
+
+    @functools.cache
+    def contents() -> tuple[dict[str, int], "Digests", list[bool]]:
+        digests = photos.digests(cache.local / "digests.npz")
+        places = dict(zip(photos.ids, range(len(photos)), strict=True))
+        dead = cache.dead(digests.value)
+        dead |= cache.dead_pairs(photos.scope, photos.ids, digests.value)
+        return places, digests, dead.tolist()
+
+    def why(name: str) -> str:
+        places, digests, forgotten = contents()
+        place = places[name]
+        if place in digests.reasons:
+            return digests.reasons[place]
+        return "forgotten" if forgotten[place] else "not in the cache"
+
+    return why
 
 
 def embed_photos(

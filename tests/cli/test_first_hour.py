@@ -140,6 +140,30 @@ def test_a_table_without_its_files_is_an_error(network: None, run: Run, tmp_path
         assert f"2 of 2 files not found (first: {tmp_path}/x/a.jpg): column 'photo'" in err
 
 
+def test_predict_says_why_a_photo_has_no_prediction(
+    network: None, run: Run, make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    folder = make_photos(40)
+    table = pl.DataFrame({"id": [f"p{i:03}.jpg" for i in range(40)], "g": ["F", "M"] * 20})
+    table.write_csv(tmp_path / "labels.csv")
+    run("extract", folder, "--cache", tmp_path / "c")
+    fit = ("--cache", tmp_path / "c", "--backbone", "stand-in", "--target", "g")
+    labels = ("--labels", tmp_path / "labels.csv", "--head", "logistic")
+    assert run("fit-head", *fit, *labels, "--out", tmp_path / "h")[0] == 0
+    assert run("forget", tmp_path / "c", "p000.jpg")[0] == 0
+    (folder / "p001.jpg").write_bytes(b"no photo")
+    apply = ("predict", tmp_path / "h", folder, "--cache", tmp_path / "c", "--out")
+    status, out, err = run(*apply, tmp_path / "p.csv", "--json")
+    assert status == 0, err
+    missing = json.loads(out)["missing"]
+    assert missing["p000.jpg"] == "forgotten"
+    assert missing.keys() == {"p000.jpg", "p001.jpg"}
+    assert "cache" not in missing["p001.jpg"]
+    _, out, _ = run(*apply, tmp_path / "p.csv")
+    assert "38 photos predicted" in out
+    assert "2 without a vector: 1 forgotten" in out
+
+
 def test_predictions_are_what_the_name_says(
     network: None, run: Run, make_photos: MakePhotos, tmp_path: Path
 ) -> None:

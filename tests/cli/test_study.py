@@ -118,7 +118,8 @@ def test_a_study_joins_its_rows_by_file_name_as_fit_head_does(run: Run, planted:
     table.write_csv(planted / "labels.csv")
     status, out, err = study_of(run, planted)
     assert status == 0, err
-    assert "ids are joined by" in err and "'u0000.jpg' is 'u0000' (120 of 120 rows)" in err
+    assert "ids are joined by" in err
+    assert "'u0000.jpg' is 'u0000' (120 of 120 rows)" in err
     assert "Inception-ridge" in out
 
 
