@@ -102,7 +102,12 @@ def new_aside(cache: Path, before: set[str]) -> tuple[str, ...]:
 
 
 def aside_note(path: str) -> str:
-    """What a command says of a folder that `dispose` made."""
+    """What a command says of a folder that `dispose` or `salvage` made."""
+    if Path(path, journal.FOLDER, "journal").exists():
+        return (
+            f"{path} is unfinished work whose lease or journal is damaged: its rows could not be "
+            "saved. Extract or import them again, then delete it"
+        )
     return (
         f"{path} has files that embedcache did not write: they lay in a folder that was deleted. "
         "Move them out of the cache"

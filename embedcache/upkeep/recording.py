@@ -1,5 +1,6 @@
 """What an audit of a cache takes down, and what it takes back after a second look."""
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -49,10 +50,11 @@ class Record:
     ) -> None:
         """Take down what is wrong with a path, which is moved aside where that repairs it.
 
+        moved: how it was repaired, where there was nothing to move.
         passing: somebody alive may be about to remove it.
         """
         if self.repair and move is not None:
-            with disk.plain_errors("repair", self.root):
+            with disk.plain_errors("repair", self.root), contextlib.suppress(FileNotFoundError):
                 moved = self.name(set_aside(self.root, move))
         finding = Finding(
             path=self.name(path),
@@ -118,6 +120,13 @@ class Record:
         elif "local" in (left.path.parent.name, left.path.parent.parent.name):
             self.find(
                 left.path, "was left by an interrupted push or pull. Rerun that, or delete this"
+            )
+        elif (left.path / journal.FOLDER).is_dir() and not journal.has_lease(left.path):
+            self.find(
+                left.path,
+                f"has no {journal.FOLDER}/lease.json that can be read, and nobody writes it. "
+                f"'embedcache compact {self.report.cache}' keeps the rows that it can, and moves "
+                "what it cannot use to damaged/",
             )
         else:
             self.find(
