@@ -148,9 +148,9 @@ def holder(folder: Path) -> str:
 
 
 def has_lease(folder: Path) -> bool:
-    """Whether a folder that is being written has a lease that can be read."""
+    """Whether a folder that is being written has a lease that can be read, and names a writer."""
     try:
-        return _read_lease(folder)[0] is not None
+        return "pid" in (_read_lease(folder)[0] or {})
     except (OSError, Damaged):
         return False
 

@@ -109,7 +109,11 @@ def _published(folder: Path, home: Path) -> bool:
     cache = Path(cache_of(str(home)))
     for litter in home.glob(".*"):  # its manifest's temporary name
         collect(litter, cache=cache)
-    discard(home / journal.FOLDER, cache=cache)
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        if journal.has_lease(home):
+            discard(home / journal.FOLDER, cache=cache)
+        else:  # no writer of ours
+            set_aside(cache, home / journal.FOLDER)
     return True
 
 

@@ -27,8 +27,8 @@ from embedcache.upkeep.recording import Record
 
 # Of a tombstone that is lost.
 _ADVICE = (
-    "Merge or pull may bring its photos back: first merge or pull from a copy that still has the "
-    "file (after --repair), or forget its photos again by their sha256"
+    "Repair the cache, then merge or pull from a copy that still has the file, or forget its "
+    "photos again by their sha256: until then a merge or pull may bring them back"
 )
 
 
