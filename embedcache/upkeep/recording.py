@@ -121,7 +121,7 @@ class Record:
             self.find(
                 left.path, "was left by an interrupted push or pull. Rerun that, or delete this"
             )
-        elif (left.path / journal.FOLDER).is_dir() and not journal.has_lease(left.path):
+        elif _has_lost_its_lease(left.path):
             self.find(
                 left.path,
                 f"has no {journal.FOLDER}/lease.json that can be read, and nobody writes it. "
@@ -134,6 +134,12 @@ class Record:
                 "was left by a process that has ended. 'embedcache compact "
                 f"{self.report.cache}' keeps its rows and removes it",
             )
+
+
+def _has_lost_its_lease(path: Path) -> bool:
+    """Whether a draft has no lease that can be read; under a hidden name it may have none yet."""
+    named = not path.name.startswith(".") and (path / journal.FOLDER).is_dir()
+    return named and not journal.has_lease(path)
 
 
 def _wait_for(paths: Sequence[Path]) -> None:
