@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Container
+from collections.abc import Callable, Container
 from itertools import count
 from pathlib import Path
 
@@ -29,6 +29,12 @@ _OURS = re.compile(
     rf"|(?:(?:{journal.FOLDER}|\.old-[^/]+)/)?(?:lease\.json|abandoned\.json|journal))"
 )
 _PART = re.compile(r"(?:.*/)?\.[^/]+\.(?:part|json\.[0-9a-f]{8}[^/.]*)")
+# The temporary names of a file, by the forms that docs/format.md gives.
+_SUFFIX = r"[0-9a-f]{8}-[0-9a-f]{8}-\d{1,10}-\d{1,20}"
+_TEMPORARY = re.compile(rf"\.(.+)\.(?:part|{_SUFFIX})")
+_WRITING = re.compile(
+    rf"(?:{journal.FOLDER}|\.old-{_SUFFIX})/(?:lease\.json|abandoned\.json|journal)"
+)
 _CLAIM = re.compile(r"\.(.+\.json)\.claim|\.(.+\.json)\.[0-9a-f]{8}-.+")
 _KEPT_OPEN = re.compile(r"\.nfs[0-9a-f]+")  # NFS has it until the process that reads it ends
 
@@ -50,11 +56,11 @@ def dispose(path: Path, *, cache: Path, was: Path | None = None) -> bool:
     """Delete a folder that embedcache made, beside others who may be at it too.
 
     was: what the folder was called. What embedcache wrote is known by the manifest, and by its name
-        where there is none.
+        where there is none that can be read.
     Returns whether nothing is left: on NFS a file that a process holds open stays until it is
     closed.
     """
-    named = _named(path)
+    is_ours = _ours_in(path)
     aside: Path | None = None
     for parent, folders, files in os.walk(path, topdown=False):
         inside = Path(parent).relative_to(path)
@@ -63,7 +69,7 @@ def dispose(path: Path, *, cache: Path, was: Path | None = None) -> bool:
         for name in sorted([*files, *links], key=MANIFEST.__eq__):
             own = inside / name
             with contextlib.suppress(FileNotFoundError):
-                if _is_ours(path, own.as_posix(), named):
+                if _is_ours(path, own.as_posix(), is_ours):
                     os.unlink(path / own)
                 elif not _KEPT_OPEN.fullmatch(name):
                     aside = aside or _new_place(cache, was or path, folder=True)
@@ -102,7 +108,12 @@ def new_aside(cache: Path, before: set[str]) -> tuple[str, ...]:
 
 
 def aside_note(path: str) -> str:
-    """What a command says of a folder that `dispose` made."""
+    """What a command says of a folder that `dispose` or `salvage` made."""
+    if Path(path, journal.FOLDER, "journal").exists():
+        return (
+            f"{path} is unfinished work whose lease or journal is damaged: its rows could not be "
+            "saved. Extract or import them again, then delete it"
+        )
     return (
         f"{path} has files that embedcache did not write: they lay in a folder that was deleted. "
         "Move them out of the cache"
@@ -114,16 +125,37 @@ def is_our_name(own: str) -> bool:
     return bool(_OURS.fullmatch(own) or _PART.fullmatch(own))
 
 
-def _named(path: Path) -> Container[str] | None:
-    """The files that the manifest in a folder names; None without one that can be read."""
+def named_by(files: Container[str]) -> Callable[[str], bool]:
+    """Whether embedcache wrote a file of a finished segment whose manifest names `files`."""
+
+    def is_ours(own: str) -> bool:
+        if own in files or own == MANIFEST:
+            return True
+        folder, slash, name = own.rpartition("/")
+        temporary = _TEMPORARY.fullmatch(name)
+        return temporary is not None and is_ours(f"{folder}{slash}{temporary[1]}")
+
+    return is_ours
+
+
+def _ours_in(path: Path) -> Callable[[str], bool]:
+    """How embedcache's files in a folder are known: by its manifest, or else by their names."""
     with contextlib.suppress(OSError, CacheError):
         raw = disk.read_inside(path, MANIFEST, limit=MAX_MANIFEST_BYTES)
         files = unseal(raw, what=str(path))[0].get("files")
-        return files.keys() if isinstance(files, dict) else None
-    return None
+        if isinstance(files, dict):
+            is_named, has_lease = named_by(files), journal.has_lease(path)
+
+            def is_ours(own: str) -> bool:
+                # A writer that was killed right after it published left its lease and journal.
+                left = _WRITING.fullmatch(own) is not None
+                return is_named(own) or (left and (has_lease or own.startswith(".old-")))
+
+            return is_ours
+    return is_our_name
 
 
-def _is_ours(folder: Path, own: str, named: Container[str] | None) -> bool:
+def _is_ours(folder: Path, own: str, is_ours: Callable[[str], bool]) -> bool:
     try:
         if not stat.S_ISREG((folder / own).lstat().st_mode):
             return False  # a link, or a device: nothing that embedcache makes
@@ -131,9 +163,7 @@ def _is_ours(folder: Path, own: str, named: Container[str] | None) -> bool:
         return True
     if (claim := _CLAIM.fullmatch(folder.name)) and own in claim.groups():
         return True
-    if named is not None and own.partition("/")[0] in _ARRAYS and not _PART.fullmatch(own):
-        return own in named
-    return is_our_name(own)
+    return is_ours(own)
 
 
 def _new_place(cache: Path, path: Path, *, folder: bool) -> Path:

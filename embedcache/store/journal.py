@@ -85,7 +85,11 @@ class Claim:
             me = _whoami()
             # A record lock falls when its own process closes any descriptor of the file: a journal
             # that this process is writing must not even be opened here.
-            if not withdrawn and all(lease.get(key) == me[key] for key in me):
+            if lease is None:
+                mine = _is_open_here(folder / FOLDER / "journal")
+            else:
+                mine = not withdrawn and all(lease.get(key) == me[key] for key in me)
+            if mine:
                 return None
             fd = os.open(folder / FOLDER / "journal", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
@@ -93,7 +97,8 @@ class Claim:
                 return None
             raise
         # The lock speaks for every process on this kernel, whatever container it runs in.
-        near = lease.get("boot") == me["boot"] or lease.get("host") == me["host"]
+        # Of a lease that cannot be read nothing is known, and the lock alone decides.
+        near = lease is None or any(lease.get(key) == me[key] for key in ("boot", "host"))
         if withdrawn or near or _age(folder, fd) >= LEASE_SECONDS:
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,7 +108,7 @@ class Claim:
                     raise
             else:
                 if (folder / FOLDER / "journal").exists():
-                    return cls(folder, fd, lease)
+                    return cls(folder, fd, lease or {})
         os.close(fd)
         return None
 
@@ -136,8 +141,30 @@ def holder(folder: Path) -> str:
             return ""
         lease, _ = _read_lease(folder)
     except (OSError, Damaged):
+        lease = None
+    if lease is None or "pid" not in lease:
         return "an unknown process"
     return f"process {lease.get('pid')} on {lease.get('host')}"
+
+
+def has_lease(folder: Path) -> bool:
+    """Whether a folder that is being written has a lease that can be read, and names a writer."""
+    try:
+        return "pid" in (_read_lease(folder)[0] or {})
+    except (OSError, Damaged):
+        return False
+
+
+def _is_open_here(path: Path) -> bool:
+    """Whether this process has a file open, found without opening it."""
+    wanted = path.stat()
+    for fd in os.listdir("/dev/fd"):
+        try:
+            if os.path.samestat(os.fstat(int(fd)), wanted):
+                return True
+        except OSError:
+            continue  # the listing's own descriptor, closed by now
+    return False
 
 
 def _age(folder: Path, fd: int) -> float:
@@ -148,20 +175,21 @@ def _age(folder: Path, fd: int) -> float:
         return 0.0
 
 
-def _read_lease(folder: Path) -> tuple[dict[str, Any], bool]:
-    """The lease of a segment being written, and whether its writer has withdrawn it."""
+def _read_lease(folder: Path) -> tuple[dict[str, Any] | None, bool]:
+    """The lease of a segment being written, and whether its writer has withdrawn it.
+
+    None for a lease that is lost or damaged, as after a power cut.
+    """
     for name, withdrawn in (("lease.json", False), ("abandoned.json", True)):
         try:
             raw = disk.read_inside(folder, f"{FOLDER}/{name}", limit=1 << 20)
             lease = json.loads(raw)
         except FileNotFoundError:
             continue
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, Damaged):
             lease = None
-        if not isinstance(lease, dict):
-            raise Damaged(f"{folder / FOLDER / name} is not a lease")
-        return lease, withdrawn
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / FOLDER))
+        return (lease if isinstance(lease, dict) else None), withdrawn
+    return None, False
 
 
 def _whoami() -> dict[str, Json]:

@@ -190,6 +190,11 @@ def create_entry(cache: Path, number: int, entry: Entry) -> bool:
             created = False
         if not created:  # or it was, and a server's answer was lost
             raw = read_entry(cache, number)
+            if raw is None and target.is_dir() and any(target.iterdir()):
+                raise Damaged(
+                    f"{target} is in the way of the removal log's next entry, and has no "
+                    f"{ENTRY}. 'embedcache verify --repair {cache}' moves it away"
+                )
             created = raw is not None and Entry.parse(raw, number=number)[1] == nonce
     finally:
         disk.delete_folder(hidden)

@@ -209,7 +209,7 @@ class PhotoIds(SegmentSet):
         """Remove what writers that died left: ids are recorded again, so no rows are saved."""
 
         def nothing(*_: object) -> Never:
-            raise AssertionError("a draft of ids has no journal")
+            raise ValueError("a draft of ids has no rows in its journal")
 
         def gone(name: str) -> bool:
             return f"{self.key}/{name}" in self.history.log().gone

@@ -16,7 +16,7 @@ from embedcache import disk
 from embedcache.errors import Damaged
 from embedcache.store import journal
 from embedcache.store.checksums import crc32c
-from embedcache.store.disposal import discard, dispose
+from embedcache.store.disposal import discard, dispose, set_aside
 from embedcache.store.faces import Faces
 from embedcache.store.manifest import MANIFEST, MAX_ROWS
 from embedcache.store.segment import cache_of
@@ -25,6 +25,10 @@ from embedcache.store.writer import F32, U8, FaceWriter, SegmentWriter
 
 BLOCK_BYTES = 16 << 20  # rows of a draft that are in memory at a time
 MAX_REASON_BYTES = 4 << 20
+
+
+class _Unusable(Damaged):
+    """A draft whose lease or journal does not say where its rows are."""
 
 
 def salvage(
@@ -39,7 +43,8 @@ def salvage(
     reopen: a new writer, from a draft's lease and its number of rows.
     known: of (n, 32) digests, which need not be saved.
     gone: whether the log names a segment as removed, by its id.
-    Drafts of living writers are left alone, and so is all of a cache that cannot be written.
+    Drafts of living writers are left alone, and so is all of a cache that cannot be written. A
+    draft whose rows cannot be saved, as its lease or journal is damaged, moves to damaged/.
     """
     saved = 0
     for folder in sorted(segments.iterdir()):
@@ -49,6 +54,8 @@ def salvage(
         if folder.name.startswith(".") and not (aside and journaled):
             collect(folder, cache=Path(cache_of(str(folder))), gone=gone)
         elif not folder.is_symlink() and journaled and not gone(name):
+            if not aside and _published(folder, folder):
+                continue
             claim = journal.Claim.take(folder)
             if claim is not None:
                 try:
@@ -82,9 +89,12 @@ def _salvage(
         return 0
     try:
         saved = _publish_rows(claim, before, reopen, known)
-    except Damaged:
+    except Damaged as error:
         disk.rename_folder(aside, before)
-        raise
+        if not isinstance(error, _Unusable):
+            raise
+        set_aside(Path(cache_of(str(home))), before)
+        return 0
     if not _published(aside, home):
         discard(aside, cache=Path(cache_of(str(home))), was=home)
     return saved
@@ -99,7 +109,11 @@ def _published(folder: Path, home: Path) -> bool:
     cache = Path(cache_of(str(home)))
     for litter in home.glob(".*"):  # its manifest's temporary name
         collect(litter, cache=cache)
-    discard(home / journal.FOLDER, cache=cache)
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        if journal.has_lease(home):
+            discard(home / journal.FOLDER, cache=cache)
+        else:  # no writer of ours
+            set_aside(cache, home / journal.FOLDER)
     return True
 
 
@@ -175,6 +189,8 @@ def leftovers(folder: Path) -> list[Leftover]:
 def _holder(path: Path) -> str:
     if (path / journal.FOLDER / "journal").exists():
         return journal.holder(path)
+    if (path / journal.FOLDER).is_dir() and (path / MANIFEST).exists():
+        return ""  # whoever wrote it is done
     if any(kind.fullmatch(path.name) for kind in (_GONE, _LEAVING, _ASIDE)):
         return "a running process" if disk.maker_is_gone(path.name) is False else ""
     with contextlib.suppress(OSError):
@@ -188,7 +204,7 @@ def _publish_rows(
     reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter],
     known: Callable[[U8], NDArray[np.bool_]],
 ) -> int:
-    """Publish the valid rows of a draft; Damaged, naming `folder`, where it does not fit."""
+    """Publish the valid rows of a draft; _Unusable where its lease and journal do not fit."""
     frames = list(claim.frames())
     if not frames:
         return 0
@@ -200,10 +216,7 @@ def _publish_rows(
             _replay(claim, frames, writer, known)
             writer.commit()
     except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-        raise Damaged(
-            f"{folder}, which was left unfinished, has an invalid lease or journal: "
-            f"{error}. Delete the folder to continue without its rows"
-        ) from None
+        raise _Unusable(f"{folder} has an invalid lease or journal: {error}") from None
     return writer.n_written
 
 

@@ -91,7 +91,8 @@ def export(
     """Write vectors and their photo ids to `out`; each file appears whole or not at all.
 
     out: F.npy, which gets F.ids.csv beside it (column photo_id, same order), or F.parquet with the
-        columns photo_id and vector (a list of `dim` floats).
+        columns photo_id and vector (a list of `dim` floats). An older export is replaced, and
+        anything else that has such a name is refused.
     ids: which photos, in which order; all that the cache knows (of `scope`) by default. Ids without
         a vector are left out and counted.
     every_scope: write a photo once for each folder or table that it was read from; by default only
@@ -104,6 +105,7 @@ def export(
         raise InputError(f"there is no folder {out.parent} to write {out.name} to: make it first")
     if out.is_dir():
         raise InputError(f"{out} is a folder: name a file to write")
+    _check_replaceable(out)
     space = cache.find(backbone)
     if ids is None:
         table = cache.photo_table()
@@ -278,16 +280,78 @@ def _rows_of(space: Space, n_bytes: int) -> int:
     return max(1, n_bytes // (4 * space.dim))
 
 
+def _check_replaceable(out: Path) -> None:
+    """Refuse, before any work, to write over files that are not an export."""
+    if out.suffix == ".parquet":
+        named, replaceable = out, _is_parquet_export(out)
+    else:
+        listed = _list_of(out)
+        n_ids = _n_ids(listed)
+        if _is_empty(out):
+            named, replaceable = listed, n_ids == 0
+        else:
+            # A list of no ids lies beside the matrix of an export that was cut off.
+            n_rows = None if _is_empty(listed) else _n_rows(out)
+            named, replaceable = out, n_rows is not None and n_ids in (0, n_rows)
+    if not replaceable:
+        raise InputError(f"{named} holds something other than an export: name another file")
+
+
+def _is_empty(path: Path) -> bool:
+    return not path.exists() or not path.stat().st_size
+
+
+def _list_of(out: Path) -> Path:
+    """The list of ids beside a matrix."""
+    return out.with_suffix(".ids.csv")
+
+
+def _n_ids(listed: Path) -> int | None:
+    """How many ids an export's list has; 0 where there is no file; None for another file."""
+    if _is_empty(listed):
+        return 0
+    try:
+        with listed.open(newline="", encoding="utf-8") as file:
+            rows = csv.reader(file)
+            if next(rows, None) != ["photo_id"]:
+                return None
+            widths = [len(row) for row in rows]
+    except (UnicodeDecodeError, csv.Error):
+        return None
+    return len(widths) if set(widths) <= {1} else None
+
+
+def _n_rows(out: Path) -> int | None:
+    """How many rows an export's matrix has; None for another file."""
+    try:
+        matrix = _load(out)
+    except InputError:
+        return None
+    return len(matrix) if matrix.dtype == np.dtype("<f4") else None
+
+
+def _is_parquet_export(out: Path) -> bool:
+    if _is_empty(out):
+        return True
+    import polars as pl
+
+    try:
+        return list(pl.read_parquet_schema(out)) == ["photo_id", "vector"]
+    except Exception:  # whatever polars raises on what is no Parquet file
+        return False
+
+
 def _write_npy(space: Space, ids: Sequence[str], digests: U8, out: Path) -> list[Path]:
-    listed = out.with_suffix(".ids.csv")
+    listed = _list_of(out)
     with disk.replacing(listed, text=True) as text:
         with disk.replacing(out) as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), space.dim)}
             np.lib.format.write_array_header_1_0(file, header)
             for rows in _blocks(space, digests):
                 file.write(rows.data)
-            # Ids that fit another matrix must never lie beside it, wherever this is cut off.
-            listed.unlink(missing_ok=True)
+            # Ids that fit another matrix must never lie beside it, wherever this is cut off; a
+            # list of none says that the matrix is an export's.
+            disk.replace(listed, b"photo_id\n")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["photo_id"])
         writer.writerows([name] for name in ids)

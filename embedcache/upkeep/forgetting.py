@@ -6,7 +6,7 @@ publishes its rows later. Then the bytes go.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,13 +75,14 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     """Remove photos: their ids, every content they ever had, its vectors and its faces.
 
     ids: photo ids, or content digests as 64 hex digits, of which the first 12 do where only one
-        content here begins so. A digest takes all ids of its content with it.
+        content here begins so. A digest takes all ids of its content with it. A whole digest need
+        not be here: its tombstone keeps the photo from coming.
     Contents that another id still stands for are kept, and named. A tombstone stays behind, which
     hides the rows from the moment it is written and keeps them from coming back. Refs that pinned
     a removed segment read its remaining rows.
     scope: where the ids come from; needed when an id stands for different photos in two places.
     Run again after a crash, it finishes what was begun.
-    Raises CacheError for an id that is not recorded, and for a digest that is not here.
+    Raises CacheError for an id that is not recorded, and for a part of a digest that is not here.
     """
     # Also what was forgotten and is still stored: a run that was cut off is finished.
     table = cache.photo_ids.table(dead=True)
@@ -91,6 +92,7 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     pairs = {pair for pair in _pairs(table) if pair[1] in wanted and scope in (None, pair[0])}
     _check_known(cache, wanted, pairs)
     whole = set(named.values())
+    absent = _absent(cache, table, whole)
     pairs |= {pair for pair in _pairs(table) if pair[2] in whole}
     cache.history.forget(
         contents=map(content_mark, whole),
@@ -104,7 +106,12 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     if doomed:
         cache.history.forget(contents=map(content_mark, doomed))
     kept = sorted(living[content] for content in contents - doomed - whole)
-    return _remove(cache, pairs, doomed | whole, kept=kept)
+    done = _remove(cache, pairs, doomed | whole, kept=kept)
+    notes = (
+        f"{cache.path} holds nothing of {content.hex()}: a tombstone was written to keep it out"
+        for content in sorted(absent)
+    )
+    return replace(done, notes=(*notes, *done.notes))
 
 
 def forget_forgotten(cache: Cache) -> Forgotten:
@@ -197,7 +204,7 @@ def _contents(cache: Cache, table: PhotoTable, wanted: Callable[[U8], Bool]) -> 
 
 
 def _named(cache: Cache, table: PhotoTable, texts: set[str]) -> dict[str, bytes]:
-    """Which of some texts are digests of contents, and of which: stored here, or forgotten."""
+    """Which of some texts are digests of contents, and of which; parts only of what is here."""
     digits = sorted(text for text in texts if re.fullmatch(rf"[0-9a-f]{{{MIN_DIGITS},64}}", text))
     if not digits:
         return {}
@@ -209,7 +216,6 @@ def _named(cache: Cache, table: PhotoTable, texts: set[str]) -> dict[str, bytes]
         return found
 
     known = sorted(_contents(cache, table, begins))
-    marks = cache.history.dead().contents
     found = {}
     for text in digits:
         fitting = [content for content in known if content.hex().startswith(text)]
@@ -217,9 +223,18 @@ def _named(cache: Cache, table: PhotoTable, texts: set[str]) -> dict[str, bytes]
             raise CacheError(f"{len(fitting)} sha256 in {cache.path} begin with {text}: add digits")
         if fitting:
             found[text] = fitting[0]
-        elif len(text) == 64 and content_mark(bytes.fromhex(text)) in marks:
-            found[text] = bytes.fromhex(text)  # forgotten before: what is left is removed
+        elif len(text) == 64:  # forgotten before, or to be kept out
+            found[text] = bytes.fromhex(text)
     return found
+
+
+def _absent(cache: Cache, table: PhotoTable, contents: set[bytes]) -> set[bytes]:
+    """Which of some contents are neither here nor forgotten."""
+    if not contents:
+        return set()
+    marks = cache.history.dead().contents
+    here = _contents(cache, table, lambda digests: members(digests, contents))
+    return {one for one in contents - here if content_mark(one) not in marks}
 
 
 def _check_known(cache: Cache, wanted: set[str], found: set[Pair]) -> None:

@@ -1,6 +1,7 @@
 """Verify what a cache says of removals: its log, tombstones, lifts and refs."""
 
 import contextlib
+import os
 from pathlib import Path
 
 from embedcache import disk
@@ -24,6 +25,12 @@ from embedcache.store.tombstones import (
 from embedcache.upkeep.findings import ENTERED, GIVEN_UP
 from embedcache.upkeep.recording import Record
 
+# Of a tombstone that is lost.
+_ADVICE = (
+    "Repair the cache, then merge or pull from a copy that still has the file, or forget its "
+    "photos again by their sha256: until then a merge or pull may bring them back"
+)
+
 
 class HistoryAudit:
     """Reads each of them once. log: what the entries say.
@@ -39,14 +46,22 @@ class HistoryAudit:
 
     def read_log(self) -> None:
         """Every entry; none is missing between two."""
-        names = self.record.children(self.record.root / LOG)
+        folder = self.record.root / LOG
+        names = self.record.children(folder)
+        numbers = {int(name) for name in names if name.isdigit() and len(name) == 8}
+        written = [n for n in numbers if os.path.lexists(folder / f"{n:08d}" / ENTRY)]
+        last = max(written, default=0)
+        while last + 1 in numbers:  # its file was lost
+            last += 1
         for name in names:
+            path = folder / name
             if not (name.isdigit() and len(name) == 8):
-                self.record.find(self.record.root / LOG / name, "is not embedcache's")
-        numbers = [int(name) for name in names if name.isdigit() and len(name) == 8]
+                self.record.find(path, "is not embedcache's")
+            elif int(name) > last:
+                self.record.find(path, "is not embedcache's", move=path)
         entries: list[Entry] = []
-        for number in range(1, max(numbers, default=0) + 1):
-            path = self.record.root / LOG / f"{number:08d}"
+        for number in range(1, last + 1):
+            path = folder / f"{number:08d}"
             try:
                 raw = read_entry(self.record.root, number)
                 if raw is None:
@@ -56,7 +71,8 @@ class HistoryAudit:
                 entries.append(Entry.parse(raw, number=number)[0])
             except EmbedcacheError as error:
                 advice = "restore it from a backup, or what it removed may be shown again"
-                self.record.find(path / ENTRY, f"{error.fact}: {advice}", move=path)
+                moved = GIVEN_UP if self.record.repair else ""
+                self.record.find(path / ENTRY, f"{error.fact}: {advice}", move=path, moved=moved)
                 entries.append(Entry())
                 if self.record.repair:
                     create_entry(self.record.root, number, Entry())
@@ -77,8 +93,7 @@ class HistoryAudit:
                     else:
                         lifts[name] = read_lift(self.record.root, name)
                 except EmbedcacheError as error:
-                    advice = "Forget its photos again, or a merge may bring them back"
-                    self.record.find(path, f"{error.fact}. {advice}", move=path)
+                    self.record.find(path, f"{error.fact}. {_ADVICE}", move=path)
                 else:
                     self.record.report.files += 1
         dead = join(tombstones, lifts)
@@ -90,8 +105,7 @@ class HistoryAudit:
             if not damaged:
                 self.record.find(
                     self.record.root / name,
-                    "is missing, and the removal log names it. Restore it from a backup, or "
-                    "forget its photos again: a merge may bring them back",
+                    f"is missing, and the removal log names it. {_ADVICE}",
                     moved=GIVEN_UP if self.record.repair else "",
                 )
         unknown = unknown_marks(self.log, dead) if not is_old else []
@@ -146,11 +160,12 @@ class HistoryAudit:
                 return missing
 
     def _log_now(self) -> Log:
-        """The log, read on; as it was walked where an entry of it is damaged."""
+        """The log, read on; as it was walked where an entry of it is damaged or missing."""
         try:
-            return self.history.log()
+            now = self.history.log()
         except EmbedcacheError:
             return self.log
+        return now if now.n >= self.log.n else self.log
 
     def _held(self, key: str, segment: str, digest: str) -> bool:
         """Whether what a ref pins is here: the segment itself, or all that stands for it."""

@@ -1,5 +1,6 @@
 """What an audit of a cache takes down, and what it takes back after a second look."""
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -49,10 +50,11 @@ class Record:
     ) -> None:
         """Take down what is wrong with a path, which is moved aside where that repairs it.
 
+        moved: how it was repaired, where there was nothing to move.
         passing: somebody alive may be about to remove it.
         """
         if self.repair and move is not None:
-            with disk.plain_errors("repair", self.root):
+            with disk.plain_errors("repair", self.root), contextlib.suppress(FileNotFoundError):
                 moved = self.name(set_aside(self.root, move))
         finding = Finding(
             path=self.name(path),
@@ -119,12 +121,25 @@ class Record:
             self.find(
                 left.path, "was left by an interrupted push or pull. Rerun that, or delete this"
             )
+        elif _has_lost_its_lease(left.path):
+            self.find(
+                left.path,
+                f"has no {journal.FOLDER}/lease.json that can be read, and nobody writes it. "
+                f"'embedcache compact {self.report.cache}' keeps the rows that it can, and moves "
+                "what it cannot use to damaged/",
+            )
         else:
             self.find(
                 left.path,
                 "was left by a process that has ended. 'embedcache compact "
                 f"{self.report.cache}' keeps its rows and removes it",
             )
+
+
+def _has_lost_its_lease(path: Path) -> bool:
+    """Whether a draft has no lease that can be read; under a hidden name it may have none yet."""
+    named = not path.name.startswith(".") and (path / journal.FOLDER).is_dir()
+    return named and not journal.has_lease(path)
 
 
 def _wait_for(paths: Sequence[Path]) -> None:

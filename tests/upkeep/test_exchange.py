@@ -143,10 +143,10 @@ def test_a_failed_export_leaves_the_old_file(cache: Cache, tmp_path: Path) -> No
 def test_an_export_cut_off_leaves_no_ids_beside_another_matrix(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between any two renames: the matrix alone, or the old pair, or the new one."""
+    """Killed between any two renames: a matrix with a list of no ids, or one of the pairs."""
     old, new = ["p1", "p2"], ["p5", "p4"]
     real = Path.replace
-    for n in range(3):
+    for n in range(4):
         export(cache, "net", tmp_path / "F.npy", ids=old)
         left = [n]
 
@@ -161,10 +161,49 @@ def test_an_export_cut_off_leaves_no_ids_beside_another_matrix(
             export(cache, "net", tmp_path / "F.npy", ids=new)
         monkeypatch.undo()
         matrix = np.load(tmp_path / "F.npy")
-        if (tmp_path / "F.ids.csv").exists():
+        if (tmp_path / "F.ids.csv").read_bytes() != b"photo_id\n":
             ids = read_ids(tmp_path / "F.ids.csv")
             assert (matrix == model(photos(*(int(name[1:]) for name in ids)))).all()
         assert sorted(p.name for p in tmp_path.glob(".*")) == []
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"F.npy": b"mine"},
+        {"F.npy": b"matrix of 8"},
+        {"F.npy": b"matrix of 8", "F.ids.csv": b"photo_id\np1\n"},
+        {"F.npy": b"matrix of 8", "F.ids.csv": b"photo_id,grade\n" + b"p1,4\n" * 8},
+        {"F.ids.csv": b"photo_id\np1\n"},
+        {"F.ids.csv": b"a list of guests"},
+        {"F.npy": b"", "F.ids.csv": b"photo_id,prediction\np1,3\n"},
+        {"F.parquet": b"mine"},
+        {"F.parquet": b"a table"},
+    ],
+)
+def test_an_export_never_replaces_what_is_no_export(
+    cache: Cache, tmp_path: Path, there: dict[str, bytes]
+) -> None:
+    for name, raw in there.items():
+        (tmp_path / name).write_bytes(raw)
+        if raw == b"matrix of 8":
+            np.save(tmp_path / name, np.ones((8, 8), np.float32))
+        if raw == b"a table":
+            pl.DataFrame({"photo_id": ["p1"], "grade": [1.5]}).write_parquet(tmp_path / name)
+    before = {name: (tmp_path / name).read_bytes() for name in there}
+    out = "F.parquet" if "F.parquet" in there else "F.npy"
+    with pytest.raises(InputError, match="other than an export: name another file"):
+        export(cache, "net", tmp_path / out)
+    assert {name: (tmp_path / name).read_bytes() for name in there} == before
+
+
+@pytest.mark.parametrize("name", ["F.npy", "F.parquet"])
+def test_an_export_replaces_an_export_and_an_empty_file(
+    cache: Cache, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).touch()
+    export(cache, "net", tmp_path / name, ids=["p1"])
+    assert export(cache, "net", tmp_path / name, ids=["p1", "p2"]).rows == 2
 
 
 def test_an_export_to_a_place_that_cannot_be_says_so(cache: Cache, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_a_photo_is_forgotten_by_its_digest_with_all_its_ids(tmp_path: Path) -> 
     assert cache.dead(photos(1, 2, 3)).tolist() == [True, True, False]
     again = forget(cache, [photos(1).tobytes().hex()])  # what a run that was cut off left
     assert (again.ids, again.rows) == (0, 0)
-    for text in (photos(9).tobytes().hex(), photos(3).tobytes().hex()[:11]):
+    for text in (photos(9).tobytes().hex()[:63], photos(3).tobytes().hex()[:11]):
         with pytest.raises(CacheError, match="knows no photo id or sha256"):
             forget(cache, [text])
     near = photos(3).copy()
@@ -161,3 +161,39 @@ def test_a_photo_is_forgotten_by_its_digest_with_all_its_ids(tmp_path: Path) -> 
     fill(cache.space(SPEC), near)
     with pytest.raises(CacheError, match=r"2 sha256 in .* begin with"):
         forget(cache, [photos(3).tobytes().hex()[:20]])
+
+
+def test_a_sha256_that_is_not_here_is_forgotten_in_advance(tmp_path: Path) -> None:
+    cache, old = make(tmp_path / "a", 2, 3), make(tmp_path / "old", 1, 2)
+    digest = photos(1).tobytes().hex()
+    told = forget(cache, [digest])
+    assert (told.ids, told.contents, told.rows) == (0, 1, 0)
+    assert [note for note in told.notes if digest in note and "tombstone" in note]
+    merge(cache, [old], with_ids=True)
+    assert cache.space(SPEC).status(photos(1, 2)).tolist() == [ABSENT, OK]
+    assert not [note for note in forget(cache, [digest]).notes if digest in note]
+    mixed = forget(cache, ["p3", photos(4).tobytes().hex()])
+    assert (mixed.ids, mixed.contents) == (1, 2)
+    with pytest.raises(CacheError, match="knows no photo id or sha256"):
+        forget(cache, [photos(5).tobytes().hex(), "nobody"])
+    assert not cache.dead(photos(5)).any()  # nothing is half done
+    assert verify(cache).clean
+
+
+@pytest.mark.parametrize("way", ["forget", "merge"])
+def test_the_advice_on_a_damaged_tombstone_works(tmp_path: Path, way: str) -> None:
+    cache, old = make(tmp_path / "a", 1, 2, 3), make(tmp_path / "old", 1, 2, 3)
+    forget(cache, ["p1"])
+    shutil.copytree(cache.path, tmp_path / "kept")
+    for path in (cache.path / "forgotten").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"forgotten", b"forgotteN"))
+    for found in verify(cache.path, repair=True).findings:
+        assert "from a copy that still has" in found.problem
+        assert "by their sha256" in found.problem
+    cache = Cache.open(cache.path)
+    if way == "forget":
+        forget(cache, [photos(1).tobytes().hex()])
+    else:
+        merge(cache, [Cache.open(tmp_path / "kept")])
+    merge(cache, [old], with_ids=True)
+    assert cache.space(SPEC).status(photos(1, 2)).tolist() == [ABSENT, OK]

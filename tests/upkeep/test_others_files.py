@@ -1,9 +1,11 @@
 """What somebody else put inside a cache is moved out of the way, and never deleted."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from embedcache import disk
 from embedcache.store.cache import Cache
 from embedcache.store.log import UNKNOWN, Entry, Gone, create_entry
 from embedcache.upkeep.compaction import compact
@@ -48,6 +50,41 @@ def test_forget_moves_what_others_put_into_a_segment_to_damaged(tmp_path: Path) 
     assert (home / "umap" / "c" / "0" / "0").is_file()
     assert (home / "link").is_symlink()
     assert [note for note in done.notes if str(home) in note and "did not write" in note]
+    assert verify(cache).clean, str(verify(cache))
+
+
+# Names that embedcache gives files elsewhere, but not in a segment that is finished.
+ALIKE = (
+    *("lease.json", "abandoned.json", "journal", "entry.json", "claimed", ".mine.part"),
+    *("writing/journal", "writing/lease.json", "segments/zarr.json", "embedding/c/0/0.partial"),
+    *("embedding/c/7/0", ".manifest.json.0123abcd", ".old-0123abcd/journal", "c/zarr.json"),
+)
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_a_name_like_ours_that_the_manifest_does_not_name_is_somebody_elses(
+    tmp_path: Path, name: str
+) -> None:
+    cache = make(tmp_path / "a", 1, 2, 3, segments=1)
+    [segment] = cache.space(SPEC).segments()
+    theirs = put(segment.folder, name)
+    forget(cache, ["p1"])
+    assert found(cache.path) == theirs
+    assert bytes_of(1, cache.path) == []
+
+
+def test_what_a_writer_leaves_beside_a_manifest_is_deleted(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", 1, 2, 3, segments=1)
+    space = cache.space(SPEC)
+    [segment] = space.segments()
+    with space.writer(n_rows=1, name="net", about={}) as writer:
+        writer.add(photos(9), model(photos(9)))
+        [writing] = space.segments_folder.glob("*/writing")
+        shutil.copytree(writing, segment.folder / "writing")
+        writer.commit()
+    put(segment.folder, f".manifest.json.{disk.mark_of_process()}")
+    forget(cache, ["p1"])
+    assert not (cache.path / "damaged").exists()
     assert verify(cache).clean, str(verify(cache))
 
 
