@@ -56,8 +56,9 @@ class Candidate:
     same_as: str | None = None
 
 
-def chosen_names(heads: Sequence[str], task: str) -> tuple[str, ...]:
+def chosen_names(heads: str | Sequence[str], task: str) -> tuple[str, ...]:
     """The heads to fit, in table order; InputError for an unknown one or one of another task."""
+    heads = [heads] if isinstance(heads, str) else heads
     base = "ridge" if task == "regression" else "logistic"
     fitting = tuple(name for name in NAMES if name in ("const", base, *FC_NAMES))
     asked = set(fitting) if "all" in heads else {name.lower() for name in heads}

@@ -87,7 +87,7 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
         if len(set(keys)) < 2:
             raise InputError(f"{len(inputs)} rows in one group cannot be split into train and dev")
         data = from_arrays(inputs, targets, weights=weights, groups=keys, task=task)
-        names = chosen_names((self.head,), data.task)
+        names = chosen_names(self.head, data.task)
         protocol = self.protocol or DEFAULT
         chosen = []
         for dev in self._dev_sides(data, keys, protocol.seed):

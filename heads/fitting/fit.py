@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 def fit(
     dataset: Dataset,
     *,
-    heads: Sequence[str] = ("all",),
+    heads: str | Sequence[str] = "all",
     protocol: Protocol | None = None,
     folds: int | None = None,
     dev_only: bool = False,
@@ -42,7 +42,7 @@ def fit(
 ) -> Fit:
     """Fit heads on the train rows, choose by the dev rows, judge once on the test rows.
 
-    heads: "all" that fit the task, or names out of const, ridge, logistic, 0fc, 1fc, 2fc; the
+    heads: "all" that fit the task, or one or several of const, ridge, logistic, 0fc, 1fc, 2fc; the
         constant and the linear baseline always stand in the table.
     protocol: how to fit; or name the fields of `Protocol` that differ from its defaults as options.
     folds: K-fold in place of the dataset's split. Every row is tested once, by heads that never saw

@@ -274,7 +274,7 @@ def _above(fit: "Fit") -> list[str]:
     data = fit.dataset
     title = f"{data.target} ({data.task}), {fit.protocol.name} protocol"
     if data.provenance.backbone:
-        title += f", from {data.provenance.backbone}, {data.provenance.subset_name}"
+        title += f", from {data.provenance.backbone}"
     sides = ", ".join(f"{count} {side}" for side, count in fit.n.items())
     if fit.folds:
         sides = (

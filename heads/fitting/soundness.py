@@ -11,6 +11,7 @@ from heads.fitting import metrics
 
 LARGE_GROUP = 0.15
 FEW_ROWS = 20
+FEW_OF_A_CLASS = 5
 _LEAST = {"train": 2, "dev": 1, "test": 1}
 
 
@@ -44,8 +45,8 @@ def require_sides(dataset: Dataset, *, sides: tuple[str, ...] = ("train", "dev",
 def notes_on(dataset: Dataset, *, n_folds: int | None) -> list[str]:
     """What a reader should know about the rows, as sentences.
 
-    Looks at the labels of test rows for the presence of each class, for whether they differ at all,
-    and at nothing else of them.
+    Looks at the labels of test rows for how many there are of each class and whether they differ at
+    all, and at nothing else of them.
     """
     notes = _flat_targets(dataset)
     sizes = np.bincount(dataset.groups)
@@ -100,6 +101,11 @@ def _class_notes(dataset: Dataset) -> list[str]:
             notes.append(
                 f"class {name!r} has no {' and no '.join(missing)} row: its errors stay unknown. "
                 f"Stratify the split, or use `folds`"
+            )
+        elif (n := int((inside & (dataset.subset == 2)).sum())) < FEW_OF_A_CLASS:
+            notes.append(
+                f"class {name!r} has {wording.counted(n, 'test row')}: how often it is right is "
+                "hardly known"
             )
     return notes
 

@@ -206,6 +206,19 @@ def test_one_class_in_train_is_refused() -> None:
         heads.fit(data, **QUICK)
 
 
+@pytest.mark.parametrize("n", [1, 4, 5])
+def test_a_class_of_a_few_test_rows_is_noted(n: int) -> None:
+    labels = np.array(["a", "b"] * 100, dtype="U4")
+    labels[160:] = ["rare"] * n + ["a"] * (40 - n)
+    labels[:10] = labels[120:124] = "rare"
+    subset = np.repeat([0, 1, 2], [120, 40, 40])
+    vectors = np.random.default_rng(0).normal(size=(200, 4))
+    found = heads.fit(from_arrays(vectors, labels, subset=subset), heads="logistic")
+    noted = [note for note in found.notes if "'rare'" in note]
+    assert len(noted) == (n < 5)
+    assert all(f"has {n} test row" in note for note in noted)
+
+
 @pytest.mark.parametrize(("side", "name"), [(0, "train"), (1, "dev"), (2, "test")])
 def test_weights_that_are_zero_on_one_side_are_refused(
     sample: Sample, side: int, name: str
