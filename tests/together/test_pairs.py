@@ -7,7 +7,7 @@ import pytest
 from tests.together.operations import ALL, COMPACT_LITTLE, TWINS
 from tests.together.workers import Workers, describe
 
-N_PAUSES = 4
+N_PAUSES = 3
 SEED = 20
 NAMES = [op.name for op in ALL]
 LITTLE = COMPACT_LITTLE.name
