@@ -336,6 +336,18 @@ def predict(
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="HEAD_DIR", help="A folder of 'fit-head'.")],
+    second: Annotated[Path, typer.Argument(metavar="HEAD_DIR", help="Another one, same label.")],
+    json_: JsonOption = False,
+) -> None:
+    """Say which of two heads is better. Paired, on the test photos of both, with an interval."""
+    from heads.comparison import compare as paired
+
+    print_result(paired(first, second), json_)
+
+
+@app.command()
 def study(
     study_toml: Annotated[
         Path, typer.Argument(metavar="STUDY.toml", help="The study; --init writes one.")
@@ -357,6 +369,7 @@ def study(
     json_: JsonOption = False,
 ) -> None:
     """Fit many heads and write a page. Targets x subsets x backbones x heads."""
+    from heads.outputs import refuse_photos
     from heads.study import design
 
     if init:
@@ -364,6 +377,7 @@ def study(
         return
     if out is None:
         raise InputError("name the folder for the page: --out DIR")
+    refuse_photos(out)
     show = {"photos": photos, "link": link}
     _study(study_toml, out, cache=cache, show=show, device=device, json_=json_)
 

@@ -13,9 +13,10 @@
 torch is loaded when an FC head is trained, and not before.
 """
 
+from heads.comparison import compare
 from heads.fitting.fit import fit
 from heads.fitting.result import Fit
 from heads.head import Head
 from heads.saved import load, save
 
-__all__ = ["Fit", "Head", "fit", "load", "save"]
+__all__ = ["Fit", "Head", "compare", "fit", "load", "save"]

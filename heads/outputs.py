@@ -15,6 +15,8 @@ from itertools import count
 from pathlib import Path
 
 from embedcache import disk
+from embedcache.errors import LabelsError
+from embedcache.photos.kinds import SUFFIXES
 
 LIST = ".embedcache-files.json"
 _MAX_LIST_BYTES = 16 << 20
@@ -67,6 +69,21 @@ class Outputs:
         """The list with what this run wrote, and what another run at once has entered meanwhile."""
         files = {name: d for name, d in listed(self.folder).items() if name not in gone}
         disk.replace(self.folder / LIST, encode_list(files | self._written), durable=False)
+
+
+def refuse_photos(folder: Path) -> None:
+    """LabelsError for a collection of photos, to which a page's figures would be added.
+
+    That is a folder with photos at its top, or with nothing but folders of photos, in which no run
+    wrote before.
+    """
+    if not folder.is_dir() or (folder / LIST).exists():
+        return
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    inside = [] if any(map(Path.is_file, entries)) else [e for e in entries if e.is_dir()]
+    for place in (folder, *inside):
+        if any(file.suffix.lower() in SUFFIXES for file in place.iterdir() if file.is_file()):
+            raise LabelsError(f"{folder} holds photos: name another folder for the page")
 
 
 def free_name(path: Path) -> Path:

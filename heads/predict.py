@@ -72,7 +72,10 @@ class Predictions:
         """What makes them useless, in sentences. imported: no network gives such vectors."""
         found = []
         if self.head.name == "const":
-            found.append("const was the best head on dev: every prediction is the same")
+            found.append(
+                "const was the best head on dev: every prediction is the same. The folder of "
+                "another head, such as HEAD_DIR/ridge, can be named instead"
+            )
         if not self.found.any():
             how = ": bring them with 'embedcache import'" if imported else ""
             found.append(f"none of the {len(self.ids):,} photos has a vector of {backbone}{how}")
@@ -126,7 +129,7 @@ class Predictions:
         done = counted(int(self.found.sum()), "photo")
         line = f"{done} predicted with the {self.head.name} head"
         if lost:
-            why = Counter(filter(None, self.reasons)).most_common(3)
+            why = Counter(filter(None, self.reasons)).most_common()
             line += f", {lost:,} without a vector: "
             line += ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in why)
         if self.head.classes:

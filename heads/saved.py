@@ -4,8 +4,8 @@
     OUT/<head>/card.json         what the head is, what made it, the sha256 of its weights
     OUT/<head>/weights.safetensors
     OUT/<head>/curves.csv        rate, epoch, train, dev
-    OUT/<head>/predictions.csv   the test rows: id, truth, weight, prediction; with folds every row,
-                                 each by the head that never saw it
+    OUT/<head>/predictions.csv   the test rows: id, truth, weight, prediction, group; with folds
+                                 every row, each by the head that never saw it
 
 A folder is written whole under another name and then renamed. The one that it takes the place of
 keeps a hidden name until the user's own files in it have moved on; were that cut off, the next look
@@ -336,12 +336,14 @@ def _predictions(dataset: Dataset, test: Judged, name: str) -> bytes:
         titles += ["prediction"]
     else:
         titles += [f"prediction_{t}" for t in (classes or dataset.target_names)]
+    titles += ["group"]
     weight = np.ones(len(truth)) if test.weight is None else test.weight
     shown = truth.tolist()
     if classes:
         shown = [[classes[int(row[0])]] for row in shown]
-    rows = zip(test.ids, shown, weight.tolist(), seen.tolist(), strict=True)
-    return _csv(titles, ([i, *t, w, *p] for i, t, w, p in rows))
+    columns = (weight.tolist(), seen.tolist(), test.groups.tolist())
+    rows = zip(test.ids, shown, *columns, strict=True)
+    return _csv(titles, ([i, *t, w, *p, g] for i, t, w, p, g in rows))
 
 
 def _origin(fit: Fit) -> dict[str, Any]:

@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("heads.documents", "heads.head", "heads.labels", "heads.outputs"),
     ("heads.dataset",),
     ("heads.fitting", "heads.saved"),
-    ("heads.predict",),
+    ("heads.comparison", "heads.predict"),
     ("heads.study",),
     ("cli",),
 )

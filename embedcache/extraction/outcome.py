@@ -182,13 +182,18 @@ class Extraction:
         if self.nodes:
             lines += [f"{self.seconds:.1f} s", *map(str, self.nodes)]
         elif any(space.embedded for space in self.spaces):
-            shares = self.spaces[0].shares
-            lines.append(
-                f"{self.seconds:.1f} s; bottleneck: {self.spaces[0].bottleneck} ("
-                + ", ".join(
-                    f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.01
+            shares = self.spaces[0].shares.items()
+            own, beside = (
+                ", ".join(
+                    f"{name} {share:.0%}"
+                    for name, share in shares
+                    if share >= 0.01 and (name in ("read", "decode")) == aside
                 )
-                + ")"
+                for aside in (False, True)
+            )
+            lines.append(
+                f"{self.seconds:.1f} s; bottleneck: {self.spaces[0].bottleneck} ({own}"
+                + (f"; beside it: {beside})" if beside else ")")
             )
             if self.spaces[0].bottleneck == "decode" and self.n_reducible:
                 lines.append(

@@ -41,8 +41,8 @@ from embedcache.store.space import Space
 
 
 def extract(
-    photos: Photos,
-    cache: Cache,
+    photos: Photos | str | Path,
+    cache: Cache | str | Path,
     *,
     backbone: str | Backbone | Sequence[str | Backbone] = DEFAULT,
     batch_size: int | None = None,
@@ -64,8 +64,10 @@ def extract(
 ) -> Extraction:
     """Embed every photo that `cache` lacks. Running it again after a crash is the resume.
 
-    photos: n ids with their files; equal contents are embedded once.
-    cache: gains float32 rows of shape (n_missing, dim) for each backbone.
+    photos: n ids with their files, or the path of a folder or table; equal contents are embedded
+        once.
+    cache: or the path of one, which is made where there is none. It gains float32 rows of shape
+        (n_missing, dim) for each backbone.
     backbone: one or several, names or loaded; they share reading, decoding and face detection.
     batch_size: images per forward pass; by default 8 on a CPU and 256 on a GPU, or in a long run
         the best of a few that its first photos are embedded with; halved when memory runs out. It
@@ -93,6 +95,8 @@ def extract(
     """
     started = time.perf_counter()
     refuse_fork()
+    photos = photos if isinstance(photos, Photos) else Photos.read(photos)
+    cache = cache if isinstance(cache, Cache) else Cache.open(cache, create=True)
     photos = photos if part is None else part.of(photos)
     upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
     run = Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), FaceFinder(cache, device))
@@ -172,8 +176,10 @@ class Run:
             loading = beside.submit(load_all, backbone, faces=self.faces, memo=memo, **options)
             with self.clock.step("read"):
                 digests = self._digests(photos, beside=loading)
+            backbones = loading.result()  # a name that is wrong records no photo
+            with self.clock.step("read"):
                 _record(photos, digests, self.cache, again=again)
-            return digests, loading.result()
+            return digests, backbones
 
     def _digests(self, photos: Photos, *, beside: Future[Any]) -> Digests:
         """beside: what is done at the same time; should it fail, reading ends at once."""

@@ -304,21 +304,22 @@ class Cache:
         known[known] = there
         return vectors, known
 
-    def frame(self, backbone: str, *, scope: str | None = None) -> "pl.DataFrame":
+    def frame(
+        self, backbone: str, *, scope: str | None = None, every_scope: bool = False
+    ) -> "pl.DataFrame":
         """The vectors of a backbone as a polars DataFrame, a row per photo id that has one.
 
         Columns: photo_id; place, the folder or table that the id comes from; vector, a
         pl.Array(pl.Float32, dim). `frame.to_pandas()` gives a pandas DataFrame whose vectors are
         numpy arrays (it needs the packages pandas and pyarrow).
 
-        scope: only the ids of this place, as `photo_table().scopes` names it.
+        scope: only the ids of this place, as `photo_table().scopes` names it. every_scope: a photo
+            once for each folder or table that it was read from, and not only for the last one.
         """
         import polars as pl
 
         space, table = self.find(backbone), self.photo_table()
-        at = np.flatnonzero(
-            table.newest & np.array([scope in (None, one) for one in table.scopes], np.bool_)
-        )
+        at = np.array(table.current(scope=scope, every_scope=every_scope), np.int64)
         vectors, found = space.read(table.digests[at])
         kept = at[found].tolist()
         columns = {

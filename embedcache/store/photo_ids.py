@@ -50,6 +50,19 @@ class PhotoTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def current(self, *, scope: str | None = None, every_scope: bool = False) -> list[int]:
+        """The rows that count (of `scope`): each content under its ids of the last scope that has
+        it, or with `every_scope` of all."""
+        at = [i for i in np.flatnonzero(self.newest).tolist() if scope in (None, self.scopes[i])]
+        if every_scope:
+            return at
+        order = {name: k for k, name in enumerate(dict.fromkeys(self.scopes))}
+        last: dict[bytes, int] = {}
+        for i in at:
+            content = self.digests[i].tobytes()
+            last[content] = max(last.get(content, 0), order[self.scopes[i]])
+        return [i for i in at if order[self.scopes[i]] == last[self.digests[i].tobytes()]]
+
 
 def scope_key(scope: str) -> str:
     """What a photo segment's manifest holds in place of a spec digest."""

@@ -20,7 +20,6 @@ from embedcache.photos.matching import match_ids
 from embedcache.spec import MAX_DIM, Json, foreign
 from embedcache.store.cache import Cache, without_ids
 from embedcache.store.columns import OK
-from embedcache.store.photo_ids import PhotoTable
 from embedcache.store.space import Space
 from embedcache.tables import ID_COLUMNS
 from embedcache.wording import counted, reason
@@ -109,9 +108,7 @@ def export(
     space = cache.find(backbone)
     if ids is None:
         table = cache.photo_table()
-        at = [i for i in np.flatnonzero(table.newest).tolist() if scope in (None, table.scopes[i])]
-        if not every_scope:
-            at = _of_last_scope(table, at)
+        at = table.current(scope=scope, every_scope=every_scope)
         names, digests = [table.ids[i] for i in at], table.digests[at]
     else:
         names = list(ids)
@@ -135,16 +132,6 @@ def export(
     return Exported(
         files=tuple(map(str, files)), rows=len(kept), dim=space.dim, skipped=len(names) - len(kept)
     )
-
-
-def _of_last_scope(table: PhotoTable, at: list[int]) -> list[int]:
-    """Of the rows `at`, those in the last scope that has their content: a photo's current ids."""
-    order = {scope: k for k, scope in enumerate(dict.fromkeys(table.scopes))}
-    last: dict[bytes, int] = {}
-    for i in at:
-        content = table.digests[i].tobytes()
-        last[content] = max(last.get(content, 0), order[table.scopes[i]])
-    return [i for i in at if order[table.scopes[i]] == last[table.digests[i].tobytes()]]
 
 
 def import_vectors(

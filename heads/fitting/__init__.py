@@ -16,5 +16,6 @@ __all__ = [
     "objective",
     "protocol",
     "result",
+    "scores",
     "train",
 ]

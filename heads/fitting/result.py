@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedcache.errors import InputError
 from embedcache.wording import counted
@@ -186,6 +187,10 @@ class Fit:
         gap = intervals.share_difference if metric == "accuracy" else intervals.difference
         return gap(test.sample, *scores, widened=intervals.widening(self.folds))
 
+    def predict(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Vectors (n, dim) -> the best head's predictions (n,) or (n, k), see `Head.predict`."""
+        return self.heads[self.best].predict(vectors)
+
     def __str__(self) -> str:
         return table(self)
 
@@ -320,6 +325,11 @@ def _below(fit: "Fit", *, several: bool) -> list[str]:
     if fit.folds:
         rule = "chosen most often: in each fold " + rule
     lines.append(f"best: {fit.best}, {rule}; {fit.seconds:.1f} s")
+    if fit.best == "const" and len(fit.heads) > 1:
+        lines.append(
+            "const predicts one value for every photo: label more photos, use `folds`, or predict "
+            "with the folder of another head"
+        )
     return lines
 
 

@@ -316,10 +316,24 @@ def labelled(study: Study, path: Path, cache: Cache) -> tuple[Study, pl.DataFram
         raise LabelsError(
             f"{path.name} has no column {missing[0]!r}; it has {', '.join(table.columns)}"
         )
+    for target in study.target:
+        _refuse_several_classes(study, target, table)
     if study.photo_column in table.columns or table[ids].null_count():
         return study, table, ""
     found, how = dataset.ids_in_cache(table[ids].to_list(), cache, scope=study.scope)
     return study, table.with_columns(pl.Series(ids, found)), how
+
+
+def _refuse_several_classes(study: Study, target: Target, table: pl.DataFrame) -> None:
+    """LabelsError where a target has several classes in every subset: no cell could be fitted."""
+    if target.task != "multiclass" and table[target.column].dtype != pl.String:
+        return
+    counts = [_where(table, one)[target.column].drop_nulls().n_unique() for one in study.subset]
+    if min(counts) > 2:
+        raise LabelsError(
+            f"target {target.column!r} has {min(counts)} classes; a study's targets are numbers or "
+            "two classes. 'embedcache fit-head' fits it"
+        )
 
 
 def _where(table: pl.DataFrame, subset: Subset) -> pl.DataFrame:

@@ -35,7 +35,10 @@ def photos_of(
         except PhotosError as error:
             if study.photo_column in rows.columns:
                 raise
-            raise PhotosError(f"{error}. Only a cache with all vectors needs none: {gap}") from None
+            raise PhotosError(
+                f"{error}. Only a cache with all vectors needs none, and {gap}: if another cache "
+                "has them, name it with `cache`"
+            ) from None
         if gap or table.any_here():
             return table
         found = f"none of the photos of {path.name} is here"

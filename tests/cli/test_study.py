@@ -149,3 +149,25 @@ def test_a_backbone_that_the_cache_lacks_needs_the_photos(run: Run, planted: Pat
     (planted / "study.toml").write_text(PLANTED.replace("whole", "inception_v3.tf_in1k"))
     status, _, err = study_of(run, planted)
     assert (status, "has no column 'photo'" in err) == (1, True)
+
+
+def test_a_folder_of_photos_is_no_place_for_a_page(run: Run, planted: Path) -> None:
+    collection = planted / "collection"
+    collection.mkdir()
+    (planted / "photos").rename(collection / "holiday")
+    for out in (collection, collection / "holiday"):
+        words = ("study", planted / "study.toml", "--out", out)
+        status, _, err = run(*words, "--cache", planted / "photos.cache")
+        assert (status, "holds photos: name another folder" in err) == (1, True)
+    assert {path.suffix for path in collection.rglob("*.*")} == {".jpg"}
+
+
+def test_a_target_of_several_classes_is_refused_before_anything_is_fitted(
+    run: Run, planted: Path
+) -> None:
+    labels(planted, tier=pl.Series(["low", "mid", "high"] * 40))
+    text = (planted / "study.toml").read_text()
+    (planted / "study.toml").write_text(text + '\n[[target]]\ncolumn = "tier"\n')
+    status, _, err = study_of(run, planted)
+    assert (status, "target 'tier' has 3 classes" in err) == (1, True)
+    assert not list((planted / "out").rglob("fits/*"))

@@ -21,8 +21,14 @@ def cache(tmp_path: Path) -> Cache:
     return cache
 
 
-def test_a_frame_has_a_row_per_id_that_has_a_vector(cache: Cache) -> None:
+def test_a_frame_has_a_row_per_photo_under_its_newest_ids(cache: Cache) -> None:
     frame = cache.frame("net")
+    assert frame["photo_id"].to_list() == ["b.jpg", "a"]
+    assert cache.frame("net", scope="folder-1")["photo_id"].to_list() == ["a.jpg", "b.jpg"]
+
+
+def test_a_frame_of_every_place_has_a_row_per_id_that_has_a_vector(cache: Cache) -> None:
+    frame = cache.frame("net", every_scope=True)
     assert dict(frame.schema) == (
         {"photo_id": pl.String, "place": pl.String, "vector": pl.Array(pl.Float32, 8)}
     )
@@ -37,7 +43,7 @@ def test_a_frame_becomes_one_of_pandas(cache: Cache) -> None:
     pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
     frame = cache.frame("net").to_pandas()
-    assert (np.stack(frame["vector"]) == model(photos(0, 1, 0))).all()
+    assert (np.stack(frame["vector"]) == model(photos(1, 0))).all()
 
 
 def test_what_a_notebook_shows_is_short_and_escaped(cache: Cache, tmp_path: Path) -> None:
