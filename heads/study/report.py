@@ -21,12 +21,13 @@ import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
 
+from embedcache.wording import counted
 from heads.fitting import intervals, metrics
 from heads.outputs import Outputs
 from heads.study import charts, figures, gallery, tables
 from heads.study.kept import KeptFit
 from heads.study.results import Results
-from heads.study.rows import CONST, Comparison, name_of, title_of
+from heads.study.rows import CONST, Comparison, measured, name_of, said, title_of, within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,45 +222,33 @@ def _explained_text(row: Mapping[str, Any]) -> str:
     )
 
 
-_VERDICTS = {
-    1: "as in the paper, face vectors beat whole-photo vectors",
-    -1: "opposite to the paper, whole-photo vectors beat face vectors",
-    0: "undecided whether face or whole-photo vectors are better",
-}
-
-
 def _versus(c: Comparison, *, simulated: bool, n_comparisons: int) -> Headline:
-    verdict = _VERDICTS[c.verdict]
-    if simulated:  # it agrees with the paper because it was made so; that is no finding
-        verdict = verdict.partition("paper, ")[2] or verdict
-    scale, unit, digits = (1, "MSE", 4) if c.task == "regression" else (100, "% wrong", 1)
-    mine, theirs, gap, low, high = (
-        f"{scale * x:.{digits}f}"
-        for x in (c.loss - c.difference, c.loss, c.difference, c.low, c.high)
-    )
-    if np.isfinite((c.low, c.high, c.p)).all():
-        p = "below 0.001" if c.p_adjusted < 0.001 else f"{c.p_adjusted:.3f}"
-        within = (
-            f"95 % interval {low} to {high}; p {p}, adjusted by Holm for {n_comparisons} "
-            f"comparison{'s' * (n_comparisons > 1)}"
-        )
+    verdict = said(c)
+    if c.faces and not simulated:  # simulated data agree because they were made so: no finding
+        verdict = {1: "as in the paper, ", -1: "opposite to the paper, ", 0: ""}[
+            c.verdict
+        ] + verdict
+    interval = within(c)
+    if interval:
+        interval += f", adjusted by Holm for {counted(n_comparisons, 'comparison')}"
     else:
         verdict = "undecided: one group" if c.n_groups < 2 else f"undecided: {c.n_groups} groups"
-        within = f"no interval and no p. {_too_few(c.n_groups)}"
-    figure, label = "≈", f"face vectors and whole-photo vectors on {c.subset}"
+        interval = f"no interval and no p. {_too_few(c.n_groups)}"
+    first, second = ("face vectors", "whole-photo vectors") if c.faces else (c.first, c.second)
+    figure, label = "≈", f"{title_of(c.target)}: {first} and {second} on {c.subset}"
     if c.verdict:  # a large figure over an interval that holds zero would mislead
         sign = 1 if c.verdict > 0 else -1
         ends = sorted((100 * sign * c.share_low, 100 * sign * c.share_high))
         figure = f"{100 * sign * c.share:.0f} %"
-        label = f"{'less' if sign > 0 else 'more'} error with face vectors on {c.subset}"
+        label = f"{title_of(c.target)}: {'less' if sign > 0 else 'more'} error with {first} on "
+        label += c.subset
         if np.isfinite(ends).all():
             label += f" (95 % interval {ends[0]:.0f} to {ends[1]:.0f} %)"
     return Headline(
         figure=figure,
         label=label,
         text=f"{title_of(c.target)}, {c.protocol} protocol: {verdict}. {c.first} against "
-        f"{c.second} on the same {c.n:,} test photos: {mine} against {theirs} {unit}, a difference "
-        f"of {gap} ({within}).",
+        f"{c.second} on the same {c.n:,} test photos: {measured(c)} ({interval}).",
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,22 @@ from heads.fitting.intervals import Sample
 from heads.fitting.protocol import FC_NAMES
 from heads.fitting.result import CHOICE
 from heads.study.kept import KeptFit, chosen
-from heads.study.rows import ALL, FACE, WHOLE, Comparison, StudyRow, name_of
+from heads.study.rows import (
+    ALL,
+    FACE,
+    WHOLE,
+    Comparison,
+    StudyRow,
+    measured,
+    name_of,
+    said,
+    title_of,
+    within,
+)
 from heads.study.tables import table_of
+
+PAIRED_BELOW = 4
+"""Of more backbones than this each is compared with the first only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +100,8 @@ class Results:
         return self._best[target, subset]
 
     def comparisons(self) -> list[Comparison]:
-        """Face vectors against whole-photo ones, wherever a subset has both, by protocol.
+        """Face vectors against whole-photo ones, wherever a subset has both, by protocol; elsewhere
+        each backbone against each other, or where there are many against the first.
 
         Each side is what dev chose of it, by folds in each of them.
         """
@@ -98,6 +114,10 @@ class Results:
                     whole = [fit for fit in fits if not fit.face]
                     if face and whole:
                         found.append(compare(chosen(face, FACE), chosen(whole, WHOLE)))
+                    else:
+                        pairs = combinations(fits, 2)
+                        few = len(fits) <= PAIRED_BELOW
+                        found += [compare(a, b) for a, b in pairs if few or a is fits[0]]
         adjusted = intervals.holm([one.p for one in found])
         return [replace(one, p_adjusted=p) for one, p in zip(found, adjusted, strict=True)]
 
@@ -125,6 +145,10 @@ class Results:
         rows = self.rows()
         for target in self.targets():
             lines.append(table_of(rows, target, paper=bool(self.label_counts)).as_text())
+        for one in self.comparisons():
+            where = f"{title_of(one.target)} on {one.subset}, {one.protocol} protocol"
+            gap = within(one) or "no interval: too few groups"
+            lines.append(f"{where}: {said(one)}: {measured(one)} ({gap})")
         lines += [f"left out: {name}: {reason}" for name, reason in self.skipped.items()]
         lines.append(
             f"{len(self.fits)} fits ({self.reused} found from an earlier run), {self.seconds:.1f} s"
@@ -170,6 +194,7 @@ def compare(first: KeptFit, second: KeptFit) -> Comparison:
         n=len(mine),
         n_groups=sample.n_groups,
         protocol=first.protocol,
+        faces=first.face and not second.face,
     )
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from heads.fitting.judge import BY
 from heads.fitting.protocol import FC_NAMES
 from heads.fitting.result import CHOICE
@@ -66,6 +68,7 @@ class Comparison:
     loss of the first (positive: the first is better); low, high: its 95 % interval, paired.
     share, share_low, share_high: the difference as a share of `loss`. p_adjusted: by Holm, for all
     comparisons of the study. n, n_groups: test photos, and the persons or photos that they show.
+    faces: the first is of face vectors and the second of whole photos, as in the paper.
     """
 
     target: str
@@ -85,6 +88,7 @@ class Comparison:
     n: int
     n_groups: int
     protocol: str
+    faces: bool
 
     @property
     def verdict(self) -> int:
@@ -98,6 +102,41 @@ class Comparison:
         better = self.low > 0 and not self.share_low <= 0  # NaN where the share has no interval
         worse = self.high < 0 and not self.share_high >= 0
         return int(better) - int(worse)
+
+
+def said(c: Comparison) -> str:
+    """Who won, in words."""
+    if c.faces:
+        return {
+            1: "face vectors beat whole-photo vectors",
+            -1: "whole-photo vectors beat face vectors",
+            0: "undecided whether face or whole-photo vectors are better",
+        }[c.verdict]
+    return {
+        1: f"{c.first} beats {c.second}",
+        -1: f"{c.second} beats {c.first}",
+        0: f"undecided whether {c.first} or {c.second} is better",
+    }[c.verdict]
+
+
+def measured(c: Comparison) -> str:
+    """Both errors and their difference, in words: "0.0186 against 0.0230 MSE, a difference of"."""
+    scale, unit, digits = (1, "MSE", 4) if c.task == "regression" else (100, "% wrong", 1)
+    mine, theirs, gap = (
+        f"{scale * x:.{digits}f}" for x in (c.loss - c.difference, c.loss, c.difference)
+    )
+    return f"{mine} against {theirs} {unit}, a difference of {gap}"
+
+
+def within(c: Comparison) -> str:
+    """The interval and adjusted p of a difference; "" where there is none."""
+    if not np.isfinite((c.low, c.high, c.p)).all():
+        return ""
+    scale, digits = (1, 4) if c.task == "regression" else (100, 1)
+    low, high = (f"{scale * x:.{digits}f}" for x in (c.low, c.high))
+    adjusted = c.p_adjusted if np.isfinite(c.p_adjusted) else c.p
+    p = "below 0.001" if adjusted < 0.001 else f"{adjusted:.3f}"
+    return f"95 % interval {low} to {high}; p {p}"
 
 
 def title_of(target: str) -> str:

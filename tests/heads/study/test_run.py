@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -97,7 +98,7 @@ def test_planted_face_vectors_win_and_the_comparison_says_so(results: Results) -
 def test_the_verdict_is_opposite_where_whole_photo_vectors_win(results: Results) -> None:
     for target in results.targets():
         fits = {fit.backbone: fit for fit in results.fits_of(target, "1BBOX")}
-        turned = compare(fits["Inception"], fits["FaceNet"])
+        turned = replace(compare(fits["Inception"], fits["FaceNet"]), faces=True)
         assert (turned.verdict, turned.n_groups) == (-1, turned.n)
         said = report._versus(turned, simulated=False, n_comparisons=1).text
         assert "opposite to the paper" in said
@@ -475,3 +476,15 @@ def test_a_fit_that_cannot_be_made_is_left_out_and_the_rest_stands(
     assert "left out: kind on ALL" in str(made)
     with pytest.raises(LabelsError, match="no fit could be made"):
         run(small(tmp_path, labels="labels.csv", target=targets[:1]), cache, tmp_path / "none")
+
+
+def test_two_backbones_of_whole_photos_are_compared_too(results: Results) -> None:
+    """Where no subset has face and whole-photo vectors, each backbone meets each other."""
+    fits = [msgspec.structs.replace(fit, face=False) for fit in results.fits]
+    plain = replace(results, fits=tuple(fits))
+    [one] = [c for c in plain.comparisons() if (c.target, c.subset) == ("like_ratio", "1BBOX")][:1]
+    assert (one.faces, one.verdict) == (False, -1)
+    assert f"{one.second} beats {one.first}" in str(plain)
+    text = report._versus(one, simulated=False, n_comparisons=1).text
+    assert "paper" not in text
+    assert f"{one.second} beats {one.first}" in text
