@@ -8,6 +8,7 @@ from embedcache.store.manifest import Manifest
 from embedcache.wording import counted
 
 REWRITTEN = "rewritten"
+RESTORED = "restored"
 GIVEN_UP = "marked as lost"
 ENTERED = "added to the removal log"
 
@@ -96,7 +97,7 @@ class Report:
         for found in self.findings:
             lines.append(f"  {found.path}: {found.problem}")
             if found.moved:
-                done = found.moved in (REWRITTEN, GIVEN_UP, ENTERED)
+                done = found.moved in (REWRITTEN, RESTORED, GIVEN_UP, ENTERED)
                 lines.append(f"    {found.moved if done else f'set aside in {found.moved}'}")
             if found.lost_rows:
                 some = ", ".join(found.lost[:5]) + (", ..." if len(found.lost) > 5 else "")

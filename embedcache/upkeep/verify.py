@@ -37,7 +37,7 @@ from embedcache.store.tombstones import (
 )
 from embedcache.store.zarr_json import group_document
 from embedcache.upkeep.duplicates import compare_duplicates
-from embedcache.upkeep.findings import REWRITTEN, Finding, Report
+from embedcache.upkeep.findings import RESTORED, REWRITTEN, Finding, Report
 from embedcache.upkeep.history_audit import HistoryAudit
 from embedcache.upkeep.local import staged
 from embedcache.upkeep.recording import Record
@@ -218,41 +218,38 @@ class _Audit:
             good.append(segment)
             self.past.manifests[name] = segment.digest
         # Those whose manifest cannot be read first: they stand in the way of every look.
-        for one in sorted(broken, key=lambda one: one.segment() is not None):
+        for one in sorted(broken, key=Broken.has_manifest):
             self._broken(one)
         return good
 
     def _broken(self, broken: Broken) -> None:
         """A segment that is not as it was written: say which photos are lost, and repair."""
-        repaired, segment = None, broken.segment()
-        n_rows, lost, name = 0, list[str](), broken.label
-        if broken.kind == "photos":
-            with contextlib.suppress(EmbedcacheError, OSError):
-                lost = [] if segment is None else read_pairs(segment)[0]
+        repaired, name = None, broken.label
         if self.repair:
             with disk.plain_errors("repair", self.root):
                 repaired = set_aside(self.root, broken)
             if repaired is None:
                 return  # it is as it should be after all, or gone
-        if repaired is not None:
-            n_rows, digests = repaired.n_lost, repaired.lost
-        else:
-            n_rows, digests = broken.lost()
-        if segment is not None:
-            with contextlib.suppress(EmbedcacheError, OSError):
-                name = f"{segment.name}#{broken.label}" if segment.name else broken.label
+        left = broken.left() if repaired is None else repaired.left
+        if left.segment is not None and left.segment.name:
+            name = f"{left.segment.name}#{broken.label}" if broken.label else left.segment.name
+        lost = left.ids
         if broken.kind != "photos":
-            lost = [self.names[content] for content in digests if content in self.names]
-        target = None if repaired is None else repaired.target
+            lost = [self.names[content] for content in left.contents if content in self.names]
+        moved = ""
+        if repaired is not None and repaired.restored:
+            moved = RESTORED
+        elif repaired is not None and repaired.target is not None:
+            moved = self.record.name(repaired.target)
         fact = broken.error.fact if isinstance(broken.error, EmbedcacheError) else broken.error
         self.record.find(
             broken.path,
-            str(fact),
+            f"{fact}; {left.why}" if left.why else str(fact),
             space=name,
             segment=broken.path.name,
-            lost_rows=n_rows,
+            lost_rows=left.n_lost,
             lost=lost,
-            moved="" if target is None else self.record.name(target),
+            moved=moved,
         )
 
     def _lose(self, folder: Path, kind: Kind, error: EmbedcacheError) -> None:
