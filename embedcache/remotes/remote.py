@@ -102,8 +102,12 @@ class Remote(Protocol):
         """
         ...
 
-    def leftovers(self, segments: str) -> Sequence[str]:
-        """Keys of hidden folders under `segments`/, which interrupted commands have left."""
+    def leftovers(self, folder: str) -> Sequence[str]:
+        """Keys of hidden names in a folder, which interrupted commands have left."""
+        ...
+
+    def idle_seconds(self, key: str) -> float | None:
+        """How long a leftover has not changed, by the storage's own clock; None where unknown."""
         ...
 
     def delete(self, key: str, *, ours: Ours | None = None) -> None:

@@ -125,6 +125,13 @@ def is_our_name(own: str) -> bool:
     return bool(_OURS.fullmatch(own) or _PART.fullmatch(own))
 
 
+def ours_in_hidden(name: str) -> Callable[[str], bool]:
+    """How embedcache's files are known in a hidden folder of that name: also the file it claims."""
+    claim = _CLAIM.fullmatch(name)
+    claimed = claim.groups() if claim else ()
+    return lambda own: own in claimed or is_our_name(own)
+
+
 def named_by(files: Container[str]) -> Callable[[str], bool]:
     """Whether embedcache wrote a file of a finished segment whose manifest names `files`."""
 
