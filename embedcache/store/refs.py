@@ -142,10 +142,13 @@ def dangling(pins: Pins, log: Log) -> list[str]:
     )
 
 
-def pinned_ids(cache: Path, key: str, log: Log) -> set[str]:
-    """The segments of one set that refs pin, or that stand for those that they pin."""
+def pinned_ids(cache: Path, key: str, log: Log, *, names: Sequence[str] | None = None) -> set[str]:
+    """The segments of one set that refs pin, or that stand for those that they pin.
+
+    names: of the refs; None for all.
+    """
     found: set[str] = set()
-    for name in ref_names(cache):
+    for name in ref_names(cache) if names is None else names:
         for segment in read_ref(cache, name).by_set().get(key, {}):
             found.update(log.stands_for(key, segment) or [])
     return found
