@@ -17,6 +17,7 @@ from embedcache.store.layout import (
     KINDS,
     OLD_FORMAT,
     PARTS,
+    LaterFormat,
     check_group,
     face_digest,
     read_attributes,
@@ -37,11 +38,14 @@ from embedcache.store.tombstones import (
 )
 from embedcache.store.zarr_json import group_document
 from embedcache.upkeep.duplicates import compare_duplicates
-from embedcache.upkeep.findings import RESTORED, REWRITTEN, Finding, Report
+from embedcache.upkeep.findings import MADE, RESTORED, REWRITTEN, STRANGE, Finding, Report
 from embedcache.upkeep.history_audit import HistoryAudit
 from embedcache.upkeep.local import staged
 from embedcache.upkeep.recording import Record
 from embedcache.upkeep.repair import Broken, set_aside
+
+GONE = "is missing, with everything in it"
+LINK = "is a link, which may lead anywhere: move it out of the cache"
 
 
 def verify(cache: Cache | Path | str, *, repair: bool = False) -> Report:
@@ -79,12 +83,16 @@ class _Audit:
         except Damaged as error:
             self.record.find(self.root, error.fact)
             return  # and nothing is moved, least of all to somewhere else
-        is_old = self._root()
+        try:
+            is_old = self._root()
+        except LaterFormat as error:
+            self.record.find(self.root / "zarr.json", error.fact)
+            return  # nobody here knows what belongs in it
         self.past.read_log()
         self.dead = self.past.read_marks(is_old=is_old)
         for part in PARTS:
             if not (self.root / part).is_dir():
-                self.record.find(self.root / part, "is missing, with everything in it")
+                self.record.find(self.root / part, GONE, mends=MADE)
                 if not self.repair:
                     continue
                 disk.make_folder(self.root / part)
@@ -107,6 +115,8 @@ class _Audit:
         is_old = False
         try:
             check_group(self.root, root_document(OLD_FORMAT))
+        except LaterFormat:
+            raise
         except CacheError:
             self.record.group(self.root, root_document())
         else:
@@ -116,7 +126,7 @@ class _Audit:
                 self.record.group(self.root, root_document())
         for name in self.record.children(self.root):
             if name not in {"zarr.json", *FOLDERS}:
-                self.record.find(self.root / name, "does not belong in a cache")
+                self.record.find(self.root / name, STRANGE)
         return is_old
 
     def _unseen(self) -> None:
@@ -154,7 +164,9 @@ class _Audit:
                 self._lose(folder, KINDS[part], error)
                 return
             where = self.record.name(inner / "zarr.json")
-            self.report.findings.append(Finding(path=where, problem=error.fact, moved=REWRITTEN))
+            self.report.findings.append(
+                Finding(path=where, problem=error.fact, moved=REWRITTEN, mendable=True)
+            )
         self.report.files += 2
         self._strangers(folder)
         segments = self._segments_of(folder, KINDS[part], folder.name[:8], of)
@@ -173,14 +185,15 @@ class _Audit:
     def _strangers(self, folder: Path) -> None:
         for name in self.record.children(folder):
             if name not in ("zarr.json", "segments"):
-                self.record.find(folder / name, "does not belong in a cache")
+                self.record.find(folder / name, STRANGE)
 
     def _segments_of(
         self, folder: Path, kind: Kind, label: str, of: Space | FaceSpace | PhotoIds
     ) -> list[Segment]:
         segments = folder / "segments"
         if not segments.is_dir() or segments.is_symlink():
-            self.record.find(segments, "is missing, with everything in it")
+            link = segments.is_symlink()
+            self.record.find(segments, LINK if link else GONE, mends="" if link else MADE)
             if not self.repair or segments.is_symlink():
                 return []
             disk.make_folder(segments)
@@ -201,7 +214,10 @@ class _Audit:
                 self.record.find(path, problem, passing=True)
                 continue
             if not is_segment_id(name) or path.is_symlink():
-                self.record.find(path, "is not a segment", move=None if path.is_symlink() else path)
+                if path.is_symlink():
+                    self.record.find(path, LINK)
+                else:
+                    self.record.find(path, "is not a segment", move=path)
                 continue
             segment = _checked(path, kind, space)
             if segment is None:
@@ -249,6 +265,7 @@ class _Audit:
             segment=broken.path.name,
             lost_rows=left.n_lost,
             lost=lost,
+            move=None if self.repair else broken.path,
             moved=moved,
         )
 
