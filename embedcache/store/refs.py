@@ -56,7 +56,15 @@ def read_ref(cache: Path, name: str) -> Pins:
             f"{cache} has no ref {name!r}; it has {', '.join(known) or 'none'}. "
             "'embedcache ref' makes one"
         ) from None
-    return parse_ref(raw, name=name, where=str(cache))
+    try:
+        return parse_ref(raw, name=name, where=str(cache))
+    except Damaged as error:
+        raise Damaged(
+            error.found,
+            asked=f"{cache}/refs/{name}.json",
+            advice=f"Restore it from a backup, or run 'embedcache verify --repair {cache}', which "
+            "sets it aside",
+        ) from None
 
 
 def parse_ref(raw: bytes, *, name: str, where: str) -> Pins:

@@ -128,7 +128,7 @@ class HistoryAudit:
                 if path.suffix != ".json":
                     raise Damaged("is not a ref")
             except EmbedcacheError as error:
-                self.record.find(path, error.fact, move=path)
+                self.record.find(path, error.found, move=path)
                 continue
             self.record.report.files += 1
             if missing := self._missing(pins):
