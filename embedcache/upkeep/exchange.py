@@ -20,6 +20,7 @@ from embedcache.photos.matching import match_ids
 from embedcache.spec import MAX_DIM, Json, foreign
 from embedcache.store.cache import Cache, without_ids
 from embedcache.store.columns import OK
+from embedcache.store.disposal import noting_aside
 from embedcache.store.photo_ids import PhotoTable
 from embedcache.store.space import Space
 from embedcache.tables import ID_COLUMNS
@@ -182,7 +183,8 @@ def import_vectors(
     _check_finite(matrix, names, Path(vectors))
     rows = np.ascontiguousarray(digests[positions])
     space = cache.space(foreign(name, matrix.shape[1]), create=True)
-    space.salvage()
+    with noting_aside(cache.path):
+        space.salvage()
     missing = np.flatnonzero(space.status(rows) != OK)
     about: dict[str, Json] = {"imported_from": Path(vectors).name, "dtype": str(matrix.dtype)}
     for start in range(0, len(missing), SEGMENT_ROWS):
