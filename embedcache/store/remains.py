@@ -77,7 +77,7 @@ def remains_of(path: Path, *, kind: Kind, space: str | None) -> Remains | None:
             return None
         found = Remains(str(path), kind, space, digest, own_name(raw), raw, raw=raw)
         found.manifest.check_files()
-    except (CacheError, OSError):
+    except (CacheError, FileNotFoundError):
         return None
     found._checked = True  # the manifest implies all that these documents say
     for name in sorted(COLUMNS[kind], key="row_crc".__eq__):  # last: it is made from rows
@@ -97,7 +97,7 @@ def contents_named(path: Path) -> list[bytes]:
     Only to be shown: without the manifest nothing says that they are this segment's.
     """
     name = f"{path.name}/{column_path('digest', 2)}"
-    with contextlib.suppress(CacheError, OSError):
+    with contextlib.suppress(CacheError, FileNotFoundError):
         raw = disk.read_inside(path.parent, name, limit=32 * MAX_ROWS + CRC_BYTES)
         data = raw[:-CRC_BYTES]
         if len(data) % 32 == 0 and crc32c(data) == int.from_bytes(raw[-CRC_BYTES:], "little"):
@@ -118,7 +118,7 @@ def _complete(found: Remains, name: str) -> None:
     entry = found.manifest.files.get(path)
     size = int(np.prod(shape, dtype=np.int64)) * ITEM_BYTES[dtype] + CRC_BYTES
     raw = b""
-    with contextlib.suppress(CacheError, OSError):
+    with contextlib.suppress(CacheError, FileNotFoundError):
         raw = disk.read_inside(found.folder, path, limit=size)
     for data in _candidates(found, name, raw, size):
         whole = data + crc32c(data).to_bytes(CRC_BYTES, "little")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.errors import EmbedcacheError
+from embedcache.errors import Damaged, EmbedcacheError
 from embedcache.store import disposal
 from embedcache.store.check import check_segment
 from embedcache.store.columns import Kind
@@ -38,7 +38,7 @@ class Broken:
         """Whether its manifest is as it was written."""
         try:
             Segment.read(str(self.path), kind=self.kind, space=self.space)
-        except (EmbedcacheError, OSError):
+        except (EmbedcacheError, FileNotFoundError):
             return False
         return True
 
@@ -50,14 +50,14 @@ class Broken:
             return Left(None, np.zeros(len(named), np.bool_), contents=named)
         try:
             readable = self.of.readable(segment) & ~segment.unproven()
-        except (EmbedcacheError, OSError):
+        except (Damaged, FileNotFoundError):
             readable = np.zeros(segment.manifest.n_rows, np.bool_)
         rows = np.flatnonzero(~readable)
         contents, ids = list[bytes](), list[str]()
         if "digest" not in segment.lost:
             contents = [row.tobytes() for row in segment.column("digest")[rows]]
         if self.kind == "photos" and not segment.lost & IDS:
-            with contextlib.suppress(EmbedcacheError, OSError):
+            with contextlib.suppress(Damaged):
                 every = ids_of(segment)
                 ids = [every[row] for row in rows.tolist()]
         return Left(segment, readable, contents=contents, ids=ids)

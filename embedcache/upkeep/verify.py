@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embedcache import disk
-from embedcache.errors import CacheError, Damaged, EmbedcacheError
+from embedcache.errors import CacheError, Damaged, EmbedcacheError, NotACache
 from embedcache.spec import Json, Spec
 from embedcache.store.cache import Cache
 from embedcache.store.check import check_segment
@@ -222,6 +222,9 @@ class _Audit:
             segment = _checked(path, kind, space)
             if segment is None:
                 continue
+            if isinstance(segment, NotACache):
+                self.record.find(path, segment.fact)  # of a later format: nobody here knows more
+                continue
             if isinstance(segment, Exception):
                 broken.append(Broken(path, kind, space, label, segment, of))
                 continue
@@ -246,7 +249,8 @@ class _Audit:
                 repaired = set_aside(self.root, broken)
             if repaired is None:
                 return  # it is as it should be after all, or gone
-        left = broken.left() if repaired is None else repaired.left
+        with disk.plain_errors("read", broken.path):
+            left = broken.left() if repaired is None else repaired.left
         if left.segment is not None and left.segment.name:
             name = f"{left.segment.name}#{broken.label}" if broken.label else left.segment.name
         lost = left.ids

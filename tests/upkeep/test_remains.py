@@ -1,11 +1,14 @@
 """A damaged segment: `verify --repair` keeps what its manifest and its rows' own CRCs prove."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from embedcache.errors import CacheError
 from embedcache.store.cache import Cache
 from embedcache.store.checksums import crc32c, one_wrong_byte
 from embedcache.store.columns import ABSENT, FAILED, OK
@@ -210,3 +213,25 @@ def test_rows_that_were_good_stay_good_when_all_kinds_are_hit_at_once(tmp_path: 
     check_vectors(cache, *GOOD)
     assert cache.space(SPEC).status(photos(0, 5)).tolist() == [OK, FAILED]
     assert len(cache.photo_table()) == 7
+
+
+@pytest.mark.parametrize("repair", [False, True])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EIO])
+def test_what_the_machine_refuses_is_no_damage(
+    number: int, repair: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else too many open files would make repair give up rows that are whole."""
+    cache = make(tmp_path / "a")
+    [first, *_] = segments(cache)
+    flip(first.folder / "embedding/c/0/0", 0)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("embedcache.store.space.read_rows", refuse)
+        patch.setattr("embedcache.store.space.read_rows_singly", refuse)
+        with pytest.raises(CacheError, match=r"cannot (read|repair)"):
+            verify(cache, repair=repair)
+    assert first.folder.exists()
+    assert repaired(cache).findings[0].lost == ("p0",)
