@@ -390,8 +390,8 @@ def _write_parquet(space: Space, ids: Sequence[str], digests: U8, out: Path) -> 
         try:
             # Block by block: the whole matrix is never in memory.
             table.sink_parquet(file, row_group_size=_rows_of(space, GROUP_BYTES))
-        except Exception:
+        except Exception as error:
             if problems:  # which polars reports as one of its own
                 raise problems[0] from None
-            raise
+            raise disk.system_error_in(error) or error from None
     return [out]
