@@ -13,7 +13,7 @@ MAX_LIST_BYTES = 16 << 20  # a ref or a tombstone
 MAX_ITEMS = 400_000  # in one JSON document: a few bytes of it can cost a hundred in memory
 _SELF = b'"self":"'
 _PRINTABLE = bytes(range(0x20, 0x7F))  # canonical JSON holds no other bytes
-# A search takes a second for 4 KiB, and its time grows with the square of the size.
+# A search in vain takes two seconds for 4 KiB; its time grows with the square of the size.
 MAX_SEARCH_BYTES = 16 << 10
 
 

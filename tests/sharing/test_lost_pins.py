@@ -64,6 +64,8 @@ def test_a_ref_whose_segment_was_lost_there_is_sent_with_its_rows(
     b = make("b")
     assert not pull(str(folder), b).problems
     assert held(b) == {0, 1, 2, 3, 4}
+    # Of segments that share rows a pull of everything brings what is lacking, and says so of refs.
+    assert not pull(str(folder), b, ref="new").problems
     assert at_ref(b.path, "new") == {0, 1, 2, 3, 4}
 
 
