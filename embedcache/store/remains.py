@@ -27,6 +27,7 @@ Bool = NDArray[np.bool_]
 REASONS = {"reason_offset", "reason_text"}
 FACES = {"face_offset", "box", "probability", "landmark"}
 IDS = {"id_offset", "id_text"}
+MAX_MENDED_BYTES = 40 << 20  # the digests of the largest segment; a few copies are in memory
 
 
 @dataclass(slots=True)
@@ -118,8 +119,9 @@ def _complete(found: Remains, name: str) -> None:
     entry = found.manifest.files.get(path)
     size = int(np.prod(shape, dtype=np.int64)) * ITEM_BYTES[dtype] + CRC_BYTES
     raw = b""
-    with contextlib.suppress(CacheError, FileNotFoundError):
-        raw = disk.read_inside(found.folder, path, limit=size)
+    if size <= MAX_MENDED_BYTES:
+        with contextlib.suppress(CacheError, FileNotFoundError):
+            raw = disk.read_inside(found.folder, path, limit=size)
     for data in _candidates(found, name, raw, size):
         whole = data + crc32c(data).to_bytes(CRC_BYTES, "little")
         if entry == (size, sha256(whole).hexdigest()):
