@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import re
+import resource
 import secrets
 import stat
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ _LINKS = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EMLINK)
 _ADVICE = {
     errno.ENOSPC: "the disk is full: make room, then rerun the command",
     errno.EDQUOT: "the disk quota is used up: make room, then rerun the command",
+    errno.EFBIG: "no file may be so large here: raise the limit with 'ulimit -f unlimited', or use "
+    "another file system, then rerun the command",
     errno.EROFS: "it is read-only: copy the cache to a writable folder",
     errno.EACCES: "permission is denied: ask its owner, or copy the cache",
     errno.EPERM: "permission is denied: ask its owner, or copy the cache",
@@ -34,8 +37,13 @@ _ADVICE = {
     "command to resume",
     errno.ENFILE: "this machine has too many open files: close programs, then rerun the command "
     "to resume",
-    errno.ENOMEM: "there is not enough memory: free some, then rerun the command to resume",
+    errno.ENOMEM: "there is not enough memory: free some, or raise the limit of 'ulimit -v', then "
+    "rerun the command to resume",
 }
+_NO_MEMORY = (
+    *("failed to map segment", "cannot allocate memory", "can't allocate memory", "bad_alloc"),
+    *("can't start new thread", "resource temporarily unavailable", "not enough memory"),
+)
 
 
 def write_all(fd: int, data: Bytes) -> None:
@@ -371,18 +379,53 @@ def read_inside(folder: Path, relative: str, *, limit: int) -> bytes:
         os.close(fd)
 
 
+def advice_on(number: int | None) -> str:
+    """What to do about an error of the operating system; "" where nothing is known."""
+    return _ADVICE.get(number or 0, "")
+
+
+def system_error_in(error: Exception) -> OSError | None:
+    """The operating system's error that a library reports as one of its own; None for none."""
+    found = re.search(r"\(os error (\d{1,3})\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it came of, says that memory or threads ran out.
+
+    Libraries say so in many ways, mostly while they are loaded.
+    """
+    chain: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    for one in chain:
+        said = str(one).lower()
+        if isinstance(one, MemoryError) or getattr(one, "errno", None) == errno.ENOMEM:
+            return True
+        if isinstance(one, ImportError | RuntimeError | OSError) and any(
+            text in said for text in _NO_MEMORY
+        ):
+            return True
+        if limited and isinstance(one, SystemError):  # as CPython says it, among other things
+            return True
+    return False
+
+
 @contextlib.contextmanager
 def plain_errors(action: str, path: Path) -> Iterator[None]:
     """Turn what the operating system refuses (space, rights, memory, files) into a CacheError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+        if not lacks_memory(error):
             raise
         raise CacheError(f"cannot {action} {path}: {_ADVICE[errno.ENOMEM]}") from error
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0)
-        if advice is None and error.errno not in (errno.EIO, errno.EFBIG, errno.ENAMETOOLONG):
+        if advice is None and error.errno not in (errno.EIO, errno.ENAMETOOLONG):
             raise
         reason = advice or f"{error.strerror}: check the disk"
         raise CacheError(f"cannot {action} {path}: {reason}") from error

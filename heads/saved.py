@@ -14,14 +14,12 @@ are checked before bytes are read, hashes before tensors are taken, and tensors 
 the names, types and shapes that the card's few numbers imply.
 """
 
-import contextlib
 import csv
 import hashlib
 import io
 import itertools
 import json
-import os
-import re
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,7 +36,17 @@ from heads.documents import PACKAGES, checked, read_json
 from heads.fitting.judge import Judged
 from heads.fitting.result import Fit
 from heads.head import Head, Layer, Link, Standard
-from heads.outputs import LIST, encode_list, free_name, is_own, listed
+from heads.outputs import (
+    LIST,
+    alone_in,
+    bring_back,
+    carry_over,
+    encode_list,
+    identity,
+    is_own,
+    is_replaced,
+    listed,
+)
 
 FORMAT = 1
 _LAYERS = {"const": 1, "ridge": 1, "logistic": 1, "0fc": 1, "1fc": 2, "2fc": 3}
@@ -47,6 +55,8 @@ _MAX_HEADER_BYTES = 64 << 10
 _MAX_WEIGHT_BYTES = 4 << 30
 _MAX_WIDTH = 65_536
 _MAX_MEMBERS = 1024
+LOOKS = 40  # at a folder that another process is replacing
+LOOK_SECONDS = 0.05
 
 Name = Literal["const", "ridge", "logistic", "0fc", "1fc", "2fc"]
 Counts = dict[str, int]
@@ -129,15 +139,23 @@ class FitFile(_Origin, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def save(fit: Fit, folder: str | Path) -> Path:
     """Write a fit to `folder`, replacing an earlier fit there; returns the folder.
 
-    Other files there stay. HeadError when the folder holds something else, or an earlier fit of
-    which a file was changed.
+    Other files there stay. Of several that save to one folder at once the last one wins, wholly.
+    HeadError when the folder holds something else, or an earlier fit of which a file was changed.
     """
     folder = Path(folder)
     if folder.is_symlink():
         folder = folder.resolve()
-    _bring_back(folder)
-    kept = _kept(folder)
+    _kept(folder)  # says what is wrong with it before anything is made
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder.parent):
+        bring_back(folder)
+        _replace(fit, folder)
+    return folder
+
+
+def _replace(fit: Fit, folder: Path) -> None:
+    """Write a fit beside a folder, and put it in the folder's place."""
+    kept = _kept(folder)
     earlier = disk.temporary_beside(folder)
     fresh = earlier.with_name(f".{folder.name}.new-{disk.mark_of_process()}")
     try:
@@ -155,45 +173,7 @@ def save(fit: Fit, folder: str | Path) -> Path:
     finally:
         disk.delete_folder(fresh)
         if earlier.exists():
-            _carry_over(earlier, folder)
-    return folder
-
-
-def _bring_back(folder: Path) -> None:
-    """Go on with saves to a folder that were cut off: what lay in it comes back."""
-    mark = rf"\.{re.escape(folder.name)}\.(new-)?[0-9a-f]{{8}}-[0-9a-f]{{8}}-\d+-\d+"
-    for beside in sorted(folder.parent.iterdir()) if folder.parent.is_dir() else ():
-        found = re.fullmatch(mark, beside.name)
-        gone = disk.maker_is_gone(beside.name)
-        if not found or gone is False or not beside.is_dir() or beside.is_symlink():
-            continue
-        if not found[1]:  # also of another machine, or of this one before it was started again
-            _carry_over(beside, folder)
-        elif gone:
-            disk.delete_folder(beside)
-
-
-def _carry_over(earlier: Path, folder: Path) -> None:
-    """Put an earlier folder back, or what no fit wrote in it into the one that took its place."""
-    if disk.rename_folder(earlier, folder):
-        return
-    files = listed(earlier) if earlier.is_dir() else {}
-    for parent, folders, names in os.walk(earlier):
-        inside = Path(parent).relative_to(earlier)
-        links = [name for name in folders if Path(parent, name).is_symlink()]
-        for name in [*names, *links]:
-            own = (inside / name).as_posix()
-            if own == LIST:  # it says what is ours, so it goes last
-                continue
-            if is_own(earlier, own, files):
-                (earlier / own).unlink(missing_ok=True)
-            else:
-                (folder / inside).mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(FileNotFoundError):  # another process was faster
-                    Path(parent, name).rename(free_name(folder / own))
-        if not folders and not names and inside.parts:
-            (folder / inside).mkdir(parents=True, exist_ok=True)
-    disk.delete_folder(earlier, ours=LIST.__eq__)
+            carry_over(earlier, folder)
 
 
 def _keep(folder: Path, kept: list[str], fresh: Path) -> None:
@@ -215,7 +195,9 @@ def check_out(folder: str | Path) -> bool:
     HeadError where `save` would refuse the folder.
     """
     folder = Path(folder)
-    _bring_back(folder.resolve())
+    if folder.resolve().parent.is_dir():
+        with alone_in(folder.resolve().parent):
+            bring_back(folder.resolve())
     _kept(folder)
     return folder.is_dir() and any(folder.iterdir())
 
@@ -247,9 +229,23 @@ def load(folder: str | Path) -> Head:
     HeadError when the folder is not a head, or was changed after it was written.
     """
     folder = Path(folder)
+    for last in [False] * LOOKS + [True]:
+        before = identity(folder)
+        try:
+            return _load(folder)
+        except (HeadError, OSError):
+            moves = identity(folder) != before or (before is None and is_replaced(folder))
+            if last or not moves:
+                raise
+            time.sleep(LOOK_SECONDS)
+    raise AssertionError("unreachable")
+
+
+def _load(folder: Path) -> Head:
+    """As `load`, of what is there at this moment."""
     if (folder / "fit.json").is_file() and not (folder / "card.json").is_file():
         whole = _read_fit(folder / "fit.json")
-        head = load(folder / whole.best)
+        head = _load(folder / whole.best)
         if head.card["digest"] != whole.heads[whole.best]:
             raise HeadError(f"{folder / whole.best} is not the head that fit.json lists; fit again")
         return head

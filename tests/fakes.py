@@ -53,8 +53,11 @@ class Held:
     def create_once(self, key: str, data: bytes) -> bool:
         return self.create(key, data)
 
-    def leftovers(self, segments: str) -> Sequence[str]:
+    def leftovers(self, folder: str) -> Sequence[str]:
         return ()
+
+    def idle_seconds(self, key: str) -> float | None:
+        return None
 
     def delete(self, key: str, *, ours: Ours | None = None) -> None:
         self.objects.pop(key, None)
@@ -126,8 +129,11 @@ class Flaky:
         self._end(how)
         return made
 
-    def leftovers(self, segments: str) -> Sequence[str]:
-        return self._remote.leftovers(segments)
+    def leftovers(self, folder: str) -> Sequence[str]:
+        return self._remote.leftovers(folder)
+
+    def idle_seconds(self, key: str) -> float | None:
+        return self._remote.idle_seconds(key)
 
     def delete(self, key: str, *, ours: Ours | None = None) -> None:
         how = self._begin()

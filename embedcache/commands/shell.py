@@ -16,11 +16,13 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from embedcache import disk
 from embedcache.commands.options import INTERRUPTED, OPTIONS, as_typed
 from embedcache.errors import EmbedcacheError
 from embedcache.wording import plain, printable
 
 SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+SHORTAGES = {errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 PATH_ERRORS = {
     errno.ENOTDIR: "is a file, and a folder is needed there: name another path",
     errno.EISDIR: "is a folder, and a file is needed there: name another path",
@@ -87,12 +89,24 @@ def run(app: typer.Typer) -> None:
         except BrokenPipeError:  # `embedcache info ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        except OSError as error:
-            if error.errno in PATH_ERRORS:
-                _fail(f"{_culprit(error)} {PATH_ERRORS[error.errno]}")
-            if error.errno not in SYSTEM_ERRORS:
-                raise
-            _fail(f"{error.strerror}: {error.filename or 'while writing'}")
+        except Exception as error:
+            _explain(error)
+            raise
+
+
+def _explain(error: Exception) -> None:
+    """End with one message where the operating system has refused something, and not by a bug."""
+    refused = error if isinstance(error, OSError) else disk.system_error_in(error)
+    number = None if refused is None else refused.errno
+    named = "" if refused is None else refused.filename
+    if refused is not None and number in PATH_ERRORS:
+        _fail(f"{_culprit(refused)} {PATH_ERRORS[number]}")
+    if number in SHORTAGES or disk.lacks_memory(error):
+        log.debug("", exc_info=error)
+        advice = disk.advice_on(number if number in SHORTAGES else errno.ENOMEM)
+        _fail(f"{named}: {advice}" if named else advice)
+    if refused is not None and number in SYSTEM_ERRORS:
+        _fail(f"{refused.strerror}: {named or 'while writing'}")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from embedcache.extraction.sink import OpenSegment
 from embedcache.spec import FaceCrop
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
+from embedcache.store.disposal import noting_aside
 from embedcache.store.faces import Faces
 from embedcache.store.space import FaceSpace
 
@@ -45,7 +46,8 @@ class FaceFinder:
     @cached_property
     def _space(self) -> FaceSpace:
         space = self._cache.face_space(self.detector.document, create=True)
-        space.salvage()
+        with noting_aside(self._cache.path):
+            space.salvage()
         return space
 
     def begin(self, n_rows: int) -> OpenSegment[Faces]:

@@ -37,6 +37,7 @@ from embedcache.extraction.work import Work
 from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
+from embedcache.store.disposal import noting_aside
 from embedcache.store.space import Space
 
 
@@ -200,7 +201,8 @@ class Run:
         self.cache.remember_places({b.spec.digest: b.place for b in backbones})
         spaces = [self.cache.space(b.spec, create=True) for b in backbones]
         for space in spaces:
-            space.salvage()
+            with noting_aside(self.cache.path):
+                space.salvage()
         return spaces
 
     def embed(

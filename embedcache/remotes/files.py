@@ -5,12 +5,12 @@ that `Cache.open` reads. Every pusher stages under its own name, which a later p
 """
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Protocol
 
+from embedcache import disk
 from embedcache.errors import Damaged, RemoteError
 from embedcache.remotes.remote import Blocks, ListedObject, Ours, plain_os_error
 
@@ -60,6 +60,10 @@ class Files(Protocol):
 
     def hidden(self, folder: str) -> list[str]:
         """Names in a folder that begin with a dot; none where there is no such folder."""
+        ...
+
+    def idle_seconds(self, path: str) -> float:
+        """How long a file or folder has not changed, by the clock of the file system."""
         ...
 
     def remove(self, path: str, *, ours: Ours | None = None) -> None:
@@ -126,8 +130,8 @@ class FilesRemote:
             if inside and self._files.exists(f"{inside[1]}/{inside[2]}"):
                 target = key  # adds a file that a segment lacks
             folder, _, name = target.rpartition("/")
-            # Always this name: the next push overwrites what a killed one left in a segment.
-            part = f"{folder}/.{name}.part"
+            # In a segment always this name: the next push overwrites what a killed one left.
+            part = f"{folder}/.{name}.{'part' if inside else disk.mark_of_process()}".lstrip("/")
             try:
                 self._files.write(part, blocks())
                 self._files.replace(part, target)
@@ -162,7 +166,7 @@ class FilesRemote:
         # In a folder of its own, which is renamed: no file system renames a folder onto one that
         # holds something, so a number is given once.
         folder, _, name = key.rpartition("/")
-        hidden = f"{folder.rpartition('/')[0]}/.entry-{os.urandom(4).hex()}"
+        hidden = f"{folder.rpartition('/')[0]}/.entry-{disk.mark_of_process()}"
         with self._making(), self._plain(key):
             self._files.write(f"{hidden}/{name}", iter([data]))
             if not self._files.rename(hidden, folder):
@@ -170,9 +174,14 @@ class FilesRemote:
                 return False
             return True
 
-    def leftovers(self, segments: str) -> Sequence[str]:
-        with self._plain(segments):
-            return [f"{segments}/{name}" for name in self._files.hidden(segments)]
+    def leftovers(self, folder: str) -> Sequence[str]:
+        with self._plain(folder):
+            return [f"{folder}/{name}".lstrip("/") for name in self._files.hidden(folder)]
+
+    def idle_seconds(self, key: str) -> float | None:
+        with contextlib.suppress(FileNotFoundError, RemoteError), self._plain(key):
+            return self._files.idle_seconds(key)
+        return None  # gone by now, or a member who may not write there
 
     def _create_space(self, space: re.Match[str], data: bytes) -> bool:
         """Create a space in a hidden folder, which gets its name once both documents are there."""
@@ -194,7 +203,7 @@ class FilesRemote:
                 self._files.remove(key, ours=ours)
             elif inside[3] == MANIFEST:
                 # The name says what it was, so that anybody can finish a deletion that was cut.
-                hidden = f"{inside[1]}/.gone-{inside[2]}-{os.urandom(4).hex()}"
+                hidden = f"{inside[1]}/.gone-{inside[2]}-{disk.mark_of_process()}"
                 with contextlib.suppress(FileNotFoundError):
                     self._files.rename(f"{inside[1]}/{inside[2]}", hidden)
                 self._files.remove(hidden, ours=ours)

@@ -112,6 +112,10 @@ class LocalFiles:
             return []
         return sorted(name for name in names if name.startswith("."))
 
+    def idle_seconds(self, path: str) -> float:
+        place = self._place(path)
+        return disk.now_beside(place.parent) - place.lstat().st_mtime
+
     def exists(self, path: str) -> bool:
         return (self._root / path).exists()
 

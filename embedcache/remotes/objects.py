@@ -120,9 +120,13 @@ class ObjectRemote:
                 raise Unconditional(f"{self.name} does not support conditional writes") from None
         return True
 
-    def leftovers(self, segments: str) -> Sequence[str]:
-        del segments  # unfinished segments are listed as such
+    def leftovers(self, folder: str) -> Sequence[str]:
+        del folder  # unfinished segments are listed as such
         return ()
+
+    def idle_seconds(self, key: str) -> float | None:
+        del key
+        return None
 
     def delete(self, key: str, *, ours: Ours | None = None) -> None:
         import obstore

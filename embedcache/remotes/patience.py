@@ -104,8 +104,11 @@ class Patient:
 
         return self._patiently(attempt)
 
-    def leftovers(self, segments: str) -> Sequence[str]:
-        return self._patiently(lambda: self._remote.leftovers(segments))
+    def leftovers(self, folder: str) -> Sequence[str]:
+        return self._patiently(lambda: self._remote.leftovers(folder))
+
+    def idle_seconds(self, key: str) -> float | None:
+        return self._patiently(lambda: self._remote.idle_seconds(key))
 
     def delete(self, key: str, *, ours: Ours | None = None) -> None:
         self._patiently(lambda: self._remote.delete(key, ours=ours))

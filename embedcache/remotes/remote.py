@@ -102,8 +102,12 @@ class Remote(Protocol):
         """
         ...
 
-    def leftovers(self, segments: str) -> Sequence[str]:
-        """Keys of hidden folders under `segments`/, which interrupted commands have left."""
+    def leftovers(self, folder: str) -> Sequence[str]:
+        """Keys of hidden names in a folder, which interrupted commands have left."""
+        ...
+
+    def idle_seconds(self, key: str) -> float | None:
+        """How long a leftover has not changed, by the storage's own clock; None where unknown."""
         ...
 
     def delete(self, key: str, *, ours: Ours | None = None) -> None:
@@ -133,6 +137,12 @@ def plain_os_error(error: Exception, name: str, key: str) -> Exception:
         return error  # of this machine, not of the remote: trying again does not help
     if error.errno == errno.ENAMETOOLONG:
         return RemoteError(f"{name}: a name in this address is too long: name another place")
+    if error.errno == errno.EFBIG:
+        return RemoteError(
+            f"{name} takes no file as large as {key}",
+            advice="Raise the limit with 'ulimit -f unlimited', or use another file system, then "
+            "rerun the command",
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RemoteError(f"{name} is full", advice="Make room there, then rerun the command")
     return Unreachable(

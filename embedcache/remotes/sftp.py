@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote
 
+from embedcache import disk
 from embedcache.errors import RemoteError
 from embedcache.remotes.files import LINK, MAX_DEPTH, NO_RIGHT, Looks, require_parent
 from embedcache.remotes.remote import ANSWER_SECONDS, BLOCK_BYTES, UNSEEN, Ours, Unreachable
@@ -146,7 +147,8 @@ class SftpFiles:
         self._ftp.posix_rename(self._path(path), self._path(target))
 
     def create(self, path: str, data: bytes) -> bool:
-        part = f"{path.rpartition('/')[0]}/.{os.urandom(4).hex()}".lstrip("/")
+        folder, _, name = path.rpartition("/")
+        part = f"{folder}/.{name}.{disk.mark_of_process()}".lstrip("/")
         self.write(part, iter([data]))
         if self.rename(part, path):
             return True
@@ -159,6 +161,15 @@ class SftpFiles:
         except FileNotFoundError:
             return []
         return sorted(str(name) for name in names if str(name).startswith("."))
+
+    def idle_seconds(self, path: str) -> float:
+        probe = f"{path.rpartition('/')[0]}/.now.{disk.mark_of_process()}".lstrip("/")
+        self.write(probe, iter([b""]))
+        try:
+            times = [self._ftp.lstat(self._path(one)).st_mtime or 0 for one in (probe, path)]
+        finally:
+            self.remove(probe)
+        return float(times[0] - times[1])
 
     def exists(self, path: str) -> bool:
         return bool(self._fs.exists(self._path(path)))

@@ -9,6 +9,7 @@ This room owns what is believed of a shared copy and what moves. It imports `rem
     union        which rows one side holds and the other lacks
     pull_plan, taking, arrival, screen, pulled_refs     a pull, in this order
     push_plan, sending, announcing, purging             a push, in this order
+    litter       what processes that have ended left on a shared copy
     moved        counters and the summary
     survey       `info URL` and `verify URL`
 """

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from embedcache.errors import RemoteError
 from embedcache.remotes.remote import Unconditional
@@ -19,7 +19,18 @@ from embedcache.store.sealed import own_digest
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
 from embedcache.store.tombstones import LIFTS
 
-There = Collection[tuple[str, str]]
+
+@dataclass(frozen=True, slots=True)
+class There:
+    """What a shared copy holds, by (name of the set, segment id).
+
+    segments: all that is there now. made: the manifests' digests of what this push made.
+    stand_ins: as `PushPlan` has them.
+    """
+
+    segments: Collection[tuple[str, str]]
+    made: Mapping[tuple[str, str], str]
+    stand_ins: Mapping[tuple[str, str], str]
 
 
 def send_marks(copy: SharedCopy, cache: Cache, counts: MoveCounts, *, dry_run: bool) -> None:
@@ -62,14 +73,13 @@ def send_refs(
     copy: SharedCopy,
     cache: Cache,
     counts: MoveCounts,
-    *,
     there: There,
+    *,
     with_ids: bool,
     dry_run: bool,
 ) -> None:
     """Send the refs that the shared copy lacks; none is ever replaced.
 
-    there: the segments that the shared copy holds: (name of the set, segment id).
     A ref of the same name there that pins something else is a problem.
     """
     theirs = copy.refs()
@@ -85,15 +95,10 @@ def send_refs(
                     )
                 )
             continue
-        pins, changes = _adapted(copy, cache, mine, there)
-        if pins is None:
-            counts.problems.append(
-                RemoteError(
-                    f"ref {name} was not pushed: it pins segments with forgotten photos",
-                    advice=f"Run 'embedcache pull {copy.remote.name} {cache.path}', 'embedcache "
-                    f"forget {cache.path} --forgotten', then push again",
-                )
-            )
+        try:
+            pins, changes = _adapted(copy, cache, mine, there)
+        except RemoteError as error:
+            counts.problems.append(error)
             continue
         photos = _pinned_ids(copy, cache, mine, there) if with_ids else None
         raw = encode_ref(replace(pins, photos=photos), changes=changes)
@@ -121,9 +126,11 @@ def _pinned_ids(
     for segment, digest in ref.pins.photos.items():
         for log in (copy.log.known, cache.history.log()):
             names = log.stands_for(PHOTOS, segment)
-            if names is not None and all((PHOTOS, name) in there for name in names):
+            if names is not None and all((PHOTOS, name) in there.segments for name in names):
                 digests = {
-                    name: digest if name == segment else _digest(copy, {PHOTOS: held}, PHOTOS, name)
+                    name: digest
+                    if name == segment
+                    else _digest(copy, {PHOTOS: held}, there, PHOTOS, name)
                     for name in names
                 }
                 found |= {name: known for name, known in digests.items() if known}
@@ -135,33 +142,69 @@ def _pinned_ids(
 
 def _adapted(
     copy: SharedCopy, cache: Cache, ref: SealedRef, there: There
-) -> tuple[Pins | None, list[Json]]:
-    """A ref for the shared copy; None where something that it pins has nothing in its place."""
+) -> tuple[Pins, list[Json]]:
+    """A ref for the shared copy; RemoteError where what it pins has nothing in its place there."""
     standing: dict[str, list[Standing]] = {}
     held = {store.key: {s.id: s.digest for s in store.segments()} for store in cache.stores()}
-    logs = copy.log.known, cache.history.log()
     for key, pinned in {**ref.pins.spaces, **ref.pins.faces}.items():
         for segment, digest in pinned.items():
-            became: dict[str, str] | None = None
-            if (key, segment) in there:
-                became = {segment: digest}
-            for log in logs if became is None else ():
-                names = log.stands_for(key, segment)
-                if names is not None and all((key, name) in there for name in names):
-                    digests = {name: _digest(copy, held, key, name) for name in names}
-                    became = {name: found for name, found in digests.items() if found}
-                    break
-            if became is None:
-                return None, []
+            names = _standing(copy, cache, there, key, segment)
+            if names is None:
+                raise _not_pushed(copy, cache, ref, key, segment)
+            became = {segment: digest}
+            if names != [segment]:
+                digests = {name: _digest(copy, held, there, key, name) for name in names}
+                became = {name: found for name, found in digests.items() if found}
             standing.setdefault(key, []).append(Standing(segment, digest, became))
     return adapted(ref, standing)
 
 
+def _standing(
+    copy: SharedCopy, cache: Cache, there: There, key: str, segment: str
+) -> list[str] | None:
+    """The segments there that hold the rows of a pinned one; None where there are none."""
+    if (key, segment) in there.segments:
+        return [segment]
+    here = cache.history.log().stands_for(key, segment)
+    became = [there.stand_ins.get((key, name), name) for name in here or ()]
+    looks = (became if became != here else None, copy.log.known.stands_for(key, segment), here)
+    made = set(there.stand_ins.values())
+    for names in looks:
+        if names is not None and all(
+            (key, name) in there.segments or name in made for name in names
+        ):
+            return names
+    return None
+
+
+def _not_pushed(
+    copy: SharedCopy, cache: Cache, ref: SealedRef, key: str, segment: str
+) -> RemoteError:
+    """Why a ref cannot be sent, of whose segments this one has nothing in its place there."""
+    name, dead = ref.pins.name, copy.marks().joined(cache)
+    for store in cache.stores():
+        if store.key == key and any(store.dead_rows(s, dead).any() for s in store.segments()):
+            return RemoteError(
+                f"ref {name} was not pushed: it pins segments with forgotten photos",
+                advice=f"Run 'embedcache pull {copy.remote.name} {cache.path}', 'embedcache "
+                f"forget {cache.path} --forgotten', then push again",
+            )
+    return RemoteError(
+        f"ref {name} was not pushed: it pins segment {segment}, and neither {copy.remote.name} "
+        "nor this cache has one with its rows",
+        advice=f"Run 'embedcache verify {cache.path}'",
+    )
+
+
 def _digest(
-    copy: SharedCopy, held: Mapping[str, Mapping[str, str]], key: str, segment: str
+    copy: SharedCopy,
+    held: Mapping[str, Mapping[str, str]],
+    there: There,
+    key: str,
+    segment: str,
 ) -> str | None:
     """The digest of a segment's manifest, here or there."""
-    if found := held.get(key, {}).get(segment):
+    if found := there.made.get((key, segment)) or held.get(key, {}).get(segment):
         return found
     for root in ROOTS:
         space = copy.spaces(root).get("" if key == PHOTOS else key)

@@ -1,20 +1,16 @@
 """WRITE, after publishing: a push succeeded once its segments are seen, without forgotten rows."""
 
-import contextlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from embedcache.errors import RemoteError
 from embedcache.remotes.patience import read_small
 from embedcache.remotes.remote import Denied, ListedObject
-from embedcache.sharing.connecting import staging_of
-from embedcache.sharing.listing import ROOTS
 from embedcache.sharing.moved import MoveCounts
 from embedcache.sharing.purging import purge
 from embedcache.sharing.sending import Published
 from embedcache.sharing.shared_copy import Marks, SharedCopy
 from embedcache.store.cache import Cache
-from embedcache.store.disposal import is_our_name
 from embedcache.store.manifest import MANIFEST, Manifest
 from embedcache.store.sealed import MAX_MANIFEST_BYTES
 
@@ -56,17 +52,6 @@ def confirm(
         purge(now, cache, pool, counts, only={segment for _, segment in published})
     except Denied:
         counts.problems.append(_left(copy))
-
-
-def remove_own_leftovers(copy: SharedCopy, cache: Cache) -> None:
-    """Delete what an interrupted push of this cache staged and no push finishes any more."""
-    own = f"-{staging_of(cache)}"
-    with contextlib.suppress(Denied):
-        for root in ROOTS:
-            for space in copy.listing.spaces(root).values():
-                for key in copy.remote.leftovers(f"{space.key}/segments"):
-                    if key.endswith(own):
-                        copy.remote.delete(key, ours=is_our_name)
 
 
 def _is_there(

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from embedcache import disk
 from embedcache.errors import RemoteError
 from embedcache.sharing.moved import MoveCounts
 from embedcache.sharing.ref_changes import SealedRef, Standing, adapted, same_ref
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.store.cache import Cache
-from embedcache.store.refs import MAX_REF_BYTES, parse_ref
+from embedcache.store.refs import MAX_REF_BYTES, read_ref
 from embedcache.store.sealed import unseal
 from embedcache.upkeep.pinning import enter_ref
 
@@ -122,7 +123,7 @@ def _standing(
 
 def read_local_ref(cache: Cache, name: str) -> SealedRef:
     """A ref of this cache. Raises Damaged for one that is not as it was written."""
-    raw = (cache.path / "refs" / f"{name}.json").read_bytes()
-    pins = parse_ref(raw, name=name, where=str(cache.path))
+    pins = read_ref(cache.path, name)
+    raw = disk.read_inside(cache.path, f"refs/{name}.json", limit=MAX_REF_BYTES)
     document, _ = unseal(raw, what=f"ref {name}", limit=MAX_REF_BYTES)
     return SealedRef(pins, document["changes"], raw)

@@ -17,10 +17,11 @@ from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.index import Table
 from embedcache.store.layout import APART, KINDS
-from embedcache.store.manifest import MANIFEST, are_twins, replaces
+from embedcache.store.manifest import MANIFEST, are_twins, replacement_id, replaces
 from embedcache.store.photo_ids import PhotoIds, read_pairs
-from embedcache.store.refs import pinned_ids
+from embedcache.store.refs import pinned_ids, ref_names
 from embedcache.store.segment import Segment
+from embedcache.store.segment_set import members
 from embedcache.store.tombstones import Dead
 from embedcache.store.union import lacking
 from embedcache.store.zarr_json import encode_document, group_document
@@ -36,6 +37,7 @@ class Parcel:
     """What to send of one segment: `files` of it, or a new segment of some `rows`.
 
     key: of the space on the remote. mends: the segment is there and lacks these files.
+    segment_id: what the new segment is called; "" for any name.
     """
 
     key: str
@@ -44,6 +46,7 @@ class Parcel:
     files: tuple[str, ...]
     rows: I64 | None = None
     mends: bool = False
+    segment_id: str = ""
 
     @property
     def n_bytes(self) -> int:
@@ -56,13 +59,15 @@ class Parcel:
 class PushPlan:
     """The parcels to send, and {key: bytes} of group documents to create before them.
 
-    there: the segments that the shared copy holds: (name of the set, segment id). The counts are
-    those of `moved.Moved`.
+    there: the segments that the shared copy holds: (name of the set, segment id). stand_ins: {(name
+    of the set, id of a segment here): id of one there with exactly its rows}, for segments that
+    refs pin and that are lost there. The counts are those of `moved.Moved`.
     """
 
     parcels: list[Parcel] = field(default_factory=list)
     documents: dict[str, bytes] = field(default_factory=dict)
     there: set[tuple[str, str]] = field(default_factory=set)
+    stand_ins: dict[tuple[str, str], str] = field(default_factory=dict)
     segments: int = 0
     rows: int = 0
     failures: int = 0
@@ -137,6 +142,9 @@ class PushPlanner:
         log = store.history.log()
         pinned = pinned_ids(self._cache.path, store.key, log)
         removed = self._copy.log.known.gone
+        theirs = self._copy.refs()
+        names = [name for name in ref_names(self._cache.path) if name not in theirs]
+        unsent = pinned_ids(self._cache.path, store.key, log, names=names)
         for segment, rows in zip(segments, found.rows, strict=True):
             if segment.id in there:
                 self._add_missing_files(segment, space)
@@ -146,6 +154,13 @@ class PushPlanner:
                 # A ref must find it whole, unless that would undo a forget.
                 hidden = self._dead.of(segment.column("digest"))
                 rows = rows if hidden.any() else np.arange(len(hidden))
+            name = ""
+            if not fresh and segment.id in unsent and self._is_lost(segment, store, space):
+                # A ref must find exactly its rows, though others may hold them there.
+                live = np.flatnonzero(~self._dead.of(segment.column("digest")))
+                name = self._twin(segment, live, space) or replacement_id(segment.id)
+                self._plan.stand_ins[store.key, segment.id] = name
+                rows = rows[:0] if name in there else live
             if not len(rows):
                 continue
             n_ok = segment.manifest.n_ok
@@ -155,8 +170,38 @@ class PushPlanner:
             whole = fresh and len(rows) == segment.manifest.n_rows
             files = tuple(segment.manifest.files)
             self._plan.parcels.append(
-                Parcel(space.key, segment, store, files, None if whole else rows)
+                Parcel(space.key, segment, store, files, None if whole else rows, segment_id=name)
             )
+
+    def _is_lost(self, segment: Segment, store: Store, space: ListedSpace) -> bool:
+        """Whether a segment was removed there and what stands for it lacks live rows of it."""
+        standing = self._copy.log.known.stands_for(store.key, segment.id)
+        if standing is None:
+            return True
+        digests = segment.column("digest")
+        held = np.zeros(len(digests), dtype=np.bool_)
+        for found in self._digests_of(standing, space):
+            held |= members(digests, map(bytes, found))
+        return bool((~held & ~self._dead.of(digests)).any())
+
+    def _twin(self, segment: Segment, rows: I64, space: ListedSpace) -> str:
+        """The segment there that a push before made of exactly these rows; "" for none."""
+        wanted = {*map(bytes, segment.column("digest")[rows])}
+        for name in sorted(space.segments):
+            if replaces(name, segment.id):
+                for found in self._digests_of([name], space):
+                    if {*map(bytes, found)} == wanted:
+                        return name
+        return ""
+
+    def _digests_of(self, names: Sequence[str], space: ListedSpace) -> Iterator[U8]:
+        """The contents in some segments there, of those that can be read."""
+        for name in names:
+            if MANIFEST in space.segments.get(name, {}):
+                found = self._copy.segments.one(space, name)
+                digests = None if found is None else self._copy.segments.digests(found)
+                if digests is not None:
+                    yield digests
 
     def _status(self, digests: U8, segments: Sequence[Segment], space: ListedSpace) -> U8:
         """ABSENT, OK or FAILED of (n, 32) digests in the shared copy.

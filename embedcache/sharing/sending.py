@@ -47,7 +47,10 @@ def send(
         if parcel.rows is not None:
             assert parcel.store is not None
             kind = parcel.store.subject
-            with outgoing(cache, parcel.segment, parcel.rows, kind=kind) as segment:
+            name = parcel.segment_id
+            with outgoing(
+                cache, parcel.segment, parcel.rows, kind=kind, segment_id=name
+            ) as segment:
                 send_segment(copy, parcel.key, segment, pool, count)
                 published[parcel.key, segment.id] = segment.manifest
     return published

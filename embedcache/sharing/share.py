@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, InputError
 from embedcache.remotes.remote import Remote
-from embedcache.sharing.announcing import send_marks, send_refs
-from embedcache.sharing.confirming import confirm, remove_own_leftovers, set_names
+from embedcache.sharing.announcing import There, send_marks, send_refs
+from embedcache.sharing.confirming import confirm, set_names
 from embedcache.sharing.connecting import connect, memo_of
+from embedcache.sharing.litter import clear_litter
 from embedcache.sharing.moved import MoveCounts, Moved, OnBytes, workers
 from embedcache.sharing.pull_plan import PullPlan, PullPlanner, Wanted
 from embedcache.sharing.pulled_refs import take_refs
@@ -239,10 +240,15 @@ def push(
         send_marks(copy, cache, counts, dry_run=dry_run)
         published = {} if dry_run else send(copy, cache, plan, pool, progress)
         if not (backbones or specs):
-            there = plan.there | set_names(plan.whole if dry_run else published)
-            send_refs(copy, cache, counts, there=there, with_ids=with_ids, dry_run=dry_run)
+            made = {
+                name: manifest.digest
+                for key, manifest in published.items()
+                for name in set_names([key])
+            }
+            there = There(plan.there | set_names(plan.whole) | made.keys(), made, plan.stand_ins)
+            send_refs(copy, cache, counts, there, with_ids=with_ids, dry_run=dry_run)
         if not dry_run:
-            remove_own_leftovers(copy, cache)
+            clear_litter(copy, cache)
         if published:
             confirm(copy, cache, pool, counts, published, marks)
         if purge:

@@ -9,6 +9,7 @@ from embedcache.errors import EmbedcacheError
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.remote import Denied, Remote, Unreachable
 from embedcache.sharing.listing import ROOTS, ListedSpace
+from embedcache.sharing.litter import abandoned, advice_on
 from embedcache.sharing.moved import workers
 from embedcache.sharing.segments import RemoteSegment
 from embedcache.sharing.shared_copy import SharedCopy
@@ -185,6 +186,7 @@ def verify_remote(remote: Remote | str) -> Checked:
         damage = {name: found for name, found in damage.items() if name not in gone}
     findings += [text for found in damage.values() for text in found]
     findings += _missing_pins(copy, {segment.id for segment in checked})
+    findings += _left_behind(copy)
     copy.marks()
     # A part that this member may not read is a finding too: nobody checked it.
     refused = [problem.fact for problem in copy.problems()]
@@ -257,6 +259,14 @@ def _missing_pins(copy: SharedCopy, there: set[str]) -> list[str]:
             there = there.union(*(space.segments for space in copy.spaces(root).values()))
         found = missing(copy)
     return found
+
+
+def _left_behind(copy: SharedCopy) -> list[str]:
+    """What processes that have ended left in a folder, half written."""
+    return [
+        f"{key} was left by a process that has ended. {advice_on(copy, key)}"
+        for key in abandoned(copy)
+    ]
 
 
 def _unfinished(n: int) -> str:

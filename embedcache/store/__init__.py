@@ -40,6 +40,7 @@ __all__ = [
     "photo_ids",
     "reader",
     "refs",
+    "remains",
     "removal",
     "rows",
     "salvage",

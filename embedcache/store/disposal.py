@@ -4,10 +4,11 @@ What is set aside lies in the cache's `damaged/`, under the name of the folder t
 """
 
 import contextlib
+import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from embedcache.store import journal
 from embedcache.store.columns import COLUMNS
 from embedcache.store.manifest import MANIFEST
 from embedcache.store.sealed import MAX_MANIFEST_BYTES, unseal
+from embedcache.wording import counted
 
+log = logging.getLogger(__name__)
 FOLDER = "damaged"
 
 _ARRAYS = {"embedding", *(name for kind in COLUMNS.values() for name in kind)}
@@ -114,15 +117,34 @@ def aside_note(path: str) -> str:
             f"{path} is unfinished work whose lease or journal is damaged: its rows could not be "
             "saved. Extract or import them again, then delete it"
         )
+    n_files = sum(len(files) for _, _, files in os.walk(path))
     return (
-        f"{path} has files that embedcache did not write: they lay in a folder that was deleted. "
-        "Move them out of the cache"
+        f"{path} has {counted(n_files, 'file')} that embedcache did not write, from a folder that "
+        "was deleted. Move what is yours out of the cache"
     )
+
+
+@contextlib.contextmanager
+def noting_aside(cache: Path) -> Iterator[None]:
+    """Warn of what moves to damaged/ meanwhile, for commands whose result does not say it."""
+    before = names_aside(cache)
+    try:
+        yield
+    finally:
+        for path in new_aside(cache, before):
+            log.warning("note: %s", aside_note(path))
 
 
 def is_our_name(own: str) -> bool:
     """Whether embedcache gives a file such a name, by its path in a segment or a draft of one."""
     return bool(_OURS.fullmatch(own) or _PART.fullmatch(own))
+
+
+def ours_in_hidden(name: str) -> Callable[[str], bool]:
+    """How embedcache's files are known in a hidden folder of that name: also the file it claims."""
+    claim = _CLAIM.fullmatch(name)
+    claimed = claim.groups() if claim else ()
+    return lambda own: own in claimed or is_our_name(own)
 
 
 def named_by(files: Container[str]) -> Callable[[str], bool]:

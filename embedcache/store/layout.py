@@ -89,6 +89,10 @@ def create_root(path: Path) -> None:
     disk.sync_folder(path.resolve().parent)
 
 
+class LaterFormat(NotACache):
+    """A cache of a format that this version does not know: it must change nothing in it."""
+
+
 def refuse_links(cache: Path) -> None:
     """Damaged where a link stands in a cache's own folder, or in local/: it may lead anywhere.
 
@@ -115,7 +119,7 @@ def check_group(folder: Path, document: dict[str, Json]) -> None:
         return
     ours = _attributes(raw)
     if ours is not None and type(ours.get("format")) is int and ours["format"] > CACHE_FORMAT:
-        raise NotACache(
+        raise LaterFormat(
             f"{folder} is a cache of format {ours['format']}; this version reads formats "
             f"{OLD_FORMAT} and {CACHE_FORMAT}. Update embedcache"
         )

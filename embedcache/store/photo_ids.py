@@ -19,6 +19,7 @@ from embedcache import disk
 from embedcache.errors import CacheError, Damaged, PhotosError
 from embedcache.spec import Json
 from embedcache.store.columns import Columns, Kind, join_text, split_text
+from embedcache.store.disposal import noting_aside
 from embedcache.store.draft import Draft
 from embedcache.store.history import History
 from embedcache.store.log import PHOTOS
@@ -161,7 +162,8 @@ class PhotoIds(SegmentSet):
         fresh = {ids[i]: i for i in changed.tolist()}
         names = list(fresh)
         if names:
-            self.salvage()
+            with noting_aside(self.history.cache):
+                self.salvage()
         for start in range(0, len(names), BLOCK_IDS):
             block = names[start : start + BLOCK_IDS]
             after = max((segment.id for segment in self.segments()), default="")

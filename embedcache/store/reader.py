@@ -11,6 +11,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache import disk
 from embedcache.errors import Damaged
 from embedcache.store.columns import Columns
 from embedcache.store.segment import Segment
@@ -20,6 +21,7 @@ from embedcache.store.shard import (
     open_shard,
     read_chunk,
     read_single_rows,
+    shard_name,
     split_by_chunk,
 )
 
@@ -61,9 +63,10 @@ def read_rows(
                 raise Damaged(f"a row holds {NOT_FINITE}")
 
 
-def read_rows_singly(part: Part, out: F32, *, shards: "OpenShards") -> None:
-    """As `read_rows`, each row under its own CRC, whatever its chunk's says."""
+def read_rows_singly(part: Part, out: F32) -> None:
+    """As `read_rows`, each row under its own CRC, whatever chunks' CRCs and the index say."""
     segment, columns, rows, slots = part
+    shards = OpenShards(framed=False)
     _read_singles(segment, rows, slots, columns["row_crc"][rows], shards=shards, out=out)
     if not np.isfinite(out[slots]).all():
         with _located(segment):
@@ -74,14 +77,16 @@ class OpenShards:
     """Shard files that are open for reading; those opened last stay open, up to a few.
 
     A file is closed when nobody holds it any more, so that threads may share this.
+    framed: refuse a file whose size or index is wrong.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, framed: bool = True) -> None:
+        self._framed = framed
         self._files: dict[tuple[str, int], _File] = {}
         self._lock = Lock()
 
     def get(self, segment: Segment, shard: int) -> "_File":
-        """Shard file `shard` of a segment, its size and index checked when it was opened."""
+        """Shard file `shard` of a segment, checked when it was opened."""
         key = (segment.path, shard)
         file = self._files.get(key)
         if file is None:
@@ -89,7 +94,10 @@ class OpenShards:
             assert geometry is not None
             folder = segment.folder / "embedding"
             try:
-                fd = open_shard(folder, shard, geometry=geometry, n_rows=segment.manifest.n_ok)
+                if self._framed:
+                    fd = open_shard(folder, shard, geometry=geometry, n_rows=segment.manifest.n_ok)
+                else:
+                    fd = disk.open_inside(folder, shard_name(shard))
             except FileNotFoundError:
                 raise Damaged(f"shard {shard} of {folder} is missing") from None
             with self._lock:

@@ -56,7 +56,15 @@ def read_ref(cache: Path, name: str) -> Pins:
             f"{cache} has no ref {name!r}; it has {', '.join(known) or 'none'}. "
             "'embedcache ref' makes one"
         ) from None
-    return parse_ref(raw, name=name, where=str(cache))
+    try:
+        return parse_ref(raw, name=name, where=str(cache))
+    except Damaged as error:
+        raise Damaged(
+            error.found,
+            asked=f"{cache}/refs/{name}.json",
+            advice=f"Restore it from a backup, or run 'embedcache verify --repair {cache}', which "
+            "sets it aside",
+        ) from None
 
 
 def parse_ref(raw: bytes, *, name: str, where: str) -> Pins:
@@ -142,10 +150,13 @@ def dangling(pins: Pins, log: Log) -> list[str]:
     )
 
 
-def pinned_ids(cache: Path, key: str, log: Log) -> set[str]:
-    """The segments of one set that refs pin, or that stand for those that they pin."""
+def pinned_ids(cache: Path, key: str, log: Log, *, names: Sequence[str] | None = None) -> set[str]:
+    """The segments of one set that refs pin, or that stand for those that they pin.
+
+    names: of the refs; None for all.
+    """
     found: set[str] = set()
-    for name in ref_names(cache):
+    for name in ref_names(cache) if names is None else names:
         for segment in read_ref(cache, name).by_set().get(key, {}):
             found.update(log.stands_for(key, segment) or [])
     return found

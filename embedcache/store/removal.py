@@ -8,7 +8,7 @@ tests/store/model_of_removal.py tries them.
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
+from embedcache.errors import Damaged
 from embedcache.store.disposal import dispose, set_aside
 from embedcache.store.history import History
 from embedcache.store.layout import bring_over
@@ -99,7 +100,7 @@ def _enter(of: Removable, victims: list[Victim]) -> list[Segment]:
         victims = [victim for victim in victims if victim.segment.id in present]
         leaving = {victim.segment.id for victim in victims}
         staying = {name: segment for name, segment in present.items() if name not in leaving}
-        pinned = pinned_ids(of.history.cache, of.key, log) if victims else set()
+        pinned = _pinned(of, log, present) if victims else set()
         named = {}
         for victim in victims:
             gone = _gone(of, victim, log, dead, staying, evidence, victim.segment.id in pinned)
@@ -113,6 +114,14 @@ def _enter(of: Removable, victims: list[Victim]) -> list[Segment]:
         if create_entry(of.history.cache, log.n + 1, entry):
             return [victim.segment for victim in victims]
     return []
+
+
+def _pinned(of: Removable, log: Log, present: Collection[str]) -> Collection[str]:
+    """The segments that refs pin; all, where nobody can tell as a ref is damaged."""
+    try:
+        return pinned_ids(of.history.cache, of.key, log)
+    except Damaged:
+        return present
 
 
 def _gone(

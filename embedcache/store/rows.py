@@ -183,8 +183,7 @@ class RowSet(SegmentSet):
     def readable(self, segment: Segment) -> Bool:
         """Which rows of a damaged segment can still be read, (n,)."""
         n_rows, n_ok = segment.manifest.n_rows, segment.manifest.n_ok
-        columns = segment.columns()
-        if len(segment.reasons()) != n_rows - n_ok or len(columns["digest"]) != n_rows:
+        if len(segment.reasons()) != n_rows - n_ok or len(segment.column("digest")) != n_rows:
             raise Damaged(f"the columns of segment {segment.folder} do not fit")
         found = np.ones(n_rows, dtype=np.bool_)
         found[:n_ok] = self._readable(segment, np.arange(n_ok))

@@ -12,6 +12,9 @@ MAX_MANIFEST_BYTES = 1 << 20
 MAX_LIST_BYTES = 16 << 20  # a ref or a tombstone
 MAX_ITEMS = 400_000  # in one JSON document: a few bytes of it can cost a hundred in memory
 _SELF = b'"self":"'
+_PRINTABLE = bytes(range(0x20, 0x7F))  # canonical JSON holds no other bytes
+# A search in vain takes two seconds for 4 KiB; its time grows with the square of the size.
+MAX_SEARCH_BYTES = 16 << 10
 
 
 def seal(document: dict[str, Json]) -> bytes:
@@ -52,3 +55,37 @@ def unseal(raw: bytes, *, what: str, limit: int = MAX_MANIFEST_BYTES) -> tuple[d
             f"format {FORMAT}. A newer embedcache wrote it: update yours"
         )
     return document, digest
+
+
+def mended(raw: bytes) -> bytes | None:
+    """Sealed bytes as they were written, where one byte of them is wrong; None otherwise.
+
+    Their own digest is the proof. Long ones are not searched (MAX_SEARCH_BYTES).
+    """
+    for start in range(len(raw) - 72):  # it may be the key of the digest that is wrong
+        part = raw[start : start + len(_SELF)]
+        if sum(a != b for a, b in zip(part, _SELF, strict=True)) == 1:
+            whole = raw[:start] + _SELF + raw[start + len(_SELF) :]
+            if own_digest(whole) is not None:
+                return whole
+    at = raw.rfind(_SELF) + len(_SELF)
+    if at < len(_SELF) or len(raw) < at + 64:
+        return None
+    stated, blank = raw[at : at + 64], b"".join((raw[:at], b"0" * 64, raw[at + 64 :]))
+    true = sha256(blank).hexdigest().encode()
+    if sum(a != b for a, b in zip(stated, true, strict=True)) == 1:
+        return raw[:at] + true + raw[at + 64 :]
+    if len(raw) > MAX_SEARCH_BYTES:
+        return None
+    before = sha256()
+    for position in range(len(blank)):
+        rest = blank[position + 1 :]
+        for byte in _PRINTABLE if not at <= position < at + 64 else b"":
+            trial = before.copy()
+            trial.update(bytes((byte,)) + rest)
+            if trial.hexdigest().encode() == stated:
+                right = bytearray(raw)
+                right[position] = byte
+                return bytes(right)
+        before.update(blank[position : position + 1])
+    return None

@@ -144,7 +144,7 @@ class Space(RowSet):
                     try:
                         read_rows([part], out, n_rows=len(block), shards=self._shards)
                     except Damaged:  # these rows may be whole beside one that is not
-                        read_rows_singly(part, out, shards=self._shards)
+                        read_rows_singly(part, out)
                     writer.add(columns["digest"][block], out)
                 writer.fail(*_failures(segment, rows))
         return writer.commit()
@@ -177,7 +177,7 @@ class Space(RowSet):
             try:
                 part = (segment, columns, block, np.arange(len(block)))
                 if singly:  # a chunk with one wrong row fails as a whole
-                    read_rows_singly(part, out[: len(block)], shards=self._shards)
+                    read_rows_singly(part, out[: len(block)])
                 else:
                     read_rows([part], out[: len(block)], n_rows=len(block), shards=self._shards)
                 crcs = crc_of_rows(out[: len(block)])

@@ -4,11 +4,10 @@ New segments come first and the old ones go after, so that a crash in between le
 never missing; running it again finishes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import Damaged
@@ -29,8 +28,10 @@ COMPACT_ROWS = 262_144
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compacted:
-    """What a compaction did. pinned: small segments that stay because a ref names them.
+    """What a compaction did, whatever others wrote meanwhile.
 
+    pinned: small segments that stay because a ref names them. bytes_freed: below zero where a new
+    segment is larger than those that it replaces.
     set_aside: folders with files of others, which lay in what was deleted.
     """
 
@@ -48,7 +49,10 @@ class Compacted:
     def __str__(self) -> str:
         line = f"{counted(self.before, 'segment')} became {self.after} "
         line += f"({counted(self.rows, 'row')} rewritten"
-        line += f", {self.bytes_freed:,} bytes freed)"
+        if self.bytes_freed < 0:
+            line += f", grew by {-self.bytes_freed:,} bytes)"
+        else:
+            line += f", {self.bytes_freed:,} bytes freed)"
         line += f"; kept as they are, pinned by refs: {self.pinned:,}" if self.pinned else ""
         return "\n".join([line, *map(aside_note, self.set_aside)])
 
@@ -83,29 +87,48 @@ def _compact_store(cache: Cache, store: Store, target_rows: int) -> Compacted:
 def _join(cache: Cache, store: Store, target_rows: int) -> Compacted:
     pinned = pinned_ids(cache.path, store.key, cache.history.log())
     segments, table = store.row_table()
-    size = sum(segment.manifest.bytes_on_disk for segment in segments)
-    live = np.bincount(table.segment, minlength=len(segments))
-    small = _small(segments, live, pinned, target_rows)
+    live = np.bincount(table.segment, minlength=len(segments)).tolist()
+    victims: list[Segment] = []
+    made: dict[str, list[Segment]] = {}
     rows = 0
-    if len(small) > 1 or any(live[number] < s.manifest.n_rows for number, s in small):
-        for batch in _batches(small, live.tolist(), target_rows, limit=store.joint_bytes):
-            chosen = [
-                (segment, np.sort(table.row[table.segment == number]).astype(np.int64))
-                for number, segment in batch
-            ]
-            if any(len(some) for _, some in chosen):
-                store.rewrite(chosen, about=joint_about([s.manifest.about for _, s in batch]))
-                rows += sum(len(some) for _, some in chosen)
-        store.remove([Victim(segment) for _, segment in small])
-    after = store.segments()
-    kept = pinned_ids(cache.path, store.key, cache.history.log())
+    small = _small(segments, live, pinned, target_rows)
+    for batch in _batches(small, live, target_rows, limit=store.joint_bytes):
+        holders = [(number, segment) for number, segment in batch if live[number]]
+        if len(holders) == 1 and live[holders[0][0]] == holders[0][1].manifest.n_rows:
+            # It is what would be written.
+            victims += [segment for number, segment in batch if not live[number]]
+            continue
+        victims += [segment for _, segment in batch]
+        chosen = [
+            (segment, np.sort(table.row[table.segment == number]).astype(np.int64))
+            for number, segment in batch
+        ]
+        if holders:
+            new = store.rewrite(chosen, about=joint_about([s.manifest.about for _, s in batch]))
+            made[new or ""] = [segment for _, segment in batch]
+            rows += sum(len(some) for _, some in chosen)
+    new_bytes = {s.id: s.manifest.bytes_on_disk for s in store.segments() if s.id in made}
+    gone = store.remove([Victim(segment) for segment in victims])
+    kept = _take_back(store, made, {segment.id for segment in gone})
+    held = pinned_ids(cache.path, store.key, cache.history.log())
     return Compacted(
         before=len(segments),
-        after=len(after),
+        after=len(segments) - len(gone) + len(kept),
         rows=rows,
-        bytes_freed=size - sum(segment.manifest.bytes_on_disk for segment in after),
-        pinned=sum(s.id in kept and s.manifest.n_rows <= target_rows // 2 for s in after),
+        bytes_freed=sum(segment.manifest.bytes_on_disk for segment in gone)
+        - sum(new_bytes.get(name, 0) for name in kept),
+        pinned=sum(s.id in held and s.manifest.n_rows <= target_rows // 2 for s in segments),
     )
+
+
+def _take_back(store: Store, made: Mapping[str, Sequence[Segment]], gone: set[str]) -> set[str]:
+    """Remove new segments that took the place of none, as all of theirs have been pinned meanwhile.
+
+    Returns the ids of those that stay.
+    """
+    vain = {name for name, old in made.items() if not any(s.id in gone for s in old)}
+    back = store.remove([Victim(s) for s in store.segments() if s.id in vain]) if vain else []
+    return made.keys() - {segment.id for segment in back}
 
 
 def tidy(cache: Cache) -> None:
@@ -119,7 +142,7 @@ def tidy(cache: Cache) -> None:
 
 
 def _small(
-    segments: Sequence[Segment], live: NDArray[np.int64], pinned: set[str], target_rows: int
+    segments: Sequence[Segment], live: Sequence[int], pinned: set[str], target_rows: int
 ) -> list[tuple[int, Segment]]:
     """The segments that are worth joining with others, with their numbers."""
     return [

@@ -20,6 +20,7 @@ from embedcache.photos.matching import match_ids
 from embedcache.spec import MAX_DIM, Json, foreign
 from embedcache.store.cache import Cache, without_ids
 from embedcache.store.columns import OK
+from embedcache.store.disposal import noting_aside
 from embedcache.store.space import Space
 from embedcache.tables import ID_COLUMNS
 from embedcache.wording import counted, reason
@@ -169,7 +170,8 @@ def import_vectors(
     _check_finite(matrix, names, Path(vectors))
     rows = np.ascontiguousarray(digests[positions])
     space = cache.space(foreign(name, matrix.shape[1]), create=True)
-    space.salvage()
+    with noting_aside(cache.path):
+        space.salvage()
     missing = np.flatnonzero(space.status(rows) != OK)
     about: dict[str, Json] = {"imported_from": Path(vectors).name, "dtype": str(matrix.dtype)}
     for start in range(0, len(missing), SEGMENT_ROWS):
@@ -375,8 +377,8 @@ def _write_parquet(space: Space, ids: Sequence[str], digests: U8, out: Path) -> 
         try:
             # Block by block: the whole matrix is never in memory.
             table.sink_parquet(file, row_group_size=_rows_of(space, GROUP_BYTES))
-        except Exception:
+        except Exception as error:
             if problems:  # which polars reports as one of its own
                 raise problems[0] from None
-            raise
+            raise disk.system_error_in(error) or error from None
     return [out]

@@ -8,8 +8,11 @@ from embedcache.store.manifest import Manifest
 from embedcache.wording import counted
 
 REWRITTEN = "rewritten"
+RESTORED = "restored"
 GIVEN_UP = "marked as lost"
 ENTERED = "added to the removal log"
+MADE = "made anew"
+STRANGE = "is not embedcache's: move it out of the cache"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +21,7 @@ class Finding:
 
     segment: the segment that is damaged. moved: where `repair` put it, or REWRITTEN.
     lost: photos whose rows cannot be read any more, by id where that is known.
+    mendable: whether `repair` changes anything about it; otherwise `problem` says what to do.
     """
 
     path: str
@@ -27,6 +31,7 @@ class Finding:
     lost_rows: int = 0
     lost: tuple[str, ...] = ()
     moved: str = ""
+    mendable: bool = False
 
 
 @dataclass(slots=True)
@@ -96,7 +101,7 @@ class Report:
         for found in self.findings:
             lines.append(f"  {found.path}: {found.problem}")
             if found.moved:
-                done = found.moved in (REWRITTEN, GIVEN_UP, ENTERED)
+                done = found.moved in (REWRITTEN, RESTORED, GIVEN_UP, ENTERED, MADE)
                 lines.append(f"    {found.moved if done else f'set aside in {found.moved}'}")
             if found.lost_rows:
                 some = ", ".join(found.lost[:5]) + (", ..." if len(found.lost) > 5 else "")
@@ -115,8 +120,9 @@ class Report:
         if self.unseen:
             lines.append(f"  not checked: {', '.join(self.unseen)}")
         helpless = [found for found in self.findings if "'embedcache " not in found.problem]
-        if helpless and not any(found.moved for found in self.findings):
+        if any(found.mendable and not found.moved for found in helpless):
             lines.append(
-                f"Run 'embedcache verify --repair {self.cache}' to set damaged segments aside"
+                f"Run 'embedcache verify --repair {self.cache}': it keeps all that is right, and "
+                "sets the rest aside"
             )
         return "\n".join(lines)

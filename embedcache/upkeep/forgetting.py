@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.errors import CacheError
+from embedcache.errors import CacheError, Damaged
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.disposal import aside_note, names_aside, new_aside
@@ -152,12 +152,22 @@ def _remove(
         notes = _forget_here(cache)
     notes += tuple(map(aside_note, new_aside(cache.path, aside)))
     removed = touched & cache.history.log().gone.keys()
+    refs = list[str]()
+    for name in ref_names(cache.path):
+        try:
+            if _pins(cache, name) & removed:
+                refs.append(name)
+        except Damaged as error:
+            notes += (
+                f"{error.fact}: what it pins is unknown, so nothing but forgotten rows was "
+                f"removed. {error.advice}",
+            )
     return Forgotten(
         ids=len({pair[:2] for pair in pairs}),
         contents=len(doomed),
         kept=tuple(kept),
         rows=rows,
-        refs=tuple(name for name in ref_names(cache.path) if _pins(cache, name) & removed),
+        refs=tuple(refs),
         notes=notes,
     )
 

@@ -22,7 +22,7 @@ from embedcache.store.tombstones import (
     read_lift,
     read_tombstone,
 )
-from embedcache.upkeep.findings import ENTERED, GIVEN_UP
+from embedcache.upkeep.findings import ENTERED, GIVEN_UP, STRANGE
 from embedcache.upkeep.recording import Record
 
 # Of a tombstone that is lost.
@@ -56,7 +56,7 @@ class HistoryAudit:
         for name in names:
             path = folder / name
             if not (name.isdigit() and len(name) == 8):
-                self.record.find(path, "is not embedcache's")
+                self.record.find(path, STRANGE)
             elif int(name) > last:
                 self.record.find(path, "is not embedcache's", move=path)
         entries: list[Entry] = []
@@ -67,12 +67,12 @@ class HistoryAudit:
                 if raw is None:
                     raise Damaged("is missing")
                 if strangers := [name for name in self.record.children(path) if name != ENTRY]:
-                    self.record.find(path / strangers[0], "is not embedcache's")
+                    self.record.find(path / strangers[0], STRANGE)
                 entries.append(Entry.parse(raw, number=number)[0])
             except EmbedcacheError as error:
                 advice = "restore it from a backup, or what it removed may be shown again"
-                moved = GIVEN_UP if self.record.repair else ""
-                self.record.find(path / ENTRY, f"{error.fact}: {advice}", move=path, moved=moved)
+                problem = f"{error.fact}: {advice}"
+                self.record.find(path / ENTRY, problem, move=path, mends=GIVEN_UP)
                 entries.append(Entry())
                 if self.record.repair:
                     create_entry(self.record.root, number, Entry())
@@ -106,7 +106,7 @@ class HistoryAudit:
                 self.record.find(
                     self.record.root / name,
                     f"is missing, and the removal log names it. {_ADVICE}",
-                    moved=GIVEN_UP if self.record.repair else "",
+                    mends=GIVEN_UP,
                 )
         unknown = unknown_marks(self.log, dead) if not is_old else []
         if unknown and self.record.repair:
@@ -116,7 +116,7 @@ class HistoryAudit:
                 self.record.root / name,
                 "is named by no entry of the removal log: the run that wrote it was interrupted. "
                 f"'embedcache forget {self.record.report.cache} --forgotten' finishes it",
-                moved=ENTERED if self.record.repair else "",
+                mends=ENTERED,
             )
         return dead
 
@@ -128,7 +128,7 @@ class HistoryAudit:
                 if path.suffix != ".json":
                     raise Damaged("is not a ref")
             except EmbedcacheError as error:
-                self.record.find(path, error.fact, move=path)
+                self.record.find(path, error.found, move=path)
                 continue
             self.record.report.files += 1
             if missing := self._missing(pins):

@@ -45,14 +45,19 @@ class Record:
         lost_rows: int = 0,
         lost: Sequence[str] = (),
         move: Path | None = None,
+        mends: str = "",
         moved: str = "",
         passing: bool = False,
     ) -> None:
-        """Take down what is wrong with a path, which is moved aside where that repairs it.
+        """Take down what is wrong with a path.
 
-        moved: how it was repaired, where there was nothing to move.
+        move: what `repair` sets aside; mends: what `repair` does instead. Without either, repair
+            leaves it alone, and `problem` says what to do.
+        moved: where the caller has set it aside, or how it has repaired it.
         passing: somebody alive may be about to remove it.
         """
+        if self.repair:
+            moved = moved or mends
         if self.repair and move is not None:
             with disk.plain_errors("repair", self.root), contextlib.suppress(FileNotFoundError):
                 moved = self.name(set_aside(self.root, move))
@@ -64,6 +69,7 @@ class Record:
             lost_rows=lost_rows,
             lost=tuple(lost),
             moved=moved,
+            mendable=bool(move or mends or moved),
         )
         self.report.findings.append(finding)
         if not moved and os.path.lexists(path):
@@ -76,13 +82,17 @@ class Record:
         try:
             check_group(folder, document)
         except CacheError as error:
-            moved = ""
-            if self.repair and not folder.is_symlink():
+            mendable = not folder.is_symlink()
+            if self.repair and mendable:
                 disk.replace(folder / "zarr.json", encode_document(document))
-                moved = REWRITTEN
             if not quiet:
                 self.report.findings.append(
-                    Finding(path=self.name(folder / "zarr.json"), problem=error.fact, moved=moved)
+                    Finding(
+                        path=self.name(folder / "zarr.json"),
+                        problem=error.fact,
+                        moved=REWRITTEN if self.repair and mendable else "",
+                        mendable=mendable,
+                    )
                 )
         else:
             self.report.files += 1

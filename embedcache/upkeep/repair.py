@@ -1,19 +1,23 @@
-"""Setting damaged segments aside, and keeping the rows of theirs that can still be read."""
+"""Setting damaged segments aside, and keeping the rows of theirs that can still be proven."""
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.errors import EmbedcacheError
+from embedcache import disk
+from embedcache.errors import Damaged, EmbedcacheError
 from embedcache.store import disposal
 from embedcache.store.check import check_segment
 from embedcache.store.columns import Kind
 from embedcache.store.layout import bring_over
 from embedcache.store.log import UNKNOWN, Entry, Gone, Log, append
-from embedcache.store.manifest import replacement_id
-from embedcache.store.photo_ids import PhotoIds
+from embedcache.store.manifest import MANIFEST, replacement_id
+from embedcache.store.photo_ids import PhotoIds, ids_of
+from embedcache.store.remains import IDS, Remains, contents_named, remains_of
 from embedcache.store.removal import Victim
 from embedcache.store.segment import Segment, read_segment
 from embedcache.store.space import FaceSpace, Space
@@ -30,59 +34,92 @@ class Broken:
     error: Exception
     of: Space | FaceSpace | PhotoIds
 
-    def segment(self) -> Segment | None:
-        """The segment, where its manifest can be read."""
+    def has_manifest(self) -> bool:
+        """Whether its manifest is as it was written."""
         try:
-            segment = Segment.read(str(self.path), kind=self.kind, space=self.space)
-            segment.manifest.check_files()
-        except (EmbedcacheError, OSError):
-            return None
-        return segment
+            Segment.read(str(self.path), kind=self.kind, space=self.space)
+        except (EmbedcacheError, FileNotFoundError):
+            return False
+        return True
 
-    def readable(self) -> NDArray[np.bool_] | None:
-        """Which of its rows can still be read, (n,); None where that cannot be known."""
-        segment = self.segment()
-        try:
-            return None if segment is None else self.of.readable(segment)
-        except (EmbedcacheError, OSError):
-            return None
-
-    def lost(self) -> tuple[int, list[bytes]]:
-        """How many rows cannot be read, and their contents as far as these are known."""
-        segment, readable = self.segment(), self.readable()
+    def left(self) -> "Left":
+        """What can still be proven of it."""
+        segment = remains_of(self.path, kind=self.kind, space=self.space)
         if segment is None:
-            return 0, []
-        if readable is not None:
-            return int((~readable).sum()), _contents(segment, ~readable)
-        every = np.ones(segment.manifest.n_rows, dtype=np.bool_)
-        return len(every), _contents(segment, every)
+            named = contents_named(self.path)
+            return Left(None, np.zeros(len(named), np.bool_), contents=named)
+        try:
+            readable = self.of.readable(segment) & ~segment.unproven()
+        except (Damaged, FileNotFoundError):
+            readable = np.zeros(segment.manifest.n_rows, np.bool_)
+        rows = np.flatnonzero(~readable)
+        contents, ids = list[bytes](), list[str]()
+        if "digest" not in segment.lost:
+            contents = [row.tobytes() for row in segment.column("digest")[rows]]
+        if self.kind == "photos" and not segment.lost & IDS:
+            with contextlib.suppress(Damaged):
+                every = ids_of(segment)
+                ids = [every[row] for row in rows.tolist()]
+        return Left(segment, readable, contents=contents, ids=ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Left:
+    """What is left of a broken segment, and which of its rows can be read, (n,).
+
+    segment: None where not even its manifest can be known; the rows are then those that its
+        digests name.
+    contents, ids: of the rows that are lost, as far as these are known; ids of photo segments.
+    """
+
+    segment: Remains | None
+    readable: NDArray[np.bool_]
+    contents: Sequence[bytes] = ()
+    ids: Sequence[str] = ()
+
+    @property
+    def n_lost(self) -> int:
+        return int((~self.readable).sum())
+
+    @property
+    def why(self) -> str:
+        return "" if self.segment is None else self.segment.why()
 
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What was done. lost: contents of lost rows.
+    """What was done. left: what could be kept of the segment.
 
-    target: where the damaged segment is now; None where others have moved or deleted it.
+    target: where the damaged segment is now; None where others have moved or deleted it, and
+        where nothing but its manifest was wrong, which is restored.
     """
 
+    left: Left
     target: Path | None
-    n_lost: int
-    lost: list[bytes]
+    restored: bool = False
 
 
 def set_aside(root: Path, broken: Broken) -> Repaired | None:
     """Take a damaged segment out of the cache, by the log, and move it to damaged/.
 
-    Rows of it that can be read stay, in a segment of their own that refs follow. Returns None
-    where the segment is whole after all, or gone.
+    Rows of it that can be read stay, in a segment of their own that refs follow. A manifest that
+    proves what it was is put back in place. Returns None where the segment is whole after all, or
+    gone.
     """
-    if not _still_broken(broken):
+    if not _is_broken(broken):
         return None
-    n_lost, lost = broken.lost()
-    segment, readable = broken.segment(), broken.readable()
+    left = broken.left()
+    if left.segment is not None and not broken.has_manifest():
+        try:
+            disk.replace(broken.path / MANIFEST, left.segment.raw)
+        except FileNotFoundError:
+            return None
+        if not _is_broken(broken):
+            return Repaired(left, None, restored=True)
     targets: list[Path] = []
     bring_over(root)
-    if segment is not None and readable is not None and readable.any():
+    segment, readable = left.segment, left.readable
+    if segment is not None and readable.any():
         keep = readable & ~broken.of.dead_rows(segment, broken.of.history.dead())
         successors: tuple[str, ...] = ()
         if keep.any():
@@ -105,10 +142,11 @@ def set_aside(root: Path, broken: Broken) -> Repaired | None:
 
         append(root, broken.of.history.log(), decide)
         targets.append(disposal.set_aside(root, broken.path))
-    return Repaired(targets[0] if targets else None, n_lost, lost)
+    return Repaired(left, targets[0] if targets else None)
 
 
-def _still_broken(broken: Broken) -> bool:
+def _is_broken(broken: Broken) -> bool:
+    """Whether the segment is, now, there and not as it was written."""
     try:
         segment = read_segment(str(broken.path), kind=broken.kind, space=broken.space)
         if segment is not None:
@@ -116,10 +154,3 @@ def _still_broken(broken: Broken) -> bool:
     except (EmbedcacheError, FileNotFoundError):
         return broken.path.exists()
     return False
-
-
-def _contents(segment: Segment, rows: NDArray[np.bool_]) -> list[bytes]:
-    try:
-        return [row.tobytes() for row in segment.column("digest")[rows]]
-    except (EmbedcacheError, OSError):
-        return []

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embedcache import disk
-from embedcache.errors import CacheError, Damaged, EmbedcacheError
+from embedcache.errors import CacheError, Damaged, EmbedcacheError, NotACache
 from embedcache.spec import Json, Spec
 from embedcache.store.cache import Cache
 from embedcache.store.check import check_segment
@@ -17,6 +17,7 @@ from embedcache.store.layout import (
     KINDS,
     OLD_FORMAT,
     PARTS,
+    LaterFormat,
     check_group,
     face_digest,
     read_attributes,
@@ -37,11 +38,14 @@ from embedcache.store.tombstones import (
 )
 from embedcache.store.zarr_json import group_document
 from embedcache.upkeep.duplicates import compare_duplicates
-from embedcache.upkeep.findings import REWRITTEN, Finding, Report
+from embedcache.upkeep.findings import MADE, RESTORED, REWRITTEN, STRANGE, Finding, Report
 from embedcache.upkeep.history_audit import HistoryAudit
 from embedcache.upkeep.local import staged
 from embedcache.upkeep.recording import Record
 from embedcache.upkeep.repair import Broken, set_aside
+
+GONE = "is missing, with everything in it"
+LINK = "is a link, which may lead anywhere: move it out of the cache"
 
 
 def verify(cache: Cache | Path | str, *, repair: bool = False) -> Report:
@@ -79,12 +83,16 @@ class _Audit:
         except Damaged as error:
             self.record.find(self.root, error.fact)
             return  # and nothing is moved, least of all to somewhere else
-        is_old = self._root()
+        try:
+            is_old = self._root()
+        except LaterFormat as error:
+            self.record.find(self.root / "zarr.json", error.fact)
+            return  # nobody here knows what belongs in it
         self.past.read_log()
         self.dead = self.past.read_marks(is_old=is_old)
         for part in PARTS:
             if not (self.root / part).is_dir():
-                self.record.find(self.root / part, "is missing, with everything in it")
+                self.record.find(self.root / part, GONE, mends=MADE)
                 if not self.repair:
                     continue
                 disk.make_folder(self.root / part)
@@ -107,6 +115,8 @@ class _Audit:
         is_old = False
         try:
             check_group(self.root, root_document(OLD_FORMAT))
+        except LaterFormat:
+            raise
         except CacheError:
             self.record.group(self.root, root_document())
         else:
@@ -116,7 +126,7 @@ class _Audit:
                 self.record.group(self.root, root_document())
         for name in self.record.children(self.root):
             if name not in {"zarr.json", *FOLDERS}:
-                self.record.find(self.root / name, "does not belong in a cache")
+                self.record.find(self.root / name, STRANGE)
         return is_old
 
     def _unseen(self) -> None:
@@ -154,7 +164,9 @@ class _Audit:
                 self._lose(folder, KINDS[part], error)
                 return
             where = self.record.name(inner / "zarr.json")
-            self.report.findings.append(Finding(path=where, problem=error.fact, moved=REWRITTEN))
+            self.report.findings.append(
+                Finding(path=where, problem=error.fact, moved=REWRITTEN, mendable=True)
+            )
         self.report.files += 2
         self._strangers(folder)
         segments = self._segments_of(folder, KINDS[part], folder.name[:8], of)
@@ -173,14 +185,15 @@ class _Audit:
     def _strangers(self, folder: Path) -> None:
         for name in self.record.children(folder):
             if name not in ("zarr.json", "segments"):
-                self.record.find(folder / name, "does not belong in a cache")
+                self.record.find(folder / name, STRANGE)
 
     def _segments_of(
         self, folder: Path, kind: Kind, label: str, of: Space | FaceSpace | PhotoIds
     ) -> list[Segment]:
         segments = folder / "segments"
         if not segments.is_dir() or segments.is_symlink():
-            self.record.find(segments, "is missing, with everything in it")
+            link = segments.is_symlink()
+            self.record.find(segments, LINK if link else GONE, mends="" if link else MADE)
             if not self.repair or segments.is_symlink():
                 return []
             disk.make_folder(segments)
@@ -201,10 +214,16 @@ class _Audit:
                 self.record.find(path, problem, passing=True)
                 continue
             if not is_segment_id(name) or path.is_symlink():
-                self.record.find(path, "is not a segment", move=None if path.is_symlink() else path)
+                if path.is_symlink():
+                    self.record.find(path, LINK)
+                else:
+                    self.record.find(path, "is not a segment", move=path)
                 continue
             segment = _checked(path, kind, space)
             if segment is None:
+                continue
+            if isinstance(segment, NotACache):
+                self.record.find(path, segment.fact)  # of a later format: nobody here knows more
                 continue
             if isinstance(segment, Exception):
                 broken.append(Broken(path, kind, space, label, segment, of))
@@ -218,41 +237,40 @@ class _Audit:
             good.append(segment)
             self.past.manifests[name] = segment.digest
         # Those whose manifest cannot be read first: they stand in the way of every look.
-        for one in sorted(broken, key=lambda one: one.segment() is not None):
+        for one in sorted(broken, key=Broken.has_manifest):
             self._broken(one)
         return good
 
     def _broken(self, broken: Broken) -> None:
         """A segment that is not as it was written: say which photos are lost, and repair."""
-        repaired, segment = None, broken.segment()
-        n_rows, lost, name = 0, list[str](), broken.label
-        if broken.kind == "photos":
-            with contextlib.suppress(EmbedcacheError, OSError):
-                lost = [] if segment is None else read_pairs(segment)[0]
+        repaired, name = None, broken.label
         if self.repair:
             with disk.plain_errors("repair", self.root):
                 repaired = set_aside(self.root, broken)
             if repaired is None:
                 return  # it is as it should be after all, or gone
-        if repaired is not None:
-            n_rows, digests = repaired.n_lost, repaired.lost
-        else:
-            n_rows, digests = broken.lost()
-        if segment is not None:
-            with contextlib.suppress(EmbedcacheError, OSError):
-                name = f"{segment.name}#{broken.label}" if segment.name else broken.label
+        with disk.plain_errors("read", broken.path):
+            left = broken.left() if repaired is None else repaired.left
+        if left.segment is not None and left.segment.name:
+            name = f"{left.segment.name}#{broken.label}" if broken.label else left.segment.name
+        lost = left.ids
         if broken.kind != "photos":
-            lost = [self.names[content] for content in digests if content in self.names]
-        target = None if repaired is None else repaired.target
+            lost = [self.names[content] for content in left.contents if content in self.names]
+        moved = ""
+        if repaired is not None and repaired.restored:
+            moved = RESTORED
+        elif repaired is not None and repaired.target is not None:
+            moved = self.record.name(repaired.target)
         fact = broken.error.fact if isinstance(broken.error, EmbedcacheError) else broken.error
         self.record.find(
             broken.path,
-            str(fact),
+            f"{fact}; {left.why}" if left.why else str(fact),
             space=name,
             segment=broken.path.name,
-            lost_rows=n_rows,
+            lost_rows=left.n_lost,
             lost=lost,
-            moved="" if target is None else self.record.name(target),
+            move=None if self.repair else broken.path,
+            moved=moved,
         )
 
     def _lose(self, folder: Path, kind: Kind, error: EmbedcacheError) -> None:

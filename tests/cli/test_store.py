@@ -221,3 +221,23 @@ def test_a_file_without_read_permission_is_not_reported_as_damaged(
     assert not (path / "damaged").exists()
     status, _, err = run("export", path, "--backbone", "net", "--out", path.with_name("F.npy"))
     assert (status, "ermission" in err) == (1, True)
+
+
+def test_extract_says_what_it_moved_out_of_a_dead_writers_folder(
+    run: Run, make_photos: Callable[..., Path], tiny_weights: Path, tmp_path: Path
+) -> None:
+    path, backbone = tmp_path / "new.cache", f"local-dir:{tiny_weights}"
+    words = ("extract", make_photos(2), "--cache", path, "--backbone", backbone)
+    assert run(*words)[0] == 0
+    [space] = Cache.open(path).spaces()
+    writer = space.writer(n_rows=1, name="net", about={})
+    writer.add(photos(7), model(photos(7), space.dim))
+    writer.abandon()
+    [draft] = [folder.parent for folder in space.segments_folder.glob("*/writing")]
+    (draft / "notes.txt").write_text("mine")
+    status, _, err = run(*words)
+    assert status == 0
+    assert f"note: {path}{os.sep}damaged{os.sep}spaces-" in err
+    assert "1 file that embedcache did not write" in err
+    [kept] = (path / "damaged").rglob("notes.txt")
+    assert kept.read_text() == "mine"

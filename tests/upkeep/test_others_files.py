@@ -1,14 +1,19 @@
 """What somebody else put inside a cache is moved out of the way, and never deleted."""
 
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embedcache import disk
+from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from embedcache.store.log import UNKNOWN, Entry, Gone, create_entry
+from embedcache.store.space import Space
 from embedcache.upkeep.compaction import compact
+from embedcache.upkeep.exchange import import_vectors
 from embedcache.upkeep.forgetting import forget
 from embedcache.upkeep.verify import verify
 from tests.stores import model, photos
@@ -35,6 +40,20 @@ def found(cache: Path) -> list[str]:
 def bytes_of(photo: int, cache: Path) -> list[Path]:
     row = model(photos(photo)).tobytes()
     return [path for path in cache.rglob("*") if path.is_file() and row in path.read_bytes()]
+
+
+def cut_draft(space: Space, *names: str) -> list[str]:
+    """A draft of a writer that died, with somebody's files in it; what these say."""
+
+    def cut_off() -> None:
+        with space.writer(n_rows=2, name="net", about={}) as writer:
+            writer.add(photos(7, 8), model(photos(7, 8), space.dim))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_off()
+    [draft] = [path.parent for path in space.segments_folder.glob("*/writing")]
+    return put(draft, *names)
 
 
 def test_forget_moves_what_others_put_into_a_segment_to_damaged(tmp_path: Path) -> None:
@@ -102,16 +121,7 @@ def test_compact_moves_what_others_put_into_a_segment_to_damaged(tmp_path: Path)
 def test_a_dead_writers_folder_goes_without_what_others_put_there(tmp_path: Path) -> None:
     cache = make(tmp_path / "a", 1, 2, segments=1)
     space = cache.space(SPEC)
-
-    def cut_off() -> None:
-        with space.writer(n_rows=2, name="net", about={}) as writer:
-            writer.add(photos(7, 8), model(photos(7, 8)))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        cut_off()
-    [draft] = [path.parent for path in space.segments_folder.glob("*/writing")]
-    theirs = put(draft, "notes.txt", "writing/notes.txt", "embedding/c/notes.txt")
+    theirs = cut_draft(space, "notes.txt", "writing/notes.txt", "embedding/c/notes.txt")
     compact(cache)
     assert found(cache.path) == sorted(theirs)
     assert cache.space(SPEC).read(photos(7, 8))[1].all()
@@ -158,3 +168,35 @@ def test_a_segment_whose_manifest_is_damaged_goes_to_damaged_also_after_a_kill(
     compact(Cache.open(cache.path))
     assert found(cache.path) == ["mine: no manifest"]
     assert len(bytes_of(1, cache.path)) == 1
+
+
+def test_an_import_says_what_it_moved_out_of_a_dead_writers_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = make(tmp_path / "a", 1, 2, segments=1)
+    theirs = cut_draft(cache.space(foreign("mine", 8), create=True), "notes.txt", "plans/b.txt")
+    np.save(tmp_path / "v.npy", model(photos(1)))
+    (tmp_path / "ids.csv").write_text("id\np1\n")
+    import_vectors(
+        *(cache, tmp_path / "v.npy", tmp_path / "ids.csv"),
+        ids=["p1"],
+        digests=photos(1),
+        name="mine",
+    )
+    [text] = caplog.messages
+    assert f"{cache.path / 'damaged'}{os.sep}spaces-" in text
+    assert "has 2 files that embedcache did not write" in text
+    assert found(cache.path) == sorted(theirs)
+    assert cache.find("mine").read(photos(1, 7, 8))[1].all()
+
+
+def test_recording_ids_says_what_it_moved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = make(tmp_path / "a", 1, 2, segments=1)
+    litter = cache.path / "photos" / "segments" / ".old-0123abcd"
+    theirs = put(litter, "notes.txt")
+    cache.record_photos("folder", ["p1", "p2"], photos(1, 2))
+    assert caplog.messages == []
+    cache.record_photos("folder", ["p9"], photos(9))
+    [text] = caplog.messages
+    assert "has 1 file that embedcache did not write" in text
+    assert found(cache.path) == theirs

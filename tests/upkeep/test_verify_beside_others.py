@@ -97,7 +97,7 @@ def test_a_segment_that_cannot_be_read_is_read_again(
 
 def test_damage_is_found_at_the_second_look_too(cache: Cache) -> None:
     [first, _] = cache.space(foreign("net", 8)).segments()
-    (first.folder / "row_crc" / "c" / "0").unlink()
+    (first.folder / "digest" / "c" / "0" / "0").unlink()
     [finding] = verify.verify(cache).findings
     assert finding.path.endswith(first.id)
     assert finding.lost_rows == 2
