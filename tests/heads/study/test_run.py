@@ -486,5 +486,5 @@ def test_two_backbones_of_whole_photos_are_compared_too(results: Results) -> Non
     assert (one.faces, one.verdict) == (False, -1)
     assert f"{one.second} beats {one.first}" in str(plain)
     text = report._versus(one, simulated=False, n_comparisons=1).text
-    assert "paper" not in text
+    assert "the paper" not in text
     assert f"{one.second} beats {one.first}" in text
