@@ -206,7 +206,7 @@ def predict(
     reasons = [None if ok else why(name) for name, ok in zip(asked, known.tolist(), strict=True)]
     lost = np.flatnonzero(known & ~found)
     for place, reason in zip(lost, space.reasons(digests[lost]) if lost.size else [], strict=True):
-        reasons[place] = reason or "not embedded yet"
+        reasons[place] = reason or space.absent
     return Predictions(
         ids=tuple(asked), values=values, found=found, reasons=tuple(reasons), head=head
     )

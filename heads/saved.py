@@ -250,10 +250,7 @@ def _load(folder: Path) -> Head:
             raise HeadError(f"{folder / whole.best} is not the head that fit.json lists; fit again")
         return head
     if not (folder / "card.json").is_file():
-        raise HeadError(
-            f"{folder} is not a head: it has neither fit.json nor card.json. "
-            f"'embedcache fit-head --out DIR' writes one"
-        )
+        raise HeadError(_no_head(folder))
     document = read_json(folder / "card.json", limit=_MAX_JSON_BYTES, error=HeadError)
     card = _checked_card(document, folder / "card.json")
     tensors = _read_weights(folder / "weights.safetensors", card)
@@ -263,6 +260,18 @@ def _load(folder: Path) -> Head:
     )
     standard = Standard(tensors["standard.mean"], tensors["standard.scale"])
     return Head(card.head, card.link, standard, layers, document)
+
+
+def _no_head(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"there is no folder {folder}: 'embedcache fit-head --out DIR' writes a head"
+    inside = sorted(path.parent.name for path in folder.glob("*/fit.json"))[:5]
+    if inside:
+        return f"{folder} is not a head; heads in it: {', '.join(inside)}"
+    return (
+        f"{folder} is not a head: it has neither fit.json nor card.json. "
+        "'embedcache fit-head --out DIR' writes one"
+    )
 
 
 def tensor_shapes(card: Card) -> dict[str, tuple[int, ...]]:

@@ -71,6 +71,11 @@ class Space(RowSet):
         return [self._label, *(f"{n:,}" for n in numbers), self.digest[:8]]
 
     @property
+    def absent(self) -> str:
+        """Why a photo that never failed has no vector here."""
+        return "without an imported vector" if self.spec.kind == "foreign" else "not embedded yet"
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What writers called this space, the earliest first."""
         return super().names or ((self.given,) if self.given else ())

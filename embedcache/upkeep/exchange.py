@@ -160,7 +160,7 @@ def import_vectors(
     if len(names) != len(matrix):
         raise InputError(
             f"{vectors} has {len(matrix):,} rows and {ids_csv} has {len(names):,} ids: "
-            "give exactly one id per row, in the same order"
+            "give exactly one id per row, in the same order, under a line with the column's name"
         )
     if len(set(names)) < len(names):
         seen: set[str] = set()
@@ -230,6 +230,11 @@ def read_ids(path: Path) -> list[str]:
 
 def _load(path: Path) -> Any:
     """A .npy matrix, mapped; nothing in it is executed, and no size is believed."""
+    if path.is_file() and path.suffix.lower() != ".npy":
+        raise InputError(
+            f"vectors are a .npy file, as numpy.save writes it; got {path.name}. From a table: "
+            "numpy.save('vectors.npy', frame.to_numpy())"
+        )
     try:
         matrix = np.lib.format.open_memmap(path, mode="r")  # takes .npy only, never a pickle
     except FileNotFoundError:

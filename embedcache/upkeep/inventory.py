@@ -73,7 +73,8 @@ class Summary:
         if n_places > SHOWN_PLACES:
             lines.append(f"  and {n_places - SHOWN_PLACES:,} more")
         for spec, digest, counts in self.spaces:
-            lines += [f"{_name(spec, counts)}  {spec['dim']}-d  spec {digest[:8]}"]
+            brought = "  imported" if spec["kind"] == "foreign" else ""
+            lines += [f"{_name(spec, counts)}  {spec['dim']}-d  spec {digest[:8]}{brought}"]
             lines += _lines(counts, "distinct photo")
         for digest, counts in self.faces:
             lines += [f"faces  detector {digest[:8]}", *_lines(counts, "distinct photo")]

@@ -188,7 +188,7 @@ def _present(
     lost = np.flatnonzero(met.known & ~found)
     if lost.size:
         for reason in space.reasons(met.digests[lost]):
-            dropped[reason or "not embedded yet"] += 1
+            dropped[reason or space.absent] += 1
     if not found.any():
         raise LabelsError(_no_match(met, cache, space, dropped))
     at = np.arange(len(met.ids))

@@ -280,6 +280,8 @@ def _above(fit: "Fit") -> list[str]:
     title = f"{data.target} ({data.task}), {fit.protocol.name} protocol"
     if data.provenance.backbone:
         title += f", from {data.provenance.backbone}"
+        if (data.provenance.spec or {}).get("kind") == "foreign":
+            title += " (imported vectors)"
     sides = ", ".join(f"{count} {side}" for side, count in fit.n.items())
     if fit.folds:
         sides = (

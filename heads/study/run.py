@@ -368,7 +368,7 @@ def _common(
         space = cache.find(backbone.name)
         there = space.status(digests) == OK
         for reason in space.reasons(digests[found & ~there]):
-            why[f"{reason or 'not embedded'} ({backbone.shown})".replace("_", " ")] += 1
+            why[f"{reason or space.absent} ({backbone.shown})".replace("_", " ")] += 1
         found &= there
     if not np.any(found):
         raise LabelsError(

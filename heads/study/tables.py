@@ -59,7 +59,8 @@ class PrintedTable:
             "  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
             for line in lines
         )
-        return "\n".join([self.title, *body, ""])
+        marked = any(cell.best for row in self.rows for cell in row)
+        return "\n".join([self.title, *body, *["* what dev chose"] * marked, ""])
 
     def as_markdown(self) -> str:
         def line(cells: Sequence[str]) -> str:
