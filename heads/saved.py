@@ -14,14 +14,11 @@ are checked before bytes are read, hashes before tensors are taken, and tensors 
 the names, types and shapes that the card's few numbers imply.
 """
 
-import contextlib
 import csv
 import hashlib
 import io
 import itertools
 import json
-import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,10 +34,11 @@ from heads.dataset.rows import Dataset
 from heads.documents import PACKAGES, checked, read_json
 from heads.fitting.judge import Judged
 from heads.fitting.result import Fit
+from heads.folders import holds_earlier, replace_folder
 from heads.head import Head, Layer, Link, Standard
-from heads.outputs import LIST, encode_list, free_name, is_own, listed
 
 FORMAT = 1
+MARKER = "fit.json"
 _LAYERS = {"const": 1, "ridge": 1, "logistic": 1, "0fc": 1, "1fc": 2, "2fc": 3}
 _MAX_JSON_BYTES = 16 << 20
 _MAX_HEADER_BYTES = 64 << 10
@@ -132,80 +130,13 @@ def save(fit: Fit, folder: str | Path) -> Path:
     Other files there stay. HeadError when the folder holds something else, or an earlier fit of
     which a file was changed.
     """
-    folder = Path(folder)
-    if folder.is_symlink():
-        folder = folder.resolve()
-    _bring_back(folder)
-    kept = _kept(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    earlier = disk.temporary_beside(folder)
-    fresh = earlier.with_name(f".{folder.name}.new-{disk.mark_of_process()}")
-    try:
-        fresh.mkdir()
+
+    def fill(fresh: Path) -> None:
         cards = {name: _write_head(fit, name, fresh / name) for name in fit.heads}
         document = fit.document() | {"format": FORMAT, "heads": cards} | _origin(fit)
-        disk.write_new(fresh / "fit.json", _json(document))
-        _keep(folder, kept, fresh)
-        disk.sync_tree(fresh)
-        if folder.exists():
-            folder.rename(earlier)
-        if not disk.rename_folder(fresh, folder):
-            raise HeadError(f"another process wrote to {folder} meanwhile; run this again")
-        disk.sync_folder(folder.parent)
-    finally:
-        disk.delete_folder(fresh)
-        if earlier.exists():
-            _carry_over(earlier, folder)
-    return folder
+        disk.write_new(fresh / MARKER, _json(document))
 
-
-def _bring_back(folder: Path) -> None:
-    """Go on with saves to a folder that were cut off: what lay in it comes back."""
-    mark = rf"\.{re.escape(folder.name)}\.(new-)?[0-9a-f]{{8}}-[0-9a-f]{{8}}-\d+-\d+"
-    for beside in sorted(folder.parent.iterdir()) if folder.parent.is_dir() else ():
-        found = re.fullmatch(mark, beside.name)
-        gone = disk.maker_is_gone(beside.name)
-        if not found or gone is False or not beside.is_dir() or beside.is_symlink():
-            continue
-        if not found[1]:  # also of another machine, or of this one before it was started again
-            _carry_over(beside, folder)
-        elif gone:
-            disk.delete_folder(beside)
-
-
-def _carry_over(earlier: Path, folder: Path) -> None:
-    """Put an earlier folder back, or what no fit wrote in it into the one that took its place."""
-    if disk.rename_folder(earlier, folder):
-        return
-    files = listed(earlier) if earlier.is_dir() else {}
-    for parent, folders, names in os.walk(earlier):
-        inside = Path(parent).relative_to(earlier)
-        links = [name for name in folders if Path(parent, name).is_symlink()]
-        for name in [*names, *links]:
-            own = (inside / name).as_posix()
-            if own == LIST:  # it says what is ours, so it goes last
-                continue
-            if is_own(earlier, own, files):
-                (earlier / own).unlink(missing_ok=True)
-            else:
-                (folder / inside).mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(FileNotFoundError):  # another process was faster
-                    Path(parent, name).rename(free_name(folder / own))
-        if not folders and not names and inside.parts:
-            (folder / inside).mkdir(parents=True, exist_ok=True)
-    disk.delete_folder(earlier, ours=LIST.__eq__)
-
-
-def _keep(folder: Path, kept: list[str], fresh: Path) -> None:
-    """List what this fit wrote in its new folder; others keep their names."""
-    names = [path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file()]
-    for name in kept:
-        if name in names:
-            raise HeadError(
-                f"{folder / name} is not what an earlier fit wrote; name another folder"
-            )
-    files = {name: hashlib.sha256((fresh / name).read_bytes()).hexdigest() for name in names}
-    disk.write_new(fresh / LIST, encode_list(files))
+    return replace_folder(folder, MARKER, fill)
 
 
 def check_out(folder: str | Path) -> bool:
@@ -214,31 +145,7 @@ def check_out(folder: str | Path) -> bool:
     What a save that was cut off left beside the folder comes back first.
     HeadError where `save` would refuse the folder.
     """
-    folder = Path(folder)
-    _bring_back(folder.resolve())
-    _kept(folder)
-    return folder.is_dir() and any(folder.iterdir())
-
-
-def _kept(folder: Path) -> list[str]:
-    """The files of a folder that no earlier fit wrote, or that were changed since."""
-    for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
-            raise HeadError(f"{place} is a file; name a folder for the heads")
-    if not folder.exists() or not any(folder.iterdir()):
-        return []
-    if not (folder / "fit.json").is_file():
-        raise HeadError(f"{folder} holds something other than an earlier fit; name another folder")
-    files = listed(folder)
-    there = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
-    names = [path.relative_to(folder).as_posix() for path in there if path != folder / LIST]
-    kept = [name for name in names if not is_own(folder, name, files)]
-    if kept and "fit.json" in kept:
-        raise HeadError(
-            f"{folder / 'fit.json'} is not what an earlier fit wrote, or an older version of "
-            "embedcache wrote it; name another folder, or remove this one"
-        )
-    return kept
+    return holds_earlier(folder, MARKER)
 
 
 def load(folder: str | Path) -> Head:

@@ -26,10 +26,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("embedcache.extraction",),
     ("embedcache.display", "embedcache.doctor", "embedcache.example"),
     ("embedcache.commands",),
-    ("heads.documents", "heads.head", "heads.labels", "heads.outputs"),
+    ("heads.documents", "heads.folders", "heads.head", "heads.labels", "heads.outputs"),
     ("heads.dataset",),
     ("heads.fitting", "heads.saved"),
-    ("heads.predict",),
+    ("heads.predict", "heads.taste"),
     ("heads.study",),
     ("cli",),
 )
