@@ -270,6 +270,65 @@ def fit_head(
 
 
 @app.command()
+def fit_taste(
+    cache: CacheOption,
+    backbone: BackboneOption,
+    ratings: Annotated[
+        Path, typer.Option(help="A .csv/.parquet table: rater_id, photo id, rating; a row each.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the fitted taste.")],
+    rater_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Who rated. [default: rater_id, viewer_id, sender_id, ...]"
+        ),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="The photo. [default: photo_id, user_id, id or recipient_id]"
+        ),
+    ] = None,
+    rating_column: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="The rating. [default: rating, score or liked]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split and of the comparison.")] = 0,
+    ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Fit one taste per viewer. A new photo needs only its vector.
+
+    Each viewer's ratings are a part that all share, a bias, and a taste in a few directions of the
+    vectors; a viewer with few ratings falls back on the shared part. The table compares it with
+    simpler models, by how many ratings a viewer has shown, on photos and viewers that it has not
+    seen. docs/heads.md explains it.
+    """
+    from embedcache.display import counts_on
+    from heads.taste import fit as tastes
+    from heads.taste.ratings import load
+    from heads.taste.saved import check_out
+
+    replaces = check_out(out)
+    joined = load(
+        open_cache(cache, ref=ref),
+        backbone,
+        ratings,
+        rater_column=rater_column,
+        id_column=id_column,
+        rating_column=rating_column,
+        seed=seed,
+        ref=ref,
+    )
+    for note in joined.notes:
+        log.info("%s", note)
+    fitted = tastes.fit(joined, seed=seed, progress=counts_on("fits"))
+    fitted.save(out)
+    print_result(fitted, json_)
+    log.info("wrote %s%s", out, ", in place of an earlier taste" if replaces else "")
+
+
+@app.command()
 def predict(
     head_dir: Annotated[
         Path, typer.Argument(metavar="HEAD_DIR", help="A folder that fit-head wrote.")
