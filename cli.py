@@ -16,7 +16,7 @@ import typer
 
 from embedcache import __version__
 from embedcache.commands import caches, shared_copies, shell
-from embedcache.commands.embedding import embed_photos, extract, reasons_of
+from embedcache.commands.embedding import embed_photos, extract, reasons_of, upgrade
 from embedcache.commands.options import (
     DEFAULT_BACKBONE,
     INTERRUPTED,
@@ -466,6 +466,7 @@ def demo(
     _study(toml, out, cache=None, show={}, device="auto", json_=json_)
 
 
+app.command()(upgrade)
 app.add_typer(caches.commands)
 app.add_typer(shared_copies.commands)
 

@@ -25,6 +25,7 @@ __all__ = [
     "provenance",
     "run",
     "sink",
+    "upgrade",
     "upstream",
     "work",
 ]
