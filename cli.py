@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -33,6 +33,13 @@ from embedcache.commands.options import (
     read_photos,
 )
 from embedcache.errors import EmbedcacheError, InputError
+from embedcache.wording import counted, plain
+
+if TYPE_CHECKING:
+    from embedcache.photos.table import Photos
+    from embedcache.store.cache import Cache
+    from heads.head import Head
+    from heads.predict import Predictions
 
 log = logging.getLogger("embedcache")
 
@@ -344,6 +351,13 @@ def predict(
         str | None,
         typer.Option(metavar="NAME[@face]", help="The head's backbone, if its weights have moved."),
     ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A picture per photo of the pixels that moved the prediction; it is not a cause.",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     workers: Workers = None,
     json_: JsonOption = False,
@@ -351,13 +365,16 @@ def predict(
     """Apply a fitted head to photos. Photos that the cache lacks are embedded.
 
     A head of two classes writes the probability of the second one as prediction, one of several a
-    column prediction_CLASS with P(CLASS) each; both also write the likeliest class.
+    column prediction_CLASS with P(CLASS) each; both also write the likeliest class. --explain shows
+    what the network and the head react to in a photo, not why people would; see docs/heads.md.
     """
     import heads
     from heads.predict import check_out
     from heads.predict import predict as apply
 
     check_out(out)
+    if explain is not None:
+        _check_explain(heads.load(head_dir), explain)
     if out == "-" and json_:
         raise InputError("--out - and --json would both write to stdout: choose one")
     card = heads.load(head_dir).card
@@ -392,6 +409,9 @@ def predict(
         log.info("wrote %s", out)
     for line in predictions.warnings(card["backbone"], imported=imported):
         log.warning("%s", line)
+    if explain is not None:
+        place = backbone or opened.places().get(card["spec_digest"]) or card["backbone"]
+        _explain(predictions, table, opened, place, explain, device=device)
 
 
 @app.command()
@@ -474,6 +494,61 @@ app.add_typer(shared_copies.commands)
 def main() -> None:
     """Run a command."""
     shell.run(app)
+
+
+def _check_explain(head: "Head", folder: Path) -> None:
+    """Refuse, before any work, a head or a folder that cannot be used."""
+    from heads.saliency import check_explainable
+
+    check_explainable(head)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for the pictures")
+
+
+def _explain(
+    predictions: "Predictions",
+    table: "Photos",
+    cache: "Cache",
+    place: str,
+    folder: Path,
+    *,
+    device: str,
+) -> None:
+    """Draw for every predicted photo what moved its prediction."""
+    import numpy as np
+
+    from embedcache.backbones import loading
+    from embedcache.backbones.saliency import saliency
+    from embedcache.display import counts_on
+    from embedcache.extraction.inputs import inputs
+    from embedcache.photos.kinds import in_words
+    from heads.saliency import draw
+
+    card = predictions.head.card
+    reduced = card["spec"]["preprocessing"]["decode"].endswith("reduced")
+    backbone = loading.load(
+        place,
+        device=device,
+        precision=card["spec"]["precision"],
+        decode="reduced" if reduced else "full",
+    )
+    if backbone.spec.digest != card["spec_digest"]:
+        raise InputError(f"{place} is another network than the one that the head was fitted on")
+    places = np.flatnonzero(predictions.found).tolist()
+    digests, _ = cache.digests_of([table.ids[i] for i in places], scope=table.scope)
+    network, given = backbone.open(), backbone.preprocessing
+    seen = inputs(table, places, digests, cache, backbone=backbone)
+    drawn = draw(
+        predictions.head,
+        ((table.ids[i], predictions.values[i], pixels) for i, pixels in seen),
+        folder,
+        saliency_of=lambda pixels, score: saliency(network, given, pixels, score),
+        progress=counts_on("photos explained"),
+    )
+    for name, reason in list(drawn.lost.items())[:5]:
+        log.warning("no picture of %s: %s", plain(name), in_words(reason))
+    log.info("wrote %s to %s", counted(drawn.pictures, "picture"), folder)
+    log.info("a picture shows what the head reacts to, not a cause: see README.txt there")
 
 
 def _study(

@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("heads.documents", "heads.head", "heads.labels", "heads.outputs"),
     ("heads.dataset", "heads.folders"),
     ("heads.fitting", "heads.saved"),
-    ("heads.predict", "heads.taste"),
+    ("heads.predict", "heads.saliency", "heads.taste"),
     ("heads.study",),
     ("cli",),
 )

@@ -13,6 +13,7 @@ __all__ = [
     "face_finder",
     "forecast",
     "handing",
+    "inputs",
     "lanes",
     "neighbours",
     "outcome",
