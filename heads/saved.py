@@ -160,6 +160,8 @@ def load(folder: str | Path) -> Head:
         if head.card["digest"] != whole.heads[whole.best]:
             raise HeadError(f"{folder / whole.best} is not the head that fit.json lists; fit again")
         return head
+    if (folder / "taste.json").is_file():
+        raise HeadError(f"{folder} is a taste, not a head: read it with heads.load_taste")
     if not (folder / "card.json").is_file():
         raise HeadError(
             f"{folder} is not a head: it has neither fit.json nor card.json. "

@@ -135,6 +135,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fit(small.ratings).save(tmp_path_factory.mktemp("tastes") / "taste")
 
 
+def test_a_taste_is_not_taken_for_a_head(saved: Path) -> None:
+    with pytest.raises(HeadError, match="is a taste"):
+        heads.load(saved)
+
+
 @pytest.mark.parametrize("name", ["taste.json", "weights.safetensors", "raters.json"])
 @pytest.mark.parametrize("change", ["cut", "flipped", "grown", "missing"])
 def test_a_changed_file_is_refused(saved: Path, tmp_path: Path, name: str, change: str) -> None:
