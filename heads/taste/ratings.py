@@ -1,6 +1,7 @@
 """A table of ratings joined to the vectors of a cache: who rated which photo, and how."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -100,20 +101,7 @@ def load(
     value, notes = _numbers(sheet, rating_name)
     met, place = _joined(sheet, cache, id_column, scope)
     space = cache.find(backbone)
-    has_vector = met.known & (space.status(met.digests) == OK)
-    dropped: Counter[str] = Counter()
-    kept = np.ones(sheet.n_rows, np.bool_)
-    has_photo = np.append(has_vector, False)[place]
-    known = np.append(met.known, False)[place]
-    for reason, missing in (
-        (f"no {rating_name}", np.isnan(value)),
-        ("no rater", np.array([is_missing(name) for name in raters], np.bool_)),
-        ("no photo id", place < 0),
-        ("photo not in the cache", ~known),
-        ("photo without a vector", ~has_photo),
-    ):
-        dropped[reason] += int((kept & missing).sum())
-        kept &= ~missing
+    kept, dropped = _usable(met, place, space, {f"no {rating_name}": np.isnan(value)}, raters)
     if not kept.any():
         raise LabelsError(_nothing(sheet, met, cache, space, dropped))
     digests, photo = np.unique(met.digests[place[kept]], axis=0, return_inverse=True)
@@ -203,6 +191,32 @@ def _joined(
     if not tried:
         raise LabelsError(f"{sheet.path.name} has no photo ids in column {', '.join(columns)}")
     return max(tried, key=lambda one: int(one[0].known.sum()))
+
+
+def _usable(
+    met: JoinedIds,
+    place: Ints,
+    space: Space,
+    missing: Mapping[str, NDArray[np.bool_]],
+    raters: Sequence[str | None],
+) -> tuple[NDArray[np.bool_], Counter[str]]:
+    """Which rows (m,) can be used, and how many cannot, by the first reason.
+
+    place: int64 (m,), of each row's photo in `met`, -1 for none.
+    """
+    has_vector = met.known & (space.status(met.digests) == OK)
+    dropped: Counter[str] = Counter()
+    kept = np.ones(len(place), np.bool_)
+    for reason, gone in (
+        *missing.items(),
+        ("no rater", np.array([is_missing(name) for name in raters], np.bool_)),
+        ("no photo id", place < 0),
+        ("photo not in the cache", ~np.append(met.known, False)[place]),
+        ("photo without a vector", ~np.append(has_vector, False)[place]),
+    ):
+        dropped[reason] += int((kept & gone).sum())
+        kept &= ~gone
+    return kept, dropped
 
 
 def _nothing(
