@@ -10,13 +10,13 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from embedcache import __version__
 from embedcache.commands import caches, shared_copies, shell
-from embedcache.commands.embedding import embed_photos, extract, reasons_of
+from embedcache.commands.embedding import embed_photos, extract, reasons_of, upgrade
 from embedcache.commands.options import (
     DEFAULT_BACKBONE,
     INTERRUPTED,
@@ -33,6 +33,13 @@ from embedcache.commands.options import (
     read_photos,
 )
 from embedcache.errors import EmbedcacheError, InputError
+from embedcache.wording import counted, plain
+
+if TYPE_CHECKING:
+    from embedcache.photos.table import Photos
+    from embedcache.store.cache import Cache
+    from heads.head import Head
+    from heads.predict import Predictions
 
 log = logging.getLogger("embedcache")
 
@@ -270,6 +277,65 @@ def fit_head(
 
 
 @app.command()
+def fit_taste(
+    cache: CacheOption,
+    backbone: BackboneOption,
+    ratings: Annotated[
+        Path, typer.Option(help="A .csv/.parquet table: rater_id, photo id, rating; a row each.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the fitted taste.")],
+    rater_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Who rated. [default: rater_id, viewer_id, sender_id, ...]"
+        ),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="The photo. [default: photo_id, user_id, id or recipient_id]"
+        ),
+    ] = None,
+    rating_column: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="The rating. [default: rating, score or liked]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split and of the comparison.")] = 0,
+    ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Fit one taste per viewer. A new photo needs only its vector.
+
+    Each viewer's ratings are a part that all share, a bias, and a taste in a few directions of the
+    vectors; a viewer with few ratings falls back on the shared part. The table compares it with
+    simpler models, by how many ratings a viewer has shown, on photos and viewers that it has not
+    seen. docs/heads.md explains it.
+    """
+    from embedcache.display import counts_on
+    from heads.taste import fit as tastes
+    from heads.taste.ratings import load
+    from heads.taste.saved import check_out
+
+    replaces = check_out(out)
+    joined = load(
+        open_cache(cache, ref=ref),
+        backbone,
+        ratings,
+        rater_column=rater_column,
+        id_column=id_column,
+        rating_column=rating_column,
+        seed=seed,
+        ref=ref,
+    )
+    for note in joined.notes:
+        log.info("%s", note)
+    fitted = tastes.fit(joined, seed=seed, progress=counts_on("fits"))
+    fitted.save(out)
+    print_result(fitted, json_)
+    log.info("wrote %s%s", out, ", in place of an earlier taste" if replaces else "")
+
+
+@app.command()
 def predict(
     head_dir: Annotated[
         Path, typer.Argument(metavar="HEAD_DIR", help="A folder that fit-head wrote.")
@@ -285,6 +351,13 @@ def predict(
         str | None,
         typer.Option(metavar="NAME[@face]", help="The head's backbone, if its weights have moved."),
     ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A picture per photo of the pixels that moved the prediction; it is not a cause.",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     workers: Workers = None,
     json_: JsonOption = False,
@@ -292,13 +365,16 @@ def predict(
     """Apply a fitted head to photos. Photos that the cache lacks are embedded.
 
     A head of two classes writes the probability of the second one as prediction, one of several a
-    column prediction_CLASS with P(CLASS) each; both also write the likeliest class.
+    column prediction_CLASS with P(CLASS) each; both also write the likeliest class. --explain shows
+    what the network and the head react to in a photo, not why people would; see docs/heads.md.
     """
     import heads
     from heads.predict import check_out
     from heads.predict import predict as apply
 
     check_out(out)
+    if explain is not None:
+        _check_explain(heads.load(head_dir), explain)
     if out == "-" and json_:
         raise InputError("--out - and --json would both write to stdout: choose one")
     card = heads.load(head_dir).card
@@ -333,6 +409,9 @@ def predict(
         log.info("wrote %s", out)
     for line in predictions.warnings(card["backbone"], imported=imported):
         log.warning("%s", line)
+    if explain is not None:
+        place = backbone or opened.places().get(card["spec_digest"]) or card["backbone"]
+        _explain(predictions, table, opened, place, explain, device=device)
 
 
 @app.command()
@@ -421,6 +500,7 @@ def demo(
     _study(toml, out, cache=None, show={}, device="auto", json_=json_)
 
 
+app.command()(upgrade)
 app.add_typer(caches.commands)
 app.add_typer(shared_copies.commands)
 
@@ -428,6 +508,61 @@ app.add_typer(shared_copies.commands)
 def main() -> None:
     """Run a command."""
     shell.run(app)
+
+
+def _check_explain(head: "Head", folder: Path) -> None:
+    """Refuse, before any work, a head or a folder that cannot be used."""
+    from heads.saliency import check_explainable
+
+    check_explainable(head)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for the pictures")
+
+
+def _explain(
+    predictions: "Predictions",
+    table: "Photos",
+    cache: "Cache",
+    place: str,
+    folder: Path,
+    *,
+    device: str,
+) -> None:
+    """Draw for every predicted photo what moved its prediction."""
+    import numpy as np
+
+    from embedcache.backbones import loading
+    from embedcache.backbones.saliency import saliency
+    from embedcache.display import counts_on
+    from embedcache.extraction.inputs import inputs
+    from embedcache.photos.kinds import in_words
+    from heads.saliency import draw
+
+    card = predictions.head.card
+    reduced = card["spec"]["preprocessing"]["decode"].endswith("reduced")
+    backbone = loading.load(
+        place,
+        device=device,
+        precision=card["spec"]["precision"],
+        decode="reduced" if reduced else "full",
+    )
+    if backbone.spec.digest != card["spec_digest"]:
+        raise InputError(f"{place} is another network than the one that the head was fitted on")
+    places = np.flatnonzero(predictions.found).tolist()
+    digests, _ = cache.digests_of([table.ids[i] for i in places], scope=table.scope)
+    network, given = backbone.open(), backbone.preprocessing
+    seen = inputs(table, places, digests, cache, backbone=backbone)
+    drawn = draw(
+        predictions.head,
+        ((table.ids[i], predictions.values[i], pixels) for i, pixels in seen),
+        folder,
+        saliency_of=lambda pixels, score: saliency(network, given, pixels, score),
+        progress=counts_on("photos explained"),
+    )
+    for name, reason in list(drawn.lost.items())[:5]:
+        log.warning("no picture of %s: %s", plain(name), in_words(reason))
+    log.info("wrote %s to %s", counted(drawn.pictures, "picture"), folder)
+    log.info("a picture shows what the head reacts to, not a cause: see README.txt there")
 
 
 def _study(

@@ -9,6 +9,7 @@
     print(result)
     result.save("like_head")
     load("like_head").predict(vectors)
+    load_taste("taste").predict(vectors, rater_id="r17")     # what fit-taste wrote
 
 torch is loaded when an FC head is trained, and not before.
 """
@@ -18,5 +19,6 @@ from heads.fitting.fit import fit
 from heads.fitting.result import Fit
 from heads.head import Head
 from heads.saved import load, save
+from heads.taste.saved import load_taste
 
-__all__ = ["Fit", "Head", "compare", "fit", "load", "save"]
+__all__ = ["Fit", "Head", "compare", "fit", "load", "load_taste", "save"]

@@ -7,11 +7,8 @@ only such files; where somebody else's file has a name that it needs, it writes 
 """
 
 import contextlib
-import fcntl
-import glob
 import json
 import os
-import re
 from collections.abc import Iterator, Set
 from hashlib import sha256
 from itertools import count
@@ -23,7 +20,6 @@ from embedcache.photos.kinds import SUFFIXES
 
 LIST = ".embedcache-files.json"
 _MAX_LIST_BYTES = 16 << 20
-_BESIDE = re.compile(r"\.(.+)\.(new-)?[0-9a-f]{8}-[0-9a-f]{8}-\d+-\d+")  # on its way
 
 
 class Outputs:
@@ -88,76 +84,6 @@ def refuse_photos(folder: Path) -> None:
     for place in (folder, *inside):
         if any(file.suffix.lower() in SUFFIXES for file in place.iterdir() if file.is_file()):
             raise LabelsError(f"{folder} holds photos: name another folder for the page")
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Let one process at a time rename folders in `folder`, where its file system has locks."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)  # a process that was forked meanwhile has it open too
-        os.close(fd)
-
-
-def bring_back(folder: Path) -> None:
-    """Go on with saves to a folder that were cut off: what lay in it comes back."""
-    for beside in sorted(folder.parent.iterdir()) if folder.parent.is_dir() else ():
-        found = _BESIDE.fullmatch(beside.name)
-        gone = disk.maker_is_gone(beside.name)
-        if not found or found[1] != folder.name or gone is False:
-            continue
-        if not beside.is_dir() or beside.is_symlink():
-            continue
-        if not found[2]:  # also of another machine, or of this one before it was started again
-            carry_over(beside, folder)
-        elif gone:
-            disk.delete_folder(beside)
-
-
-def carry_over(earlier: Path, folder: Path) -> None:
-    """Put an earlier folder back, or what no fit wrote in it into the one that took its place."""
-    if disk.rename_folder(earlier, folder):
-        return
-    files = listed(earlier) if earlier.is_dir() else {}
-    for parent, folders, names in os.walk(earlier):
-        inside = Path(parent).relative_to(earlier)
-        links = [name for name in folders if Path(parent, name).is_symlink()]
-        for name in [*names, *links]:
-            own = (inside / name).as_posix()
-            if own == LIST:  # it says what is ours, so it goes last
-                continue
-            if is_own(earlier, own, files):
-                (earlier / own).unlink(missing_ok=True)
-            else:
-                (folder / inside).mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(FileNotFoundError):  # another process was faster
-                    Path(parent, name).rename(free_name(folder / own))
-        if not folders and not names and inside.parts:
-            (folder / inside).mkdir(parents=True, exist_ok=True)
-    disk.delete_folder(earlier, ours=LIST.__eq__)
-
-
-def identity(folder: Path) -> tuple[int, int] | None:
-    """Which folders a head, and the fit that it may be of, are now; None where there is none."""
-    try:
-        return folder.stat().st_ino, folder.parent.stat().st_ino
-    except OSError:
-        return None
-
-
-def is_replaced(folder: Path) -> bool:
-    """Whether another process is just putting a new fit in the place of a folder."""
-    places = [place for place in (folder, folder.parent) if place.parent.is_dir()]
-    return any(
-        _BESIDE.fullmatch(beside.name) and disk.maker_is_gone(beside.name) is False
-        for place in places
-        for beside in place.parent.glob(f".{glob.escape(place.name)}.*")
-    )
 
 
 def free_name(path: Path) -> Path:

@@ -35,20 +35,11 @@ from heads.dataset.rows import Dataset
 from heads.documents import PACKAGES, checked, read_json
 from heads.fitting.judge import Judged
 from heads.fitting.result import Fit
+from heads.folders import holds_earlier, identity, is_replaced, replace_folder
 from heads.head import Head, Layer, Link, Standard
-from heads.outputs import (
-    LIST,
-    alone_in,
-    bring_back,
-    carry_over,
-    encode_list,
-    identity,
-    is_own,
-    is_replaced,
-    listed,
-)
 
 FORMAT = 1
+MARKER = "fit.json"
 _LAYERS = {"const": 1, "ridge": 1, "logistic": 1, "0fc": 1, "1fc": 2, "2fc": 3}
 _MAX_JSON_BYTES = 16 << 20
 _MAX_HEADER_BYTES = 64 << 10
@@ -142,50 +133,13 @@ def save(fit: Fit, folder: str | Path) -> Path:
     Other files there stay. Of several that save to one folder at once the last one wins, wholly.
     HeadError when the folder holds something else, or an earlier fit of which a file was changed.
     """
-    folder = Path(folder)
-    if folder.is_symlink():
-        folder = folder.resolve()
-    _kept(folder)  # says what is wrong with it before anything is made
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder.parent):
-        bring_back(folder)
-        _replace(fit, folder)
-    return folder
 
-
-def _replace(fit: Fit, folder: Path) -> None:
-    """Write a fit beside a folder, and put it in the folder's place."""
-    kept = _kept(folder)
-    earlier = disk.temporary_beside(folder)
-    fresh = earlier.with_name(f".{folder.name}.new-{disk.mark_of_process()}")
-    try:
-        fresh.mkdir()
+    def fill(fresh: Path) -> None:
         cards = {name: _write_head(fit, name, fresh / name) for name in fit.heads}
         document = fit.document() | {"format": FORMAT, "heads": cards} | _origin(fit)
-        disk.write_new(fresh / "fit.json", _json(document))
-        _keep(folder, kept, fresh)
-        disk.sync_tree(fresh)
-        if folder.exists():
-            folder.rename(earlier)
-        if not disk.rename_folder(fresh, folder):
-            raise HeadError(f"another process wrote to {folder} meanwhile; run this again")
-        disk.sync_folder(folder.parent)
-    finally:
-        disk.delete_folder(fresh)
-        if earlier.exists():
-            carry_over(earlier, folder)
+        disk.write_new(fresh / MARKER, _json(document))
 
-
-def _keep(folder: Path, kept: list[str], fresh: Path) -> None:
-    """List what this fit wrote in its new folder; others keep their names."""
-    names = [path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file()]
-    for name in kept:
-        if name in names:
-            raise HeadError(
-                f"{folder / name} is not what an earlier fit wrote; name another folder"
-            )
-    files = {name: hashlib.sha256((fresh / name).read_bytes()).hexdigest() for name in names}
-    disk.write_new(fresh / LIST, encode_list(files))
+    return replace_folder(folder, MARKER, fill)
 
 
 def check_out(folder: str | Path) -> bool:
@@ -194,33 +148,7 @@ def check_out(folder: str | Path) -> bool:
     What a save that was cut off left beside the folder comes back first.
     HeadError where `save` would refuse the folder.
     """
-    folder = Path(folder)
-    if folder.resolve().parent.is_dir():
-        with alone_in(folder.resolve().parent):
-            bring_back(folder.resolve())
-    _kept(folder)
-    return folder.is_dir() and any(folder.iterdir())
-
-
-def _kept(folder: Path) -> list[str]:
-    """The files of a folder that no earlier fit wrote, or that were changed since."""
-    for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
-            raise HeadError(f"{place} is a file; name a folder for the heads")
-    if not folder.exists() or not any(folder.iterdir()):
-        return []
-    if not (folder / "fit.json").is_file():
-        raise HeadError(f"{folder} holds something other than an earlier fit; name another folder")
-    files = listed(folder)
-    there = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
-    names = [path.relative_to(folder).as_posix() for path in there if path != folder / LIST]
-    kept = [name for name in names if not is_own(folder, name, files)]
-    if kept and "fit.json" in kept:
-        raise HeadError(
-            f"{folder / 'fit.json'} is not what an earlier fit wrote, or an older version of "
-            "embedcache wrote it; name another folder, or remove this one"
-        )
-    return kept
+    return holds_earlier(folder, MARKER)
 
 
 def load(folder: str | Path) -> Head:
@@ -249,6 +177,8 @@ def _load(folder: Path) -> Head:
         if head.card["digest"] != whole.heads[whole.best]:
             raise HeadError(f"{folder / whole.best} is not the head that fit.json lists; fit again")
         return head
+    if (folder / "taste.json").is_file():
+        raise HeadError(f"{folder} is a taste, not a head: read it with heads.load_taste")
     if not (folder / "card.json").is_file():
         raise HeadError(_no_head(folder))
     document = read_json(folder / "card.json", limit=_MAX_JSON_BYTES, error=HeadError)

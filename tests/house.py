@@ -27,9 +27,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("embedcache.display", "embedcache.doctor", "embedcache.example"),
     ("embedcache.commands",),
     ("heads.documents", "heads.head", "heads.labels", "heads.outputs"),
-    ("heads.dataset",),
+    ("heads.dataset", "heads.folders"),
     ("heads.fitting", "heads.saved"),
-    ("heads.comparison", "heads.predict"),
+    ("heads.comparison", "heads.predict", "heads.saliency", "heads.taste"),
     ("heads.study",),
     ("cli",),
 )

@@ -161,7 +161,7 @@ def test_the_public_names_are_these() -> None:
     import heads
 
     assert embedcache.__all__ == ["Cache", "Photos", "extract"]
-    assert heads.__all__ == ["Fit", "Head", "compare", "fit", "load", "save"]
+    assert heads.__all__ == ["Fit", "Head", "compare", "fit", "load", "load_taste", "save"]
     assert callable(embedcache.extract)
     assert embedcache.extract is embedcache.extract
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

@@ -67,6 +67,8 @@ class Network:
     compiler: "openvino" or "inductor"; "" if the network cannot be compiled.
     compiled: compiles for one batch size and returns the lanes, in the order of `lanes`.
     origin: as in `Loaded`.
+    module: the first device's, normalised pixels (b, 3, h, w) -> (b, dim), for gradients; None for
+        a stand-in.
     """
 
     lanes: tuple[Forward, ...]
@@ -75,6 +77,7 @@ class Network:
     compiler: str = ""
     compiled: Callable[[int], tuple[Forward, ...]] = lambda n_batch: ()
     origin: Mapping[str, str] = field(default_factory=dict)
+    module: "torch.nn.Module | None" = None
 
 
 def devices(device: str) -> "list[torch.device]":
@@ -166,6 +169,7 @@ def build(
         threads=threads,
         compiler=compiler,
         compiled=compiled,
+        module=models[0],
     )
 
 

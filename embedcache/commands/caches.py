@@ -1,7 +1,7 @@
 """The commands that show, check and keep one cache."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -15,7 +15,11 @@ from embedcache.commands.options import (
     print_result,
     read_photos,
 )
-from embedcache.errors import InputError
+from embedcache.errors import CacheError, InputError
+from embedcache.wording import counted
+
+if TYPE_CHECKING:
+    from embedcache.store.cache import Cache
 
 commands = typer.Typer()
 
@@ -159,15 +163,23 @@ def forget(
             metavar="PLACE", help="The folder or table of the ids, if an id occurs in two."
         ),
     ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Say what a backbone takes, and how to get a cache without it."
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Delete photos for good: their vectors, faces, ids and entries in refs."""
     from embedcache.upkeep.forgetting import forget as remove
     from embedcache.upkeep.forgetting import forget_forgotten
 
-    if bool(ids) == forgotten:
+    if bool(ids) + forgotten + (space is not None) != 1:
         raise InputError("name the photos to forget: their ids, or --forgotten, not both")
     opened = open_cache(cache)
+    if space is not None:
+        _refuse_space(opened, space)
     found = forget_forgotten(opened) if forgotten else remove(opened, ids or [], scope=scope)
     print_result(found, json_)
 
@@ -190,3 +202,26 @@ def doctor(json_: JsonOption = False) -> None:
     from embedcache.doctor import diagnose
 
     print_result(diagnose(), json_)
+
+
+def _refuse_space(cache: "Cache", backbone: str) -> NoReturn:
+    """CacheError that says what a backbone's vectors take, and how to get a cache without them.
+
+    The log removes a segment only where its rows are dead or held elsewhere, and a tombstone names
+    photos, for every copy of the cache (docs/decisions/102). Neither can say "this space, here".
+    """
+    space = cache.find(backbone)
+    counts = space.counts()
+    names = [one.names[0] for one in cache.spaces() if one is not space and one.names]
+    kept = "".join(f" --backbone {name}" for name in names)
+    raise CacheError(
+        f"{backbone} takes {counts.bytes_on_disk / 1e6:,.1f} MB of {cache.path} "
+        f"({counted(counts.ok, 'vector')}). A whole space cannot be removed from a cache: removals "
+        "are of photos, and a copy of the cache would bring the space back or lose its own",
+        advice=(
+            f"To free them make a cache without it: 'embedcache pull {cache.path} NEW{kept} "
+            "--with-ids', then 'embedcache verify NEW', and delete the old folder yourself"
+            if kept
+            else "It is the only one here: delete the folder yourself"
+        ),
+    )

@@ -1,4 +1,4 @@
-"""`embedcache extract`: photos in, vectors in a cache."""
+"""`embedcache extract` and `upgrade`: photos in, vectors in a cache."""
 
 import functools
 import logging
@@ -13,6 +13,7 @@ from embedcache.commands.options import (
     INTERRUPTED,
     BatchSize,
     CacheOption,
+    CachePath,
     Compile,
     Decode,
     DeviceOption,
@@ -155,6 +156,71 @@ def extract(
     if found.interrupted:
         raise typer.Exit(INTERRUPTED)
     _refuse_failures(found, max_failed)
+
+
+def upgrade(
+    cache: CachePath,
+    from_: Annotated[
+        str, typer.Option("--from", metavar="NAME", help="The backbone whose photos are embedded.")
+    ],
+    to: Annotated[
+        str, typer.Option("--to", metavar="NAME[@face]", help="The backbone to embed them with.")
+    ],
+    photos: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PHOTOS",
+            help="A folder or table with the photos. [default: files that this machine knows]",
+        ),
+    ] = None,
+    photo_column: PhotoColumn = None,
+    id_column: IdColumn = None,
+    batch_size: BatchSize = None,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the forward pass. Vectors of two precisions never mix.")
+    ] = "float32",
+    device: DeviceOption = "auto",
+    workers: Workers = None,
+    retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
+    max_failed: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, metavar="FRACTION", help="Exit 1 if more fail. [default: if all fail]"
+        ),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Embed with a new backbone what an old one has. Both stay readable.
+
+    Photos are found by their content in the files that runs on this machine have read, or in
+    PHOTOS. What cannot be read is counted. Rerun the command to resume.
+    """
+    from embedcache.display import progress_on, stop_on_signal
+    from embedcache.extraction.upgrade import upgrade as embed
+
+    given = None
+    if photos is not None:
+        given = read_photos(photos, photo_column=photo_column, id_column=id_column)
+    opened = open_cache(cache)
+    with stop_on_signal() as stop, progress_on() as progress:
+        found = embed(
+            opened,
+            old=from_,
+            new=to,
+            photos=given,
+            batch_size=batch_size,
+            precision=precision,
+            device=device,
+            workers=workers,
+            retry_failed=retry_failed,
+            progress=progress,
+            log=lambda line: log.info("%s", line),
+            stop=stop,
+        )
+    print_result(found, json_)
+    if found.extraction.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    _refuse_failures(found.extraction, max_failed)
 
 
 def _forecast(

@@ -13,6 +13,7 @@ __all__ = [
     "face_finder",
     "forecast",
     "handing",
+    "inputs",
     "lanes",
     "neighbours",
     "outcome",
@@ -25,6 +26,7 @@ __all__ = [
     "provenance",
     "run",
     "sink",
+    "upgrade",
     "upstream",
     "work",
 ]

@@ -54,6 +54,7 @@ def extract(
     compiling: Compile = "auto",
     retry_failed: bool = False,
     again: bool = False,
+    record: bool = True,
     strict: bool = False,
     part: WorkPart | None = None,
     remote: str | Upstream | None = None,
@@ -80,6 +81,7 @@ def extract(
     precision, device, decode: as in `backbones.load`.
     retry_failed: try photos again that an earlier run could not embed.
     again: embed and record photos also where they were forgotten; otherwise they are skipped.
+    record: keep which content each id has now. Without it `photos` only says where files are.
     strict: PhotosError at the first photo that fails; what was embedded until then is kept.
     part: only these of the photos, where other processes do the other parts.
     remote: a shared copy to read through: rows that it has are taken, only the rest is computed. A
@@ -102,7 +104,7 @@ def extract(
     upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
     run = Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), FaceFinder(cache, device))
     options = {"device": device, "precision": precision, "decode": decode}
-    digests, backbones = run.read(photos, backbone, again=again, **options)
+    digests, backbones = run.read(photos, backbone, again=again, record=record, **options)
     if strict and digests.reasons:
         position, reason = next(iter(digests.reasons.items()))
         raise _refusal(f"{photos.paths[position]}: {reason}")
@@ -166,9 +168,10 @@ class Run:
         backbone: str | Backbone | Sequence[str | Backbone],
         *,
         again: bool,
+        record: bool = True,
         **options: Any,
     ) -> tuple[Digests, list[Backbone]]:
-        """The digests of all photos, recorded, and the backbones, loaded meanwhile.
+        """The digests of all photos, recorded if asked, and the backbones, loaded meanwhile.
 
         again: lift what was forgotten.  options: those of `backbones.load`.
         """
@@ -178,8 +181,9 @@ class Run:
             with self.clock.step("read"):
                 digests = self._digests(photos, beside=loading)
             backbones = loading.result()  # a name that is wrong records no photo
-            with self.clock.step("read"):
-                _record(photos, digests, self.cache, again=again)
+            if record:
+                with self.clock.step("read"):
+                    _record(photos, digests, self.cache, again=again)
             return digests, backbones
 
     def _digests(self, photos: Photos, *, beside: Future[Any]) -> Digests:

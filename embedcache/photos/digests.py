@@ -116,6 +116,18 @@ class DigestMemo:
         digests[known] = self._digests[rows[known]]
         return digests, known
 
+    def files_of(self, contents: U8) -> list[tuple[str, int]]:
+        """The files that had one of (n, 32) contents when they were last read: (path, place).
+
+        place: which of the contents. A file may have gone or changed since.
+        """
+        place = {row.tobytes(): k for k, row in enumerate(contents)}
+        return [
+            (name, place[content])
+            for name, row in self._rows.items()
+            if (content := self._digests[row].tobytes()) in place
+        ]
+
     def put(self, name: str, size: int, mtime_ns: int, digest: bytes, read_ns: int) -> None:
         """Remember `digest`, unless the file was so new at `read_ns` that it may change unnoticed.
 

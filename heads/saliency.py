@@ -1,0 +1,187 @@
+"""Pictures of why: a head as a function of torch vectors, and what it saw drawn on the photo.
+
+A picture shows which pixels the network and the head react to. It is not a cause: changing these
+pixels in the world may change nothing, and what looks like a reason to a person may be none.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from embedcache.errors import HeadError
+from heads.head import Head
+from heads.outputs import Outputs
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float32]
+Score = Callable[["torch.Tensor"], "torch.Tensor"]
+README = "README.txt"
+LEAST_SIDE = 320  # of a picture, in pixels
+_MOST_PAINT = 0.85
+_SOFT = 40  # blur: one such part of the shorter side
+_MOST_NAME_BYTES = 120
+_RAISES, _LOWERS = (214, 39, 40), (31, 119, 180)
+TEXT = """Pictures by 'embedcache predict --explain'.
+
+Left the photo as the network saw it, right what moved the prediction: red pixels raised it, blue
+ones lowered it, against soft random pictures of the same colours (integrated gradients). The
+strength of a colour is squared, so that weak traces fade. Of a classifier it is the log-odds of the
+class that was predicted; of two classes, of the second one.
+
+A picture shows what the network and the head react to in this photo. It is not a cause: it does not
+say that another photo without these pixels would be rated otherwise, nor what people react to. Two
+heads that predict equally well may show different pixels.
+"""
+
+
+def check_explainable(head: Head) -> None:
+    """HeadError for a head of which no picture can be drawn."""
+    spec = head.card.get("spec")
+    if not spec or spec.get("kind") == "foreign":
+        raise HeadError(
+            "this head was fitted on vectors that were computed elsewhere: there is no network to "
+            "ask which pixels moved a prediction"
+        )
+    if head.name == "const":
+        raise HeadError("a const head predicts the same for every photo: nothing moves it")
+
+
+def score_of(head: Head, output: int) -> Score:
+    """One number per vector that the prediction rises with: vectors (b, dim) -> (b,).
+
+    output: the target or class. Of a softmax it is the class's log-odds, else what the link takes.
+    """
+    import torch
+
+    def score(vectors: torch.Tensor) -> torch.Tensor:
+        def own(values: Floats) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(vectors.device)
+
+        start = (vectors - own(head.standard.mean)) / own(head.standard.scale)
+        members = len(head.layers[0].weight)
+        total = torch.zeros(len(vectors), head.outputs, device=vectors.device)
+        for member in range(members):
+            hidden = start
+            for depth, layer in enumerate(head.layers):
+                hidden = torch.relu(hidden) if depth else hidden
+                hidden = hidden @ own(layer.weight[member]).T + own(layer.bias[member])
+            total = total + hidden / members
+        if head.link != "softmax":
+            return total[:, output]
+        others = torch.arange(head.outputs, device=vectors.device) != output
+        return total[:, output] - torch.logsumexp(total[:, others], 1)
+
+    return score
+
+
+def outputs_of(head: Head, values: NDArray[np.float64]) -> dict[str, int]:
+    """What is explained of one photo, by a suffix of the picture's name.
+
+    values: the photo's prediction, (), or (k,). A regression of several targets has them all.
+    """
+    if head.outputs == 1:
+        return {"": 0}
+    if head.classes:
+        return {"": int(np.argmax(values))}
+    return {f".{name}": k for k, name in enumerate(str(head.card["target"]).split(","))}
+
+
+def picture(pixels: NDArray[np.uint8], found: Floats) -> bytes:
+    """A PNG: the network's input (h, w, 3), and beside it what moved the score (h, w) drawn on it.
+
+    The colour's strength is that of `strength`.
+    """
+    height, width = found.shape
+    larger = max(1.0, LEAST_SIDE / min(height, width))
+    size = (round(width * larger), round(height * larger))
+    photo = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    share = Image.fromarray((strength(found) * (_MOST_PAINT * 255)).astype(np.uint8))
+    share = share.resize(size, Image.Resampling.BICUBIC)
+    colours = np.where((softened(found) > 0)[..., None], _RAISES, _LOWERS).astype(np.uint8)
+    paint = Image.fromarray(colours).resize(size, Image.Resampling.NEAREST)
+    grey = photo.convert("L").convert("RGB")
+    both = Image.new("RGB", (2 * size[0], size[1]))
+    both.paste(photo, (0, 0))
+    both.paste(Image.composite(paint, grey, share), (size[0], 0))
+    packed = io.BytesIO()
+    both.save(packed, "PNG")
+    return packed.getvalue()
+
+
+def strength(found: Floats) -> Floats:
+    """How strongly each pixel (h, w) is painted, 0 to 1: the square of what moved the score there.
+
+    Squared, weak values fade, which are mostly noise (Hooker et al. 2019 found squares to name the
+    pixels that matter more often). The strongest half per cent are 1.
+    """
+    soft = np.abs(softened(found))
+    most = float(np.quantile(soft, 0.995)) or 1.0
+    return np.asarray(np.clip(soft / most, 0, 1) ** 2, np.float32)
+
+
+def softened(found: Floats) -> Floats:
+    """The values (h, w) blurred a little, so that areas show and no single pixels."""
+    from scipy.ndimage import gaussian_filter
+
+    radius = min(found.shape) / _SOFT
+    return np.asarray(gaussian_filter(found, radius, mode="nearest"), np.float32)
+
+
+def file_name(photo_id: str, suffix: str = "") -> str:
+    """A picture's file name: the id with every odd character escaped; a long one is cut, with a
+    part of its sha256, so that two never share a name."""
+    safe = quote((photo_id + suffix).encode("utf-8", "surrogateescape"), safe=" ._-")
+    if safe.startswith((".", " ", "-")):
+        safe = f"%{ord(safe[0]):02X}{safe[1:]}"
+    if len(safe) > _MOST_NAME_BYTES:
+        digest = hashlib.sha256(safe.encode()).hexdigest()[:12]
+        safe = f"{safe[:_MOST_NAME_BYTES]}.{digest}"
+    return f"{safe}.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """How many pictures were written, and why there is none of some photos, by id."""
+
+    pictures: int
+    lost: Mapping[str, str]
+
+
+def draw(
+    head: Head,
+    photos: Iterable[tuple[str, NDArray[np.float64], NDArray[np.uint8] | str]],
+    folder: Path,
+    *,
+    saliency_of: Callable[[NDArray[np.uint8], Score], Floats],
+    progress: Callable[[int], None],
+) -> Drawn:
+    """Write a picture for each output of each photo, and beside them what they are not.
+
+    photos: id, prediction, and the network's input (h, w, 3) or why there is none.
+    saliency_of: (input, score) -> what moved the score, (h, w); the command line hands it in.
+    Other files in the folder stay; a picture whose name is taken by one gets another name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = Outputs(folder)
+    files.write(README, TEXT.encode())
+    n, lost = 0, {}
+    for done, (name, values, pixels) in enumerate(photos, 1):
+        if isinstance(pixels, str):
+            lost[name] = pixels
+            continue
+        for suffix, output in outputs_of(head, values).items():
+            found = saliency_of(pixels, score_of(head, output))
+            files.write(file_name(name, suffix), picture(pixels, found))
+            n += 1
+        progress(done)
+    return Drawn(n, lost)

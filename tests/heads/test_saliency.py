@@ -1,0 +1,157 @@
+"""--explain: a head as torch sees it, names of pictures, and what is never touched."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+
+import heads
+from embedcache.errors import HeadError
+from heads.dataset.rows import Dataset
+from heads.head import linked
+from heads.saliency import README, check_explainable, draw, file_name, picture, score_of
+
+Run = Callable[..., tuple[int, str, str]]
+Sample = Callable[..., Dataset]
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("binary", "logistic"), ("binary", "2fc"), ("real", "ridge"), ("real", "1fc")],
+)
+def test_the_score_through_the_link_is_the_prediction(sample: Sample, task: str, name: str) -> None:
+    head = heads.fit(sample(task=task), heads=(name,)).heads[name]
+    vectors = np.random.default_rng(0).normal(size=(7, 12)).astype(np.float32)
+    seen = score_of(head, 0)(torch.from_numpy(vectors)).numpy()[:, None]
+    expected = linked(seen.astype(np.float64), head.link)[:, 0]
+    np.testing.assert_allclose(expected, head.predict(vectors), rtol=1e-4)
+
+
+def test_of_several_classes_it_is_the_log_odds_of_one(sample: Sample) -> None:
+    head = heads.fit(sample(task="classes"), heads=("logistic",)).heads["logistic"]
+    vectors = np.random.default_rng(0).normal(size=(7, 12)).astype(np.float32)
+    chance = head.predict(vectors)[:, 1]
+    seen = score_of(head, 1)(torch.from_numpy(vectors)).numpy()
+    np.testing.assert_allclose(seen, np.log(chance / (1 - chance)), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "a/b.jpg", "/etc/passwd", ".hidden", "-rf", "n\nl", "é" * 200, "CON:", "\0"]
+)
+def test_no_id_leads_out_of_the_folder_or_hides_a_picture(name: str) -> None:
+    found = file_name(name)
+    assert Path(found).name == found
+    assert not found.startswith((".", "-"))
+    assert found.isascii()
+    assert len(found) < 200
+    assert found.endswith(".png")
+
+
+def test_two_long_ids_have_two_names() -> None:
+    assert file_name("x" * 300 + "a") != file_name("x" * 300 + "b")
+    assert file_name("a/b") != file_name("a%2Fb")
+
+
+def test_red_raises_and_blue_lowers() -> None:
+    pixels = np.full((160, 160, 3), 128, np.uint8)
+    found = np.zeros((160, 160), np.float32)
+    found[20:60, 20:60], found[100:140, 100:140] = 1, -1
+    shown = np.asarray(Image.open(io.BytesIO(picture(pixels, found)))).astype(int)
+    assert shown.shape == (320, 640, 3)
+    raised, lowered = shown[80, 320 + 80], shown[240, 320 + 240]
+    assert raised[0] > raised[2] + 80
+    assert lowered[2] > lowered[0] + 80
+    assert np.ptp(shown[10, 630]) == 0
+
+
+def test_others_files_stay(sample: Sample, tmp_path: Path) -> None:
+    head = heads.fit(sample(task="binary"), heads=("logistic",)).heads["logistic"]
+    (tmp_path / "p1.png").write_bytes(b"mine")
+    (tmp_path / README).write_bytes(b"mine too")
+    pixels = np.full((32, 32, 3), 128, np.uint8)
+    for _ in range(2):  # the second run replaces what the first wrote
+        drawn = draw(
+            head,
+            [("p1", np.array(0.5), pixels), ("p2", np.array(0.5), "vanished")],
+            tmp_path,
+            saliency_of=lambda pixels, score: np.ones(pixels.shape[:2], np.float32),
+            progress=lambda done: None,
+        )
+        assert (drawn.pictures, drawn.lost) == (1, {"p2": "vanished"})
+    assert (tmp_path / "p1.png").read_bytes() == b"mine"
+    assert (tmp_path / README).read_bytes() == b"mine too"
+    names = {path.name for path in tmp_path.iterdir()} - {".embedcache-files.json"}
+    assert names == {"p1.png", README, "p1-1.png", "README-1.txt"}
+    assert "It is not a cause" in (tmp_path / "README-1.txt").read_text()
+
+
+def test_heads_without_a_network_are_refused(sample: Sample) -> None:
+    fitted = heads.fit(sample(task="binary"), heads=("logistic",))
+    with pytest.raises(HeadError, match="computed elsewhere"):
+        check_explainable(fitted.heads["logistic"])
+
+
+@pytest.fixture
+def bright(
+    run: Run, make_photos: Callable[..., Path], tiny_weights: Path, tmp_path: Path
+) -> tuple[Path, Path, Path]:
+    """Photos, a cache that has 30 of them, and a head for a label."""
+    folder = make_photos(30)
+    table = pl.DataFrame(
+        {
+            "photo_id": [f"p{i:03}.jpg" for i in range(30)],
+            "bright": ["yes" if i % 2 else "no" for i in range(30)],
+        }
+    )
+    table.write_csv(tmp_path / "labels.csv")
+    cache, out = tmp_path / "c", tmp_path / "head"
+    name = f"local-dir:{tiny_weights}"
+    assert run("extract", folder, "--cache", cache, "--backbone", name)[0] == 0
+    words = ("--labels", tmp_path / "labels.csv", "--target", "bright", "--head", "logistic")
+    assert run("fit-head", "--cache", cache, "--backbone", name, *words, "--out", out)[0] == 0
+    return folder, cache, out
+
+
+def test_predict_draws_a_picture_of_every_photo(
+    run: Run, bright: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    folder, cache, head = bright
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("p001.jpg", "p002.jpg"):
+        (few / name).write_bytes((folder / name).read_bytes())
+    (few / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    words = ("--cache", cache, "--out", tmp_path / "p.csv", "--explain", tmp_path / "why")
+    status, _, err = run("predict", head, few, *words)
+    assert status == 0, err
+    assert "wrote 2 pictures" in err
+    assert "not a cause" in err
+    names = sorted(path.name for path in (tmp_path / "why").iterdir())
+    assert names == [".embedcache-files.json", "README.txt", "p001.jpg.png", "p002.jpg.png"]
+
+
+def test_a_head_on_imported_vectors_has_no_picture(
+    run: Run, make_photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_photos(30)
+    ids = [f"p{i:03}.jpg" for i in range(30)]
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32))
+    pl.DataFrame({"photo_id": ids}).write_csv(tmp_path / "ids.csv")
+    pl.DataFrame({"photo_id": ids, "y": list(range(30))}).write_csv(tmp_path / "labels.csv")
+    cache = tmp_path / "c"
+    words = ("--ids", tmp_path / "ids.csv", "--photos", folder, "--name", "theirs")
+    assert run("import", cache, tmp_path / "v.npy", *words)[0] == 0
+    labels = ("--labels", tmp_path / "labels.csv", "--target", "y", "--head", "ridge")
+    fit = ("fit-head", "--cache", cache, "--backbone", "theirs", *labels, "--out", tmp_path / "h")
+    assert run(*fit)[0] == 0
+    places = ("--cache", cache, "--out", tmp_path / "p.csv", "--explain", tmp_path / "why")
+    status, out, err = run("predict", tmp_path / "h", folder, *places)
+    assert (status, out) == (1, "")
+    assert "computed elsewhere" in err
+    assert not (tmp_path / "why").exists()
+    assert not (tmp_path / "p.csv").exists()
