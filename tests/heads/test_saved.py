@@ -41,7 +41,7 @@ def test_a_saved_head_predicts_what_the_fitted_one_did(fitted: tuple[Path, Any])
         assert loaded.card["split"]["sha256"] == fit.dataset.provenance.split
     assert heads.load(folder).name == fit.best
     rows = (folder / fit.best / "predictions.csv").read_text().splitlines()
-    assert rows[0] == "id,truth,weight,prediction"
+    assert rows[0] == "id,truth,weight,prediction,group"
     assert len(rows) == 1 + fit.dataset.n["test"]
     assert (folder / "1fc" / "curves.csv").read_text().startswith("rate,epoch,train,dev\n0.01,0,")
     assert json.loads((folder / "fit.json").read_text())["best"] == fit.best

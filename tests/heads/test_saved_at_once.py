@@ -12,7 +12,7 @@ import pytest
 
 import heads
 from embedcache.errors import HeadError
-from heads import saved
+from heads import folders
 from heads.dataset.arrays import from_arrays
 from heads.fitting.result import Fit
 
@@ -108,13 +108,13 @@ def test_a_save_in_the_middle_of_another_waits_for_it(
             others[0].join(0.5)
 
     def before(name: str) -> None:
-        real = getattr(saved, name)
+        real = getattr(folders, name)
 
         def call(*arguments: Any) -> Any:
             begin()
             return real(*arguments)
 
-        monkeypatch.setattr(saved, name, call)
+        monkeypatch.setattr(folders, name, call)
 
     if moment == "rename":
         rename = Path.rename
