@@ -98,6 +98,7 @@ def load(where: str, *, decode: str) -> Loaded:
         model=_with_weights(where),
         architecture="facenet_inception_resnet_v1",
         preprocessing=preprocessing,
+        pooling="mean over the map, its last layer, length 1",
         origin=ORIGINS.get(where, {}),
     )
 

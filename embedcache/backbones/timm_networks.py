@@ -91,8 +91,31 @@ def load(name: Name, *, decode: str) -> Loaded:
         architecture=architecture,
         arguments=arguments,
         preprocessing=preprocessing,
+        pooling=pooling_of(model),
         origin=origin,
     )
+
+
+def pooling_of(model: Any) -> str:
+    """How a timm network makes one vector of its last layer, in words; "" where it is not known.
+
+    It is timm's choice, which for some networks (DINOv3, SigLIP, PE) is not that of their authors.
+    """
+    found = getattr(model, "global_pool", None) or getattr(
+        getattr(model, "head", None), "global_pool", None
+    )
+    kind = found if isinstance(found, str) else getattr(found, "pool_type", "")
+    prefix = getattr(model, "num_prefix_tokens", None)
+    places = "the map" if prefix is None else "the tokens"
+    if prefix and not getattr(model, "pool_include_prefix", False):
+        places += f" without the first {prefix}"
+    return {
+        "token": "class token",
+        "map": "attention pooling",
+        "avg": f"mean over {places}",
+        "max": f"maximum over {places}",
+        "avgmax": f"mean and maximum over {places}",
+    }.get(str(kind), str(kind or ""))
 
 
 def preprocessing_of(config: dict[str, Any], *, source: str, decode: str) -> Preprocessing:

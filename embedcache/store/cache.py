@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, NoSuchSpace, NotACache
-from embedcache.spec import CROPS, Json, Spec
+from embedcache.spec import CROPS, Json, Spec, split_layers
 from embedcache.store.history import History
 from embedcache.store.layout import (
     APART,
@@ -153,17 +153,22 @@ class Cache:
         """The space that a user calls `backbone`.
 
         A backbone's name as recorded by its writers (of `local-dir:` and `facenet:` paths the last
-        part counts), NAME#PREFIX with the first digits of the spec digest, or only those digits.
+        part counts), with its layer where it is of one (NAME#LAYER); either with the first digits
+        of the spec digest, six or more (NAME#PREFIX); or only those digits.
         Raises NoSuchSpace where none or several fit.
         """
         spaces = self.spaces()
-        name, _, prefix = backbone.partition("#")
         named = [(space, {plain_name(known) for known in space.names}) for space in spaces]
-        fitting = [
-            space
-            for space, names in named
-            if plain_name(name) in names and space.digest.startswith(prefix)
-        ]
+        name, prefix = backbone, ""
+        fitting = [space for space, names in named if plain_name(name) in names]
+        before, _, digits = backbone.rpartition("#")
+        if not fitting and before and _PREFIX.fullmatch(digits):
+            name, prefix = before, digits
+            fitting = [
+                space
+                for space, names in named
+                if plain_name(name) in names and space.digest.startswith(prefix)
+            ]
         if not fitting and _PREFIX.fullmatch(backbone):
             fitting = [space for space in spaces if space.digest.startswith(backbone)]
         if len(fitting) == 1:
@@ -394,17 +399,20 @@ class Cache:
 def plain_name(backbone: str) -> str:
     """A backbone's name without the folders of a path: `local-dir:/any/NAME@face` → `NAME@face`.
 
-    The kind of name stays in front, so that a path never stands for a name of another kind.
+    The kind of name stays in front, so that a path never stands for a name of another kind. A crop
+    stands before a layer: `NAME#LAYER@face` → `NAME@face#LAYER`.
     """
-    kind, colon, rest = backbone.partition(":")
+    body, layers = split_layers(backbone)
+    layer = f"#{','.join(layers)}" if layers else ""
+    kind, colon, rest = body.partition(":")
     if not colon or kind not in ("local-dir", "facenet"):
-        return backbone
+        return body + layer
     path, at, crop = rest.rpartition("@")
     if not at or crop not in CROPS:
         path, at, crop = rest, "", ""
     elif kind == "facenet" and CROPS[crop] == "only":  # what facenet: means without it
         at, crop = "", ""
-    return f"{kind}:{path.rstrip('/').rpartition('/')[2]}{at}{crop}"
+    return f"{kind}:{path.rstrip('/').rpartition('/')[2]}{at}{crop}{layer}"
 
 
 def _label(space: Space) -> str:
