@@ -20,13 +20,13 @@ from embedcache.commands.embedding import embed_photos, extract
 from embedcache.commands.options import (
     DEFAULT_BACKBONE,
     INTERRUPTED,
-    BackboneOption,
     CacheOption,
     DeviceOption,
     IdColumn,
     JsonOption,
     PhotoColumn,
     PhotosPath,
+    SeveralBackbones,
     Workers,
     open_cache,
     print_result,
@@ -104,7 +104,7 @@ def labels(
 @app.command()
 def fit_head(
     cache: CacheOption,
-    backbone: BackboneOption,
+    backbone: SeveralBackbones,
     labels: Annotated[Path, typer.Option(help="A .csv/.parquet table with ids and labels.")],
     target: Annotated[
         list[str],
@@ -235,7 +235,7 @@ def fit_head(
     replaces = check_out(out)
     dataset = load(
         open_cache(cache, ref=ref),
-        backbone,
+        backbone[0] if len(backbone) == 1 else backbone,
         labels,
         target=target[0] if len(target) == 1 else target,
         id_column=id_column,
@@ -282,8 +282,11 @@ def predict(
     photo_column: PhotoColumn = None,
     id_column: IdColumn = None,
     backbone: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[@face]", help="The head's backbone, if its weights have moved."),
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[@face]",
+            help="The head's backbone, if its weights have moved; of several all, in their order.",
+        ),
     ] = None,
     device: DeviceOption = "auto",
     workers: Workers = None,
@@ -295,7 +298,7 @@ def predict(
     column prediction_CLASS with P(CLASS) each; both also write the likeliest class.
     """
     import heads
-    from heads.predict import check_out
+    from heads.predict import check_out, parts_of
     from heads.predict import predict as apply
 
     check_out(out)
@@ -308,11 +311,16 @@ def predict(
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
 
     def embed(_: object) -> None:
-        place = backbone or opened.places().get(card["spec_digest"]) or card["backbone"]
-        if embed_photos(table, opened, [place], device=device, workers=workers).interrupted:
+        known = opened.places()
+        names = backbone or [
+            known.get(digest) or name
+            for name, digest, spec in parts_of(card)
+            if spec.get("kind") != "foreign"
+        ]
+        if embed_photos(table, opened, names, device=device, workers=workers).interrupted:
             raise typer.Exit(INTERRUPTED)
 
-    imported = (card.get("spec") or {}).get("kind") == "foreign"
+    imported = all((spec or {}).get("kind") == "foreign" for _, _, spec in parts_of(card))
     if imported:  # no network gives these vectors: what the cache lacks stays without a prediction
         digests = table.digests(opened.local / "digests.npz")
         kept = [name for name, ok in zip(table.ids, digests.readable, strict=True) if ok]

@@ -118,6 +118,30 @@ def pooling_of(model: Any) -> str:
     }.get(str(kind), str(kind or ""))
 
 
+def without_weights(name: Name) -> tuple["torch.nn.Module", tuple[int, int]]:
+    """The network that `name` stands for without its weights, and its input's height and width.
+
+    Made on the meta device where the network allows that, and else with random numbers.
+    WeightsError for a name that is unknown, or whose configuration cannot be followed.
+    """
+    import timm
+    import torch
+
+    full = _shown(name)
+    made: Any = None
+    for where in ("meta", "cpu"):
+        try:
+            with torch.device(where):
+                made = timm.create_model(full, pretrained=False, num_classes=0)
+            break
+        except Exception as error:  # timm and the hub raise a score of types
+            if where == "cpu":
+                fault = weights.shape_fault(error)
+                raise WeightsError(f"cannot make {full}: {fault}. {DOCTOR}") from error
+    size = preprocessing_of(_config(made, full), source=full, decode="").size
+    return made.eval(), size
+
+
 def preprocessing_of(config: dict[str, Any], *, source: str, decode: str) -> Preprocessing:
     """timm's data configuration as ours; WeightsError where a value cannot be followed."""
 

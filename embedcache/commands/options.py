@@ -24,10 +24,13 @@ Decode = Literal["full", "reduced"]
 Compile = Literal["auto", "on", "off"]
 
 CachePath = Annotated[Path, typer.Argument(metavar="DIR", help="The cache's folder.")]
-BackboneOption = Annotated[
-    str,
+SeveralBackbones = Annotated[
+    list[str],
     typer.Option(
-        "--backbone", metavar="NAME[@face]", help="The backbone to use; see 'embedcache info'."
+        "--backbone",
+        metavar="NAME[@face][#LAYER]",
+        help="The backbone to use, or layers of it (#LAYER,LAYER); see 'embedcache info'. May be "
+        "repeated: vectors stand side by side.",
     ),
 ]
 PhotoColumn = Annotated[

@@ -164,11 +164,14 @@ def test_pooling_and_prefix_tokens_are_said(networks: dict[str, str]) -> None:
 def test_several_names_of_one_network_share_one_pass(
     networks: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passes = []
+    passes: list[int] = []
     forward = timm.models.ResNet.forward
-    monkeypatch.setattr(
-        timm.models.ResNet, "forward", lambda self, x: passes.append(len(x)) or forward(self, x)
-    )
+
+    def counting(self: nn.Module, x: Tensor) -> Tensor:
+        passes.append(len(x))
+        return forward(self, x)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(timm.models.ResNet, "forward", counting)
     name, other = networks["cnn"], networks["vit"]
     found = load_several([name, f"{name}#layer1,layer2", other, f"{name}#layer4"], device="cpu")
     assert len({one.open for one in found}) == 2
@@ -284,7 +287,7 @@ class Odd(nn.Module):
         self.pair((x, x))
         self.windows(x.reshape(len(x) * 4, -1, 12))
         self.scalar(x.mean())
-        return self.last(x.permute(0, 2, 3, 1)).mean((1, 2))
+        return self.last(x.permute(0, 2, 3, 1)).mean((1, 2))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -369,7 +372,12 @@ def test_the_memo_knows_layers_and_loads_a_network_once(
     first = load_several(names, device="cpu", memo=memo)
     loads: list[object] = []
     load_one: Callable[..., Any] = loading._load
-    monkeypatch.setattr(loading, "_load", lambda *a, **k: loads.append(a) or load_one(*a, **k))
+
+    def counting(*args: Any, **options: Any) -> Any:
+        loads.append(args)
+        return load_one(*args, **options)
+
+    monkeypatch.setattr(loading, "_load", counting)
     again = load_several(names, device="cpu", memo=memo)
     assert not loads
     facts = [(b.spec, b.first, b.pooling, b.name) for b in first]
