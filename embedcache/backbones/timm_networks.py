@@ -127,6 +127,8 @@ def without_weights(name: Name) -> tuple["torch.nn.Module", tuple[int, int]]:
     import timm
     import torch
 
+    if name.source == "timm":
+        _refuse_unknown(name)
     full = _shown(name)
     made: Any = None
     for where in ("meta", "cpu"):
@@ -287,10 +289,7 @@ def _need(name: Name, full: str) -> None:
     import timm
 
     if name.source == "timm":
-        base, _, tag = name.where.partition(".")
-        tags = timm.list_pretrained(f"{base}*") if timm.is_model(base) else []
-        if not timm.is_model(base) or (tag and name.where not in tags):
-            raise timm_names.unknown(name.where, tags or timm.list_pretrained())
+        _refuse_unknown(name)
         config = timm.get_pretrained_cfg(name.where)
         if config is None or not config.has_weights:
             raise WeightsError(
@@ -298,6 +297,16 @@ def _need(name: Name, full: str) -> None:
             )
     if hub_id := hub_id_of(name):
         weights.need_hub(hub_id, full)
+
+
+def _refuse_unknown(name: Name) -> None:
+    """WeightsError for a name of timm's form that timm does not know."""
+    import timm
+
+    base, _, tag = name.where.partition(".")
+    tags = timm.list_pretrained(f"{base}*") if timm.is_model(base) else []
+    if not timm.is_model(base) or (tag and name.where not in tags):
+        raise timm_names.unknown(name.where, tags or timm.list_pretrained())
 
 
 def _refuse_bad_hub_files(name: Name) -> None:

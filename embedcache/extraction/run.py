@@ -351,12 +351,20 @@ def load_all(
             detector=faces.digest,
             memo=memo,
         )
+    found = named if len(names) == len(asked) else _in_order(asked, named)
+    return list({b.spec.digest: b for b in found}.values())
+
+
+def _in_order(asked: Sequence[str | Backbone], named: Sequence[Backbone]) -> list[Backbone]:
+    """What was asked for in its order; named: those that were asked for by name."""
     by_place = {one.place: one for one in named}
     found: list[Backbone] = []
     for one in asked:
-        places = [] if isinstance(one, Backbone) else [n.place for n in Name.parse(one).each()]
-        found += [one] if isinstance(one, Backbone) else [by_place[place] for place in places]
-    return list({b.spec.digest: b for b in found}.values())
+        if isinstance(one, Backbone):
+            found.append(one)
+        else:
+            found += [by_place[each.place] for each in Name.parse(one).each()]
+    return found
 
 
 def _record(photos: Photos, digests: Digests, cache: Cache, *, again: bool) -> None:
