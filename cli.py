@@ -442,7 +442,8 @@ def _study(
         show = show | {"photos": False}
     else:
         imported = {s.spec.architecture for s in opened.spaces() if s.spec.kind == "foreign"}
-        wanted = [resolved(b.name, asked.folder) for b in asked.backbone if b.name not in imported]
+        names = dict.fromkeys(name for b in asked.backbone for name in b.names)
+        wanted = [resolved(name, asked.folder) for name in names if name not in imported]
         if wanted and embed_photos(table, opened, wanted, device=device).interrupted:
             raise typer.Exit(INTERRUPTED)
     results = studies.run(

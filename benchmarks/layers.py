@@ -3,8 +3,8 @@
     python benchmarks/layers.py [NAME LAYER,LAYER ...]
 
 Passes of both forms alternate on one thread, in processor time, so that a busy machine does not
-count; the figures are the ratios of their fastest passes and of their medians. Compared with: the network's own output alone,
-which is what an extraction without layers computes.
+count; the figures are the ratios of their fastest passes and of their medians. Compared with: the
+network's own output alone, which is what an extraction without layers computes.
 """
 
 import sys

@@ -69,10 +69,11 @@ def run(
     (out / "fits").mkdir(parents=True, exist_ok=True)
     labels_path = study.label_table(out)
     table = labelled(study, labels_path)
-    imported = tuple(b.name for b in study.backbone if _is_foreign(cache, b.name))
-    for backbone in study.backbone:
-        if backbone.name not in imported:
-            embed(backbone.name)
+    names = tuple(dict.fromkeys(name for b in study.backbone for name in b.names))
+    imported = tuple(name for name in names if _is_foreign(cache, name))
+    for name in names:
+        if name not in imported:
+            embed(name)
     labels_digest = sha256(labels_path)
     tasks = list(_tasks(study, table, cache))
     fits, skipped, reused = _fit_all(tasks, cache, out, say=say, counting=counting)
@@ -188,7 +189,7 @@ class _Task:
             "code": code(),
             "target": msgspec.structs.asdict(self.target),
             "faces": self.subset.faces,
-            "spec": cache.find(self.backbone.name).digest,
+            "spec": [space.digest for space in cache.side_by_side(self.backbone.names).spaces],
             "rows": hashlib.sha256(used.write_csv().encode()).hexdigest(),
             "photos": hashlib.sha256(digests[known].tobytes() + known.tobytes()).hexdigest(),
             "split_by": study.split_by,
@@ -222,7 +223,7 @@ class _Task:
         study, target = self.study, self.target
         data = dataset.load(
             cache,
-            self.backbone.name,
+            self.backbone.names,
             path,
             target=target.column,
             id_column=study.id_column,
@@ -339,7 +340,7 @@ def _common(
     digests, found = cache.digests_of(ids, scope=study.scope)
     why = Counter({"not in the cache": int((~found).sum())})
     for backbone in backbones:
-        space = cache.find(backbone.name)
+        space = cache.side_by_side(backbone.names)
         there = space.status(digests) == OK
         for reason in space.reasons(digests[found & ~there]):
             why[f"{reason or 'not embedded'} ({backbone.shown})".replace("_", " ")] += 1
