@@ -2,13 +2,13 @@
 
     EMBEDCACHE_REAL_DATA=shared python benchmarks/together.py photos.cache
 
-Question: what Pearson correlation does a ridge reach on MEBeauty's ratings (`beauty.csv`, photos with
-exactly one face), five folds, from FaceNet's last layer, from six depths of it, and with two other
-networks beside it? Compared with: the last layer alone, which is what one has without layers.
+Question: what Pearson correlation does a ridge reach on MEBeauty's ratings (`beauty.csv`, photos
+with exactly one face), five folds, from FaceNet's last layer, from six depths of it, and with two
+other networks beside it? Compared with: the last layer alone, which one has without layers.
 
 The cache is filled first where it lacks vectors: some twenty minutes of one core, resumed where it
-was cut off. The fits take seconds; their time is of the processor, reading included. Ratings are the
-means of 5 to 50 raters: `weighted` gives each photo its raters as weight, in fitting and in figures.
+was cut off. The fits take seconds; their time is of the processor, with reading. Ratings are means
+of 5 to 50 raters: `weighted` gives each photo its raters as weight, in fitting and in figures.
 """
 
 import os
