@@ -27,6 +27,7 @@ from embedcache.commands.options import (
     JsonOption,
     PhotoColumn,
     PhotosPath,
+    SeveralBackbones,
     Workers,
     open_cache,
     print_result,
@@ -111,7 +112,7 @@ def labels(
 @app.command()
 def fit_head(
     cache: CacheOption,
-    backbone: BackboneOption,
+    backbone: SeveralBackbones,
     labels: Annotated[Path, typer.Option(help="A .csv/.parquet table with ids and labels.")],
     target: Annotated[
         list[str],
@@ -242,7 +243,7 @@ def fit_head(
     replaces = check_out(out)
     dataset = load(
         open_cache(cache, ref=ref),
-        backbone,
+        backbone[0] if len(backbone) == 1 else backbone,
         labels,
         target=target[0] if len(target) == 1 else target,
         id_column=id_column,
@@ -348,8 +349,11 @@ def predict(
     photo_column: PhotoColumn = None,
     id_column: IdColumn = None,
     backbone: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[@face]", help="The head's backbone, if its weights have moved."),
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[@face]",
+            help="The head's backbone, if its weights have moved; of several all, in their order.",
+        ),
     ] = None,
     explain: Annotated[
         Path | None,
@@ -369,7 +373,7 @@ def predict(
     what the network and the head react to in a photo, not why people would; see docs/heads.md.
     """
     import heads
-    from heads.predict import check_out
+    from heads.predict import check_out, parts_of
     from heads.predict import predict as apply
 
     check_out(out)
@@ -384,11 +388,16 @@ def predict(
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
 
     def embed(_: object) -> None:
-        place = backbone or opened.places().get(card["spec_digest"]) or card["backbone"]
-        if embed_photos(table, opened, [place], device=device, workers=workers).interrupted:
+        known = opened.places()
+        names = backbone or [
+            known.get(digest) or name
+            for name, digest, spec in parts_of(card)
+            if spec.get("kind") != "foreign"
+        ]
+        if embed_photos(table, opened, names, device=device, workers=workers).interrupted:
             raise typer.Exit(INTERRUPTED)
 
-    imported = (card.get("spec") or {}).get("kind") == "foreign"
+    imported = all((spec or {}).get("kind") == "foreign" for _, _, spec in parts_of(card))
     if imported:  # no network gives these vectors: what the cache lacks stays without a prediction
         digests = table.digests(opened.local / "digests.npz")
         kept = [name for name, ok in zip(table.ids, digests.readable, strict=True) if ok]
@@ -410,8 +419,8 @@ def predict(
     for line in predictions.warnings(card["backbone"], imported=imported):
         log.warning("%s", line)
     if explain is not None:
-        place = backbone or opened.places().get(card["spec_digest"]) or card["backbone"]
-        _explain(predictions, table, opened, place, explain, device=device)
+        [named] = backbone or [opened.places().get(card["spec_digest"]) or card["backbone"]]
+        _explain(predictions, table, opened, named, explain, device=device)
 
 
 @app.command()
@@ -589,7 +598,8 @@ def _study(
         show = show | {"photos": False}
     else:
         imported = {s.spec.architecture for s in opened.spaces() if s.spec.kind == "foreign"}
-        wanted = [resolved(b.name, asked.folder) for b in asked.backbone if b.name not in imported]
+        names = dict.fromkeys(name for b in asked.backbone for name in b.names)
+        wanted = [resolved(name, asked.folder) for name in names if name not in imported]
         if wanted and embed_photos(table, opened, wanted, device=device).interrupted:
             raise typer.Exit(INTERRUPTED)
     results = studies.run(

@@ -26,6 +26,9 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 Select = Literal["only", "largest", "central"]
 CROPS: dict[str, Select] = {"face": "only", "largest-face": "largest", "central-face": "central"}
 """What may follow the @ of a backbone's name: which face of a photo is cropped."""
+Pooling = Literal["none", "avg_nchw", "avg_nhwc", "avg_tokens", "class_token"]
+CLASS_TOKEN = ":cls"
+"""What follows a layer's path where its class token is meant and not the mean of its tokens."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -83,6 +86,48 @@ class FaceCrop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PooledLayer:
+    """The layer inside a network that a vector is of, and how its output became one vector.
+
+    path: the module's path in the network, as torch names it: "layer3" or "blocks.5.mlp".
+    pooling: "none" for a layer that gives one vector; "avg_nchw" and "avg_nhwc", the mean over the
+        places of a map of that order; "avg_tokens", the mean of the tokens; "class_token".
+    prefix_tokens: tokens before those of the patches (class token, registers), which the mean
+        leaves out.
+    """
+
+    path: str
+    pooling: Pooling
+    prefix_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if type(self.path) is not str or not 0 < len(self.path) <= 256:
+            raise CacheError("a layer's path has 1 to 256 characters")
+        if self.pooling not in get_args(Pooling):
+            raise CacheError(
+                f"a layer is pooled as {', '.join(get_args(Pooling))}; got {self.pooling!r}"
+            )
+        if type(self.prefix_tokens) is not int or not 0 <= self.prefix_tokens <= 4096:
+            raise CacheError(f"a layer has 0 to 4,096 prefix tokens; got {self.prefix_tokens!r}")
+
+    @property
+    def name(self) -> str:
+        """What stands after the # of a backbone's name."""
+        return self.path + (CLASS_TOKEN if self.pooling == "class_token" else "")
+
+    def __str__(self) -> str:
+        if self.pooling == "avg_tokens" and self.prefix_tokens:
+            return f"mean over the tokens without the first {self.prefix_tokens}"
+        return {
+            "none": "one vector",
+            "avg_nchw": "mean over the map",
+            "avg_nhwc": "mean over the map, channels last",
+            "avg_tokens": "mean over the tokens",
+            "class_token": "class token",
+        }[self.pooling]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """Everything that decides a vector, for vectors computed here or declared as foreign.
 
@@ -92,6 +137,8 @@ class Spec:
     weights: sha256 over the loaded tensors, "" when foreign.
     dim: floats per vector, 1 to 65,536.
     face: the face crop, or None for the whole photo.
+    layer: the layer inside the network, or None for the network's own output; the document of a
+        spec without one has no such key.
     """
 
     kind: Literal["computed", "foreign"]
@@ -102,6 +149,7 @@ class Spec:
     preprocessing: Preprocessing | None = None
     face: FaceCrop | None = None
     precision: str = "float32"
+    layer: PooledLayer | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("computed", "foreign"):
@@ -120,6 +168,8 @@ class Spec:
     def document(self) -> dict[str, Json]:
         """The JSON object that stands for this spec."""
         found: dict[str, Json] = json.loads(json.dumps(asdict(self)))
+        if self.layer is None:
+            del found["layer"]
         return found
 
     @property
@@ -139,6 +189,10 @@ class Spec:
                 values["preprocessing"] = Preprocessing(**inner)
             if values.get("face") is not None:
                 values["face"] = FaceCrop(**_fields(FaceCrop, values["face"]))
+            if values.get("layer", ...) is None:
+                raise TypeError("a spec without a layer has no such key")
+            if "layer" in values:
+                values["layer"] = PooledLayer(**_fields(PooledLayer, values["layer"]))
             if type(values["dim"]) is not int:
                 raise TypeError(f"dim is a whole number; got {values['dim']!r}")
             if not all(type(values[n]) is str for n in ("architecture", "arguments", "weights")):
@@ -175,6 +229,21 @@ def digest_of_weights(state: "dict[str, torch.Tensor]") -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def split_layers(name: str) -> tuple[str, tuple[str, ...]]:
+    """A backbone's name without its layers, and these: ("NAME@face", ("a", "b:cls")).
+
+    name: `NAME[@CROP]#LAYER[,LAYER]`, or with the crop at the end. A # in a folder's name above a
+    network's is no layer's: no layer holds a slash.
+    """
+    body, mark, rest = name.rpartition("#")
+    if not mark or "/" in rest:
+        return name, ()
+    layers, at, crop = rest.rpartition("@")
+    if at and crop in CROPS:
+        body, rest = f"{body}@{crop}", layers
+    return body, tuple(rest.split(","))
 
 
 def foreign(name: str, dim: int) -> Spec:

@@ -4,7 +4,7 @@ import csv
 import io
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from embedcache.errors import HeadError, SpecMismatch
 from embedcache.spec import Spec
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
-from embedcache.store.space import Space
+from embedcache.store.side_by_side import SideBySide
 from embedcache.wording import counted
 from heads.head import Head
 from heads.saved import load
@@ -188,7 +188,7 @@ def predict(
     was fitted on.
     """
     head = load(head_dir)
-    if not head.card.get("spec"):
+    if not head.card.get("spec_digest"):
         raise HeadError(f"{head_dir} was fitted on an array: use heads.load(...).predict(vectors)")
     asked = list(ids)
     space = _space(head, cache, may_be_missing=embed is not None)
@@ -212,16 +212,25 @@ def predict(
     )
 
 
-def _space(head: Head, cache: Cache, *, may_be_missing: bool) -> Space | None:
-    """The cache's vectors of exactly the head's spec; None when they may be missing."""
-    backbone, wanted = head.card["backbone"], head.card["spec_digest"]
-    for space in cache.spaces():
-        if space.digest == wanted:
-            return space
+def parts_of(card: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(backbone, spec digest, spec) of each backbone whose vectors a head takes, in their order."""
+    if card.get("together"):
+        return [(one["backbone"], one["spec_digest"], one["spec"]) for one in card["together"]]
+    return [(card["backbone"], card["spec_digest"], card["spec"])]
+
+
+def _space(head: Head, cache: Cache, *, may_be_missing: bool) -> SideBySide | None:
+    """The cache's vectors of exactly the head's specs; None when they may be missing."""
+    held = {space.digest: space for space in cache.spaces()}
+    parts = parts_of(head.card)
+    if all(digest in held for _, digest, _ in parts):
+        spaces = tuple(held[digest] for _, digest, _ in parts)
+        return SideBySide(spaces, tuple(name for name, _, _ in parts))
     if may_be_missing:
         return None
+    backbone, wanted, spec = next(part for part in parts if part[1] not in held)
     other = cache.find(backbone)
-    gaps = Spec.parse(head.card["spec"]).difference(other.spec)
+    gaps = Spec.parse(spec).difference(other.spec)
     raise SpecMismatch(
         f"this head was fitted on {backbone}#{wanted[:8]}; {cache.path.name} holds "
         f"{backbone}#{other.digest[:8]}. Different (head, cache): {'; '.join(gaps)}. "
@@ -229,7 +238,7 @@ def _space(head: Head, cache: Cache, *, may_be_missing: bool) -> Space | None:
     )
 
 
-def _lacking(space: Space, cache: Cache, ids: list[str], scope: str | None) -> list[str]:
+def _lacking(space: SideBySide, cache: Cache, ids: list[str], scope: str | None) -> list[str]:
     digests, known = cache.digests_of(ids, scope=scope)
     held = known & (space.status(digests) == OK)
     return [name for name, ok in zip(ids, held, strict=True) if not ok]

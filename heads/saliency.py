@@ -47,6 +47,11 @@ heads that predict equally well may show different pixels.
 def check_explainable(head: Head) -> None:
     """HeadError for a head of which no picture can be drawn."""
     spec = head.card.get("spec")
+    if head.card.get("together") or (spec or {}).get("layer"):
+        raise HeadError(
+            "pictures are drawn for a head of one network's own output; this one was fitted on "
+            f"{head.card['backbone']}"
+        )
     if not spec or spec.get("kind") == "foreign":
         raise HeadError(
             "this head was fitted on vectors that were computed elsewhere: there is no network to "

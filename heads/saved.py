@@ -21,6 +21,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -67,8 +68,20 @@ class SplitOrigin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     rule: str
 
 
+class PartOrigin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of several backbones whose vectors stand side by side."""
+
+    backbone: str
+    spec_digest: str
+    spec: dict[str, Any]
+
+
 class _Origin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What made a head: vectors, labels, split, protocol and versions."""
+    """What made a head: vectors, labels, split, protocol and versions.
+
+    together: of several backbones each one, in the order of their floats; spec is None then, and
+        spec_digest their digests with spaces between.
+    """
 
     backbone: str
     spec_digest: str
@@ -81,6 +94,7 @@ class _Origin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     split: SplitOrigin
     protocol: dict[str, Any]
     versions: dict[str, str]
+    together: list[PartOrigin] | None = None
 
 
 class Card(_Origin, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -296,6 +310,7 @@ def _origin(fit: Fit) -> dict[str, Any]:
         "split": {"sha256": from_.split, "rule": from_.split_rule},
         "protocol": fit.protocol.document(),
         "versions": versions(PACKAGES),
+        **({"together": [asdict(part) for part in from_.together]} if from_.together else {}),
     }
 
 
@@ -322,16 +337,21 @@ def _checked_card(document: dict[str, Any], path: Path) -> Card:
         raise HeadError(f"{path}: {len(card.classes)} classes, but {card.outputs} outputs")
     if not card.classes and card.outputs > 1 and len(card.target.split(",")) != card.outputs:
         raise HeadError(f"{path}: {card.outputs} outputs, but the target is {card.target!r}")
-    if card.spec is None:
+    documents = [part.spec for part in card.together or ()]
+    documents += [] if card.spec is None else [card.spec]
+    if not documents:
         if card.spec_digest:
             raise HeadError(f"{path} has a spec digest but no spec")
         return card
     try:
-        spec = Spec.parse(card.spec)
+        specs = [Spec.parse(document) for document in documents]
     except CacheError as error:
         raise HeadError(f"{path}: {error}") from None
-    if spec.digest != card.spec_digest or spec.dim != card.dim:
+    digests = " ".join(spec.digest for spec in specs)
+    if digests != card.spec_digest or sum(spec.dim for spec in specs) != card.dim:
         raise HeadError(f"{path}: the spec and its digest do not belong together")
+    if card.together and digests != " ".join(part.spec_digest for part in card.together):
+        raise HeadError(f"{path}: a backbone and its digest do not belong together")
     return card
 
 

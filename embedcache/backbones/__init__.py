@@ -4,4 +4,13 @@ This room owns timm and facenet-pytorch and everything that decides a vector's s
 `faces`, `photos`, `store.faces`, `spec` and `errors`, and knows nothing of caches or runs.
 """
 
-__all__ = ["facenet", "forward", "loading", "names", "saliency", "spec_memo", "weights"]
+__all__ = [
+    "facenet",
+    "forward",
+    "listing",
+    "loading",
+    "names",
+    "saliency",
+    "spec_memo",
+    "weights",
+]

@@ -54,6 +54,9 @@ ORIGINS: Mapping[str, Mapping[str, str]] = {
     },
 }
 
+SIZE = (160, 160)
+POOLING = "mean over the map, its last layer, length 1"
+
 _EPSILON = 0.001  # of the network's batch normalisations
 _ROOT = "InceptionResnetV1/"
 _LAST_NORM = {
@@ -78,6 +81,14 @@ def network() -> "torch.nn.Module":
     return model
 
 
+def without_weights() -> "torch.nn.Module":
+    """The network with shapes and no numbers."""
+    import torch
+
+    with torch.device("meta"):
+        return network().eval()
+
+
 def load(where: str, *, decode: str) -> Loaded:
     """The network with the weights `where`: one of FILES or the path of a state dict.
 
@@ -85,7 +96,7 @@ def load(where: str, *, decode: str) -> Loaded:
     Raises WeightsError where the weights are missing, or do not fill the network exactly.
     """
     preprocessing = Preprocessing(
-        size=(160, 160),
+        size=SIZE,
         resize="squash",
         crop_fraction=1.0,
         interpolation="bilinear",
@@ -98,6 +109,7 @@ def load(where: str, *, decode: str) -> Loaded:
         model=_with_weights(where),
         architecture="facenet_inception_resnet_v1",
         preprocessing=preprocessing,
+        pooling=POOLING,
         origin=ORIGINS.get(where, {}),
     )
 

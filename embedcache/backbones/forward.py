@@ -6,8 +6,9 @@
 A lane is one thread that runs forward passes. Every GPU has two, so that one batch computes while
 another is copied; a CPU has one per core (up to MAX_CPU_LANES, which then share the cores), because
 two passes on one thread each beat one pass on two (docs/decisions/025). All lanes of a device share
-the weights. The changes made here move vectors by rounding only, within the tolerance in
-docs/format.md, so they are not part of a spec.
+the weights. Layers inside the network are outputs beside its own, all from one pass (`taps`). The
+changes made here move vectors by rounding only, within the tolerance in docs/format.md, so they are
+not part of a spec.
 """
 
 import threading
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from embedcache.errors import WeightsError
 from embedcache.machine import processors
-from embedcache.spec import Preprocessing
+from embedcache.spec import PooledLayer, Preprocessing
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,8 @@ CORNER_PIXELS = 96
 TOLERANCE = 1e-4
 """Largest relative difference, in the 2-norm of a vector, that a faster form of a network may have
 from its plain form on the same device. A form that differs more is not used."""
+LAYER_TOLERANCE = 1e-5
+"""The same where layers inside the network are asked for, of each of its outputs."""
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -47,6 +50,7 @@ class Loaded:
     """A network with its weights, before `build` puts it on devices.
 
     architecture, arguments: the library's name for it, and the constructor's arguments.
+    pooling: how the network's own output becomes one vector, in words; "" where it is not known.
     origin: provenance of the weights (source, trained_on, licence), as far as it is known.
     """
 
@@ -54,6 +58,7 @@ class Loaded:
     architecture: str
     preprocessing: Preprocessing
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    pooling: str = ""
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -62,6 +67,8 @@ class Network:
     """A network on its devices.
 
     lanes: one function per lane: uint8 (b, h, w, 3) of preprocessed pixels -> float32 (b, dim).
+    widths: floats of each output that stands in these vectors side by side; () where no layer is
+        asked for.
     device: the first lane's, as torch names it.
     threads: torch threads per lane; None keeps torch's default.
     compiler: "openvino" or "inductor"; "" if the network cannot be compiled.
@@ -72,6 +79,7 @@ class Network:
     """
 
     lanes: tuple[Forward, ...]
+    widths: tuple[int, ...] = ()
     device: str = "cpu"
     threads: int | None = None
     compiler: str = ""
@@ -120,11 +128,14 @@ def build(
     *,
     devices: "Sequence[torch.device]",
     precision: str,
+    layers: Sequence[PooledLayer] = (),
+    whole: bool = True,
 ) -> Network:
     """Put a model on its devices.
 
     model: in evaluation mode, on the CPU, float32; it is consumed.
     precision: of the arithmetic, see `embedcache.spec.PRECISIONS`; vectors are float32 in any case.
+    layers: their vectors stand side by side after the network's own, or alone without `whole`.
     """
     import torch
 
@@ -132,13 +143,17 @@ def build(
     torch.backends.cudnn.allow_tf32 = False
     dtype = getattr(torch, precision)
     example = torch.rand(2, 3, *preprocessing.size, generator=torch.Generator().manual_seed(0))
-    model = folded(model, _corner(model, example))
+    model, widths = _folded(model, _corner(model, example), layers=layers, whole=whole)
     models = [
         (model if i == 0 else deepcopy(model))
         .to(where, dtype)
         .to(memory_format=torch.channels_last)
         for i, where in enumerate(devices)
     ]
+    if layers:  # after the copies, which would share the hooks
+        from embedcache.backbones.taps import Taps, exported
+
+        models = [Taps(one, layers, whole=whole) for one in models]
     first = devices[0]
     cores = processors()
     per_device = LANES_PER_GPU if first.type == "cuda" else min(cores, MAX_CPU_LANES)
@@ -157,14 +172,18 @@ def build(
         options: dict[str, Any] = {"freezing": True}
         if threads is not None:
             options["cpp.threads"] = threads
-        faster = {
-            where: torch.compile(one, dynamic=False, options=options)
-            for one, where in zip(models, devices, strict=True)
-        }
+        faster = {}
+        for one, where in zip(models, devices, strict=True):
+            plain = one
+            if layers:
+                shape = (n_batch, 3, *preprocessing.size)
+                plain = exported(one, torch.zeros(shape, dtype=dtype, device=where))
+            faster[where] = torch.compile(plain, dynamic=False, options=options)
         return tuple(_forward(faster[where], preprocessing, where, dtype) for _, where in places)
 
     return Network(
         lanes=tuple(_forward(one, preprocessing, where, dtype) for one, where in places),
+        widths=widths,
         device=str(first),
         threads=threads,
         compiler=compiler,
@@ -196,19 +215,54 @@ def folded(model: "torch.nn.Module", example: "torch.Tensor") -> "torch.nn.Modul
     channels fit. The result is compared with the original on `example` (b, 3, h, w); if it
     differs, because the network runs its modules in another order, the original is returned.
     """
+    return _folded(model, example, layers=(), whole=True)[0]
+
+
+def _folded(
+    model: "torch.nn.Module",
+    example: "torch.Tensor",
+    *,
+    layers: Sequence[PooledLayer],
+    whole: bool,
+) -> "tuple[torch.nn.Module, tuple[int, ...]]":
+    """`folded`, and the floats of each output where there are layers.
+
+    A convolution that is such a layer itself is left alone, and so is what a layer inside of a
+    normalisation needs.
+    """
+    changed, pairs = _fused(model, paths=[layer.path for layer in layers])
+    if not pairs and not layers:
+        return model, ()
+    expected = _outputs(model, example, layers, whole=whole)
+    widths = tuple(one.shape[1] for one in expected) if layers else ()
+    if not pairs:
+        return model, widths
+    try:
+        found = _outputs(changed, example, layers, whole=whole)
+        pairs_of = zip(found, expected, strict=True)
+        same = all(close(a, b, a.shape[1:] if layers else ()) for a, b in pairs_of)
+    except (AttributeError, RuntimeError, TypeError):  # a block that reads its norm's fields
+        same = False
+    return (changed if same else model), widths
+
+
+def _fused(model: "torch.nn.Module", *, paths: Sequence[str]) -> "tuple[torch.nn.Module, int]":
+    """A copy with its pairs folded but for those that the layers `paths` need, and how many."""
     import torch
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     changed = deepcopy(model)
     pairs = 0
-    for block in list(changed.modules()):
-        children = list(block.named_children())
-        for (name, conv), (following, norm) in pairwise(children):
+    for place, block in list(changed.named_modules()):
+        for (name, conv), (following, norm) in pairwise(list(block.named_children())):
+            where, after = (f"{place}.{one}".lstrip(".") for one in (name, following))
+            needed = any(path == where or path.startswith(f"{after}.") for path in paths)
             if (
                 isinstance(conv, torch.nn.Conv2d)
                 and isinstance(norm, torch.nn.BatchNorm2d)
                 and norm.num_features == conv.out_channels
                 and norm.running_var is not None
+                and not needed
             ):
                 setattr(block, name, fuse_conv_bn_eval(conv, norm))
                 # timm's BatchNormAct2d drops out and activates after it has normalised.
@@ -216,21 +270,44 @@ def folded(model: "torch.nn.Module", example: "torch.Tensor") -> "torch.nn.Modul
                 kept = [part for part in rest if isinstance(part, torch.nn.Module)]
                 setattr(block, following, torch.nn.Sequential(*kept))
                 pairs += 1
-    if not pairs:
-        return model
-    changed.eval().requires_grad_(False)
+    return changed.eval().requires_grad_(False), pairs
+
+
+def _outputs(
+    model: "torch.nn.Module",
+    example: "torch.Tensor",
+    layers: Sequence[PooledLayer],
+    *,
+    whole: bool,
+) -> list[F32]:
+    """What a plain model gives for `example`: its own output, and each layer's vectors."""
+    import torch
+
+    from embedcache.backbones.taps import Taps
+
     with torch.inference_mode():
+        if not layers:
+            return [model(example).numpy()]
+        tapped = Taps(model, layers, whole=whole)
         try:
-            same = close(changed(example).numpy(), model(example).numpy())
-        except (AttributeError, RuntimeError, TypeError):  # a block that reads its norm's fields
-            same = False
-    return changed if same else model
+            return [one.numpy() for one in tapped.apart(example)]
+        finally:
+            tapped.remove()
 
 
-def close(found: F32, expected: F32) -> bool:
-    """Whether vectors, (b, dim), equal those of the plain network within TOLERANCE."""
-    gap = np.linalg.norm(found - expected, axis=1)
-    return bool((gap <= TOLERANCE * np.linalg.norm(expected, axis=1)).all())
+def close(found: F32, expected: F32, widths: Sequence[int] = ()) -> bool:
+    """Whether vectors, (b, dim), equal those of the plain network within TOLERANCE.
+
+    widths: floats of each output that stands in them where there are layers; each is compared for
+        itself, within LAYER_TOLERANCE.
+    """
+    tolerance = LAYER_TOLERANCE if widths else TOLERANCE
+    for start, width in zip(accumulate((0, *widths)), widths or (found.shape[1],), strict=False):
+        here = slice(start, start + width)
+        gap = np.linalg.norm(found[:, here] - expected[:, here], axis=1)
+        if not (gap <= tolerance * np.linalg.norm(expected[:, here], axis=1)).all():
+            return False
+    return True
 
 
 def _converted(

@@ -1,4 +1,8 @@
-"""The names of backbones, parsed: `NAME`, `NAME@face`, `local-dir:FOLDER`, `facenet:WEIGHTS`."""
+"""The names of backbones, parsed: `NAME`, `NAME@face`, `local-dir:FOLDER`, `facenet:WEIGHTS`.
+
+Each may end in #LAYER, or in several with commas between: `NAME@face#layer3,layer4`. That is how it
+is written everywhere; `NAME#layer3@face` is read as the same.
+"""
 
 import re
 from dataclasses import dataclass, replace
@@ -7,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from embedcache.errors import WeightsError
-from embedcache.spec import CROPS, Select
+from embedcache.spec import CLASS_TOKEN, CROPS, Select, split_layers
 
 DEFAULT = "inception_v3.tf_in1k"
 FACENET = ("vggface2", "casia-webface")
@@ -15,6 +19,7 @@ FACENET = ("vggface2", "casia-webface")
 
 
 SOURCES = ("timm", "hf-hub", "local-dir", "facenet")
+_LAYER = re.compile(rf"\w+(\.\w+)*({CLASS_TOKEN})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +29,22 @@ class Name:
     source: "timm", "hf-hub", "local-dir" or "facenet".
     where: the model's name, the hub's id, or a path.
     select: which face of a photo is cropped; None for the whole photo.
+    layers: paths of modules inside the network, () for its own output.
     """
 
     source: str
     where: str
     select: Select | None
+    layers: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `[SOURCE:]WHERE[@CROP]`; WeightsError for anything else."""
-        body, select = text, None
+        """Read `[SOURCE:]WHERE[@CROP][#LAYER[,LAYER]]`; WeightsError for anything else."""
+        body, layers = _layers_of(text)
+        select = None
         for crop, chosen in CROPS.items():
-            if text.endswith(f"@{crop}"):
-                body, select = text[: -len(crop) - 1], chosen
+            if body.endswith(f"@{crop}"):
+                body, select = body[: -len(crop) - 1], chosen
         source, colon, where = body.partition(":")
         if not colon:
             source, where = "timm", body
@@ -47,11 +55,21 @@ class Name:
                 f"no such backbone: {text!r}. {hint}Give a timm name (inception_v3.tf_in1k), "
                 "hf-hub:OWNER/MODEL, local-dir:FOLDER, facenet:vggface2, facenet:casia-webface or "
                 "facenet:FILE, with @face at the end for the crop of the only face, or "
-                "@largest-face or @central-face to choose one of several."
+                "@largest-face or @central-face to choose one of several; then #LAYER for a layer "
+                "inside the network."
             )
         if source == "facenet" and select is None:
             select = "only"
-        return cls(source, where, select)
+        return cls(source, where, select, layers)
+
+    @property
+    def network(self) -> Self:
+        """The name without its layers."""
+        return replace(self, layers=())
+
+    def each(self) -> "list[Name]":
+        """A name for each of its layers; itself where it has none."""
+        return [replace(self, layers=(layer,)) for layer in self.layers] or [self]
 
     @property
     def recorded(self) -> str:
@@ -72,7 +90,24 @@ class Name:
         text = where if self.source == "timm" else f"{self.source}:{where}"
         crop = next((crop for crop, select in CROPS.items() if select == self.select), None)
         implied = self.source == "facenet" and self.select == "only"
-        return text if crop is None or implied else f"{text}@{crop}"
+        text = text if crop is None or implied else f"{text}@{crop}"
+        return f"{text}#{','.join(self.layers)}" if self.layers else text
+
+
+def _layers_of(text: str) -> tuple[str, tuple[str, ...]]:
+    """A name without its layers, and these, each once. A path that is there may hold a #."""
+    kind, _, path = text.partition(":")
+    if kind in ("local-dir", "facenet") and Path(path).expanduser().exists():
+        return text, ()
+    body, layers = split_layers(text)
+    if bad := [layer for layer in layers if not _LAYER.fullmatch(layer)]:
+        raise WeightsError(
+            f"no such layer: {bad[0]!r} in {text!r}",
+            advice="After the # stand paths of modules inside the network, with commas between "
+            "several; a path ends in :cls for the class token. "
+            f"Run 'embedcache doctor --layers {body}' for a list",
+        )
+    return body, tuple(dict.fromkeys(layers))
 
 
 def refuse_crop(name: Name) -> None:

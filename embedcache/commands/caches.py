@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from embedcache.commands.options import (
-    BackboneOption,
     CachePath,
     IdColumn,
     JsonOption,
     PhotoColumn,
+    SeveralBackbones,
     open_cache,
     print_result,
     read_photos,
@@ -73,7 +73,7 @@ def verify(
 @commands.command()
 def export(
     cache: CachePath,
-    backbone: BackboneOption,
+    backbone: SeveralBackbones,
     out: Annotated[Path, typer.Option(metavar="F.npy|F.parquet", help="The file to write.")],
     ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
     all_ids: Annotated[
@@ -197,8 +197,21 @@ def ref(
 
 
 @commands.command()
-def doctor(json_: JsonOption = False) -> None:
+def doctor(
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="List this backbone's layers instead, for --backbone NAME#LAYER."
+        ),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
     """Show versions, devices and weights, and how to get what is missing."""
+    if layers is not None:
+        from embedcache.backbones.listing import list_layers
+
+        print_result(list_layers(layers), json_)
+        return
     from embedcache.doctor import diagnose
 
     print_result(diagnose(), json_)

@@ -49,8 +49,9 @@ def extract(
     backbone: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[@face]",
+            metavar="NAME[@face][#LAYER]",
             help="A timm name, hf-hub:ID, local-dir:FOLDER or facenet:NAME; may be repeated. "
+            "#LAYER,LAYER: layers inside it, see 'doctor --layers'. "
             f"[default: {DEFAULT_BACKBONE}]",
         ),
     ] = None,

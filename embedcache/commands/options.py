@@ -27,7 +27,18 @@ CachePath = Annotated[Path, typer.Argument(metavar="DIR", help="The cache's fold
 BackboneOption = Annotated[
     str,
     typer.Option(
-        "--backbone", metavar="NAME[@face]", help="The backbone to use; see 'embedcache info'."
+        "--backbone",
+        metavar="NAME[@face][#LAYER]",
+        help="The backbone to use, or a layer of it; see 'embedcache info'.",
+    ),
+]
+SeveralBackbones = Annotated[
+    list[str],
+    typer.Option(
+        "--backbone",
+        metavar="NAME[@face][#LAYER]",
+        help="The backbone to use, or layers of it (#LAYER,LAYER); see 'embedcache info'. May be "
+        "repeated: vectors stand side by side.",
     ),
 ]
 PhotoColumn = Annotated[

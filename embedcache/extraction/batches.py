@@ -1,4 +1,7 @@
-"""Pixels on their way from decoding to the networks: one queue per backbone."""
+"""Pixels on their way from decoding to the networks: one queue per network.
+
+A network is known by the position of the first backbone that shares its pass.
+"""
 
 from collections import deque
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ class Batch:
 
 
 class Batches:
-    """Photos that wait for a forward pass, by position of their backbone. `put` starts nothing."""
+    """Photos that wait for a forward pass, by position of a backbone. `put` starts nothing."""
 
     def __init__(self, n_backbones: int) -> None:
         self._queues: list[deque[tuple[Job, U8]]] = [deque() for _ in range(n_backbones)]

@@ -414,6 +414,7 @@ def _outcome(
         backbone=backbone.name,
         spec=backbone.spec.digest,
         dim=backbone.spec.dim,
+        pooling=backbone.pooling,
         wanted=before.wanted,
         hit=after.hit - embedded,
         embedded=embedded,

@@ -7,7 +7,7 @@ from embedcache.backbones.loading import Backbone
 from embedcache.extraction.batches import Batches
 from embedcache.extraction.clock import Clock
 from embedcache.extraction.face_finder import FaceFinder, boxes_for
-from embedcache.extraction.plan import need
+from embedcache.extraction.plan import leaders_of, need
 from embedcache.extraction.prefetch import Ready, cut
 from embedcache.extraction.sink import Sinks
 from embedcache.store.faces import Faces
@@ -30,6 +30,7 @@ class Detection:
     ) -> None:
         self._finder = finder
         self._backbones = backbones
+        self._leaders = leaders_of(backbones)
         self._batches = batches
         self._sinks = sinks
         self._clock = clock
@@ -63,7 +64,7 @@ class Detection:
             return self._finder.detect([r.image for r in photos if r.image is not None])
 
     def deliver(self, photos: Sequence[Ready], faces: Faces) -> None:
-        """Keep the faces, and cut out for each backbone the one that its spec chooses."""
+        """Keep the faces, and cut out for each network the one that its spec chooses."""
         self._sinks.add_faces([ready.job for ready in photos], faces)
         for i, ready in enumerate(photos):
             assert ready.image is not None
@@ -72,7 +73,9 @@ class Detection:
                 assert face is not None
                 boxes = boxes_for(face, faces, i)
                 if isinstance(boxes, str):
-                    self._sinks.fail(ready.job, b, boxes)
+                    for one in ready.job.wanted:
+                        if self._leaders[one] == b:
+                            self._sinks.fail(ready.job, one, boxes)
                 else:
                     wanted = replace(need(b, self._backbones[b]), boxes=boxes)
                     self._batches.put(ready.job, b, cut(ready.image, wanted))

@@ -1,4 +1,4 @@
-"""One backbone's network during a run: plain or compiled, in batches that fit the memory."""
+"""One network during a run: plain or compiled, in batches that fit the memory."""
 
 import time
 from collections.abc import Callable
@@ -114,7 +114,7 @@ def compile_engine(engine: Engine, pixels: U8, lanes: Lanes, *, log: Callable[[s
         log(f"{engine.name} cannot be compiled here ({_first_line(error)}); continuing without")
         return
     rate = len(pixels) * len(passes) / elapsed(passes)
-    same = close(passes[0].vectors, network.lanes[0](pixels))
+    same = close(passes[0].vectors, network.lanes[0](pixels), network.widths)
     took = f"compiled {engine.name} in {time.perf_counter() - began:.0f} s"
     if same and rate > pace.rate:
         log(f"{took}: {rate:.1f} photos/s instead of {pace.rate:.1f}")

@@ -19,6 +19,7 @@ class SpaceOutcome:
         paused, where the run was long enough for trials, else beside all other work; None when
         nothing was embedded.
     shares, bottleneck: of the whole run, for all its backbones together.
+    pooling: how a photo's vector came about, in words; "" where it is not known.
     batch_size: images per forward pass at the end, None when nothing was to be embedded.
     workers: threads that read and decoded at the end.  compiled: whether the network was.
     """
@@ -38,6 +39,7 @@ class SpaceOutcome:
     workers: int = 1
     compiled: bool = False
     forgotten: int = 0
+    pooling: str = ""
 
     @property
     def failed(self) -> int:
@@ -58,6 +60,7 @@ class SpaceOutcome:
             "backbone": self.backbone,
             "spec": self.spec,
             "dim": self.dim,
+            "pooling": self.pooling or None,
             "wanted": self.wanted,
             "hit": self.hit,
             "embedded": self.embedded,
@@ -77,7 +80,8 @@ class SpaceOutcome:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.backbone}  {self.dim}-d  spec {self.spec[:8]}",
+            f"{self.backbone}  {self.dim}-d  spec {self.spec[:8]}"
+            + (f"  ({self.pooling})" if self.pooling else ""),
             f"  {counted(self.wanted, 'photo')}: {self.hit:,} present, {self.embedded:,} embedded, "
             f"{self.failed:,} failed" + (f", {self.left:,} left" if self.left else ""),
         ]

@@ -18,7 +18,7 @@ from embedcache.extraction.engine import Engine, Pass, compile_engine, elapsed
 from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.lanes import Lanes
 from embedcache.extraction.pace import PaceFinder
-from embedcache.extraction.plan import Plan
+from embedcache.extraction.plan import Plan, leaders_of
 from embedcache.extraction.prefetch import Ready
 from embedcache.extraction.sink import Sinks
 
@@ -26,7 +26,8 @@ from embedcache.extraction.sink import Sinks
 class Pipeline:
     """The parts of a run, and the loop that moves photos through them.
 
-    engines: by position of their backbone, for those that have something to embed.
+    engines: by position of the first backbone that shares a network's pass, for those that have
+        something to embed.
     finder: finds faces.  sinks: take every row and every failure.
     """
 
@@ -41,6 +42,8 @@ class Pipeline:
         pace_finder: PaceFinder,
         clock: Clock,
     ) -> None:
+        self._backbones = backbones
+        self._leaders = leaders_of(backbones)
         self._batches = Batches(len(backbones))
         self._detection = Detection(
             finder, backbones, batches=self._batches, sinks=sinks, clock=clock
@@ -67,7 +70,7 @@ class Pipeline:
         for b, reason in job.refused:
             self._sinks.fail(job, b, reason)
         if ready.reason is not None:
-            for b in [*(need.backbone for need in job.needs), *job.detect]:
+            for b in set(job.wanted) - {b for b, _ in job.refused}:
                 self._sinks.fail(job, b, ready.reason)
             if job.detect:
                 self._sinks.fail_faces(job, ready.reason)
@@ -129,12 +132,26 @@ class Pipeline:
         def write(done: Pass) -> None:
             self._clock.add("forward", done.ended - done.began)
             engine.count(done)
-            self._sinks.add_vectors(b, batch.jobs, done.vectors)
+            self._write(b, batch, done)
             if passes is not None:
                 passes.append(done)
 
         self._lanes.make_room()
         self._lanes.submit(lambda lane: engine.run(lane, batch.pixels), write)
+
+    def _sharing(self, b: int) -> list[int]:
+        """The backbones that share the pass of backbone number b."""
+        return [other for other, leader in enumerate(self._leaders) if leader == b]
+
+    def _write(self, b: int, batch: Batch, done: Pass) -> None:
+        """Give each backbone of a pass its part of the vectors of the photos that it lacks."""
+        for one in self._sharing(b):
+            rows = [i for i, job in enumerate(batch.jobs) if one in job.wanted]
+            if rows:
+                vectors = self._backbones[one].part_of(done.vectors)
+                if len(rows) < len(batch):
+                    vectors = vectors[rows]
+                self._sinks.add_vectors(one, [batch.jobs[i] for i in rows], vectors)
 
     def _try(self, b: int) -> None:
         """Embed a trial's photos on all lanes at once while nothing else runs, and time them."""
@@ -148,7 +165,8 @@ class Pipeline:
                 self._forward(b, batch, passes)
             self._lanes.drain()
             engine.pace.tried(n_photos, elapsed(passes))
-            left, compiler = self._sinks.tallies[b].left, engine.network.compiler
+            left = max(self._sinks.tallies[one].left for one in self._sharing(b))
+            compiler = engine.network.compiler
             if self._pace_finder.compiles(engine.pace, compiler=compiler, left=left):
                 pixels = batches[-1].pixels[: engine.pace.size]
                 compile_engine(engine, pixels, self._lanes, log=self._pace_finder.log)

@@ -45,6 +45,7 @@ class Plan:
         self, photos: Photos, backbones: Sequence[Backbone], faces: FaceFinder
     ) -> Iterator[Job]:
         """One job per content; what the cache knows of its faces decides what it needs."""
+        leaders = leaders_of(backbones)
         templates = [need(b, backbone) for b, backbone in enumerate(backbones)]
         sees_face = np.array([b.spec.face is not None for b in backbones], bool)
         for start in range(0, len(self), CHUNK):
@@ -54,23 +55,26 @@ class Plan:
             row_of = dict(zip(of_faces.tolist(), range(len(of_faces)), strict=True))
             known = faces.known(digests[of_faces]) if len(of_faces) else None
             for i in range(len(digests)):
-                needs = [templates[b] for b in np.flatnonzero(wanted[i] & ~sees_face)]
-                detect, refused = [], []
-                for b in np.flatnonzero(wanted[i] & sees_face).tolist():
+                mine = np.flatnonzero(wanted[i]).tolist()
+                needs, detect, refused = [], [], []
+                for b in dict.fromkeys(leaders[b] for b in mine):
                     face = backbones[b].spec.face
+                    if face is None:
+                        needs.append(templates[b])
+                        continue
                     assert known is not None
-                    assert face is not None
                     if not known[1][row_of[i]]:
                         detect.append(b)
                         continue
                     boxes = boxes_for(face, known[0], row_of[i])
                     if isinstance(boxes, str):
-                        refused.append((b, boxes))
+                        refused += [(other, boxes) for other in mine if leaders[other] == b]
                     else:
                         needs.append(replace(templates[b], boxes=boxes))
                 yield Job(
                     path=photos.paths[self.positions[start + i]],
                     digest=digests[i].tobytes(),
+                    wanted=tuple(mine),
                     needs=tuple(needs),
                     detect=tuple(detect),
                     refused=tuple(refused),
@@ -115,6 +119,12 @@ def plan(
     chosen = chosen[wanted[chosen].any(axis=1)]
     found = Plan(rows[chosen], positions[first[chosen]], copies[chosen], wanted[chosen])
     return found, tallies
+
+
+def leaders_of(backbones: Sequence[Backbone]) -> tuple[int, ...]:
+    """For each backbone the position of the first one that shares its forward pass."""
+    passes = [backbone.open for backbone in backbones]
+    return tuple(passes.index(one) for one in passes)
 
 
 def need(b: int, backbone: Backbone) -> Need:

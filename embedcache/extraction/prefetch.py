@@ -31,8 +31,9 @@ reported but not recorded, and a later run tries such a photo again."""
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one backbone needs of a photo; `backbone` is its position in the run.
+    """What one network needs of a photo.
 
+    backbone: the position in the run of the first backbone that shares the network's pass.
     shorter_side: pixels to keep when decoding at a reduced scale, None for full size.
     face: the crop that is wanted, None for the whole photo.
     boxes: float32 (k, 4) of the photo's faces, where they are known.
@@ -50,13 +51,15 @@ class Job:
     """One content to read once for all backbones that need it.
 
     digest: sha256 of the file when the run was planned.
-    detect: positions of the backbones that wait for a face box of this photo.
+    wanted: positions of the backbones that lack a vector of it.
+    detect: networks, as in `Need.backbone`, that wait for a face box of this photo.
     refused: backbones that cannot embed it, and why, known from an earlier detection.
     copies: photos of the run with this content.
     """
 
     path: str
     digest: bytes
+    wanted: tuple[int, ...]
     needs: tuple[Need, ...]
     detect: tuple[int, ...]
     refused: tuple[tuple[int, str], ...]
@@ -65,7 +68,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A job's outcome: pixels by backbone, the upright image for detection, or a reason."""
+    """A job's outcome: pixels by network, the upright image for detection, or a reason."""
 
     job: Job
     pixels: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
@@ -164,7 +167,7 @@ def prefetch(
 
 
 def prepare(job: Job, clock: Clock) -> Ready:
-    """Read, check and decode one photo, and cut it to what each backbone needs."""
+    """Read, check and decode one photo, and cut it to what each network needs."""
     if not job.needs and not job.detect:
         return Ready(job)
     try:

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embedcache.backbones.loading import Backbone, Decode, load
-from embedcache.backbones.names import DEFAULT
+import numpy as np
+
+from embedcache.backbones.loading import Backbone, Decode, load_several
+from embedcache.backbones.names import DEFAULT, Name
 from embedcache.errors import PhotosError
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
 from embedcache.extraction.engine import Engine
@@ -28,6 +30,7 @@ from embedcache.extraction.outcome import Extraction, SpaceOutcome
 from embedcache.extraction.pace import Compile, PaceFinder
 from embedcache.extraction.parts import WorkPart
 from embedcache.extraction.pipeline import Pipeline
+from embedcache.extraction.plan import leaders_of
 from embedcache.extraction.prefetch import Gate, prefetch
 from embedcache.extraction.process import note_networks, refuse_fork, without_collection
 from embedcache.extraction.provenance import about
@@ -36,6 +39,7 @@ from embedcache.extraction.upstream import Upstream
 from embedcache.extraction.work import Work
 from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
+from embedcache.spec import split_layers
 from embedcache.store.cache import Cache
 from embedcache.store.disposal import noting_aside
 from embedcache.store.space import Space
@@ -70,7 +74,8 @@ def extract(
         once.
     cache: or the path of one, which is made where there is none. It gains float32 rows of shape
         (n_missing, dim) for each backbone.
-    backbone: one or several, names or loaded; they share reading, decoding and face detection.
+    backbone: one or several, names or loaded; they share reading, decoding and face detection, and
+        layers of one network (NAME#LAYER,LAYER) share the forward pass.
     batch_size: images per forward pass; by default 8 on a CPU and 256 on a GPU, or in a long run
         the best of a few that its first photos are embedded with; halved when memory runs out. It
         changes speed and memory, and vectors only within the tolerance in docs/format.md.
@@ -302,13 +307,15 @@ class Run:
     ) -> tuple[SpaceOutcome, ...]:
         """What became of each backbone's photos."""
         found = []
-        for i, (backbone, tally) in enumerate(zip(backbones, tallies, strict=True)):
-            engine = done.engines.get(i)
+        leaders = leaders_of(backbones)
+        for leader, backbone, tally in zip(leaders, backbones, tallies, strict=True):
+            engine = done.engines.get(leader)
             found.append(
                 SpaceOutcome(
                     backbone=backbone.name,
                     spec=backbone.spec.digest,
                     dim=backbone.spec.dim,
+                    pooling=backbone.pooling,
                     wanted=tally.wanted,
                     hit=tally.hit,
                     embedded=tally.embedded,
@@ -328,7 +335,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """How the embedding ended: the networks that ran, by position of their backbone."""
+    """How the embedding ended: the networks that ran, by position of the first backbone of each."""
 
     stopped: bool
     engines: Mapping[int, Engine] = field(default_factory=dict)
@@ -345,22 +352,31 @@ def load_all(
     decode: Decode,
 ) -> list[Backbone]:
     """The backbones of a run, loaded, each spec once."""
-    asked = [backbone] if isinstance(backbone, str | Backbone) else backbone
+    asked = [backbone] if isinstance(backbone, str | Backbone) else list(backbone)
+    names = [one for one in asked if isinstance(one, str)]
     with without_collection():
-        loaded = [
-            b
-            if isinstance(b, Backbone)
-            else load(
-                b,
-                device=device,
-                precision=precision,
-                decode=decode,
-                detector=faces.digest,
-                memo=memo,
-            )
-            for b in asked
-        ]
-    return list({b.spec.digest: b for b in loaded}.values())
+        named = load_several(
+            names,
+            device=device,
+            precision=precision,
+            decode=decode,
+            detector=faces.digest,
+            memo=memo,
+        )
+    found = named if len(names) == len(asked) else _in_order(asked, named)
+    return list({b.spec.digest: b for b in found}.values())
+
+
+def _in_order(asked: Sequence[str | Backbone], named: Sequence[Backbone]) -> list[Backbone]:
+    """What was asked for in its order; named: those that were asked for by name."""
+    by_place = {one.place: one for one in named}
+    found: list[Backbone] = []
+    for one in asked:
+        if isinstance(one, Backbone):
+            found.append(one)
+        else:
+            found += [by_place[each.place] for each in Name.parse(one).each()]
+    return found
 
 
 def _record(photos: Photos, digests: Digests, cache: Cache, *, again: bool) -> None:
@@ -375,15 +391,18 @@ def _record(photos: Photos, digests: Digests, cache: Cache, *, again: bool) -> N
 def _engines(
     backbones: Sequence[Backbone], work: Work | HandedWork, pace_finder: PaceFinder
 ) -> dict[int, Engine]:
-    """The networks, loaded, of those backbones that have something to embed, by position."""
+    """The networks, loaded, that have something to embed, by position of the first backbone that
+    shares their pass."""
     engines = {}
-    for b, n_photos in enumerate(work.todo.wanted.sum(axis=0).tolist()):
-        if n_photos:
+    leaders = np.array(leaders_of(backbones))
+    for b in np.unique(leaders).tolist():
+        if n_photos := int(work.todo.wanted[:, leaders == b].any(axis=1).sum()):
             with without_collection():
                 network = backbones[b].open()
             note_networks()
-            pace = pace_finder.begin(backbones[b].name, network, n_photos=n_photos)
-            engines[b] = Engine(backbones[b].name, network, pace)
+            name = split_layers(backbones[b].name)[0]
+            pace = pace_finder.begin(name, network, n_photos=n_photos)
+            engines[b] = Engine(name, network, pace)
     return engines
 
 

@@ -48,6 +48,7 @@ __all__ = [
     "segment",
     "segment_set",
     "shard",
+    "side_by_side",
     "space",
     "tombstones",
     "union",

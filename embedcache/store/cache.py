@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, NoSuchSpace, NotACache
-from embedcache.spec import CROPS, Json, Spec
+from embedcache.spec import CROPS, Json, Spec, split_layers
 from embedcache.store.history import History
 from embedcache.store.layout import (
     APART,
@@ -38,6 +38,7 @@ from embedcache.store.manifest import HEX_DIGEST
 from embedcache.store.photo_ids import PhotoIds, PhotoTable
 from embedcache.store.refs import Pins, read_ref
 from embedcache.store.segment import Segment
+from embedcache.store.side_by_side import SideBySide, each_layer
 from embedcache.store.space import SUMMARY, FaceSpace, Space
 from embedcache.store.tombstones import content_mark, pair_mark
 from embedcache.store.zarr_json import encode_document, group_document
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 PLACES = "backbones.json"
+SHOWN_SPACES = 8  # in a message
 
 
 class Cache:
@@ -153,17 +155,22 @@ class Cache:
         """The space that a user calls `backbone`.
 
         A backbone's name as recorded by its writers (of `local-dir:` and `facenet:` paths the last
-        part counts), NAME#PREFIX with the first digits of the spec digest, or only those digits.
+        part counts), with its layer where it is of one (NAME#LAYER); either with the first digits
+        of the spec digest, six or more (NAME#PREFIX); or only those digits.
         Raises NoSuchSpace where none or several fit.
         """
         spaces = self.spaces()
-        name, _, prefix = backbone.partition("#")
         named = [(space, {plain_name(known) for known in space.names}) for space in spaces]
-        fitting = [
-            space
-            for space, names in named
-            if plain_name(name) in names and space.digest.startswith(prefix)
-        ]
+        name, prefix = backbone, ""
+        fitting = [space for space, names in named if plain_name(name) in names]
+        before, _, digits = backbone.rpartition("#")
+        if not fitting and before and _PREFIX.fullmatch(digits):
+            name, prefix = before, digits
+            fitting = [
+                space
+                for space, names in named
+                if plain_name(name) in names and space.digest.startswith(prefix)
+            ]
         if not fitting and _PREFIX.fullmatch(backbone):
             fitting = [space for space in spaces if space.digest.startswith(backbone)]
         if len(fitting) == 1:
@@ -174,11 +181,24 @@ class Cache:
                 f"{self.path} holds {len(fitting)} sets of vectors of {name!r} (other weights or "
                 f"preprocessing). Name one of: {several}"
             )
-        held = ", ".join(f"{_label(space)} ({space.dim}-d)" for space in spaces) or "no vectors"
+        held = _some_held(spaces, near=split_layers(backbone)[0])
         raise NoSuchSpace(
             f"{self.path} has no vectors of {backbone!r}; it holds {held}. Name one of these, or "
             "run 'embedcache extract' with that backbone"
         )
+
+    def side_by_side(self, backbone: str | Sequence[str]) -> SideBySide:
+        """The spaces that a user calls `backbone`, one or several, in the order given.
+
+        A name may hold several layers with commas between: NAME#LAYER,LAYER. Raises NoSuchSpace as
+        `find` does, and for a space that is named twice.
+        """
+        names = each_layer(backbone)
+        spaces = tuple(self.find(name) for name in names)
+        digests = [space.digest for space in spaces]
+        if twice := [name for name, d in zip(names, digests, strict=True) if digests.count(d) > 1]:
+            raise NoSuchSpace(f"{' and '.join(twice)} are the same vectors: name them once")
+        return SideBySide(spaces, tuple(names))
 
     def space(self, spec: Spec, *, create: bool = False) -> Space:
         """The space of exactly `spec`; with `create`, a new one where there is none."""
@@ -291,11 +311,14 @@ class Cache:
         return self.photo_table().ids[:n]
 
     def vectors(
-        self, backbone: str, ids: Sequence[str], *, scope: str | None = None
+        self, backbone: str | Sequence[str], ids: Sequence[str], *, scope: str | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Vectors of photos by id: ((n, dim), which were found); rows not found are NaN."""
+        """Vectors of photos by id: ((n, dim), which were found); rows not found are NaN.
+
+        backbone: one as in `find`, or several, whose vectors stand side by side in this order.
+        """
         digests, known = self.digests_of(ids, scope=scope)
-        space = self.find(backbone)
+        space = self.side_by_side(backbone)
         vectors = np.full((len(ids), space.dim), np.nan, dtype=np.float32)
         if known.all():
             return space.read(digests, out=vectors)
@@ -395,17 +418,28 @@ class Cache:
 def plain_name(backbone: str) -> str:
     """A backbone's name without the folders of a path: `local-dir:/any/NAME@face` → `NAME@face`.
 
-    The kind of name stays in front, so that a path never stands for a name of another kind.
+    The kind of name stays in front, so that a path never stands for a name of another kind. A crop
+    stands before a layer: `NAME#LAYER@face` → `NAME@face#LAYER`.
     """
-    kind, colon, rest = backbone.partition(":")
+    body, layers = split_layers(backbone)
+    layer = f"#{','.join(layers)}" if layers else ""
+    kind, colon, rest = body.partition(":")
     if not colon or kind not in ("local-dir", "facenet"):
-        return backbone
+        return body + layer
     path, at, crop = rest.rpartition("@")
     if not at or crop not in CROPS:
         path, at, crop = rest, "", ""
     elif kind == "facenet" and CROPS[crop] == "only":  # what facenet: means without it
         at, crop = "", ""
-    return f"{kind}:{path.rstrip('/').rpartition('/')[2]}{at}{crop}"
+    return f"{kind}:{path.rstrip('/').rpartition('/')[2]}{at}{crop}{layer}"
+
+
+def _some_held(spaces: Sequence[Space], *, near: str) -> str:
+    """Spaces with their sizes for a message, those of the network `near` first."""
+    first = sorted(spaces, key=lambda one: not any(name.startswith(near) for name in one.names))
+    shown = [f"{_label(space)} ({space.dim}-d)" for space in first[:SHOWN_SPACES]]
+    more = f" and {len(first) - SHOWN_SPACES} more" if len(first) > SHOWN_SPACES else ""
+    return ", ".join(shown) + more or "no vectors"
 
 
 def _label(space: Space) -> str:

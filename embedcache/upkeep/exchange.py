@@ -21,7 +21,7 @@ from embedcache.spec import MAX_DIM, Json, foreign
 from embedcache.store.cache import Cache, without_ids
 from embedcache.store.columns import OK
 from embedcache.store.disposal import noting_aside
-from embedcache.store.space import Space
+from embedcache.store.side_by_side import SideBySide
 from embedcache.tables import ID_COLUMNS
 from embedcache.wording import counted, reason
 
@@ -81,7 +81,7 @@ class Imported:
 
 def export(
     cache: Cache,
-    backbone: str,
+    backbone: str | Sequence[str],
     out: Path | str,
     *,
     ids: Sequence[str] | None = None,
@@ -93,6 +93,7 @@ def export(
     out: F.npy, which gets F.ids.csv beside it (column photo_id, same order), or F.parquet with the
         columns photo_id and vector (a list of `dim` floats). An older export is replaced, and
         anything else that has such a name is refused.
+    backbone: one, or several whose vectors stand side by side; a photo is written if it has all.
     ids: which photos, in which order; all that the cache knows (of `scope`) by default. Ids without
         a vector are left out and counted.
     every_scope: write a photo once for each folder or table that it was read from; by default only
@@ -106,7 +107,7 @@ def export(
     if out.is_dir():
         raise InputError(f"{out} is a folder: name a file to write")
     _check_replaceable(out)
-    space = cache.find(backbone)
+    space = cache.side_by_side(backbone)
     if ids is None:
         table = cache.photo_table()
         at = table.current(scope=scope, every_scope=every_scope)
@@ -119,11 +120,11 @@ def export(
     kept = [name for name, there in zip(names, found, strict=True) if there]
     digests = digests[found]
     if not kept and not cache.some_ids(1):
-        raise NoSuchSpace(without_ids(cache, space))
+        raise NoSuchSpace(without_ids(cache, space.spaces[0]))
     if not kept:
         raise NoSuchSpace(
-            f"none of {counted(len(names), 'photo id')} has a vector of {backbone!r} in "
-            f"{cache.path}"
+            f"none of {counted(len(names), 'photo id')} has a vector of "
+            f"{' and '.join(space.names)} in {cache.path}"
         )
     with disk.plain_errors("write", out):
         if out.suffix == ".parquet":
@@ -261,7 +262,7 @@ def _check_finite(matrix: Any, names: Sequence[str], path: Path) -> None:
             )
 
 
-def _blocks(space: Space, digests: U8) -> Iterator[NDArray[np.float32]]:
+def _blocks(space: SideBySide, digests: U8) -> Iterator[NDArray[np.float32]]:
     step = _rows_of(space, BLOCK_BYTES)
     for start in range(0, len(digests), step):
         rows, found = space.read(digests[start : start + step])
@@ -270,7 +271,7 @@ def _blocks(space: Space, digests: U8) -> Iterator[NDArray[np.float32]]:
         yield rows
 
 
-def _rows_of(space: Space, n_bytes: int) -> int:
+def _rows_of(space: SideBySide, n_bytes: int) -> int:
     return max(1, n_bytes // (4 * space.dim))
 
 
@@ -335,7 +336,7 @@ def _is_parquet_export(out: Path) -> bool:
         return False
 
 
-def _write_npy(space: Space, ids: Sequence[str], digests: U8, out: Path) -> list[Path]:
+def _write_npy(space: SideBySide, ids: Sequence[str], digests: U8, out: Path) -> list[Path]:
     listed = _list_of(out)
     with disk.replacing(listed, text=True) as text:
         with disk.replacing(out) as file:
@@ -352,7 +353,7 @@ def _write_npy(space: Space, ids: Sequence[str], digests: U8, out: Path) -> list
     return [out, listed]
 
 
-def _write_parquet(space: Space, ids: Sequence[str], digests: U8, out: Path) -> list[Path]:
+def _write_parquet(space: SideBySide, ids: Sequence[str], digests: U8, out: Path) -> list[Path]:
     left = address_space_left()
     if left is not None and left < PARQUET_BYTES:  # polars ends the process where it gets no more
         raise CacheError(

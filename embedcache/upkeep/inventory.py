@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from embedcache.photos.kinds import SEVERAL_FACES, in_words
 from embedcache.photos.table import Photos
-from embedcache.spec import Json
+from embedcache.spec import Json, Spec
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.layout import check_root
@@ -73,8 +73,9 @@ class Summary:
         if n_places > SHOWN_PLACES:
             lines.append(f"  and {n_places - SHOWN_PLACES:,} more")
         for spec, digest, counts in self.spaces:
-            brought = "  imported" if spec["kind"] == "foreign" else ""
-            lines += [f"{_name(spec, counts)}  {spec['dim']}-d  spec {digest[:8]}{brought}"]
+            layer = Spec.parse(spec).layer
+            about = f"  ({layer})" if layer else "  imported" if spec["kind"] == "foreign" else ""
+            lines += [f"{_name(spec, counts)}  {spec['dim']}-d  spec {digest[:8]}{about}"]
             lines += _lines(counts, "distinct photo")
         for digest, counts in self.faces:
             lines += [f"faces  detector {digest[:8]}", *_lines(counts, "distinct photo")]

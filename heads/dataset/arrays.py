@@ -35,14 +35,18 @@ def from_arrays(
     stratify: bool = False,
     seed: int = 0,
     spec: Spec | None = None,
+    widths: Sequence[int] = (),
 ) -> Dataset:
     """A dataset from arrays already in memory: vectors (n, d), targets (n,) or (n, k).
 
     groups: rows with equal values stay on one side; without it, rows with equal vectors do.
+    widths: floats of each backbone whose vectors stand side by side; they add up to d.
     subset: 0 train, 1 dev, 2 test per row; by hash when left out.
     LabelsError for an argument of another length, and for a subset that parts a group.
     """
     held, raw = _checked(vectors, np.asarray(targets))
+    if widths and (sum(widths) != held.shape[1] or min(widths) < 1):
+        raise LabelsError(f"widths add up to {held.shape[1]} floats; got {tuple(widths)}")
     sides_given = None if subset is None else np.asarray(subset).ravel()
     for name, given in (("ids", ids), ("groups", groups), ("sides", sides_given)):
         if given is not None and len(given) != len(held):
@@ -66,6 +70,7 @@ def from_arrays(
     return Dataset(
         ids=tuple(named),
         vectors=held,
+        widths=tuple(widths),
         targets=values,
         weights=checked,
         groups=numbers,

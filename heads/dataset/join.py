@@ -11,13 +11,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from embedcache.errors import LabelsError
+from embedcache.spec import MAX_DIM
 from embedcache.store.cache import Cache, without_ids
 from embedcache.store.columns import OK
-from embedcache.store.space import Space
+from embedcache.store.side_by_side import SideBySide
 from embedcache.tables import Frame, Sheet, is_missing, open_sheet, parse
 from heads.dataset import split
 from heads.dataset.ids import JoinedIds, join_ids
-from heads.dataset.rows import CacheRows, Dataset, Provenance, Vectors
+from heads.dataset.rows import CacheRows, Dataset, OriginPart, Provenance, Vectors
 from heads.dataset.targets import (
     Floats,
     Labels,
@@ -55,7 +56,7 @@ def read_table(table: Table, *, text: Sequence[str] = ()) -> pl.DataFrame:
 
 def load(
     cache: Cache,
-    backbone: str,
+    backbone: str | Sequence[str],
     labels: Table,
     *,
     target: str | Sequence[str],
@@ -76,6 +77,8 @@ def load(
 ) -> Dataset:
     """Join a label table to the cache's vectors by photo id, and split it.
 
+    backbone: a name as `Cache.find` takes it, or several: their vectors stand side by side, in this
+        order, of the photos that have all of them. NAME#LAYER,LAYER names several.
     labels: a .csv or .parquet file, or a polars or pandas DataFrame.
     target: a column, or several for a joint regression. weight: a column of weights, 0 or more.
     id_column: None for photo_id, user_id or id, whichever meets the cache's ids. Ids that do not
@@ -91,7 +94,8 @@ def load(
     names = (target,) if isinstance(target, str) else tuple(target)
     by = (by,) if isinstance(by, str) else by
     sheet = _opened(labels, names, [weight, split_by, split_column, *by])
-    space = cache.find(backbone)
+    space = cache.side_by_side(backbone)
+    _refuse_width(space)
     rows = _present(sheet, cache, space, id_column, scope)
     rows = _chosen(rows, sheet, space, cache, faces, names if drop_missing else ())
     read = _labels(sheet, rows, names, task)
@@ -100,6 +104,7 @@ def load(
     return Dataset(
         ids=tuple(rows.ids),
         vectors=_vectors(space, rows.digests, memory_bytes),
+        widths=space.widths if len(space.spaces) > 1 else (),
         targets=read.values,
         weights=(weights := rows.weights(sheet, weight)),
         groups=sides.groups,
@@ -112,7 +117,9 @@ def load(
         shares=are_shares(read.values, read.task),
         by={name: tuple(map(str, rows.texts(sheet, name))) for name in by},
         notes=(*rows.notes, *read.notes, *sides.notes),
-        provenance=replace(about, backbone=backbone, ref=ref, scope=scope, subset_name=subset_name),
+        provenance=replace(
+            about, backbone=_named(backbone), ref=ref, scope=scope, subset_name=subset_name
+        ),
     )
 
 
@@ -178,17 +185,14 @@ def _opened(table: Table, targets: tuple[str, ...], others: Sequence[str | None]
 
 
 def _present(
-    sheet: Sheet, cache: Cache, space: Space, id_column: str | None, scope: str | None
+    sheet: Sheet, cache: Cache, space: SideBySide, id_column: str | None, scope: str | None
 ) -> _Rows:
     """The rows whose photo has a vector."""
     met = join_ids(sheet, cache, id_column, scope)
     found, dropped = met.known & (space.status(met.digests) == OK), Counter(met.dropped)
     if unknown := int((~met.known).sum()) - dropped.total():
         dropped["id not in the cache"] = unknown
-    lost = np.flatnonzero(met.known & ~found)
-    if lost.size:
-        for reason in space.reasons(met.digests[lost]):
-            dropped[reason or space.absent] += 1
+    dropped.update(_without_vector(space, met.digests[met.known & ~found]))
     if not found.any():
         raise LabelsError(_no_match(met, cache, space, dropped))
     at = np.arange(len(met.ids))
@@ -196,7 +200,34 @@ def _present(
     return rows.keep(found, Counter())
 
 
-def _no_match(met: JoinedIds, cache: Cache, space: Space, dropped: Counter[str]) -> str:
+def _without_vector(space: SideBySide, digests: U8) -> Counter[str]:
+    """Why each of (n, 32) digests has no vector; of several backbones the first that lacks it."""
+    counts: Counter[str] = Counter()
+    for one, name in zip(space.spaces, space.names, strict=True):
+        if not len(digests):
+            break
+        lacking = one.status(digests) != OK
+        for reason in one.reasons(digests[lacking]):
+            why = reason or one.absent
+            counts[f"{why} ({name})" if len(space.spaces) > 1 else why] += 1
+        digests = digests[~lacking]
+    return counts
+
+
+def _refuse_width(space: SideBySide) -> None:
+    if space.dim > MAX_DIM:
+        raise LabelsError(
+            f"{len(space.spaces)} backbones side by side make vectors of {space.dim:,} floats, and "
+            f"a head takes {MAX_DIM:,} at most: name fewer"
+        )
+
+
+def _named(backbone: str | Sequence[str]) -> str:
+    """What was asked for, in one line."""
+    return backbone if isinstance(backbone, str) else " + ".join(backbone)
+
+
+def _no_match(met: JoinedIds, cache: Cache, space: SideBySide, dropped: Counter[str]) -> str:
     if met.known.any():
         reasons = "; ".join(f"{n} {reason}" for reason, n in dropped.most_common(4))
         return (
@@ -204,7 +235,7 @@ def _no_match(met: JoinedIds, cache: Cache, space: Space, dropped: Counter[str])
         )
     held = ", ".join(map(repr, cache.some_ids(3)))
     if not held:
-        return without_ids(cache, space)
+        return without_ids(cache, space.spaces[0])
     return (
         f"none of the {len(met.ids)} ids of the label table is in the cache, and none is the path "
         f"or file name of one photo. Column {met.column!r} has ids like "
@@ -216,7 +247,7 @@ def _no_match(met: JoinedIds, cache: Cache, space: Space, dropped: Counter[str])
 def _chosen(
     rows: _Rows,
     sheet: Sheet,
-    space: Space,
+    space: SideBySide,
     cache: Cache,
     faces: int | None,
     needed: Sequence[str],
@@ -227,11 +258,12 @@ def _chosen(
     return _with_labels(rows, sheet, needed) if needed else rows
 
 
-def _with_faces(rows: _Rows, cache: Cache, space: Space, faces: int) -> _Rows:
+def _with_faces(rows: _Rows, cache: Cache, space: SideBySide, faces: int) -> _Rows:
     """The rows whose photo has exactly this number of detected faces."""
     detectors = list(cache.face_spaces())
-    if space.spec.face is not None:
-        detectors = [d for d in detectors if d.digest == space.spec.face.detector]
+    named = {one.spec.face.detector for one in space.spaces if one.spec.face is not None}
+    if named:
+        detectors = [d for d in detectors if d.digest in named]
     if len(detectors) != 1:
         found = "no face detections" if not detectors else f"{len(detectors)} face detectors' boxes"
         raise LabelsError(
@@ -305,10 +337,17 @@ def _labels(sheet: Sheet, rows: _Rows, names: Sequence[str], task: str) -> Label
     return parse_targets([column[rows.at] for column in whole], rows.ids, task, whole=whole)
 
 
-def _provenance(cache: Cache, space: Space, rows: _Rows, sides: _Sides, sheet: Sheet) -> Provenance:
+def _provenance(
+    cache: Cache, space: SideBySide, rows: _Rows, sides: _Sides, sheet: Sheet
+) -> Provenance:
+    parts = [
+        OriginPart(name, one.digest, one.spec.document())
+        for name, one in zip(space.names, space.spaces, strict=True)
+    ]
     return Provenance(
-        spec=space.spec.document(),
-        spec_digest=space.digest,
+        spec=parts[0].spec if len(parts) == 1 else None,
+        spec_digest=" ".join(part.spec_digest for part in parts),
+        together=tuple(parts) if len(parts) > 1 else (),
         cache=cache.path.name,
         labels_name=sheet.path.name,
         labels=sheet.sha256,
@@ -318,7 +357,7 @@ def _provenance(cache: Cache, space: Space, rows: _Rows, sides: _Sides, sheet: S
     )
 
 
-def _vectors(space: Space, digests: U8, memory_bytes: int | None) -> Vectors:
+def _vectors(space: SideBySide, digests: U8, memory_bytes: int | None) -> Vectors:
     """The vectors of (n, 32) digests, held in memory where they are within the limit."""
     if len(digests) * space.dim * 4 <= (memory_bytes or 1 << 62):
         vectors: NDArray[np.float32] = space.read(digests)[0]

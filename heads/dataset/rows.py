@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.spec import Json
-from embedcache.store.space import Space
+from embedcache.store.side_by_side import SideBySide
 from heads.dataset import split
 from heads.dataset.targets import Floats, Task
 
@@ -32,11 +32,23 @@ class Vectors(Protocol):
     def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class OriginPart:
+    """One of several spaces whose vectors stand side by side: its name, spec digest and spec."""
+
+    backbone: str
+    spec_digest: str
+    spec: dict[str, Json]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
     """Where a dataset came from, for the cards of the heads fitted on it.
 
+    backbone: its name; of several all, with " + " between.
     spec: the spec document of the vectors, None for vectors handed in as an array.
+    spec_digest: its digest. Of several backbones spec is None, spec_digest is their digests with
+        spaces between, and `together` has each.
     labels, split: sha256 of the label file and of each row's side. cache: the folder's name only.
     dropped: rows left out, by reason.
     """
@@ -44,6 +56,7 @@ class Provenance:
     backbone: str = ""
     spec: dict[str, Json] | None = None
     spec_digest: str = ""
+    together: tuple[OriginPart, ...] = ()
     cache: str = ""
     ref: str | None = None
     scope: str | None = None
@@ -94,8 +107,10 @@ class Part:
 class Dataset:
     """n labelled vectors, each row on one side.
 
-    vectors: float32 (n, d). targets: float64 (n,), or (n, k) for several regression targets at
-        once; 0 and 1 for a binary task, class numbers for a multiclass one.
+    vectors: float32 (n, d). widths: floats of each backbone whose vectors stand in them side by
+        side, () for one backbone.
+    targets: float64 (n,), or (n, k) for several regression targets at once; 0 and 1 for a binary
+        task, class numbers for a multiclass one.
     weights: float64 (n,), non-negative, or None. classes: what the numbers stand for, in order.
     groups: int64 (n,), equal for rows that stay on one side. subset: uint8 (n,), see `split`.
     counts: whether targets are ratios and the weights the counts they come from.
@@ -112,6 +127,7 @@ class Dataset:
     groups: NDArray[np.int64]
     subset: NDArray[np.uint8]
     task: Task
+    widths: tuple[int, ...] = ()
     target: str
     weight: str | None = None
     classes: tuple[str, ...] = ()
@@ -209,14 +225,15 @@ class CacheRows:
     location: int64 (n,), sorts the rows as they lie on disk.
     """
 
-    space: Space
+    space: SideBySide
     digests: NDArray[np.uint8]
     location: NDArray[np.int64]
 
     @classmethod
-    def of(cls, space: Space, digests: NDArray[np.uint8]) -> "CacheRows":
-        """The rows of (n, 32) digests, all of which the space holds."""
-        _, table = space.row_table()
+    def of(cls, space: SideBySide, digests: NDArray[np.uint8]) -> "CacheRows":
+        """The rows of (n, 32) digests, all of which the space holds; of several the first orders
+        them."""
+        _, table = space.spaces[0].row_table()
         at = table.find(digests)
         return cls(space, digests, (table.segment[at].astype(np.int64) << 40) + table.row[at])
 

@@ -80,7 +80,7 @@ def fit_candidates(
 ) -> dict[str, Candidate]:
     """Fit the named heads on train and dev rows alone.
 
-    dataset: for the task, the classes and the names of the targets; its rows are not read.
+    dataset: for the task, the classes, and the widths and targets' names; its rows are not read.
     tick: called with the epochs done: 0 while linear heads are fitted.
     """
     link = _link(dataset)
@@ -189,8 +189,8 @@ def _fit_linear(
 
     fits: dict[str, Callable[[], tuple[Linear, Standard]]] = {
         "const": lambda: (constant(standard), standard),
-        "ridge": lambda: linear.best_scaling(ridge, standard),
-        "logistic": lambda: linear.best_scaling(logit, standard),
+        "ridge": lambda: linear.best_scaling(ridge, standard, dataset.widths),
+        "logistic": lambda: linear.best_scaling(logit, standard, dataset.widths),
     }
     found: dict[str, Candidate] = {}
     for name in names:

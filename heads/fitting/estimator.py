@@ -29,6 +29,8 @@ DEFAULT = Protocol()
 class _Heads(BaseEstimator):  # type: ignore[misc]
     """head: its name. dev_share: the share of the groups that chooses epoch and rate.
 
+    widths: floats of each backbone where several stand side by side in the rows of X, as
+        `Cache.side_by_side(...).widths` has them: each is standardised for itself.
     folds: K heads in place of one, each with another fold to choose by; they predict their mean.
     Fitted: `head_`, and per head `epochs_` and `learning_rates_`.
     protocol: None for the warm one. Its fields are parameters too, for `set_params` and grids:
@@ -43,8 +45,10 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
         protocol: Protocol | None = None,
         dev_share: float = 0.15,
         folds: int | None = None,
+        widths: Sequence[int] | None = None,
     ) -> None:
         self.head = head
+        self.widths = widths
         self.folds = folds
         self.protocol = protocol
         self.dev_share = dev_share
@@ -86,7 +90,9 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
                     for key, own in zip(found, keys, strict=True)]  # fmt: skip
         if len(set(keys)) < 2:
             raise InputError(f"{len(inputs)} rows in one group cannot be split into train and dev")
-        data = from_arrays(inputs, targets, weights=weights, groups=keys, task=task)
+        data = from_arrays(
+            inputs, targets, weights=weights, groups=keys, task=task, widths=self.widths or ()
+        )
         names = chosen_names(self.head, data.task)
         protocol = self.protocol or DEFAULT
         chosen = []

@@ -1,13 +1,15 @@
 """The baselines that always stand in the table: constant, ridge and logistic regression.
 
 Each strength is chosen on dev. Both need a dim x dim matrix in memory and never the whole training
-set: ridge sums its normal equations block by block, logistic regression its loss and slope. They
+set: ridge sums its normal equations block by block, logistic regression its loss and slope. Where
+there are fewer rows than floats, both are solved in as many numbers as there are rows. They
 equal scikit-learn's `Ridge` and `LogisticRegression` on the same rows, by test.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,21 +51,25 @@ def fit_standard(part: Part) -> Standard:
     return Standard(mean.astype(np.float32), np.where(flat, 1.0, scale).astype(np.float32))
 
 
-def centred(standard: Standard) -> Standard:
+def centred(standard: Standard, widths: Sequence[int] = ()) -> Standard:
     """The same centre with one scale for all floats, their root mean square.
 
     Floats that vary more then count for more, which suits vectors whose own scale means something,
     such as those of face networks.
+    widths: floats of each backbone, which gets a scale of its own; () for one backbone.
     """
-    scale = np.sqrt(np.mean(standard.scale.astype(np.float64) ** 2))
-    return Standard(standard.mean, np.full_like(standard.scale, scale))
+    scale = np.empty_like(standard.scale)
+    for first, last in pairwise(accumulate((0, *(widths or (len(scale),))))):
+        own = standard.scale[first:last].astype(np.float64)
+        scale[first:last] = np.sqrt(np.mean(own**2))
+    return Standard(standard.mean, scale)
 
 
 def best_scaling(
-    fit_one: Callable[[Standard], Linear], standard: Standard
+    fit_one: Callable[[Standard], Linear], standard: Standard, widths: Sequence[int] = ()
 ) -> tuple[Linear, Standard]:
     """The better on dev of a linear head on standardised and one on centred vectors."""
-    scalings = (standard, centred(standard))
+    scalings = (standard, centred(standard, widths))
     fitted = [fit_one(one) for one in scalings]
     seconds = sum(one.seconds for one in fitted)
     best = min(range(len(fitted)), key=lambda place: fitted[place].dev)

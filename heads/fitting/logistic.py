@@ -2,9 +2,11 @@
 
 It minimises what scikit-learn's `LogisticRegression` does, C x sum of weight x log-loss plus half
 the squared coefficients, weights scaled to a mean of 1 and the intercepts free, and ends closer to
-the minimum (tested to 1e-6). Two things differ. Rows are read a block at a time, so that they need
-not fit in memory. And coefficients are sought in the coordinates in which the loss at its most
-curved is round: L-BFGS then needs a dozen passes over the rows where it would need hundreds.
+the minimum (tested to 1e-6). Three things differ. Rows are read a block at a time, so that they
+need not fit in memory. Coefficients are sought in the coordinates in which the loss at its most
+curved is round: L-BFGS then needs a dozen passes over the rows where it would need hundreds. And
+where there are fewer rows than floats, which is where the best coefficients are a sum of rows, they
+are sought among these: n numbers for n rows, whatever the number of floats.
 """
 
 import math
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import cholesky, eigh, solve_triangular
 from scipy.optimize import minimize
 from scipy.special import expit
 
@@ -24,6 +26,7 @@ from heads.head import Layer, Link, Standard
 
 STRENGTHS = tuple(float(10 ** (k / 2)) for k in range(-10, 3))
 Floats = NDArray[np.float64]
+Block = tuple[NDArray[np.int64], NDArray[np.floating[Any]]]
 
 
 def logistic(
@@ -49,7 +52,7 @@ def logistic(
     loss = _Loss(train, standard, outputs, memory_bytes)
     link: Link = "sigmoid" if outputs == 1 else "softmax"
     scores: list[tuple[float, float]] = []
-    theta = np.zeros((loss.outputs, loss.dim + 1))
+    theta = np.zeros((loss.outputs, loss.width + 1))
     best, best_theta = math.inf, theta
     for strength in strengths:
         theta = loss.minimum(theta, strength, exact=False)
@@ -69,7 +72,8 @@ def logistic(
 class _Loss:
     """The mean weighted log-loss of the training rows, its slope, and its minimum under a penalty.
 
-    theta: (outputs, dim + 1), coefficients and then the intercept.
+    theta: (outputs, width + 1), coefficients and then the intercept. width: floats of a vector, or
+        the coordinates along which fewer rows than that lie.
     present: the classes with a train row; the others have no line in theta.
     """
 
@@ -82,21 +86,43 @@ class _Loss:
         self.present = np.array([0]) if outputs == 1 else np.unique(truth)
         self.outputs = len(self.present)
         self.truth = truth if outputs == 1 else np.searchsorted(self.present, truth)
-        fits = memory_bytes is None or 2 * 4 * len(train) * self.dim <= memory_bytes
-        self.held = list(self._read()) if fits else None
-        self.gram = self._gram() if self.dim <= len(train) else None
+        n, limit = len(train), memory_bytes or 1 << 62
+        # Floats of a vector per coordinate, (dim, coordinates); None where both are the same.
+        self.basis: Floats | None = None
+        self.held: list[Block] | None = None
+        if 2 * 4 * n * self.dim <= limit:
+            self.held = list(self._read())
+        if n < self.dim and 4 * 8 * n * self.dim <= limit:
+            self.held = self._turn()
+        self.width = self.dim if self.basis is None else self.basis.shape[1]
+        self.gram = self._gram() if self.width <= n else None
 
-    def _read(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def _turn(self) -> "list[Block]":
+        """The rows in coordinates along which they lie, at most one per row; sets `basis`.
+
+        The axes are at right angles, so that a penalty on coefficients is the same in both.
+        """
+        rows = np.empty((len(self.train), self.dim))
+        for places, block in self.blocks():
+            rows[places] = block
+        values, axes = eigh(rows @ rows.T, driver="evd", check_finite=False)
+        kept = values > 1e-12 * values[-1]
+        lengths = np.sqrt(values[kept])
+        self.basis = rows.T @ (axes[:, kept] / lengths)
+        turned = axes[:, kept] * lengths
+        return [(places, turned[places]) for places, _ in self.blocks()]
+
+    def _read(self) -> Iterator["Block"]:
         for places, block in self.train.blocks():
             yield places, self.standard.apply(block)
 
-    def blocks(self) -> Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Standardised rows, from memory or read again."""
+    def blocks(self) -> Iterable["Block"]:
+        """Standardised rows, in their coordinates, from memory or read again."""
         return self._read() if self.held is None else self.held
 
     def _gram(self) -> Floats:
         """The rows' second moments, by which the loss curves at the most."""
-        total = np.zeros((self.dim, self.dim))
+        total = np.zeros((self.width, self.width))
         for places, block in self.blocks():
             rows = block * np.sqrt(self.share[places])[:, None]
             total += rows.T @ rows
@@ -144,7 +170,8 @@ class _Loss:
     def layer(self, theta: Floats, outputs: int) -> Layer:
         """Theta as a head's layer, with lines for all classes."""
         weight, bias = np.zeros((1, outputs, self.dim)), np.full((1, outputs), -30.0)
-        weight[0, self.present], bias[0, self.present] = theta[:, :-1], theta[:, -1]
+        found = theta[:, :-1] if self.basis is None else theta[:, :-1] @ self.basis.T
+        weight[0, self.present], bias[0, self.present] = found, theta[:, -1]
         return Layer(weight.astype(np.float32), bias.astype(np.float32))
 
     def value(self, theta: Floats, precision: type[np.floating[Any]]) -> tuple[float, Floats]:

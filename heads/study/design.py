@@ -15,7 +15,7 @@ from msgspec import Struct
 import heads
 from embedcache import disk
 from embedcache.errors import InputError, LabelsError
-from embedcache.spec import CROPS
+from embedcache.spec import CROPS, split_layers
 from embedcache.wording import reason
 from heads.documents import checked, read_json
 from heads.fitting.protocol import FC_NAMES, NAMES, OPTIONS, Protocol, protocol_of
@@ -50,22 +50,31 @@ class Subset(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class NamedBackbone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A set of vectors. face: of face crops, hence fitted on one-face subsets only.
 
+    name: of a backbone, or several: their vectors stand side by side. NAME#LAYER,LAYER is several.
     label: its name in tables. path-like names are shown by their last part.
     """
 
-    name: str
+    name: str | tuple[str, ...]
     label: str = ""
     face: bool | None = None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,) if isinstance(self.name, str) else self.name
+
+    @property
     def shown(self) -> str:
-        return self.label or self.name.rstrip("/").rpartition("/")[2]
+        last = (name.rstrip("/").rpartition("/")[2] for name in self.names)
+        return self.label or " + ".join(last).replace("#", " ").replace(",", " ")
 
     @property
     def sees_face(self) -> bool:
         if self.face is not None:
             return self.face
-        return self.name.startswith("facenet:") or self.name.rpartition("@")[2] in CROPS
+        plain = [split_layers(name)[0] for name in self.names]
+        return any(
+            name.startswith("facenet:") or name.rpartition("@")[2] in CROPS for name in plain
+        )
 
 
 class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,6 +135,8 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ):
             if not names:
                 raise LabelsError(f"a study needs at least one [[{kind}]]")
+            if kind == "backbone" and not all(one.names for one in self.backbone):
+                raise LabelsError("a backbone of the study has an empty list of names")
             if len(set(names)) < len(names):
                 raise LabelsError(f"two of the study's [[{kind}]] have the same name: {names}")
             if bad := [name for name in names if not _NAME.fullmatch(name)]:
@@ -194,10 +205,9 @@ class Study(StudyFile, frozen=True, kw_only=True, forbid_unknown_fields=True):
         found: dict[str, Any] = msgspec.to_builtins(keys)
         for name in _PATHS:
             found[name] = found[name] and Path(found[name]).name
-        for backbone in found["backbone"]:
-            kind, colon, rest = backbone["name"].partition(":")
-            if colon and kind in ("local-dir", "facenet"):
-                backbone["name"] = f"{kind}:{rest.rstrip('/').rpartition('/')[2]}"
+        for backbone, own in zip(found["backbone"], self.backbone, strict=True):
+            names = [_without_folders(name) for name in own.names]
+            backbone["name"] = names[0] if isinstance(own.name, str) else names
         return {key: value for key, value in found.items() if value not in (None, {}, (), [], "")}
 
     def label_table(self, out: str | os.PathLike[str]) -> Path:
@@ -237,6 +247,14 @@ def read_labels_memo(path: Path) -> LabelsMemo | None:
         return checked(found, LabelsMemo, where=path, error=LabelsError)
     except (OSError, LabelsError):
         return None
+
+
+def _without_folders(name: str) -> str:
+    """A backbone's name with the last part of its path only."""
+    kind, colon, rest = name.partition(":")
+    if not colon or kind not in ("local-dir", "facenet"):
+        return name
+    return f"{kind}:{rest.rstrip('/').rpartition('/')[2]}"
 
 
 def code() -> str:

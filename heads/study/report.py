@@ -304,7 +304,11 @@ def _commands(results: Results) -> str:
         lines.append(
             f"embedcache labels --users {study['users']} --swipes {study['swipes']} --out {table}"
         )
-    names = [backbone["name"] for backbone in study["backbone"]]
+    together = [
+        [backbone["name"]] if isinstance(backbone["name"], str) else backbone["name"]
+        for backbone in study["backbone"]
+    ]
+    names = list(dict.fromkeys(name for several in together for name in several))
     first = results.fits[0]
     options = f" --protocol {first.protocol}" + (f" --folds {first.folds}" if first.folds else "")
     options += "".join(f" --by {column}" for column in study.get("report_by") or ())
@@ -314,10 +318,11 @@ def _commands(results: Results) -> str:
             + " ".join(f"--backbone {name}" for name in computed)
         )
     lines += [f"embedcache import photos.cache VECTORS --name {name}" for name in results.imported]
+    first_names = " ".join(f"--backbone {name}" for name in together[0])
     for target in study["target"]:
         weight = f" --weight {target['weight']}" if target.get("weight") else ""
         lines.append(
-            f"embedcache fit-head --cache photos.cache --backbone {names[0]} --labels {table} \\\n"
+            f"embedcache fit-head --cache photos.cache {first_names} --labels {table} \\\n"
             f"  --target {target['column']}{weight} --seed {study.get('seed', 0)}{options} "
             f"--out head_{_slug(target['column'])}"
         )

@@ -72,10 +72,11 @@ def run(
     study, table, how = labelled(study, labels_path, cache)
     if how:
         say(how)
-    imported = tuple(b.name for b in study.backbone if _is_foreign(cache, b.name))
-    for backbone in study.backbone:
-        if backbone.name not in imported:
-            embed(backbone.name)
+    names = tuple(dict.fromkeys(name for b in study.backbone for name in b.names))
+    imported = tuple(name for name in names if _is_foreign(cache, name))
+    for name in names:
+        if name not in imported:
+            embed(name)
     labels_digest = sha256(labels_path)
     tasks = list(_tasks(study, table, cache))
     fits, skipped, reused = _fit_all(tasks, cache, out, say=say, counting=counting)
@@ -191,7 +192,7 @@ class _Task:
             "code": code(),
             "target": msgspec.structs.asdict(self.target),
             "faces": self.subset.faces,
-            "spec": cache.find(self.backbone.name).digest,
+            "spec": [space.digest for space in cache.side_by_side(self.backbone.names).spaces],
             "rows": hashlib.sha256(used.write_csv().encode()).hexdigest(),
             "photos": hashlib.sha256(digests[known].tobytes() + known.tobytes()).hexdigest(),
             "split_by": study.split_by,
@@ -225,7 +226,7 @@ class _Task:
         study, target = self.study, self.target
         data = dataset.load(
             cache,
-            self.backbone.name,
+            self.backbone.names,
             path,
             target=target.column,
             id_column=study.id_column,
@@ -365,7 +366,7 @@ def _common(
     digests, found = cache.digests_of(ids, scope=study.scope)
     why = Counter({"not in the cache": int((~found).sum())})
     for backbone in backbones:
-        space = cache.find(backbone.name)
+        space = cache.side_by_side(backbone.names)
         there = space.status(digests) == OK
         for reason in space.reasons(digests[found & ~there]):
             why[f"{reason or space.absent} ({backbone.shown})".replace("_", " ")] += 1

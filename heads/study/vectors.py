@@ -51,11 +51,11 @@ def lacking(study: Study, cache: Cache, ids: list[str]) -> str:
     digests, known = cache.digests_of(ids, scope=study.scope)
     if n := int((~known).sum()):
         return f"{cache.path} does not have {n:,} of {len(ids):,} photo ids"
-    for backbone in study.backbone:
+    for name in dict.fromkeys(name for backbone in study.backbone for name in backbone.names):
         try:
-            absent = cache.find(backbone.name).status(digests) == ABSENT
+            absent = cache.side_by_side(name).status(digests) == ABSENT
         except NoSuchSpace as error:
             return error.fact
         if n := int(absent.sum()):
-            return f"{cache.path} lacks {n:,} of {len(ids):,} vectors of {backbone.name}"
+            return f"{cache.path} lacks {n:,} of {len(ids):,} vectors of {name}"
     return ""

@@ -203,10 +203,10 @@ def test_wrong_usage_exits_with_2(run: Run, tmp_path: Path) -> None:
 
 def test_an_option_of_one_value_is_given_once(run: Run, tmp_path: Path) -> None:
     words = ("--cache", tmp_path, "--labels", tmp_path, "--target", "a", "--out", tmp_path)
-    status, _, err = run("fit-head", *words, "--backbone", "x", "--backbone=y")
+    status, _, err = run("fit-head", *words, "--backbone", "x", "--weight", "w", "--weight=v")
     assert status == 2
-    assert "--backbone takes one value and is given 2 times" in err
-    status, _, err = run("fit-head", *words, "--backbone", "x", "--target", "b")
+    assert "--weight takes one value and is given 2 times" in err
+    status, _, err = run("fit-head", *words, "--backbone", "x", "--backbone", "y")
     assert status == 1
     assert "takes one value" not in err
 
@@ -222,9 +222,9 @@ def load(*_, **__):
     def slowly(n):
         print("batch", file=sys.stderr, flush=True)
         time.sleep(0.2)
-    return stand_in.backbone(before=slowly)
+    return [stand_in.backbone(before=slowly)]
 
-extraction.load = load
+extraction.load_several = load
 sys.argv[0] = "embedcache"
 cli.main()
 """

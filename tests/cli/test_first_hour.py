@@ -31,10 +31,10 @@ def network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every backbone's name is the stand-in's."""
     from embedcache.extraction import run
 
-    def load(*_: Any, **__: Any) -> Backbone:
-        return stand_in.backbone()
+    def load(*_: Any, **__: Any) -> list[Backbone]:
+        return [stand_in.backbone()]
 
-    monkeypatch.setattr(run, "load", load)
+    monkeypatch.setattr(run, "load_several", load)
 
 
 @pytest.fixture

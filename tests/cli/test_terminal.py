@@ -117,7 +117,7 @@ CHILD = """
 
     seen = []
     display.QUIET_SECONDS = 0
-    run.load = lambda *_, **__: stand_in.backbone(before=before)
+    run.load_several = lambda *_, **__: [stand_in.backbone(before=before)]
     import cli
     sys.argv = ["embedcache", "extract", "photos", "--cache", "c", "--batch-size", "1"]
     cli.main()

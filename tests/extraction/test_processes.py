@@ -25,7 +25,7 @@ def test_an_extraction_runs_in_a_thread_also_as_commands_start_it(
     from embedcache.commands import embedding
     from embedcache.extraction import run
 
-    monkeypatch.setattr(run, "load", lambda *_, **__: stand_in.backbone())
+    monkeypatch.setattr(run, "load_several", lambda *_, **__: [stand_in.backbone()])
     photos, embedded = Photos.read(make_photos(9)), list[int]()
 
     def work() -> None:
