@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from embedcache import __version__
-from embedcache.commands import caches, shared_copies, shell
+from embedcache.commands import alike, caches, shared_copies, shell
 from embedcache.commands.embedding import embed_photos, extract, reasons_of
 from embedcache.commands.options import (
     DEFAULT_BACKBONE,
@@ -408,6 +408,7 @@ def demo(
 
 
 app.add_typer(caches.commands)
+app.add_typer(alike.commands)
 app.add_typer(shared_copies.commands)
 
 

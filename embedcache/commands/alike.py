@@ -1,0 +1,119 @@
+"""The commands that compare a cache with itself: what looks alike."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from embedcache.commands.options import (
+    BackboneOption,
+    CachePath,
+    DeviceOption,
+    IdColumn,
+    JsonOption,
+    PhotoColumn,
+    open_cache,
+    print_result,
+    read_photos,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from embedcache.store.cache import Cache
+
+commands = typer.Typer()
+
+Scope = Annotated[
+    str | None,
+    typer.Option(metavar="PLACE", help="Only photos of this folder or table, as 'info' names it."),
+]
+
+
+@commands.command()
+def similar(
+    cache: CachePath,
+    photo: Annotated[
+        str, typer.Argument(metavar="PHOTO", help="A photo id of the cache, or an image file.")
+    ],
+    backbone: BackboneOption,
+    top: Annotated[int, typer.Option(min=1, help="How many photos to list.")] = 10,
+    scope: Scope = None,
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """List the photos that look most like one photo. Nothing is written to the cache."""
+    from embedcache.alike.nearest import similar as nearest
+    from embedcache.display import counts_on
+
+    opened = open_cache(cache)
+    progress = counts_on("photos compared")
+    print_result(
+        nearest(opened, backbone, photo, top=top, scope=scope, device=device, progress=progress),
+        json_,
+    )
+
+
+@commands.command()
+def duplicates(
+    cache: CachePath,
+    backbone: BackboneOption,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="The cosine of near-duplicates. [default: measured on your photos]"
+        ),
+    ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PHOTOS",
+            help="The folder or table of the photos. [default: where 'extract' read them]",
+        ),
+    ] = None,
+    photo_column: PhotoColumn = None,
+    id_column: IdColumn = None,
+    scope: Scope = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the threshold again.")
+    ] = False,
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """List groups of photos that are copies of each other, exactly or nearly."""
+    from embedcache.alike.groups import duplicates as grouped
+    from embedcache.alike.threshold import threshold_of
+    from embedcache.display import counts_on
+
+    opened = open_cache(cache)
+    space = opened.find(backbone)
+    chosen = threshold_of(
+        opened,
+        space,
+        given=threshold,
+        paths=paths_in(opened, photos, photo_column=photo_column, id_column=id_column),
+        again=measure,
+        device=device,
+        progress=counts_on("photos changed and embedded, to measure the threshold"),
+    )
+    found = grouped(
+        opened, space, chosen, scope=scope, progress=counts_on("pairs of photos compared")
+    )
+    print_result(found, json_)
+
+
+def paths_in(
+    cache: "Cache",
+    photos: Path | None,
+    *,
+    photo_column: str | None = None,
+    id_column: str | None = None,
+) -> "Callable[[], Mapping[bytes, str]]":
+    """Give what finds the files of a cache's photos, in a folder or table if one is named."""
+    from embedcache.alike.originals import paths_of
+    from embedcache.display import counts_on
+
+    table = None
+    if photos is not None:
+        table = read_photos(photos, photo_column=photo_column, id_column=id_column)
+    return lambda: paths_of(cache, table, progress=counts_on("photos read"))
