@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -34,6 +34,10 @@ from embedcache.commands.options import (
 )
 from embedcache.errors import EmbedcacheError, InputError
 
+if TYPE_CHECKING:
+    from embedcache.store.cache import Cache
+    from heads.study.design import Study
+
 log = logging.getLogger("embedcache")
 
 app = typer.Typer(
@@ -51,6 +55,8 @@ Loss = Literal["auto", "mse", "log_loss", "binomial"]
 Start = Literal["linear", "constant", "random"]
 ProtocolName = Literal["paper", "warm"]
 Format = Literal["csv", "parquet"]
+WARNING_SAMPLE = 100
+"""Photos by which a study that does not keep near-duplicates together measures what they are."""
 
 
 def _print_version(asked: bool) -> None:
@@ -132,6 +138,13 @@ def fit_head(
     split_column: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="A column that holds train, dev or test.")
     ] = None,
+    keep_together: Annotated[
+        str | None,
+        typer.Option(
+            metavar="near-duplicates[:X]",
+            help="Keep copies that were resized, cropped or saved again together; X: their cosine.",
+        ),
+    ] = None,
     stratify: Annotated[
         bool, typer.Option("--stratify", help="Stratify the split by class.")
     ] = False,
@@ -211,6 +224,7 @@ def fit_head(
     import heads
     from embedcache.display import counts_on
     from heads.dataset.join import load
+    from heads.dataset.split import near_duplicates
     from heads.fitting.protocol import protocol_of
     from heads.saved import check_out
 
@@ -233,8 +247,13 @@ def fit_head(
     if patience is not None:
         given["patience"] = patience or None
     replaces = check_out(out)
+    opened = open_cache(cache, ref=ref)
+    together = []
+    if keep_together is not None:
+        cosine = near_duplicates(keep_together)
+        together.append(alike.near_duplicates(opened, backbone, threshold=cosine, device=device))
     dataset = load(
-        open_cache(cache, ref=ref),
+        opened,
         backbone,
         labels,
         target=target[0] if len(target) == 1 else target,
@@ -250,6 +269,7 @@ def fit_head(
         ref=ref,
         memory_bytes=memory_bytes,
         drop_missing=drop_missing,
+        keep_together=together,
     )
     for note in dataset.notes:
         log.info("%s", note)
@@ -451,12 +471,29 @@ def _study(
         out,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
         counting=counts_on,
+        alike=lambda: _alike(asked, opened, device),
     )
     written = report.write(results, out, **show)
     if json_:
         print(json.dumps(results.document() | written.document()))
     else:
         print(f"{results}\n{written}")
+
+
+def _alike(study: "Study", cache: "Cache", device: str) -> dict[bytes, int]:
+    """The near-duplicates among a study's photos, by its first backbone of whole photos, else by
+    its first; by a smaller sample where the study does not depend on them."""
+    from heads.dataset.split import near_duplicates
+
+    backbone = next((b for b in study.backbone if not b.sees_face), study.backbone[0])
+    asked = study.keep_together
+    return alike.near_duplicates(
+        cache,
+        backbone.name,
+        threshold=near_duplicates(asked) if asked else None,
+        sample=None if asked else WARNING_SAMPLE,
+        device=device,
+    )
 
 
 def _demo_study() -> str:

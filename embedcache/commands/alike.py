@@ -1,5 +1,6 @@
 """The commands that compare a cache with itself: what looks alike."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from embedcache.store.cache import Cache
 
 commands = typer.Typer()
+log = logging.getLogger(__name__)
 
 Scope = Annotated[
     str | None,
@@ -100,6 +102,40 @@ def duplicates(
         opened, space, chosen, scope=scope, progress=counts_on("pairs of photos compared")
     )
     print_result(found, json_)
+
+
+def near_duplicates(
+    cache: "Cache",
+    backbone: str,
+    *,
+    threshold: float | None = None,
+    sample: int | None = None,
+    device: str = "auto",
+) -> "dict[bytes, int]":
+    """By content, the number of its group of near-duplicates; contents without any are not in it.
+
+    threshold: by default as it was measured, or is measured now with `sample` photos.
+    Says on stderr which threshold was used and what it misses.
+    """
+    from embedcache.alike.groups import alike_contents
+    from embedcache.alike.originals import ids_of
+    from embedcache.alike.threshold import SAMPLE, threshold_of
+    from embedcache.display import counts_on
+
+    space = cache.find(backbone)
+    chosen = threshold_of(
+        cache,
+        space,
+        given=threshold,
+        paths=paths_in(cache, None),
+        sample=sample or SAMPLE,
+        device=device,
+        progress=counts_on("photos changed and embedded, to measure near-duplicates"),
+    )
+    log.info("near-duplicates by %s, %s", backbone, chosen)
+    progress = counts_on("pairs of photos compared")
+    contents = ids_of(cache.photo_table())
+    return alike_contents(cache, space, chosen.value, contents=contents, progress=progress).keys()
 
 
 def paths_in(
