@@ -4,4 +4,4 @@ This room owns the comparison of a space with itself. It reads a cache by its ru
 its networks; it writes nothing but `local/alike/`, and the page that a caller names.
 """
 
-__all__ = ["embed", "groups", "linking", "nearest", "originals", "threshold"]
+__all__ = ["embed", "groups", "linking", "nearest", "originals", "page", "threshold"]

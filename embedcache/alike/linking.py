@@ -28,7 +28,7 @@ Read = Callable[[int, int], F32]
 PANEL_BYTES = 256 << 20
 BLOCK_BYTES = 16 << 20
 BLOCK_ROWS = 2048
-SAMPLE_ROWS = 1024
+SAMPLE_ROWS = 2048
 SAMPLE_RUN = 32  # rows of the sample that lie side by side
 MOST_DIRECTIONS = 512
 PAIR_COST = 50
@@ -159,24 +159,26 @@ def _short(rows: F32, basis: F32) -> F32:
 def _basis(read: Read, n: int, dim: int, threshold: float) -> F32 | None:
     """The directions (dim, m) by which a sample's pairs are decided at the least cost."""
     sample = _sample(read, n, dim)
-    if len(sample) < SAMPLE_RUN or dim < SAMPLE_RUN:
+    # Directions fit the rows that they were made from better than others: these judge them.
+    making, judging = sample[::2], sample[1::2]
+    if len(judging) < SAMPLE_RUN or dim < SAMPLE_RUN:
         return None
-    most = min(MOST_DIRECTIONS, len(sample) // 2, dim // 2)
-    around = sample - sample.mean(axis=0)
+    most = min(MOST_DIRECTIONS, len(making) - 1, dim // 2)
+    around = making - making.mean(axis=0)
     values, vectors = np.linalg.eigh((around @ around.T).astype(np.float64))
     best = np.argsort(values)[::-1][:most]
     basis = np.linalg.qr(around.T @ vectors[:, best].astype(np.float32))[0]
-    different = ~(sample @ sample.T >= threshold)  # near-duplicates are computed in any case
+    different = ~(judging @ judging.T >= threshold)  # near-duplicates are computed in any case
     cheapest, chosen = float(dim), None
-    m = 8
-    while m <= basis.shape[1]:
+    for m in (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512):
+        if m > basis.shape[1]:
+            break
         directions = np.ascontiguousarray(basis[:, :m])
-        short = _short(sample, directions)
+        short = _short(judging, directions)
         open_ = (short @ short.T >= threshold - SLACK) & different
         cost = m + dim * PAIR_COST * float(open_.mean())
         if cost < cheapest:
             cheapest, chosen = cost, directions
-        m *= 2
     return chosen
 
 

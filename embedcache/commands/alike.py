@@ -1,5 +1,6 @@
 """The commands that compare a cache with itself: what looks alike."""
 
+import functools
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,6 +77,13 @@ def duplicates(
     photo_column: PhotoColumn = None,
     id_column: IdColumn = None,
     scope: Scope = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html|DIR",
+            help="Write a page with thumbnails, which shows photos and ids.",
+        ),
+    ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure the threshold again.")
     ] = False,
@@ -84,16 +92,19 @@ def duplicates(
 ) -> None:
     """List groups of photos that are copies of each other, exactly or nearly."""
     from embedcache.alike.groups import duplicates as grouped
+    from embedcache.alike.page import place_of, write
     from embedcache.alike.threshold import threshold_of
     from embedcache.display import counts_on
 
     opened = open_cache(cache)
     space = opened.find(backbone)
+    file = None if out is None else place_of(out)
+    paths = paths_in(opened, photos, photo_column=photo_column, id_column=id_column)
     chosen = threshold_of(
         opened,
         space,
         given=threshold,
-        paths=paths_in(opened, photos, photo_column=photo_column, id_column=id_column),
+        paths=paths,
         again=measure,
         device=device,
         progress=counts_on("photos changed and embedded, to measure the threshold"),
@@ -101,7 +112,12 @@ def duplicates(
     found = grouped(
         opened, space, chosen, scope=scope, progress=counts_on("pairs of photos compared")
     )
+    if file is not None:
+        progress = counts_on("groups drawn")
+        write(found, opened, space, file, paths=paths(), progress=progress)
     print_result(found, json_)
+    if file is not None:
+        log.info("wrote %s", file)
 
 
 def near_duplicates(
@@ -152,4 +168,4 @@ def paths_in(
     table = None
     if photos is not None:
         table = read_photos(photos, photo_column=photo_column, id_column=id_column)
-    return lambda: paths_of(cache, table, progress=counts_on("photos read"))
+    return functools.cache(lambda: paths_of(cache, table, progress=counts_on("photos read")))
