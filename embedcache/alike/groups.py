@@ -74,7 +74,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Duplicates:
-    """The groups of a cache, the largest first; prints itself.
+    """The groups of a cache: equal files, then those whose every pair is alike, then chains, each
+    kind with the largest first. Prints itself.
 
     n_photos: ids that were looked at.  n_without: of these, ids without a vector of the backbone,
     which can be exact copies only.
@@ -105,9 +106,10 @@ class Duplicates:
                 f"{counted(chained, 'group')} hang together by a chain: not every pair in them is "
                 "above the threshold"
             )
-        if self.groups and len(self.groups[0].ids) > max(10, LARGE * self.n_photos):
+        largest = max((len(group.ids) for group in self.groups), default=0)
+        if largest > max(10, LARGE * self.n_photos):
             found.append(
-                f"the largest group holds {len(self.groups[0].ids):,} of "
+                f"the largest group holds {largest:,} of "
                 f"{counted(self.n_photos, 'photo')}: these are hardly copies. Name a higher "
                 "`threshold`"
             )
@@ -171,7 +173,7 @@ def duplicates(
             whole = all(degree.get(content, 0) >= len(contents) - 1 for content in contents)
             names, of_them = zip(*members, strict=True)
             groups.append(Group(names, of_them, whole))
-    groups.sort(key=lambda group: (-len(group.ids), group.ids))
+    groups.sort(key=lambda one: (not one.exact, not one.whole, -len(one.ids), one.ids))
     rows = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 32)
     without = [c for c, ok in zip(ids, space.status(rows) == OK, strict=True) if not ok]
     return Duplicates(

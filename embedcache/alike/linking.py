@@ -29,6 +29,8 @@ PANEL_BYTES = 256 << 20
 BLOCK_BYTES = 16 << 20
 BLOCK_ROWS = 2048
 SAMPLE_ROWS = 2048
+FEW_ROWS = 8192
+"""Fewer rows than this are compared whole in the time that directions take to be found."""
 SAMPLE_RUN = 32  # rows of the sample that lie side by side
 MOST_DIRECTIONS = 512
 PAIR_COST = 50
@@ -158,6 +160,8 @@ def _short(rows: F32, basis: F32) -> F32:
 
 def _basis(read: Read, n: int, dim: int, threshold: float) -> F32 | None:
     """The directions (dim, m) by which a sample's pairs are decided at the least cost."""
+    if n < FEW_ROWS:
+        return None
     sample = _sample(read, n, dim)
     # Directions fit the rows that they were made from better than others: these judge them.
     making, judging = sample[::2], sample[1::2]

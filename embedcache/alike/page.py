@@ -29,6 +29,7 @@ NAME = "duplicates.html"
 MARK = b"<!doctype html>\n<!-- embedcache duplicates -->"
 GROUPS = 200
 PHOTOS = 24  # of a group
+MOST_COMPARED = 1000  # of a group
 SIDE = 192
 QUALITY = 72
 
@@ -91,8 +92,7 @@ def write(
         cache=plain(cache.path.name),
         backbone=plain(next(iter(space.names), space.spec.architecture)),
         remarks=found.remarks,
-        threshold=str(found.threshold).replace("`threshold`", "--threshold"),
-        recall=found.threshold.recall,
+        threshold=str(found.threshold).replace("`threshold`", "--threshold").splitlines(),
         groups=shown,
         more_groups=len(found.groups) - len(groups),
     )
@@ -109,32 +109,42 @@ def _is_page(file: Path) -> bool:
 
 
 def _shown(group: Group, number: int, space: Space, paths: Mapping[bytes, str]) -> _Shown:
-    contents = group.contents[:PHOTOS]
-    said = _compared(contents, space)
+    """The photos of a group, those first that are most alike; each beside its nearest."""
+    some = slice(0, MOST_COMPARED)
+    order, said = _compared(group.ids[some], group.contents[some], space)
     photos = tuple(
-        _Photo(plain(name), _thumbnail(paths.get(content), content), words)
-        for name, content, words in zip(group.ids, contents, said, strict=False)
+        _Photo(
+            plain(group.ids[i]),
+            _thumbnail(paths.get(group.contents[i]), group.contents[i]),
+            said[i],
+        )
+        for i in order[:PHOTOS]
     )
     mark = "equal files" if group.exact else "" if group.whole else "a chain"
     title = f"Group {number}: {counted(len(group.ids), 'photo')}"
     return _Shown(title, mark, photos, len(group.ids) - len(photos))
 
 
-def _compared(contents: Sequence[bytes], space: Space) -> list[str]:
-    """How alike each photo is to the first of its group, in words."""
-    rows, found = space.read(np.frombuffer(b"".join(contents), np.uint8).reshape(-1, 32))
-    cosine = unit(rows) @ unit(rows[:1].copy())[0]
-    words = []
-    for i, content in enumerate(contents):
-        if not i:
-            words.append("")
-        elif content == contents[0]:
-            words.append("the same file")
-        elif found[i] and found[0]:
-            words.append(f"cosine with the first {cosine[i]:.3f}")
-        else:
-            words.append("no vector")
-    return words
+def _compared(
+    ids: Sequence[str], contents: Sequence[bytes], space: Space
+) -> tuple[list[int], list[str]]:
+    """An order of some photos, and of each in words which other is nearest."""
+    rows, _ = space.read(np.frombuffer(b"".join(contents), np.uint8).reshape(-1, 32))
+    rows = unit(rows)
+    cosine = (rows @ rows.T).astype(np.float64)
+    number = {content: i for i, content in enumerate(dict.fromkeys(contents))}
+    same = np.array([number[content] for content in contents])
+    cosine[same[:, None] == same] = 2
+    np.fill_diagonal(cosine, -2)
+    nearest = cosine.argmax(axis=1)
+    best = cosine.max(axis=1)
+    pair = [min(i, int(other)) for i, other in enumerate(nearest)]
+    order = sorted(range(len(ids)), key=lambda i: (-round(float(best[i]), 6), pair[i], i))
+    said = [
+        f"the same file as {plain(ids[other])}" if x > 1 else f"{x:.3f} to {plain(ids[other])}"
+        for other, x in zip(nearest.tolist(), best.tolist(), strict=True)
+    ]
+    return order, said
 
 
 def _thumbnail(path: str | None, content: bytes) -> str:

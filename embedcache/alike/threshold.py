@@ -2,10 +2,10 @@
 
 A sample of the cache's own photos is changed in ways that people change photos, embedded by the
 same network and compared with the vectors in the cache. For each change that is to be found, the
-k-th lowest of n cosines is exceeded by a share of 1 - k / (n + 1) of all such copies on average,
-whatever their distribution is; k is the largest that leaves RECALL, and 1 where n is too small.
-The lowest over these changes is the threshold. What is kept are cosines without ids and in
-ascending order, so that nothing of one photo can be told from them.
+threshold is the highest of its cosines that a share of RECALL of all such copies exceeds with
+CONFIDENCE, whatever their distribution is: the k-th lowest of n (Wilks 1941), 2nd of 300, and the
+lowest where n is too small for that. The lowest over these changes is taken. What is kept are
+cosines without ids and in ascending order, so that nothing of one photo can be told from them.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ SAMPLE = 300
 FEWEST = 20
 """Fewer photos say nothing about a threshold."""
 DEFAULT = 0.95
-RECALL = 0.99
+RECALL, CONFIDENCE = 0.99, 0.8
 MOST_CHANCE = 0.1
 """With more photos than this above the threshold for each by chance, groups join strangers."""
 PAIRS_ROWS = 1024
@@ -301,7 +301,11 @@ def _value(cosines: Mapping[str, Sequence[float]]) -> float:
 
 def _rank(n: int) -> int:
     """The k of the module's text for n cosines."""
-    return max(1, math.floor((1 - RECALL) * (n + 1) + 1e-9))
+    from scipy.stats import binom
+
+    k = np.arange(1, n + 1)
+    sure = np.flatnonzero(binom.sf(k - 1, n, 1 - RECALL) >= CONFIDENCE)
+    return int(k[sure[-1]]) if len(sure) else 1
 
 
 def _share(cosines: Sequence[float], value: float) -> float:

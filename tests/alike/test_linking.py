@@ -54,6 +54,7 @@ def check(rows: F32, threshold: float) -> int:
 def test_the_fast_way_finds_exactly_what_all_cosines_say(
     monkeypatch: pytest.MonkeyPatch, threshold: float, positive: bool
 ) -> None:
+    monkeypatch.setattr(linking, "FEW_ROWS", 0)
     monkeypatch.setattr(linking, "BLOCK_ROWS", 70)
     monkeypatch.setattr(linking, "PANEL_BYTES", 200 * 4 * 128)  # several panels of several blocks
     assert check(planted(601, 128, 1, positive=positive), threshold)
@@ -62,14 +63,17 @@ def test_the_fast_way_finds_exactly_what_all_cosines_say(
 @given(n=st.integers(1, 90), dim=st.integers(1, 70), seed=st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
 def test_any_number_of_vectors_of_any_size(n: int, dim: int, seed: int) -> None:
-    check(planted(n, dim, seed), 0.85)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linking, "FEW_ROWS", 0)
+        check(planted(n, dim, seed), 0.85)
 
 
 def test_most_pairs_are_decided_without_their_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linking, "FEW_ROWS", 0)
     rows = planted(1500, 256, 2)
     basis = linking._basis(lambda a, b: rows[a:b].copy(), 1500, 256, 0.95)
     assert basis is not None
-    assert basis.shape[1] <= 64
+    assert basis.shape[1] <= 96
 
 
 def test_equal_vectors_are_close_at_any_threshold() -> None:
