@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from embedcache import __version__
-from embedcache.commands import caches, shared_copies, shell
+from embedcache.commands import alike, caches, shared_copies, shell
 from embedcache.commands.embedding import embed_photos, extract, reasons_of, upgrade
 from embedcache.commands.options import (
     DEFAULT_BACKBONE,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from embedcache.store.cache import Cache
     from heads.head import Head
     from heads.predict import Predictions
+    from heads.study.design import Study
 
 log = logging.getLogger("embedcache")
 
@@ -59,6 +60,8 @@ Loss = Literal["auto", "mse", "log_loss", "binomial"]
 Start = Literal["linear", "constant", "random"]
 ProtocolName = Literal["paper", "warm"]
 Format = Literal["csv", "parquet"]
+WARNING_SAMPLE = 100
+"""Photos by which a study that does not keep near-duplicates together measures what they are."""
 
 
 def _print_version(asked: bool) -> None:
@@ -140,6 +143,13 @@ def fit_head(
     split_column: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="A column that holds train, dev or test.")
     ] = None,
+    keep_together: Annotated[
+        str | None,
+        typer.Option(
+            metavar="near-duplicates[:X]",
+            help="Keep copies that were resized, cropped or saved again together; X: their cosine.",
+        ),
+    ] = None,
     stratify: Annotated[
         bool, typer.Option("--stratify", help="Stratify the split by class.")
     ] = False,
@@ -219,6 +229,7 @@ def fit_head(
     import heads
     from embedcache.display import counts_on
     from heads.dataset.join import load
+    from heads.dataset.split import near_duplicates
     from heads.fitting.protocol import protocol_of
     from heads.saved import check_out
 
@@ -241,8 +252,13 @@ def fit_head(
     if patience is not None:
         given["patience"] = patience or None
     replaces = check_out(out)
+    opened = open_cache(cache, ref=ref)
+    together = []
+    if keep_together is not None:
+        cosine = near_duplicates(keep_together)
+        together.append(alike.near_duplicates(opened, backbone[0], threshold=cosine, device=device))
     dataset = load(
-        open_cache(cache, ref=ref),
+        opened,
         backbone[0] if len(backbone) == 1 else backbone,
         labels,
         target=target[0] if len(target) == 1 else target,
@@ -258,6 +274,7 @@ def fit_head(
         ref=ref,
         memory_bytes=memory_bytes,
         drop_missing=drop_missing,
+        keep_together=together,
     )
     for note in dataset.notes:
         log.info("%s", note)
@@ -511,6 +528,7 @@ def demo(
 
 app.command()(upgrade)
 app.add_typer(caches.commands)
+app.add_typer(alike.commands)
 app.add_typer(shared_copies.commands)
 
 
@@ -609,12 +627,29 @@ def _study(
         out,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
         counting=counts_on,
+        alike=lambda: _alike(asked, opened, device),
     )
     written = report.write(results, out, **show)
     if json_:
         print(json.dumps(results.document() | written.document()))
     else:
         print(f"{results}\n{written}")
+
+
+def _alike(study: "Study", cache: "Cache", device: str) -> dict[bytes, int]:
+    """The near-duplicates among a study's photos, by its first backbone of whole photos, else by
+    its first; by a smaller sample where the study does not depend on them."""
+    from heads.dataset.split import near_duplicates
+
+    backbone = next((b for b in study.backbone if not b.sees_face), study.backbone[0])
+    asked = study.keep_together
+    return alike.near_duplicates(
+        cache,
+        backbone.names[0],
+        threshold=near_duplicates(asked) if asked else None,
+        sample=None if asked else WARNING_SAMPLE,
+        device=device,
+    )
 
 
 def _demo_study() -> str:

@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("embedcache.faces", "embedcache.upkeep", "embedcache.settings"),
     ("embedcache.backbones", "embedcache.sharing"),
     ("embedcache.extraction",),
-    ("embedcache.display", "embedcache.doctor", "embedcache.example"),
+    ("embedcache.alike", "embedcache.display", "embedcache.doctor", "embedcache.example"),
     ("embedcache.commands",),
     ("heads.documents", "heads.head", "heads.labels", "heads.outputs"),
     ("heads.dataset", "heads.folders"),

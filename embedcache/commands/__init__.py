@@ -4,4 +4,4 @@
 writes to stdout and stderr only, and imports what is heavy inside the commands.
 """
 
-__all__ = ["caches", "embedding", "options", "shared_copies", "shell"]
+__all__ = ["alike", "caches", "embedding", "options", "shared_copies", "shell"]

@@ -128,6 +128,11 @@ class DigestMemo:
             if (content := self._digests[row].tobytes()) in place
         ]
 
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """Every path that is remembered, with the digest that its file had."""
+        for name, row in self._rows.items():
+            yield name, self._digests[row].tobytes()
+
     def put(self, name: str, size: int, mtime_ns: int, digest: bytes, read_ns: int) -> None:
         """Remember `digest`, unless the file was so new at `read_ns` that it may change unnoticed.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from embedcache import disk
 from embedcache.store.salvage import Leftover
 
-MEMORY = ("digests*", "index/*", "remotes/*")  # may be deleted at any time
+MEMORY = ("digests*", "index/*", "remotes/*", "alike/*.groups")  # may be deleted at any time
 
 
 def delete_memory(cache: Path) -> None:

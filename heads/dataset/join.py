@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -74,6 +74,7 @@ def load(
     ref: str | None = None,
     memory_bytes: int | None = None,
     drop_missing: bool = False,
+    keep_together: Sequence[Mapping[bytes, int]] = (),
 ) -> Dataset:
     """Join a label table to the cache's vectors by photo id, and split it.
 
@@ -89,6 +90,8 @@ def load(
     by: columns to report errors by. ref: the name that the cache was opened at, for the cards.
     memory_bytes: larger vectors are read from the cache as they are needed.
     drop_missing: leave out rows without a label, counted; otherwise they are an error.
+    keep_together: group numbers by content (sha256, 32 bytes): photos of one number stay on one
+        side, as near-duplicates should. One mapping for each way of telling.
     LabelsError for what cannot be used, see the first lines of `heads.dataset.rows`.
     """
     names = (target,) if isinstance(target, str) else tuple(target)
@@ -99,7 +102,8 @@ def load(
     rows = _present(sheet, cache, space, id_column, scope)
     rows = _chosen(rows, sheet, space, cache, faces, names if drop_missing else ())
     read = _labels(sheet, rows, names, task)
-    sides = _split(sheet, rows, split_by, split_column, read if stratify else None, seed)
+    strata = read if stratify else None
+    sides = _split(sheet, rows, split_by, split_column, strata, seed, keep_together)
     about = _provenance(cache, space, rows, sides, sheet)
     return Dataset(
         ids=tuple(rows.ids),
@@ -317,19 +321,39 @@ def _split(
     split_column: str | None,
     strata: Labels | None,
     seed: int,
+    near: Sequence[Mapping[bytes, int]],
 ) -> _Sides:
-    """strata: labels of which each class is cut at the shares, or None."""
+    """strata: labels of which each class is cut at the shares, or None. near: as `load` has it."""
     people, alone = _people(rows, sheet, split_by)
-    content = [row.tobytes().hex() for row in rows.digests]
-    groups, names = split.join_groups([people, content] if people else [content])
+    content = [row.tobytes() for row in rows.digests]
+    kinds = [people] if people else []
+    kinds.append([one.hex() for one in content])
+    for numbers in near:  # last: a group that they do not join keeps its name, and so its side
+        found = [numbers.get(one) for one in content]
+        kinds.append([None if number is None else str(number) for number in found])
+    groups, names = split.join_groups(kinds)
     rule = f"column {split_column}" if split_column else f"hash, seed {seed}"
+    if near:
+        alone = (*alone, _joined(split.join_groups(kinds[: -len(near)])[0], groups))
     if split_column:
         given = rows.texts(sheet, split_column)
-        subset = split.given(given, groups, rows.ids, column=split_column)
+        subset = split.given(given, groups, rows.ids, column=split_column, nearly=bool(near))
     else:
         classes = strata_of(strata.values, strata.task) if strata else None
         subset = split.by_hash(groups, names, seed=seed, strata=classes)
-    return _Sides(groups, subset, rule + (f", grouped by {split_by}" if split_by else ""), alone)
+    by = [split_by] if split_by else []
+    by += ["near-duplicates"] if near else []
+    return _Sides(groups, subset, rule + (f", grouped by {' and '.join(by)}" if by else ""), alone)
+
+
+def _joined(before: NDArray[np.int64], groups: NDArray[np.int64]) -> str:
+    """What keeping near-duplicates together joined, of groups (n,) that were there before."""
+    n_before, n_after = (int(one.max(initial=-1)) + 1 for one in (before, groups))
+    largest = int(np.bincount(groups).max(initial=0))
+    return (
+        f"near-duplicates are kept together: {n_before:,} groups became {n_after:,}, the largest "
+        f"of {largest:,} of {len(groups):,} photos"
+    )
 
 
 def _labels(sheet: Sheet, rows: _Rows, names: Sequence[str], task: str) -> Labels:

@@ -1,12 +1,14 @@
 """The side of each row: train, dev or test, whole groups at a time.
 
-A group is the set of rows that must stay together: equal photo contents, and equal values of the
-column that names the person. Where the two overlap, their union. A group's side follows from a hash
+A group is the set of rows that must stay together: equal photo contents, equal values of the
+column that names the person, and near-duplicates where they are kept together. Where these overlap,
+their union. A group's side follows from a hash
 of its key and the seed, so that adding photos moves no photo that was there before, unless it joins
 two groups.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -26,6 +28,24 @@ _ALIASES = {
     "validation": DEV,
     "test": TEST,
 }
+
+
+def near_duplicates(keep_together: str) -> float | None:
+    """The threshold of `near-duplicates` or `near-duplicates:0.9`; None for the measured one.
+
+    LabelsError for anything else, and for a threshold that is not above 0 and at most 1.
+    """
+    found = re.fullmatch(r"near-duplicates(?::([0-9.]+))?", keep_together)
+    try:
+        threshold = None if found is None or found[1] is None else float(found[1])
+    except ValueError:
+        found, threshold = None, None
+    if found is None or (threshold is not None and not 0 < threshold <= 1):
+        raise LabelsError(
+            f"`keep_together` is near-duplicates, or near-duplicates:X with a cosine X above 0 and "
+            f"at most 1; got {keep_together!r}"
+        )
+    return threshold
 
 
 def keys_of(values: Iterable[object]) -> list[str | None]:
@@ -174,9 +194,11 @@ def given(
     ids: Sequence[str],
     *,
     column: str,
+    nearly: bool = False,
 ) -> NDArray[np.uint8]:
     """Read each row's side from a column; refuse a group that is on two sides.
 
+    nearly: groups may be of near-duplicates.
     LabelsError for a value other than train, dev (val, valid, validation) or test.
     """
     sides = np.zeros(len(values), np.uint8)
@@ -188,7 +210,8 @@ def given(
                 f"{ids[row]!r} has {value!r}"
             )
         sides[row] = side
-    _whole(sides, groups, ids, of=f"in column {column!r} ", otherwise="omit `split_column`")
+    of = f"in column {column!r} "
+    _whole(sides, groups, ids, of=of, otherwise="omit `split_column`", nearly=nearly)
     return sides
 
 
@@ -210,6 +233,7 @@ def _whole(
     *,
     of: str,
     otherwise: str,
+    nearly: bool = False,
 ) -> None:
     """LabelsError where a group stands on two sides."""
     if len(sides):
@@ -219,10 +243,11 @@ def _whole(
         if (torn := np.flatnonzero(low < high)).size:
             rows = np.flatnonzero(groups == torn[0])
             rows_text = ", ".join(f"{ids[r]} ({SUBSETS[sides[r]]})" for r in rows[:4])
+            which = "the same person or the same photo" + (" or near-duplicates" if nearly else "")
             raise LabelsError(
-                f"the split {of}splits {torn.size} group(s) of the same person or "
-                f"the same photo, which would leak test answers into training: {rows_text}. Put "
-                f"each group in one of train, dev and test, or {otherwise}"
+                f"the split {of}splits {torn.size} group(s) of {which}, which would leak test "
+                f"answers into training: {rows_text}. Put each group in one of train, dev and "
+                f"test, or {otherwise}"
             )
 
 

@@ -17,6 +17,7 @@ from embedcache import disk
 from embedcache.errors import InputError, LabelsError
 from embedcache.spec import CROPS, split_layers
 from embedcache.wording import reason
+from heads.dataset.split import near_duplicates
 from heads.documents import checked, read_json
 from heads.fitting.protocol import FC_NAMES, NAMES, OPTIONS, Protocol, protocol_of
 from heads.labels.build import build as build_labels
@@ -82,7 +83,8 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     protocols: how FC heads are fitted, a block of the tables each: "paper", from scratch, and
     "warm", from the linear head. id_column: "" for photo_id, user_id or id. folds: K, 0 for one
-    split; by default 5 below 5,000 rows.
+    split; by default 5 below 5,000 rows. keep_together: "near-duplicates", or with a cosine
+    "near-duplicates:0.9": such photos stand on one side of every split.
     """
 
     title: str = "Predicting photo popularity"
@@ -93,6 +95,7 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     id_column: str = ""
     photo_column: str = "photo"
     split_by: str | None = None
+    keep_together: str | None = None
     scope: str | None = None
     seed: int = 0
     heads: tuple[str, ...] = ("all",)
@@ -126,6 +129,8 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise LabelsError(f"folds must be 3 or more, or 0 for one split; got {self.folds}")
         for name in self.protocols:
             self.protocol(name)
+        if self.keep_together is not None:
+            near_duplicates(self.keep_together)
 
     def _check_names(self) -> None:
         for kind, names in (

@@ -29,7 +29,8 @@ class KeptFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """One target, subset and backbone with all its heads.
 
     ids, truth, weight, groups: the n test photos (a group is one person, or one photo). fold (n,):
-        which round tested each. group_of: per column of `report_by`, the value of each.
+        which round tested each. others: by one split, the ids of train and dev. group_of: per
+        column of `report_by`, the value of each.
     predictions: per head (n,), a probability of the second of `classes` when binary.
     rows, by: as `Fit.document` has them. curves: per head, (rate, epoch, train, dev) in order.
     inputs: everything that decides this fit, `key` its digest. best: the head that dev chose.
@@ -70,6 +71,7 @@ class KeptFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     n_effective: float | None
     dev_of_choice: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
         """Publish at once, so that an interrupted study leaves whole fits or none."""

@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from embedcache.tables import open_sheet
 from heads import dataset
+from heads.dataset.split import SUBSETS
 from heads.documents import PACKAGES
 from heads.fitting.fit import fit
 from heads.fitting.result import Fit
@@ -43,9 +44,11 @@ from heads.study.design import (
     sha256,
 )
 from heads.study.kept import KeptFit
+from heads.study.parted import numbers, partition, with_remarks
 from heads.study.results import Results
 
 Counting = Callable[[str], Callable[[int, int], None]]
+Alike = Callable[[], Mapping[bytes, int]]
 
 
 def run(
@@ -56,6 +59,7 @@ def run(
     *,
     progress: Callable[[str], None] | None = None,
     counting: Counting = lambda _: lambda _done, _n: None,
+    alike: Alike | None = None,
 ) -> Results:
     """Embed what is missing, fit what is not fitted yet, and gather the results.
 
@@ -64,6 +68,9 @@ def run(
         can be computed. It is not called for imported vectors, which cannot be computed here.
     progress: called with one line per fit, and with what to do after Ctrl-C.
     counting: given what is counted ("epochs of ..."), what to call with (done, in all) in a fit.
+    alike: gives the number of the group of each content that has near-duplicates; they stay on one
+        side where the study says so, and otherwise a fit that parts some gets a note.
+    LabelsError where the study keeps near-duplicates together and nothing tells them.
     """
     began, out = time.perf_counter(), Path(out)
     say = progress or (lambda _line: None)
@@ -79,7 +86,16 @@ def run(
             embed(name)
     labels_digest = sha256(labels_path)
     tasks = list(_tasks(study, table, cache))
-    fits, skipped, reused = _fit_all(tasks, cache, out, say=say, counting=counting)
+    near = {} if alike is None else alike()
+    if study.keep_together and alike is None:
+        raise LabelsError("`keep_together` needs near-duplicates: 'embedcache study' finds them")
+    together = near if study.keep_together else {}
+    fits, skipped, reused = _fit_all(tasks, cache, out, together, say=say, counting=counting)
+    ids = table[study.id_column].drop_nulls().to_list()
+    digests, _ = cache.digests_of(ids, scope=study.scope)
+    fits, warnings = with_remarks(fits, numbers(ids, digests, near))
+    for line in warnings:
+        say(f"warning: {line}")
     fits = [msgspec.structs.replace(one, labels=labels_digest) for one in fits]
     if not fits:
         raise LabelsError(f"no fit could be made: {'; '.join(skipped.values())}")
@@ -108,6 +124,7 @@ def _fit_all(
     tasks: Sequence[tuple["_Task", pl.DataFrame, dict[str, int]]],
     cache: Cache,
     out: Path,
+    together: Mapping[bytes, int],
     *,
     say: Callable[[str], None],
     counting: Counting,
@@ -118,7 +135,7 @@ def _fit_all(
     reused = 0
     for number, (task, rows, left_out) in enumerate(tasks, 1):
         try:
-            found, fresh = task.fit(rows, cache, out, counting=counting)
+            found, fresh = task.fit(rows, cache, out, together, counting=counting)
         except LabelsError as error:  # one class only, say: the other cells can still be filled
             skipped[task.name] = str(error)
             say(f"{task.name}: left out: {error}")
@@ -179,10 +196,11 @@ class _Task:
         table: pl.DataFrame,
         cache: Cache,
         out: Path,
+        together: Mapping[bytes, int],
         *,
         counting: Counting,
     ) -> tuple[KeptFit, bool]:
-        """The fit, and whether it is fresh."""
+        """The fit, and whether it is fresh. together: contents that stay on one side."""
         study = self.study
         ids = table[study.id_column].to_list()
         digests, known = cache.digests_of(ids, scope=study.scope)
@@ -196,6 +214,7 @@ class _Task:
             "rows": hashlib.sha256(used.write_csv().encode()).hexdigest(),
             "photos": hashlib.sha256(digests[known].tobytes() + known.tobytes()).hexdigest(),
             "split_by": study.split_by,
+            "together": partition(digests, together),
             "seed": self.seed,
             "heads": sorted(study.heads),
             "protocol": study.protocol(self.protocol).document(),
@@ -211,7 +230,7 @@ class _Task:
         with tempfile.TemporaryDirectory(prefix="embedcache-study-") as folder:
             rows = Path(folder, "rows.parquet")
             used.write_parquet(rows)
-            made = self._fit(rows, cache, key, inputs, counter)
+            made = self._fit(rows, cache, together, key=key, inputs=inputs, counter=counter)
         made.write(path)
         return made, True
 
@@ -219,6 +238,8 @@ class _Task:
         self,
         path: Path,
         cache: Cache,
+        together: Mapping[bytes, int],
+        *,
         key: str,
         inputs: dict[str, Any],
         counter: Callable[[int, int], None],
@@ -239,6 +260,7 @@ class _Task:
             scope=study.scope,
             subset_name=self.subset.name,
             ref=cache.ref,
+            keep_together=[together] if study.keep_together else (),
         )
         if data.task == "multiclass":
             raise LabelsError(
@@ -275,6 +297,7 @@ def _keep(made: Fit, *, key: str, inputs: dict[str, Any], task: _Task) -> KeptFi
         rows=tuple(document["rows"]),
         by=tuple(document["by"]),
         ids=tuple(test.ids),
+        others=_others(made),
         truth=tuple(map(float, test.truth)),
         weight=None if test.weight is None else tuple(map(float, test.weight)),
         groups=tuple(map(int, test.groups)),
@@ -299,6 +322,15 @@ def _keep(made: Fit, *, key: str, inputs: dict[str, Any], task: _Task) -> KeptFi
         dev_of_choice=made.dev_of_choice,
         notes=made.notes,
     )
+
+
+def _others(made: Fit) -> tuple[str, ...]:
+    """The ids that trained and chose; none by folds, where each photo is tested."""
+    data = made.dataset
+    if made.folds is not None:
+        return ()
+    tested = data.subset == SUBSETS.index("test")
+    return tuple(name for name, test in zip(data.ids, tested.tolist(), strict=True) if not test)
 
 
 def labelled(study: Study, path: Path, cache: Cache) -> tuple[Study, pl.DataFrame, str]:
