@@ -92,7 +92,7 @@ def write(
         cache=plain(cache.path.name),
         backbone=plain(next(iter(space.names), space.spec.architecture)),
         remarks=found.remarks,
-        threshold=str(found.threshold).replace("`threshold`", "--threshold").splitlines(),
+        threshold=str(found.threshold).replace("`threshold`", "threshold").splitlines(),
         groups=shown,
         more_groups=len(found.groups) - len(groups),
     )

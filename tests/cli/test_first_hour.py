@@ -215,7 +215,7 @@ def test_a_head_on_imported_vectors_predicts_what_the_cache_holds(
     assert status == 0, err
     found = json.loads(out)
     assert (found["photos"], found["predicted"]) == (43, 40)
-    assert found["missing"] == {f"q{i}.jpg": "not embedded yet" for i in range(3)}
+    assert found["missing"] == {f"q{i}.jpg": "without an imported vector" for i in range(3)}
 
 
 def test_a_photo_of_two_places_is_exported_once(cache: Path, run: Run, tmp_path: Path) -> None:
