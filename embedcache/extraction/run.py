@@ -10,16 +10,17 @@ run embeds what the cache lacks, so running it again after a crash is the resume
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from embedcache.backbones.forward import Network
 from embedcache.backbones.loading import Backbone, Decode, load_several
 from embedcache.backbones.names import DEFAULT, Name
-from embedcache.errors import PhotosError
+from embedcache.errors import NoSuchSpace, PhotosError, WeightsError
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
 from embedcache.extraction.engine import Engine
 from embedcache.extraction.face_finder import FaceFinder
@@ -182,7 +183,8 @@ class Run:
         """
         memo = self.cache.local / "specs.json"
         with ThreadPoolExecutor(1, "load") as beside:  # loading computes, reading waits for a disk
-            loading = beside.submit(load_all, backbone, faces=self.faces, memo=memo, **options)
+            options |= {"faces": self.faces, "memo": memo, "cache": self.cache}
+            loading = beside.submit(load_all, backbone, **options)
             with self.clock.step("read"):
                 digests = self._digests(photos, beside=loading)
             backbones = loading.result()  # a name that is wrong records no photo
@@ -207,7 +209,7 @@ class Run:
 
     def open_spaces(self, backbones: Sequence[Backbone]) -> list[Space]:
         """The spaces, with what runs that were killed have left in them."""
-        self.cache.remember_places({b.spec.digest: b.place for b in backbones})
+        self.cache.remember_places({b.spec.digest: b.place for b in backbones if b.place})
         spaces = [self.cache.space(b.spec, create=True) for b in backbones]
         for space in spaces:
             with noting_aside(self.cache.path):
@@ -350,21 +352,59 @@ def load_all(
     device: str,
     precision: str,
     decode: Decode,
+    cache: Cache | None = None,
 ) -> list[Backbone]:
-    """The backbones of a run, loaded, each spec once."""
+    """The backbones of a run, loaded, each spec once.
+
+    cache: what it has vectors of may lack its weights here, as in a colleague's cache: photos that
+        all have a vector need none.
+    """
     asked = [backbone] if isinstance(backbone, str | Backbone) else list(backbone)
     names = [one for one in asked if isinstance(one, str)]
+    options: dict[str, Any] = {"device": device, "precision": precision, "decode": decode}
+    options |= {"detector": faces.digest, "memo": memo}
     with without_collection():
-        named = load_several(
-            names,
-            device=device,
-            precision=precision,
-            decode=decode,
-            detector=faces.digest,
-            memo=memo,
-        )
+        try:
+            named = load_several(names, **options)
+        except WeightsError as error:
+            if cache is None or len(names) < len(asked):
+                raise
+            return _held(names, cache, error, **options)
     found = named if len(names) == len(asked) else _in_order(asked, named)
     return list({b.spec.digest: b for b in found}.values())
+
+
+def _held(
+    names: Sequence[str], cache: Cache, error: WeightsError, **options: Any
+) -> list[Backbone]:
+    """The backbones that can be loaded by name, or from where this machine had them; and in place
+    of others the sets of vectors that the cache has. To ask one of these for a vector raises
+    `error`."""
+
+    def refuse() -> Network:
+        raise error
+
+    found: list[Backbone] = []
+    for name in names:
+        try:
+            found += load_several([name], **options)
+            continue
+        except WeightsError as own:
+            if str(own) != str(error):
+                raise error from None
+        for one in Name.parse(name).each():
+            try:
+                spec = cache.find(one.recorded).spec
+            except NoSuchSpace:
+                raise error from None
+            if spec.kind == "foreign" or spec.precision != options["precision"]:
+                raise error
+            if place := cache.places().get(spec.digest):  # where they were on this machine
+                with suppress(WeightsError):
+                    found += load_several([place], **options)
+                    continue
+            found.append(Backbone(name=one.recorded, place="", spec=spec, open=refuse))
+    return found
 
 
 def _in_order(asked: Sequence[str | Backbone], named: Sequence[Backbone]) -> list[Backbone]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import polars as pl
 import pytest
 
 import cli
+from embedcache.store.cache import Cache
 
 MakePhotos = Callable[..., Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -194,6 +196,28 @@ def test_predicts_mistakes_are_one_message_each(
     assert str(tmp_path / "nohead") in mistake(run, "predict", tmp_path / "nohead", *words)
 
 
+def test_a_colleagues_cache_needs_no_weights_where_it_has_every_vector(
+    run: Run, labelled: Path, tiny_weights: Path, make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    extract(run, labelled, tiny_weights, tmp_path / "c")
+    shutil.copytree(tmp_path / "c", tmp_path / "d", ignore=shutil.ignore_patterns("local"))
+    mine = tmp_path / "mine"
+    shutil.copytree(tmp_path / "photos", mine)
+    words = ("extract", mine, "--backbone", "local-dir:tiny", "--json", "--cache")
+    status, out, err = run(*words, tmp_path / "d")  # there is no such folder here
+    assert status == 0, err
+    [space] = json.loads(out)["spaces"]
+    assert (space["hit"], space["embedded"]) == (40, 0)
+    assert len(Cache.open(tmp_path / "d").vectors("local-dir:tiny", ["p000.jpg"])[0]) == 1
+    new = make_photos(1, size=(50, 40), folder="new")
+    (new / "p000.jpg").rename(mine / "new.jpg")
+    status, _, err = run(*words, tmp_path / "d")
+    assert (status, "config.json" in err) == (1, True)
+    status, out, err = run(*words, tmp_path / "c")  # this machine has them elsewhere
+    assert status == 0, err
+    assert json.loads(out)["spaces"][0]["embedded"] == 1
+
+
 def test_wrong_usage_exits_with_2(run: Run, tmp_path: Path) -> None:
     assert run("extract")[0] == 2
     assert run("extract", tmp_path, "--cache", tmp_path, "--no-such-flag")[0] == 2
@@ -214,6 +238,7 @@ def test_an_option_of_one_value_is_given_once(run: Run, tmp_path: Path) -> None:
 SLOW = """
 import sys
 import cli
+from embedcache.store.cache import Cache
 from embedcache.extraction import run as extraction
 from tests import stand_in
 import time
