@@ -66,6 +66,10 @@ def parse_address(address: str) -> Path | SplitResult:
             "or ssh://HOST/FOLDER",
         )
     if scheme == "file":
+        if parts.netloc in (".", ".."):
+            raise RemoteError(
+                "a file:// URL has the whole path of a folder", advice="Name it file:///PATH"
+            )
         if parts.netloc not in ("", "localhost"):
             raise RemoteError(
                 f"a file:// URL names a folder of this machine, and this one names the host "

@@ -186,14 +186,15 @@ def _caption(rows: Sequence[StudyRow], subsets: Sequence[str], *, accuracy: bool
     pooled = f" by {'/'.join(str(k) for k in folds if k)} folds" if folds != {None} else ""
     return (
         f"{'Share of photos classified right' if accuracy else 'Mean squared error' + weighted}"
-        f", with 95 % intervals over persons{pooled}. Bold: what dev chose, of each backbone and "
+        f", with 95 % intervals over photos (over persons where the study names them){pooled}. "
+        f"Bold: what dev chose, of each backbone and "
         f"protocol the simplest head within one standard error of the lowest dev figure, and of "
         f"these the one with the lowest ({where}). "
         f"{'Where folds chose different vectors, the last row is what they chose. ' * several}"
         f'"= ridge" or "= logistic": a head that never left its linear start; "via sigmoid": with '
         f"figures of its own, because the sigmoid of ratios bends the line a little. "
         f"Test photos: {tests}."
-        + (" A figure without an interval: too few persons for one." if unknown else "")
+        + (" A figure without an interval: too few photos or persons for one." if unknown else "")
         + (f" Noise floor of finite swipes: {', '.join(floors)}." if floors else "")
     )
 
