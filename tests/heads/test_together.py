@@ -226,9 +226,7 @@ def test_ten_thousand_columns_need_no_square_of_them() -> None:
     began = time.process_time()
     linear.ridge(replace(train, targets=train.targets + 0.0), dev, standard)
     logistic(train, dev, standard, outputs=1)
-    assert (
-        time.process_time() - began < 40
-    )  # of a processor; the square takes minutes
+    assert time.process_time() - began < 40  # of a processor; the square takes minutes
 
 
 def test_a_study_takes_several_backbones_as_one(tmp_path: Path) -> None:
