@@ -177,8 +177,8 @@ def test_a_card_whose_parts_were_changed_is_refused(
 def test_the_command_fits_and_predicts_with_both(
     world: World, wide: NDArray[np.float32], tmp_path: Path, run: Run
 ) -> None:
-    data = ("--cache", world.cache.path, "--labels", world.labels, "--target", "like_ratio")
-    words = (*data, "--head", "ridge", "--out", tmp_path / "h", "--json")
+    words = ["--cache", world.cache.path, "--labels", world.labels, "--target", "like_ratio"]
+    words += ["--head", "ridge", "--out", tmp_path / "h", "--json"]
     status, out, err = run("fit-head", *words, "--backbone", "net", "--backbone", "wide")
     assert status == 0, err
     found = json.loads(out)
