@@ -73,11 +73,13 @@ def write(
     file: Path,
     *,
     paths: Mapping[bytes, str],
+    words: Callable[[str], str] = str,
     progress: Callable[[int, int], None] = lambda done, n: None,
 ) -> None:
     """Write the page of the first GROUPS groups to `file`, whole or not at all.
 
     paths: files of the photos by content; one that cannot be read has no thumbnail.
+    words: turns the library's words into those of its caller, whose options have other names.
     progress: called with (groups done, groups).
     """
     groups = found.groups[:GROUPS]
@@ -91,8 +93,8 @@ def write(
         title=f"{counted(len(found.groups), 'group')} of near-duplicates",
         cache=plain(cache.path.name),
         backbone=plain(next(iter(space.names), space.spec.architecture)),
-        remarks=found.remarks,
-        threshold=str(found.threshold).replace("`threshold`", "threshold").splitlines(),
+        remarks=[words(line) for line in found.remarks],
+        threshold=words(str(found.threshold)).splitlines(),
         groups=shown,
         more_groups=len(found.groups) - len(groups),
     )

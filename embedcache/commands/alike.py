@@ -14,6 +14,7 @@ from embedcache.commands.options import (
     IdColumn,
     JsonOption,
     PhotoColumn,
+    as_typed,
     open_cache,
     print_result,
     read_photos,
@@ -114,7 +115,7 @@ def duplicates(
     )
     if file is not None:
         progress = counts_on("groups drawn")
-        write(found, opened, space, file, paths=paths(), progress=progress)
+        write(found, opened, space, file, paths=paths(), words=as_typed, progress=progress)
     print_result(found, json_)
     if file is not None:
         log.info("wrote %s", file)

@@ -168,3 +168,45 @@ def test_a_mistake_is_one_message(
     assert status == 1
     assert message in err
     assert "Traceback" not in err
+
+
+def test_an_interrupted_run_keeps_nothing_half_done_and_the_next_one_ends(
+    run: Run, filled: tuple[Path, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, name, photos = filled
+    words = ("duplicates", cache, "--backbone", name, "--photos", photos)
+    with monkeypatch.context() as patch:
+        patch.setattr("embedcache.alike.embed.cut", interrupt)
+        assert run(*words)[0] == 130
+    assert not [*(cache / "local").glob("alike/*")]
+    with monkeypatch.context() as patch:
+        patch.setattr("embedcache.alike.groups.link", interrupt)
+        assert run(*words)[0] == 130
+    assert [path.suffix for path in (cache / "local").glob("alike/*")] == [".json"]
+    assert run(*words)[0] == 0
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_photo_forgotten_while_photos_are_compared_is_in_no_group_and_in_no_file(
+    run: Run, filled: tuple[Path, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from embedcache.alike import linking
+    from embedcache.upkeep.forgetting import forget
+
+    cache, name, photos = filled
+    gone = copies_of(photos / "again.jpg")
+
+    def meanwhile(*words: Any, **options: Any) -> linking.Links:
+        found = linking.link(*words, **options)
+        forget(Cache.open(cache), ["p020.jpg", "p005.jpg", "again.jpg"])
+        return found
+
+    monkeypatch.setattr("embedcache.alike.groups.link", meanwhile)
+    words = ("duplicates", cache, "--backbone", name, "--photos", photos)
+    shown = {one for group in answer(run, *words)["groups"] for one in group}
+    assert not shown & {"p020.jpg", "p005.jpg", "again.jpg"}
+    assert not [*(cache / "local").glob("alike/*.groups")]
+    assert all(gone not in path.read_bytes() for path in (cache / "local").glob("alike/*"))
