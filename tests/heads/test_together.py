@@ -63,7 +63,10 @@ def test_vectors_stand_side_by_side_in_the_order_given(
         expected = np.concatenate([part[rows] for part in parts], axis=1)
         np.testing.assert_array_equal(data.vectors[np.arange(len(rows))], expected)
         assert data.provenance.backbone == " + ".join(names)
-        assert data.provenance.dropped == {"no_face (wide)": 1, "not embedded yet (wide)": 1}
+        assert data.provenance.dropped == {
+            "no_face (wide)": 1,
+            "without an imported vector (wide)": 1,
+        }
     streamed = dataset.load(
         world.cache, names, world.labels, target="like_ratio", memory_bytes=1000
     )
@@ -126,7 +129,7 @@ def test_the_head_remembers_every_spec_and_predicts_from_all(
     found = predict(folder, ["u009", "u003", "u005", "nobody"], world.cache)
     expected = head.predict(np.concatenate([wide[9:10], world.vectors[9:10]], 1))
     assert found.values[0] == pytest.approx(expected[0])
-    assert found.reasons == (None, "no_face", "not embedded yet", "not in the cache")
+    assert found.reasons == (None, "no_face", "without an imported vector", "not in the cache")
 
     def embed(ids: Sequence[str]) -> None:
         assert ids == ["u005"]
