@@ -151,7 +151,7 @@ def build(
         for i, where in enumerate(devices)
     ]
     if layers:  # after the copies, which would share the hooks
-        from embedcache.backbones.taps import Taps, exported
+        from embedcache.backbones.taps import Taps
 
         models = [Taps(one, layers, whole=whole) for one in models]
     first = devices[0]
@@ -166,19 +166,14 @@ def build(
         compiler = "openvino" if find_spec("openvino") else "inductor"
 
     def compiled(n_batch: int) -> tuple[Forward, ...]:
+        shape = (n_batch, 3, *preprocessing.size)
         if compiler == "openvino":
             converted = _converted(models[0], n_batch, preprocessing.size, n_streams=per_device)
             return (_forward(converted, preprocessing, first, dtype),) * per_device
-        options: dict[str, Any] = {"freezing": True}
-        if threads is not None:
-            options["cpp.threads"] = threads
-        faster = {}
-        for one, where in zip(models, devices, strict=True):
-            plain = one
-            if layers:
-                shape = (n_batch, 3, *preprocessing.size)
-                plain = exported(one, torch.zeros(shape, dtype=dtype, device=where))
-            faster[where] = torch.compile(plain, dynamic=False, options=options)
+        faster = {
+            where: _inductor(one, shape, where, dtype, threads=threads, tapped=bool(layers))
+            for one, where in zip(models, devices, strict=True)
+        }
         return tuple(_forward(faster[where], preprocessing, where, dtype) for _, where in places)
 
     return Network(
@@ -190,6 +185,33 @@ def build(
         compiled=compiled,
         module=models[0],
     )
+
+
+def _inductor(
+    model: "torch.nn.Module",
+    shape: tuple[int, ...],
+    where: "torch.device",
+    dtype: "torch.dtype",
+    *,
+    threads: int | None,
+    tapped: bool,
+) -> "Callable[[torch.Tensor], torch.Tensor]":
+    """torch.compile's form of a model for batches of one shape; with hooks, of its exported graph.
+
+    threads: of each pass on a CPU.
+    """
+    import torch
+
+    if tapped:
+        from embedcache.backbones.taps import exported
+
+        model = exported(model, torch.zeros(shape, dtype=dtype, device=where))
+    options: dict[str, Any] = {"freezing": True}
+    if threads is not None:
+        options["cpp.threads"] = threads
+    found: Callable[[torch.Tensor], torch.Tensor]
+    found = torch.compile(model, dynamic=False, options=options)
+    return found
 
 
 def _corner(model: "torch.nn.Module", example: "torch.Tensor") -> "torch.Tensor":

@@ -240,11 +240,8 @@ def push(
         send_marks(copy, cache, counts, dry_run=dry_run)
         published = {} if dry_run else send(copy, cache, plan, pool, progress)
         if not (backbones or specs):
-            made = {
-                name: manifest.digest
-                for key, manifest in published.items()
-                for name in set_names([key])
-            }
+            sent = [(set_names([key]), one.digest) for key, one in published.items()]
+            made = {name: digest for names, digest in sent for name in names}
             there = There(plan.there | set_names(plan.whole) | made.keys(), made, plan.stand_ins)
             send_refs(copy, cache, counts, there, with_ids=with_ids, dry_run=dry_run)
         if not dry_run:

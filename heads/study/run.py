@@ -100,16 +100,11 @@ def run(
     if not fits:
         raise LabelsError(f"no fit could be made: {'; '.join(skipped.values())}")
     memo = read_labels_memo(out / "labels.json") if study.labels is None else None
-    folder = labels_path.parent
-    caption = next((name for name in ("gender", *study.report_by) if name in table.columns), "")
-    photos = _values(table, study.id_column, study.photo_column)
     return Results(
         title=study.title,
         study=study.document(),
         fits=tuple(fits),
-        photos={name: folder / str(photo) for name, photo in photos.items()},
-        truth=_values(table, study.id_column, TRUTH),
-        captions={name: str(v) for name, v in _values(table, study.id_column, caption).items()},
+        **_about_photos(study, table, labels_path.parent),
         label_counts=memo.document if memo else None,
         simulated=study.simulated or TRUTH in table.columns,
         seconds=time.perf_counter() - began,
@@ -118,6 +113,17 @@ def run(
         imported=imported,
         skipped=skipped,
     )
+
+
+def _about_photos(study: Study, table: pl.DataFrame, folder: Path) -> dict[str, Any]:
+    """What the page says of each photo, by id: its file, the truth where known, its caption."""
+    caption = next((name for name in ("gender", *study.report_by) if name in table.columns), "")
+    photos = _values(table, study.id_column, study.photo_column)
+    return {
+        "photos": {name: folder / str(photo) for name, photo in photos.items()},
+        "truth": _values(table, study.id_column, TRUTH),
+        "captions": {n: str(v) for n, v in _values(table, study.id_column, caption).items()},
+    }
 
 
 def _fit_all(
