@@ -160,10 +160,8 @@ def build(
     threads = cores // per_device if first.type == "cpu" else None
     # Consecutive lanes use different devices, so that the first batches reach all of them.
     places = list(zip(models, devices, strict=True)) * per_device
-
-    compiler = "inductor"
-    if [where.type for where in devices] == ["cpu"] and precision == "float32":
-        compiler = "openvino" if find_spec("openvino") else "inductor"
+    plain_cpu = [where.type for where in devices] == ["cpu"] and precision == "float32"
+    compiler = "openvino" if plain_cpu and find_spec("openvino") else "inductor"
 
     def compiled(n_batch: int) -> tuple[Forward, ...]:
         shape = (n_batch, 3, *preprocessing.size)
