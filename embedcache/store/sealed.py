@@ -14,7 +14,7 @@ MAX_ITEMS = 400_000  # in one JSON document: a few bytes of it can cost a hundre
 _SELF = b'"self":"'
 _PRINTABLE = bytes(range(0x20, 0x7F))  # canonical JSON holds no other bytes
 # A search in vain takes two seconds for 4 KiB; its time grows with the square of the size.
-MAX_SEARCH_BYTES = 16 << 10
+MAX_SEARCH_BYTES = 3 << 10
 
 
 def seal(document: dict[str, Json]) -> bytes:

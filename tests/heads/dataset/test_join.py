@@ -55,7 +55,7 @@ def test_photos_without_a_vector_are_dropped_and_counted_by_reason(world: World)
     found = load(world, world.table(user_id=ids, score=range(124)), target="score", weight=None)
     assert found.provenance.dropped == {
         "truncated": 1,
-        "not embedded yet": 1,
+        "without an imported vector": 1,
         "id not in the cache": 2,
     }
     assert found.ids == tuple(world.ids)
