@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -393,7 +392,7 @@ class Cache:
         """Make an empty space under a hidden name, then give it its own."""
         self._refuse_at_ref()
         folder = self.path / part / digest
-        hidden = folder.with_name(f".new-{token_hex(8)}")
+        hidden = folder.with_name(f".new-{disk.mark_of_process()}")
         with disk.plain_errors("write to", self.path):
             (hidden / "segments").mkdir(parents=True)
             document = encode_document(group_document({"embedcache": attributes}))

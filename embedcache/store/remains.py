@@ -35,11 +35,13 @@ class Remains(Segment):
     """A damaged segment as a `Segment` of what is left; its zarr.json documents are not asked.
 
     given: columns in place of damaged files. lost: those whose values nothing proves, which are
-    blank in `given`. raw: the manifest, as it was written.
+    blank in `given`. refuted: good rows, (n_ok,), whose chunk fails the CRC that the manifest has
+    of it, where `row_crc` is damaged too: nothing proves them. raw: the manifest, as written.
     """
 
     given: dict[str, NDArray[Any]] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
+    refuted: Bool | None = None
     raw: bytes = field(default=b"", repr=False)
 
     def column(self, name: str) -> NDArray[Any]:
@@ -49,7 +51,7 @@ class Remains(Segment):
         """Which rows depend on a column that is lost, (n,)."""
         n_rows, n_ok = self.manifest.n_rows, self.manifest.n_ok
         rows = np.zeros(n_rows, dtype=np.bool_)
-        rows[:n_ok] = bool(self.lost & FACES)
+        rows[:n_ok] = bool(self.lost & FACES) if self.refuted is None else self.refuted
         rows[n_ok:] = bool(self.lost & REASONS)
         rows[:] |= bool(self.lost & {"digest", *IDS})
         return rows
@@ -127,8 +129,8 @@ def _complete(found: Remains, name: str) -> None:
         if entry == (size, sha256(whole).hexdigest()):
             found.given[name] = np.frombuffer(data, little).reshape(shape)
             return
-    if name == "row_crc":  # each entry proves its row, or does not
-        found.given[name] = _row_crcs(found, raw)
+    if name == "row_crc":  # an entry of a damaged file proves no row; a whole chunk proves its own
+        found.given[name], found.refuted = _row_crcs(found, raw)
     else:
         found.given[name] = np.zeros(shape, little)
         found.lost.add(name)
@@ -141,7 +143,7 @@ def _candidates(found: Remains, name: str, raw: bytes, size: int) -> Iterator[by
         n_ok, n_rows = found.manifest.n_ok, found.manifest.n_rows
         yield bytes([OK] * n_ok + [FAILED] * (n_rows - n_ok))
     elif name == "row_crc":
-        yield _row_crcs(found, raw).tobytes()
+        yield _row_crcs(found, raw)[0].tobytes()
     elif name == "reason_offset" and found.manifest.n_ok == found.manifest.n_rows:
         yield bytes(8)
     if len(data) < size - CRC_BYTES:
@@ -155,14 +157,15 @@ def _candidates(found: Remains, name: str, raw: bytes, size: int) -> Iterator[by
             yield bytes(right)
 
 
-def _row_crcs(found: Remains, raw: bytes) -> NDArray[np.uint32]:
-    """The CRC of each good row: of whole chunks from their rows, of others as `raw` still has it.
+def _row_crcs(found: Remains, raw: bytes) -> tuple[NDArray[np.uint32], Bool]:
+    """The CRC of each good row, and which rows are in no whole chunk, (n_ok,) each.
 
-    A chunk is whole if it passes the CRC that the manifest has of it.
+    A chunk is whole if it passes the CRC that the manifest has of it. The CRCs of its rows follow
+    from them; those of other rows are as `raw` still has them.
     """
     manifest, geometry = found.manifest, found.manifest.geometry
     assert geometry is not None
-    crcs = np.zeros(manifest.n_ok, "<u4")
+    crcs, refuted = np.zeros(manifest.n_ok, "<u4"), np.ones(manifest.n_ok, np.bool_)
     stored = np.frombuffer(raw[: 4 * min(manifest.n_ok, len(raw) // 4)], "<u4")
     crcs[: len(stored)] = stored
     of_chunks = np.frombuffer(manifest.chunk_crcs, "<u4").tolist()
@@ -179,4 +182,5 @@ def _row_crcs(found: Remains, raw: bytes) -> NDArray[np.uint32]:
                 first = chunk * geometry.rows_per_chunk
                 n_rows = min(geometry.rows_per_chunk, manifest.n_ok - first)
                 crcs[first : first + n_rows] = crc_of_rows(block[:n_rows])
-    return crcs
+                refuted[first : first + n_rows] = False
+    return crcs, refuted

@@ -119,11 +119,15 @@ def _published(folder: Path, home: Path) -> bool:
 
 # What embedcache makes under a hidden name, at any place of a cache. Other hidden names are a
 # user's, or the file system's, and stay.
-_ASIDE = re.compile(r"\.draft-(.{30})-.+")
-_GONE = re.compile(r"\.gone-(.{30})-.+")
-_LEAVING = re.compile(r"\.old-[0-9a-f]{8}.*")
-_STAGED = re.compile(r"\.(?:(?:new|in|entry|push)-.+|now\..+)")
-_PARTLY = re.compile(r"\..+\.(?:json|table|npz)\.[0-9a-f]{8}[^.]*(?:\.claim)?")
+_MARK = r"[0-9a-f]{8}-[0-9a-f]{8}-\d{1,10}-\d{1,20}(?:\.claim)?"  # `disk.mark_of_process`
+_ASIDE = re.compile(rf"\.draft-(.{{30}})-{_MARK}")
+_GONE = re.compile(rf"\.gone-(.{{30}})-{_MARK}")
+_LEAVING = re.compile(rf"\.old-{_MARK}")
+# Of a new space and of a push the name is digits only: their maker cannot be known.
+_STAGED = re.compile(
+    rf"\.(?:new-(?:.{{30}}-)?{_MARK}|new-[0-9a-f]{{16}}|(?:in|entry)-{_MARK}|push-.{{30}}-.+|now\.{_MARK})"
+)
+_PARTLY = re.compile(rf"\..+\.(?:json|table|npz|groups)\.{_MARK}")
 
 
 def own_litter(name: str) -> bool:

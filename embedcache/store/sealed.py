@@ -62,7 +62,8 @@ def mended(raw: bytes) -> bytes | None:
 
     Their own digest is the proof. Long ones are not searched (MAX_SEARCH_BYTES).
     """
-    for start in range(len(raw) - 72):  # it may be the key of the digest that is wrong
+    long = len(raw) > MAX_SEARCH_BYTES
+    for start in range(0 if long else len(raw) - 72):  # the key of the digest may be wrong
         part = raw[start : start + len(_SELF)]
         if sum(a != b for a, b in zip(part, _SELF, strict=True)) == 1:
             whole = raw[:start] + _SELF + raw[start + len(_SELF) :]
@@ -75,7 +76,7 @@ def mended(raw: bytes) -> bytes | None:
     true = sha256(blank).hexdigest().encode()
     if sum(a != b for a, b in zip(stated, true, strict=True)) == 1:
         return raw[:at] + true + raw[at + 64 :]
-    if len(raw) > MAX_SEARCH_BYTES:
+    if long:
         return None
     before = sha256()
     for position in range(len(blank)):

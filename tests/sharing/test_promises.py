@@ -166,7 +166,7 @@ def test_forget_leaves_no_byte_of_an_interrupted_pull_or_push(
     assert list((b.path / "local" / "incoming").rglob("embedding"))
     assert list((b.path / "local").glob("remotes/*/*"))
     if how == "killed":  # while it hid a segment, and before it deleted that
-        hidden = b.path / "local" / "incoming" / ".old-12345678"
+        hidden = b.path / "local" / "incoming" / ".old-12345678-00000000-7-7"
         hidden.mkdir()
         (hidden / "row").write_bytes(row_of(1))
     fill(b.space(SPEC, create=True), photos(1))

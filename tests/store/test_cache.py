@@ -249,7 +249,7 @@ def test_a_folder_that_is_not_a_cache_is_refused_and_unchanged(tmp_path: Path) -
 
 def test_two_processes_may_make_one_cache_at_the_same_time(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / ".zarr.json.0123abcd").write_bytes(b"")  # the other one is at it
+    (tmp_path / "a" / ".zarr.json.0123abcd-00000000-7-7").write_bytes(b"")  # the other one is at it
     assert Cache.open(tmp_path / "a", create=True).spaces() == []
     assert Cache.open(tmp_path / "a").spaces() == []
 

@@ -360,9 +360,13 @@ def test_forget_leaves_no_byte_below_the_cache(tmp_path: Path) -> None:
     cache = make(tmp_path / "a", (1, 2), (1, 3), (4, 1))
     segment = cache.space(SPEC).segments()[0]
     write_ref(cache, "r")
-    for name in ("spaces/.old-0123abcd", "local/incoming/x", "local/outgoing-0123abcd"):
+    for name in (
+        "spaces/.old-0123abcd-00000000-7-7",
+        "local/incoming/x",
+        "local/outgoing-0123abcd",
+    ):
         shutil.copytree(segment.folder, cache.path / name)
-    hidden = segment.folder.with_name(".old-0123abcd")
+    hidden = segment.folder.with_name(".old-0123abcd-00000000-7-7")
     shutil.copytree(segment.folder, hidden)
     forget(cache, ["p1"])
     compact(cache)

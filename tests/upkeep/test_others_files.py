@@ -76,7 +76,12 @@ def test_forget_moves_what_others_put_into_a_segment_to_damaged(tmp_path: Path) 
 ALIKE = (
     *("lease.json", "abandoned.json", "journal", "entry.json", "claimed", ".mine.part"),
     *("writing/journal", "writing/lease.json", "segments/zarr.json", "embedding/c/0/0.partial"),
-    *("embedding/c/7/0", ".manifest.json.0123abcd", ".old-0123abcd/journal", "c/zarr.json"),
+    *(
+        "embedding/c/7/0",
+        ".manifest.json.0123abcd",
+        ".old-0123abcd/journal",
+        "c/zarr.json",
+    ),
 )
 
 
@@ -132,8 +137,8 @@ def test_a_dead_writers_folder_goes_without_what_others_put_there(tmp_path: Path
 def test_litter_goes_without_what_others_put_there(tmp_path: Path) -> None:
     cache = make(tmp_path / "a", 1, 2, segments=1)
     segments = cache.space(SPEC).segments_folder
-    theirs = put(segments / ".old-0123abcd", "notes.txt", "embedding/c/0/0")[:1]
-    theirs += put(cache.path / "spaces" / ".old-0123abce", "notes.txt")
+    theirs = put(segments / ".old-0123abcd-00000000-7-7", "notes.txt", "embedding/c/0/0")[:1]
+    theirs += put(cache.path / "spaces" / ".old-0123abce-00000000-7-7", "notes.txt")
     compact(cache)
     assert found(cache.path) == sorted(theirs)
     assert list(segments.glob(".*")) == []
@@ -192,7 +197,7 @@ def test_an_import_says_what_it_moved_out_of_a_dead_writers_folder(
 
 def test_recording_ids_says_what_it_moved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = make(tmp_path / "a", 1, 2, segments=1)
-    litter = cache.path / "photos" / "segments" / ".old-0123abcd"
+    litter = cache.path / "photos" / "segments" / ".old-0123abcd-00000000-7-7"
     theirs = put(litter, "notes.txt")
     cache.record_photos("folder", ["p1", "p2"], photos(1, 2))
     assert caplog.messages == []
@@ -200,3 +205,22 @@ def test_recording_ids_says_what_it_moved(tmp_path: Path, caplog: pytest.LogCapt
     [text] = caplog.messages
     assert "has 1 file that embedcache did not write" in text
     assert found(cache.path) == theirs
+
+
+HIDDEN = [".in-progress", ".new-notes.txt", ".push-config.yml", ".old-20261126.tar.gz", ".now.todo"]
+HIDDEN += [".entry-form.docx", ".settings.json.20261126", ".old-20260101/a.txt", ".draft-of-mine"]
+
+
+def test_hidden_names_that_resemble_ours_are_somebody_elses(tmp_path: Path) -> None:
+    cache = make(tmp_path / "c", 0, 1)
+    [space] = cache.spaces()
+    mine = []
+    for folder in (cache.path, cache.path / "refs", cache.path / "spaces", space.segments_folder):
+        folder.mkdir(exist_ok=True)
+        mine += put(folder, *HIDDEN)
+    for path in cache.path.rglob(".*"):
+        os.utime(path, (1e9, 1e9))
+    compact(cache)
+    forget(Cache.open(cache.path), ["p0"])
+    assert found(cache.path) == sorted(mine)
+    assert all(path.read_text().startswith("mine") for path in space.segments_folder.glob(".in-*"))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,15 +142,15 @@ def test_a_shards_index_and_what_follows_a_cut_cost_only_rows_that_are_cut(tmp_p
     check_vectors(cache, 0, 1, 2)
 
 
-def test_a_wrong_row_beside_lost_row_crcs_costs_only_what_nothing_proves(tmp_path: Path) -> None:
+def test_a_wrong_row_beside_damaged_row_crcs_costs_its_chunk(tmp_path: Path) -> None:
+    """The manifest refutes the chunk, and no row proves itself by a file that is wrong too."""
     cache = make(tmp_path / "a")
     folder = segments(cache)[0].folder
     flip(folder / "embedding/c/0/0", 2 * 32)
     flip(folder / "row_crc/c/0", 1)
     flip(folder / "row_crc/c/0", 4 * 4)
     [finding] = repaired(cache).findings
-    assert finding.lost == ("p0", "p2", "p4")  # 1 and 3 pass what is left of `row_crc`
-    check_vectors(cache, 1, 3)
+    assert finding.lost == ("p0", "p1", "p2", "p3", "p4")
 
 
 @pytest.mark.parametrize("name", ["reason_text/c/0", "reason_offset/c/0"])
@@ -235,3 +236,24 @@ def test_what_the_machine_refuses_is_no_damage(
             verify(cache, repair=repair)
     assert first.folder.exists()
     assert repaired(cache).findings[0].lost == ("p0",)
+
+
+def test_rows_of_another_segment_are_not_proven_by_its_row_crcs(tmp_path: Path) -> None:
+    """As after a restore that mixed two segments up: the manifest's chunk CRCs know better."""
+    cache = Cache.open(tmp_path / "c", create=True)
+    space = cache.space(SPEC, create=True)
+    for first in (0, 5):
+        with space.writer(n_rows=5, name="net", about={}) as writer:
+            some = photos(*range(first, first + 5))
+            writer.add(some, model(some))
+    one, other = (segment.folder for segment in space.segments())
+    for name in ("embedding/c", "row_crc/c"):
+        shutil.copytree(other / name, one / name, dirs_exist_ok=True)
+    assert not verify(cache, repair=False).clean
+    verify(cache, repair=True)
+    again = Cache.open(tmp_path / "c")
+    [space] = again.spaces()
+    rows, found = space.read(photos(*range(10)))
+    assert found.sum() == 5
+    assert (rows[found] == model(photos(*range(10)))[found]).all()
+    assert verify(again).clean

@@ -62,7 +62,7 @@ def test_what_goes_while_it_is_looked_at_is_no_finding(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = cache.path / "photos" / "segments"
-    left = [folder / f".old-{n:08x}" for n in range(3)]
+    left = [folder / f".old-{n:08x}-00000000-7-7" for n in range(3)]
     for path in left:
         path.mkdir()
 
