@@ -118,12 +118,23 @@ def carry_over(earlier: Path, folder: Path) -> None:
             if is_own(earlier, own, files):
                 (earlier / own).unlink(missing_ok=True)
             else:
-                (folder / inside).mkdir(parents=True, exist_ok=True)
+                room = _room(folder, inside)
                 with contextlib.suppress(FileNotFoundError):  # another process was faster
-                    Path(parent, name).rename(free_name(folder / own))
+                    Path(parent, name).rename(free_name(room / name))
         if not folders and not names and inside.parts:
-            (folder / inside).mkdir(parents=True, exist_ok=True)
+            _room(folder, inside)
     disk.delete_folder(earlier, ours=LIST.__eq__)
+
+
+def _room(folder: Path, inside: Path) -> Path:
+    """The folder at a place inside another; beside a part of the place that is a file now."""
+    place = folder
+    for part in inside.parts:
+        place /= part
+        if os.path.lexists(place) and not place.is_dir():
+            place = free_name(place)
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def identity(folder: Path) -> tuple[int, int] | None:

@@ -141,7 +141,8 @@ def set_aside(root: Path, broken: Broken) -> Repaired | None:
             return None if name in log.gone else Entry(segments={name: gone})
 
         append(root, broken.of.history.log(), decide)
-        targets.append(disposal.set_aside(root, broken.path))
+        with contextlib.suppress(FileNotFoundError):  # another repair was faster
+            targets.append(disposal.set_aside(root, broken.path))
     return Repaired(left, targets[0] if targets else None)
 
 

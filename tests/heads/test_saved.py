@@ -47,6 +47,23 @@ def test_a_saved_head_predicts_what_the_fitted_one_did(fitted: tuple[Path, Any])
     assert json.loads((folder / "fit.json").read_text())["best"] == fit.best
 
 
+def test_a_folder_of_the_user_where_a_fit_writes_a_file_moves_beside_it(
+    fitted: tuple[Path, Any],
+) -> None:
+    folder, fit = fitted
+    place = folder / fit.best / "predictions.csv"
+    place.unlink()
+    (place / "deep").mkdir(parents=True)
+    (place / "deep" / "notes.txt").write_text("mine")
+    (place / "empty").mkdir()
+    for _ in range(2):
+        fit.save(folder)
+        assert place.is_file()
+        [notes] = folder.rglob("notes.txt")
+        assert notes.read_text() == "mine"
+    assert not list(folder.parent.glob(f".{folder.name}*"))
+
+
 def test_saving_again_replaces_a_fit_and_nothing_else(fitted: tuple[Path, Any]) -> None:
     folder, fit = fitted
     (folder / "1fc" / "notes.txt").write_text("mine")
