@@ -164,12 +164,11 @@ def build(
     compiler = "openvino" if plain_cpu and find_spec("openvino") else "inductor"
 
     def compiled(n_batch: int) -> tuple[Forward, ...]:
-        shape = (n_batch, 3, *preprocessing.size)
         if compiler == "openvino":
             converted = _converted(models[0], n_batch, preprocessing.size, n_streams=per_device)
             return (_forward(converted, preprocessing, first, dtype),) * per_device
         faster = {
-            where: _inductor(one, shape, where, dtype, threads=threads, tapped=bool(layers))
+            where: _inductor(one, n_batch, preprocessing, where, dtype, threads, layers)
             for one, where in zip(models, devices, strict=True)
         }
         return tuple(_forward(faster[where], preprocessing, where, dtype) for _, where in places)
@@ -187,22 +186,24 @@ def build(
 
 def _inductor(
     model: "torch.nn.Module",
-    shape: tuple[int, ...],
+    n_batch: int,
+    preprocessing: Preprocessing,
     where: "torch.device",
     dtype: "torch.dtype",
-    *,
     threads: int | None,
-    tapped: bool,
+    layers: Sequence[PooledLayer],
 ) -> "Callable[[torch.Tensor], torch.Tensor]":
-    """torch.compile's form of a model for batches of one shape; with hooks, of its exported graph.
+    """torch.compile's form of a model for batches of one size; where it has hooks for layers, of
+    its exported graph.
 
     threads: of each pass on a CPU.
     """
     import torch
 
-    if tapped:
+    if layers:
         from embedcache.backbones.taps import exported
 
+        shape = (n_batch, 3, *preprocessing.size)
         model = exported(model, torch.zeros(shape, dtype=dtype, device=where))
     options: dict[str, Any] = {"freezing": True}
     if threads is not None:

@@ -86,10 +86,7 @@ def run(
             embed(name)
     labels_digest = sha256(labels_path)
     tasks = list(_tasks(study, table, cache))
-    near = {} if alike is None else alike()
-    if study.keep_together and alike is None:
-        raise LabelsError("`keep_together` needs near-duplicates: 'embedcache study' finds them")
-    together = near if study.keep_together else {}
+    near, together = _near(study, alike)
     fits, skipped, reused = _fit_all(tasks, cache, out, together, say=say, counting=counting)
     ids = table[study.id_column].drop_nulls().to_list()
     digests, _ = cache.digests_of(ids, scope=study.scope)
@@ -113,6 +110,14 @@ def run(
         imported=imported,
         skipped=skipped,
     )
+
+
+def _near(study: Study, alike: Alike | None) -> tuple[Mapping[bytes, int], Mapping[bytes, int]]:
+    """The groups of near-duplicates, and those of them that stay on one side."""
+    if study.keep_together and alike is None:
+        raise LabelsError("`keep_together` needs near-duplicates: 'embedcache study' finds them")
+    near = {} if alike is None else alike()
+    return near, near if study.keep_together else {}
 
 
 def _about_photos(study: Study, table: pl.DataFrame, folder: Path) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def _digest(card: dict[str, Any]) -> str:
 
 
 def _read(path: Path, n_bytes: int, sha256: str) -> bytes:
-    """A file of exactly so many bytes and this hash."""
+    """A file of exactly this size and hash."""
     size = path.stat().st_size if path.is_file() else -1
     if size != n_bytes:
         raise HeadError(f"{path} has {size} bytes; the card says {n_bytes}")
