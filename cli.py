@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from embedcache import __version__
-from embedcache.commands import alike, caches, shared_copies, shell
+from embedcache.commands import alike, caches, fit_options, pictures, shared_copies, shell
 from embedcache.commands.embedding import embed_photos, extract, reasons_of, upgrade
 from embedcache.commands.options import (
     DEFAULT_BACKBONE,
@@ -33,15 +32,12 @@ from embedcache.commands.options import (
     print_result,
     read_photos,
 )
-from embedcache.errors import EmbedcacheError, InputError
-from embedcache.wording import counted, plain
+from embedcache.errors import InputError
 
 if TYPE_CHECKING:
     from embedcache.photos.table import Photos
     from embedcache.store.cache import Cache
-    from heads.head import Head
     from heads.predict import Predictions
-    from heads.study.design import Study
 
 log = logging.getLogger("embedcache")
 
@@ -55,39 +51,10 @@ app = typer.Typer(
     "light heads on them in seconds.",
 )
 
-Optimizer = Literal["adam", "sgd"]
-Loss = Literal["auto", "mse", "log_loss", "binomial"]
-Start = Literal["linear", "constant", "random"]
-ProtocolName = Literal["paper", "warm"]
 Format = Literal["csv", "parquet"]
-WARNING_SAMPLE = 100
-"""Photos by which a study that does not keep near-duplicates together measures what they are."""
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        print(f"embedcache {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
-        ),
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print only errors and warnings on stderr.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Also print tracebacks of errors.")
-    ] = False,
-) -> None:
-    """-q and -v may also stand after a command; see `shell.Commands`."""
-
-
+app.callback()(shell.options)
 app.command()(extract)  # of stage one alone, but first in the list
 
 
@@ -116,108 +83,39 @@ def labels(
 def fit_head(
     cache: CacheOption,
     backbone: SeveralBackbones,
-    labels: Annotated[Path, typer.Option(help="A .csv/.parquet table with ids and labels.")],
-    target: Annotated[
-        list[str],
-        typer.Option(metavar="COLUMN", help="Column to predict; several are fitted jointly."),
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the fitted heads.")],
+    labels: fit_options.LabelTable,
+    target: fit_options.Targets,
+    out: fit_options.HeadFolder,
     id_column: IdColumn = None,
-    weight: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column with the weight of each row.")
-    ] = None,
-    task: Annotated[str, typer.Option(help="auto, regression, binary or multiclass.")] = "auto",
-    head: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="all, const, ridge, logistic, or 0fc, 1fc, 2fc (0, 1 or 2 fully connected layers "
-            "before the output); may be repeated."
-        ),
-    ] = None,
-    faces: Annotated[
-        int | None, typer.Option(min=0, help="Keep only photos with exactly N faces.", metavar="N")
-    ] = None,
-    split_by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Keep rows with equal values together.")
-    ] = None,
-    split_column: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="A column that holds train, dev or test.")
-    ] = None,
-    keep_together: Annotated[
-        str | None,
-        typer.Option(
-            metavar="near-duplicates[:X]",
-            help="Keep copies that were resized, cropped or saved again together; X: their cosine.",
-        ),
-    ] = None,
-    stratify: Annotated[
-        bool, typer.Option("--stratify", help="Stratify the split by class.")
-    ] = False,
-    by: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="Report the error per group; may be repeated."),
-    ] = None,
-    folds: Annotated[
-        int | None,
-        typer.Option(help="K-fold, 3 or more: test every photo once. [default: one split]"),
-    ] = None,
-    dev_only: Annotated[
-        bool, typer.Option("--dev-only", help="Report on dev only; do not read the test rows.")
-    ] = False,
-    protocol: Annotated[
-        ProtocolName,
-        typer.Option(help="paper: FC heads from scratch; warm: from the linear head."),
-    ] = "warm",
-    hidden: Annotated[
-        int | None, typer.Option(min=1, help="Width of each hidden layer. [default: 256]")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Maximum epochs. [default: 20]")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Photos per step of the training. [default: 256]")
-    ] = None,
-    learning_rate: Annotated[
-        list[float] | None, typer.Option(help="May be repeated; dev chooses. [default: a sweep]")
-    ] = None,
-    optimizer: Annotated[Optimizer | None, typer.Option(help="[default: adam]")] = None,
-    loss: Annotated[
-        Loss | None,
-        typer.Option(help="binomial: for ratios whose weights are their counts. [default: auto]"),
-    ] = None,
-    dropout: Annotated[
-        float | None, typer.Option(help="Dropout rate of hidden units. [default: 0]")
-    ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="As in AdamW. [default: 0]")] = None,
-    members: Annotated[
-        int | None, typer.Option(min=1, help="Ensemble size of each FC head. [default: 1]")
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Stop after N epochs without a dev gain; 0: never. [default: 4; paper: 0]"
-        ),
-    ] = None,
-    start: Annotated[
-        Start | None,
-        typer.Option(
-            help="Initialisation of the FC heads: the linear baseline, the constant, or random. "
-            "[default: set by --protocol]"
-        ),
-    ] = None,
-    margin: Annotated[
-        float | None,
-        typer.Option(
-            help="Minimum dev gain, in standard errors, to leave a linear start. [default: 2.5]"
-        ),
-    ] = None,
-    drop_missing: Annotated[
-        bool, typer.Option("--drop-missing", help="Leave out rows without a label.")
-    ] = False,
-    memory_mb: Annotated[
-        int | None, typer.Option(min=1, help="Limit of vectors in memory, in MB. [default: none]")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "cpu",
-    ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
+    weight: fit_options.WeightColumn = None,
+    task: fit_options.Task = "auto",
+    head: fit_options.HeadNames = None,
+    faces: fit_options.FaceCount = None,
+    split_by: fit_options.SplitBy = None,
+    split_column: fit_options.SplitColumn = None,
+    keep_together: fit_options.KeepTogether = None,
+    stratify: fit_options.Stratify = False,
+    by: fit_options.By = None,
+    folds: fit_options.Folds = None,
+    dev_only: fit_options.DevOnly = False,
+    protocol: fit_options.ProtocolOption = "warm",
+    hidden: fit_options.Hidden = None,
+    epochs: fit_options.Epochs = None,
+    batch_size: fit_options.TrainBatch = None,
+    learning_rate: fit_options.LearningRates = None,
+    optimizer: fit_options.OptimizerOption = None,
+    loss: fit_options.LossOption = None,
+    dropout: fit_options.Dropout = None,
+    weight_decay: fit_options.WeightDecay = None,
+    members: fit_options.Members = None,
+    patience: fit_options.Patience = None,
+    start: fit_options.StartOption = None,
+    margin: fit_options.Margin = None,
+    drop_missing: fit_options.DropMissing = False,
+    memory_mb: fit_options.MemoryLimit = None,
+    seed: fit_options.Seed = 0,
+    device: fit_options.FitDevice = "cpu",
+    ref: fit_options.RefOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Fit heads on cached vectors. The test set is used once.
@@ -298,28 +196,13 @@ def fit_head(
 def fit_taste(
     cache: CacheOption,
     backbone: BackboneOption,
-    ratings: Annotated[
-        Path, typer.Option(help="A .csv/.parquet table: rater_id, photo id, rating; a row each.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the fitted taste.")],
-    rater_column: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN", help="Who rated. [default: rater_id, viewer_id, sender_id, ...]"
-        ),
-    ] = None,
-    id_column: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN", help="The photo. [default: photo_id, user_id, id or recipient_id]"
-        ),
-    ] = None,
-    rating_column: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="The rating. [default: rating, score or liked]"),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split and of the comparison.")] = 0,
-    ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
+    ratings: fit_options.Ratings,
+    out: fit_options.TasteFolder,
+    rater_column: fit_options.RaterColumn = None,
+    id_column: fit_options.RatedColumn = None,
+    rating_column: fit_options.RatingColumn = None,
+    seed: fit_options.TasteSeed = 0,
+    ref: fit_options.RefOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Fit one taste per viewer. A new photo needs only its vector.
@@ -355,30 +238,14 @@ def fit_taste(
 
 @app.command()
 def predict(
-    head_dir: Annotated[
-        Path, typer.Argument(metavar="HEAD_DIR", help="A folder that fit-head wrote.")
-    ],
+    head_dir: fit_options.FittedHead,
     photos: PhotosPath,
     cache: CacheOption,
-    out: Annotated[
-        str, typer.Option(metavar="FILE", help="The predictions: .csv, .parquet, or - for stdout.")
-    ],
+    out: fit_options.PredictionsFile,
     photo_column: PhotoColumn = None,
     id_column: IdColumn = None,
-    backbone: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[@face]",
-            help="The head's backbone, if its weights have moved; of several all, in their order.",
-        ),
-    ] = None,
-    explain: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="A picture per photo of the pixels that moved the prediction; it is not a cause.",
-        ),
-    ] = None,
+    backbone: fit_options.MovedBackbones = None,
+    explain: fit_options.PictureFolder = None,
     device: DeviceOption = "auto",
     workers: Workers = None,
     json_: JsonOption = False,
@@ -392,10 +259,11 @@ def predict(
     import heads
     from heads.predict import check_out, parts_of
     from heads.predict import predict as apply
+    from heads.saliency import check_explainable
 
     check_out(out)
     if explain is not None:
-        _check_explain(heads.load(head_dir), explain)
+        check_explainable(heads.load(head_dir), explain)
     if out == "-" and json_:
         raise InputError("--out - and --json would both write to stdout: choose one")
     card = heads.load(head_dir).card
@@ -537,15 +405,6 @@ def main() -> None:
     shell.run(app)
 
 
-def _check_explain(head: "Head", folder: Path) -> None:
-    """Refuse, before any work, a head or a folder that cannot be used."""
-    from heads.saliency import check_explainable
-
-    check_explainable(head)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder for the pictures")
-
-
 def _explain(
     predictions: "Predictions",
     table: "Photos",
@@ -556,40 +415,20 @@ def _explain(
     device: str,
 ) -> None:
     """Draw for every predicted photo what moved its prediction."""
-    import numpy as np
-
-    from embedcache.backbones import loading
-    from embedcache.backbones.saliency import saliency
     from embedcache.display import counts_on
-    from embedcache.extraction.inputs import inputs
-    from embedcache.photos.kinds import in_words
     from heads.saliency import draw
 
-    card = predictions.head.card
-    reduced = card["spec"]["preprocessing"]["decode"].endswith("reduced")
-    backbone = loading.load(
-        place,
-        device=device,
-        precision=card["spec"]["precision"],
-        decode="reduced" if reduced else "full",
-    )
-    if backbone.spec.digest != card["spec_digest"]:
-        raise InputError(f"{place} is another network than the one that the head was fitted on")
-    places = np.flatnonzero(predictions.found).tolist()
-    digests, _ = cache.digests_of([table.ids[i] for i in places], scope=table.scope)
-    network, given = backbone.open(), backbone.preprocessing
-    seen = inputs(table, places, digests, cache, backbone=backbone)
+    head, done = predictions.head, predictions.found.tolist()
+    places = [i for i, predicted in enumerate(done) if predicted]
+    seen = pictures.seen_by(head.card, table, cache, places, place=place, device=device)
     drawn = draw(
-        predictions.head,
-        ((table.ids[i], predictions.values[i], pixels) for i, pixels in seen),
+        head,
+        ((table.ids[i], predictions.values[i], pixels) for i, pixels in seen.photos),
         folder,
-        saliency_of=lambda pixels, score: saliency(network, given, pixels, score),
+        saliency_of=seen.saliency_of,
         progress=counts_on("photos explained"),
     )
-    for name, reason in list(drawn.lost.items())[:5]:
-        log.warning("no picture of %s: %s", plain(name), in_words(reason))
-    log.info("wrote %s to %s", counted(drawn.pictures, "picture"), folder)
-    log.info("a picture shows what the head reacts to, not a cause: see README.txt there")
+    pictures.report(drawn.pictures, drawn.lost, folder)
 
 
 def _study(
@@ -615,9 +454,8 @@ def _study(
     if table is None:
         show = show | {"photos": False}
     else:
-        imported = {s.spec.architecture for s in opened.spaces() if s.spec.kind == "foreign"}
-        names = dict.fromkeys(name for b in asked.backbone for name in b.names)
-        wanted = [resolved(name, asked.folder) for name in names if name not in imported]
+        names = vectors.to_embed(asked, opened)
+        wanted = [resolved(name, asked.folder) for name in names]
         if wanted and embed_photos(table, opened, wanted, device=device).interrupted:
             raise typer.Exit(INTERRUPTED)
     results = studies.run(
@@ -627,7 +465,7 @@ def _study(
         out,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
         counting=counts_on,
-        alike=lambda: _alike(asked, opened, device),
+        alike=lambda: alike.near_duplicates(opened, device=device, **vectors.alike_by(asked)),
     )
     written = report.write(results, out, **show)
     if json_:
@@ -636,39 +474,15 @@ def _study(
         print(f"{results}\n{written}")
 
 
-def _alike(study: "Study", cache: "Cache", device: str) -> dict[bytes, int]:
-    """The near-duplicates among a study's photos, by its first backbone of whole photos, else by
-    its first; by a smaller sample where the study does not depend on them."""
-    from heads.dataset.split import near_duplicates
-
-    backbone = next((b for b in study.backbone if not b.sees_face), study.backbone[0])
-    asked = study.keep_together
-    return alike.near_duplicates(
-        cache,
-        backbone.names[0],
-        threshold=near_duplicates(asked) if asked else None,
-        sample=None if asked else WARNING_SAMPLE,
-        device=device,
-    )
-
-
 def _demo_study() -> str:
     """The demo's study.toml: with rows for the paper's networks, or a note on how to get them."""
-    from embedcache import example
-    from embedcache.backbones import loading
+    from embedcache import doctor, example
     from heads.study import design
 
-    rows, notes = "", [example.CONCLUSIONS]
-    for name, label in ((DEFAULT_BACKBONE, "Inception"), ("facenet:casia-webface", "FaceNet")):
-        try:
-            loading.load(name)
-            rows += f'\n[[backbone]]\nname = "{name}"\nlabel = "{label}"\n'
-        except EmbedcacheError:
-            notes.append(
-                f"{label} has no row because its weights are not on this machine. This gets them "
-                f"where there is internet: {loading.command_for(name)}."
-            )
-    note = f'note = "{" ".join(notes)}"\n'
+    wanted = {"Inception": DEFAULT_BACKBONE, "FaceNet": "facenet:casia-webface"}
+    here, notes = doctor.networks_here(wanted)
+    rows = "".join(f'\n[[backbone]]\nname = "{wanted[k]}"\nlabel = "{k}"\n' for k in here)
+    note = f'note = "{" ".join([example.CONCLUSIONS, *notes])}"\n'
     return note + design.template("demo.toml") + rows
 
 

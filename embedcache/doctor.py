@@ -7,12 +7,14 @@ is one line of the answer and does not end it.
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from embedcache.backbones import facenet, weights
 from embedcache.backbones.names import DEFAULT, FACENET
+from embedcache.errors import EmbedcacheError
 from embedcache.spec import Json
 
 PACKAGES = {
@@ -138,3 +140,21 @@ def _weights() -> list[Requirement]:
         )
     )
     return findings
+
+
+def networks_here(names: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Of networks by label those that can be loaded on this machine, and a sentence on each other
+    that says how to get it."""
+    from embedcache.backbones import loading
+
+    here, notes = [], []
+    for label, name in names.items():
+        try:
+            loading.load(name)
+            here.append(label)
+        except EmbedcacheError:
+            notes.append(
+                f"{label} has no row because its weights are not on this machine. This gets them "
+                f"where there is internet: {loading.command_for(name)}."
+            )
+    return here, notes

@@ -5,6 +5,7 @@
 Every error names the field, what is allowed there, and what was found.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import msgspec
 from msgspec import inspect
 
 from embedcache.errors import InputError
+from embedcache.spec import canonical_json
 
 T = TypeVar("T")
 # What saved heads and studies record the versions of.
@@ -120,3 +122,12 @@ def _described(allowed: inspect.Type) -> str:
     if isinstance(allowed, inspect.ListType | inspect.VarTupleType):
         return f"{words}, each {_described(allowed.item_type)}"
     return words
+
+
+def digest_of(card: dict[str, Any]) -> str:
+    """sha256 of a card without its own `digest`; "" where it holds what JSON cannot."""
+    rest = {name: value for name, value in card.items() if name != "digest"}
+    try:
+        return hashlib.sha256(canonical_json(rest)).hexdigest()
+    except ValueError:
+        return ""

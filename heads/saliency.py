@@ -44,8 +44,10 @@ heads that predict equally well may show different pixels.
 """
 
 
-def check_explainable(head: Head) -> None:
-    """HeadError for a head of which no picture can be drawn."""
+def check_explainable(head: Head, folder: Path) -> None:
+    """HeadError for a head of which no picture can be drawn, or a folder that is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise HeadError(f"{folder} is a file; name a folder for the pictures")
     spec = head.card.get("spec")
     if head.card.get("together") or (spec or {}).get("layer"):
         raise HeadError(

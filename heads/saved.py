@@ -31,9 +31,9 @@ from msgspec import Meta, Struct
 from embedcache import disk
 from embedcache.errors import CacheError, HeadError
 from embedcache.machine import versions
-from embedcache.spec import MAX_DIM, Spec, canonical_json
+from embedcache.spec import MAX_DIM, Spec
 from heads.dataset.rows import Dataset
-from heads.documents import PACKAGES, checked, read_json
+from heads.documents import PACKAGES, checked, digest_of, read_json
 from heads.fitting.judge import Judged
 from heads.fitting.result import Fit
 from heads.folders import holds_earlier, identity, is_replaced, replace_folder
@@ -260,7 +260,7 @@ def _write_head(fit: Fit, name: str, folder: Path) -> str:
         "folds": fit.folds,
         **_origin(fit),
     }
-    card["digest"] = _digest(card)
+    card["digest"] = digest_of(card)
     disk.write_new(folder / "weights.safetensors", raw, durable=False)
     disk.write_new(folder / "card.json", _json(card), durable=False)
     curve = [(p.rate, p.epoch, p.train, p.dev) for p in fit.curves[name]]
@@ -328,7 +328,7 @@ def _read_fit(path: Path) -> FitFile:
 def _checked_card(document: dict[str, Any], path: Path) -> Card:
     if document.get("format") != FORMAT:
         raise HeadError(f"{path} has format {document.get('format')!r}; this version reads 1")
-    if document.get("digest") != _digest(document):
+    if document.get("digest") != digest_of(document):
         raise HeadError(f"{path} was changed after it was written; fit again")
     card = checked(document, Card, where=path, error=HeadError)
     if (card.hidden > 0) != (_LAYERS[card.head] > 1):
@@ -381,14 +381,6 @@ def _read_weights(
     if not (tensors["standard.scale"] > 0).all():
         raise HeadError(f"{path}: a scale is not above zero")
     return tensors
-
-
-def _digest(card: dict[str, Any]) -> str:
-    rest = {name: value for name, value in card.items() if name != "digest"}
-    try:
-        return hashlib.sha256(canonical_json(rest)).hexdigest()
-    except ValueError:
-        return ""
 
 
 def _json(document: dict[str, Any]) -> bytes:

@@ -4,4 +4,13 @@
 writes to stdout and stderr only, and imports what is heavy inside the commands.
 """
 
-__all__ = ["alike", "caches", "embedding", "options", "shared_copies", "shell"]
+__all__ = [
+    "alike",
+    "caches",
+    "embedding",
+    "fit_options",
+    "options",
+    "pictures",
+    "shared_copies",
+    "shell",
+]

@@ -19,9 +19,11 @@ from embedcache.commands.options import (
     DeviceOption,
     IdColumn,
     JsonOption,
+    MaxFailed,
     PhotoColumn,
     PhotosPath,
-    Precision,
+    PrecisionOption,
+    RetryFailed,
     Workers,
     open_cache,
     print_result,
@@ -58,9 +60,7 @@ def extract(
     photo_column: PhotoColumn = None,
     id_column: IdColumn = None,
     batch_size: BatchSize = None,
-    precision: Annotated[
-        Precision, typer.Option(help="Of the forward pass. Vectors of two precisions never mix.")
-    ] = "float32",
+    precision: PrecisionOption = "float32",
     device: DeviceOption = "auto",
     workers: Workers = None,
     decode: Annotated[
@@ -73,17 +73,12 @@ def extract(
         Compile,
         typer.Option("--compile", help="Compile the networks; auto: if the run is long enough."),
     ] = "auto",
-    retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
+    retry_failed: RetryFailed = False,
     again: Annotated[
         bool, typer.Option("--again", help="Embed these photos even if they were forgotten.")
     ] = False,
     strict: Annotated[bool, typer.Option(help="Stop at the first photo that fails.")] = False,
-    max_failed: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, metavar="FRACTION", help="Exit 1 if more fail. [default: if all fail]"
-        ),
-    ] = None,
+    max_failed: MaxFailed = None,
     part: Annotated[
         str | None,
         typer.Option(
@@ -177,18 +172,11 @@ def upgrade(
     photo_column: PhotoColumn = None,
     id_column: IdColumn = None,
     batch_size: BatchSize = None,
-    precision: Annotated[
-        Precision, typer.Option(help="Of the forward pass. Vectors of two precisions never mix.")
-    ] = "float32",
+    precision: PrecisionOption = "float32",
     device: DeviceOption = "auto",
     workers: Workers = None,
-    retry_failed: Annotated[bool, typer.Option(help="Try failed photos again.")] = False,
-    max_failed: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, metavar="FRACTION", help="Exit 1 if more fail. [default: if all fail]"
-        ),
-    ] = None,
+    retry_failed: RetryFailed = False,
+    max_failed: MaxFailed = None,
     json_: JsonOption = False,
 ) -> None:
     """Embed with a new backbone what an old one has. Both stay readable.

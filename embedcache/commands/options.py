@@ -72,6 +72,16 @@ BatchSize = Annotated[
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Threads that read and decode. [default: measured]")
 ]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="Of the forward pass. Vectors of two precisions never mix.")
+]
+RetryFailed = Annotated[bool, typer.Option(help="Try failed photos again.")]
+MaxFailed = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, metavar="FRACTION", help="Exit 1 if more fail. [default: if all fail]"
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 OPTIONS: ContextVar[frozenset[str]] = ContextVar("OPTIONS", default=frozenset())

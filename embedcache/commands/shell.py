@@ -11,12 +11,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from embedcache import disk
+from embedcache import __version__, disk
 from embedcache.commands.options import INTERRUPTED, OPTIONS, as_typed
 from embedcache.errors import EmbedcacheError
 from embedcache.wording import plain, printable
@@ -153,3 +153,26 @@ class _Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(as_typed(super().format(record)))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"embedcache {__version__}")
+        raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only errors and warnings on stderr.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also print tracebacks of errors.")
+    ] = False,
+) -> None:
+    """-q and -v may also stand after a command; see `Commands`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -9,7 +10,11 @@ from embedcache.errors import NoSuchSpace, PhotosError
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT
+from heads.dataset.split import near_duplicates
 from heads.study.design import Study
+
+WARNING_SAMPLE = 100
+"""Photos by which a study that does not keep near-duplicates together measures what they are."""
 
 
 def photos_of(
@@ -44,6 +49,26 @@ def photos_of(
         found = f"none of the photos of {path.name} is here"
     say(f"{found}; the cache has all vectors, and the page shows no photos")
     return None
+
+
+def to_embed(study: Study, cache: Cache) -> list[str]:
+    """The backbones of a study that a network gives, each once: all but imported vectors."""
+    imported = {s.spec.architecture for s in cache.spaces() if s.spec.kind == "foreign"}
+    names = dict.fromkeys(name for backbone in study.backbone for name in backbone.names)
+    return [name for name in names if name not in imported]
+
+
+def alike_by(study: Study) -> dict[str, Any]:
+    """How a study's near-duplicates are found, as options: by its first backbone of whole photos,
+    else by its first; from fewer photos where the study only warns of them.
+    """
+    asked = study.keep_together
+    backbone = next((b for b in study.backbone if not b.sees_face), study.backbone[0])
+    return {
+        "backbone": backbone.names[0],
+        "threshold": near_duplicates(asked) if asked else None,
+        "sample": None if asked else WARNING_SAMPLE,
+    }
 
 
 def lacking(study: Study, cache: Cache, ids: list[str]) -> str:

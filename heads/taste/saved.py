@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.errors import CacheError, HeadError
 from embedcache.machine import versions
-from embedcache.spec import MAX_DIM, Spec, canonical_json
-from heads.documents import PACKAGES, checked, read_json
+from embedcache.spec import MAX_DIM, Spec
+from heads.documents import PACKAGES, checked, digest_of, read_json
 from heads.folders import holds_earlier, replace_folder
 from heads.head import Standard
 from heads.saved import LabelsOrigin, SplitOrigin
@@ -170,13 +170,13 @@ def _card(fit: TasteFit, weights: bytes, raters: bytes) -> dict[str, Any]:
         "raters_bytes": len(raters),
         "fit": fit.document(),
     }
-    return card | {"digest": _digest(card)}
+    return card | {"digest": digest_of(card)}
 
 
 def _checked(document: dict[str, Any], path: Path) -> Card:
     if document.get("format") != FORMAT:
         raise HeadError(f"{path} has format {document.get('format')!r}; this version reads 1")
-    if document.get("digest") != _digest(document):
+    if document.get("digest") != digest_of(document):
         raise HeadError(f"{path} was changed after it was written; fit again")
     card = checked(document, Card, where=path, error=HeadError)
     if card.spec is None:
@@ -190,14 +190,6 @@ def _checked(document: dict[str, Any], path: Path) -> Card:
     if spec.digest != card.spec_digest or spec.dim != card.dim:
         raise HeadError(f"{path}: the spec and its digest do not belong together")
     return card
-
-
-def _digest(card: dict[str, Any]) -> str:
-    rest = {name: value for name, value in card.items() if name != "digest"}
-    try:
-        return hashlib.sha256(canonical_json(rest)).hexdigest()
-    except ValueError:
-        return ""
 
 
 def _read(path: Path, n_bytes: int, sha256: str) -> bytes:

@@ -90,10 +90,10 @@ def test_others_files_stay(sample: Sample, tmp_path: Path) -> None:
     assert "It is not a cause" in (tmp_path / "README-1.txt").read_text()
 
 
-def test_heads_without_a_network_are_refused(sample: Sample) -> None:
+def test_heads_without_a_network_are_refused(sample: Sample, tmp_path: Path) -> None:
     fitted = heads.fit(sample(task="binary"), heads=("logistic",))
     with pytest.raises(HeadError, match="computed elsewhere"):
-        check_explainable(fitted.heads["logistic"])
+        check_explainable(fitted.heads["logistic"], tmp_path)
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ def test_a_cache_without_one_of_the_specs_is_refused_by_its_name(
 def test_a_card_whose_parts_were_changed_is_refused(
     world: World, wide: NDArray[np.float32], tmp_path: Path, change: str
 ) -> None:
-    from heads.saved import _digest
+    from heads.documents import digest_of
 
     data = dataset.load(world.cache, ["net", "wide"], world.labels, target="gender")
     folder = heads.fit(data, heads=["logistic"], **QUICK).save(tmp_path / "h") / "logistic"
@@ -171,7 +171,7 @@ def test_a_card_whose_parts_were_changed_is_refused(
         card["together"][0]["spec_digest"] = "0" * 64
     else:
         card["together"][0]["spec"]["architecture"] = "other"
-    card["digest"] = _digest(card)
+    card["digest"] = digest_of(card)
     (folder / "card.json").write_text(json.dumps(card))
     with pytest.raises(HeadError, match="do not belong together"):
         heads.load(folder)
