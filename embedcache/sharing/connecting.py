@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from embedcache import disk
-from embedcache.errors import CacheError
+from embedcache.errors import CacheError, Damaged
 from embedcache.remotes.address import parse_address
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.remote import Remote
@@ -72,12 +72,30 @@ def _holds_nothing(cache: Cache) -> bool:
 
 
 def staging_of(cache: Cache) -> str:
-    """Eight random digits that mark this cache's unfinished pushes on a file system."""
+    """Eight digits that mark this cache's unfinished pushes on a file system.
+
+    They follow from random digits in local/staging and from where that file lies. A copy of a cache
+    has the same digits in another file, or by a hard link in another folder: two that push at once
+    must not write into each other's files. A cache that is renamed keeps its mark.
+    """
+    path = cache.path / "local" / "staging"
     try:
-        path = cache.local / "staging"
-        if not path.exists():
-            disk.replace(path, os.urandom(4).hex().encode())
-        text = path.read_text("ascii")
-    except (OSError, ValueError, CacheError):
-        text = ""
-    return text if len(text) == 8 and text.isalnum() else os.urandom(4).hex()
+        text = _staging_digits(path)
+        if not text:
+            disk.replace(cache.local / path.name, os.urandom(4).hex().encode())
+            text = _staging_digits(path)
+        # The time of the last change is the file system's; nobody can set it, nor copy it.
+        file, folder = path.stat(), path.parent.stat()
+        place = f"{text} {file.st_ino} {file.st_ctime_ns} {folder.st_ino}"
+        return sha256(place.encode()).hexdigest()[:8]
+    except (OSError, CacheError):  # a cache that cannot be written
+        return os.urandom(4).hex()
+
+
+def _staging_digits(path: Path) -> str:
+    """The digits in a staging file; "" where there are none."""
+    try:
+        text = disk.read_inside(path.parent, path.name, limit=64).decode("ascii")
+    except (FileNotFoundError, ValueError, Damaged):
+        return ""
+    return text if len(text) == 8 and text.isalnum() else ""
