@@ -128,10 +128,11 @@ class FilesRemote:
             inside = _IN_SEGMENT.fullmatch(key)
             target = self._staged(key)
             if inside and self._files.exists(f"{inside[1]}/{inside[2]}"):
-                target = key  # adds a file that a segment lacks
+                target = key  # a file that a segment lacks, or has with other bytes
             folder, _, name = target.rpartition("/")
-            # In a segment always this name: the next push overwrites what a killed one left.
-            part = f"{folder}/.{name}.{'part' if inside else disk.mark_of_process()}".lstrip("/")
+            # Where it is staged always this name: the next push overwrites what a killed one left.
+            part = "part" if target != key else disk.mark_of_process()
+            part = f"{folder}/.{name}.{part}".lstrip("/")
             try:
                 self._files.write(part, blocks())
                 self._files.replace(part, target)

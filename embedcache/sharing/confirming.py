@@ -8,6 +8,7 @@ from embedcache.remotes.patience import read_small
 from embedcache.remotes.remote import Denied, ListedObject
 from embedcache.sharing.moved import MoveCounts
 from embedcache.sharing.purging import purge
+from embedcache.sharing.seen import SeenWhole
 from embedcache.sharing.sending import Published
 from embedcache.sharing.shared_copy import Marks, SharedCopy
 from embedcache.store.cache import Cache
@@ -22,11 +23,13 @@ def confirm(
     counts: MoveCounts,
     published: Published,
     marks: Marks,
+    *,
+    seen: SeenWhole,
 ) -> None:
     """Look at what was published in a fresh listing, and take its dead rows away.
 
     marks: the lifts and tombstones that were obeyed. Photos may have been forgotten there while
-    rows of them were on their way.
+    rows of them were on their way. seen: gains what is whole there.
     """
     now = copy.again()
     gone = now.log.read().gone
@@ -45,6 +48,8 @@ def confirm(
                         advice="Rerun the command",
                     )
                 )
+            elif MANIFEST in listed:
+                seen.add(spaces[digest], segment)
     latest = now.marks()
     if latest.tombstones.keys() <= marks.tombstones.keys():
         return

@@ -4,14 +4,17 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.remotes.patience import read_small
 from embedcache.remotes.remote import Denied
 from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.pull_plan import dead_rows_in
-from embedcache.sharing.segments import Missing
+from embedcache.sharing.seen import SeenWhole
+from embedcache.sharing.segments import Missing, has_bytes
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, FAILED, OK
@@ -20,6 +23,7 @@ from embedcache.store.layout import APART, KINDS
 from embedcache.store.manifest import MANIFEST, are_twins, replacement_id, replaces
 from embedcache.store.photo_ids import PhotoIds, read_pairs
 from embedcache.store.refs import pinned_ids, ref_names
+from embedcache.store.sealed import MAX_MANIFEST_BYTES, own_digest
 from embedcache.store.segment import Segment
 from embedcache.store.segment_set import members
 from embedcache.store.tombstones import Dead
@@ -36,7 +40,8 @@ I64 = NDArray[np.int64]
 class Parcel:
     """What to send of one segment: `files` of it, or a new segment of some `rows`.
 
-    key: of the space on the remote. mends: the segment is there and lacks these files.
+    key: of the space on the remote. mends: the segment is there, where these files are missing or
+    damaged.
     segment_id: what the new segment is called; "" for any name.
     """
 
@@ -51,7 +56,7 @@ class Parcel:
     @property
     def n_bytes(self) -> int:
         manifest = self.segment.manifest
-        size = sum(manifest.files[path][0] for path in self.files)
+        size = sum(manifest.files[path][0] for path in self.files if path in manifest.files)
         return size if self.rows is None else size * len(self.rows) // max(1, manifest.n_rows)
 
 
@@ -90,8 +95,11 @@ class PushPlan:
 class PushPlanner:
     """Compares a cache with a shared copy, space by space. dead: what either side forgot."""
 
-    def __init__(self, copy: SharedCopy, cache: Cache, dead: Dead, pool: Executor) -> None:
+    def __init__(
+        self, copy: SharedCopy, cache: Cache, dead: Dead, pool: Executor, *, seen: SeenWhole
+    ) -> None:
         self._copy = copy
+        self._seen = seen
         self._cache = cache
         self._dead = dead
         self._pool = pool
@@ -147,7 +155,7 @@ class PushPlanner:
         unsent = pinned_ids(self._cache.path, store.key, log, names=names)
         for segment, rows in zip(segments, found.rows, strict=True):
             if segment.id in there:
-                self._add_missing_files(segment, space)
+                self._mend(segment, space, store)
                 continue
             fresh = f"{store.key}/{segment.id}" not in removed  # a removed id never returns
             if fresh and segment.id in pinned:
@@ -232,19 +240,56 @@ class PushPlanner:
             if segment is not None and digests is not None:
                 yield digests, segment.manifest.n_ok
 
-    def _add_missing_files(self, segment: Segment, space: ListedSpace) -> None:
-        """The files that a segment there lacks, or has in another size."""
+    def _mend(self, segment: Segment, space: ListedSpace, store: Store | PhotoIds) -> None:
+        """Send again the files that a segment there lacks, or has with other bytes."""
         listed = space.segments[segment.id]
         missing = tuple(
             path
             for path, (size, _) in segment.manifest.files.items()
             if path not in listed or listed[path].size != size
         )
-        if missing:
-            self._plan.notes.append(
-                f"segment {segment.id} there lacked {counted(len(missing), 'file')}"
-            )
-            self._plan.parcels.append(Parcel(space.key, segment, None, missing, mends=True))
+        damaged: tuple[str, ...] = ()
+        forgotten = store.dead_rows(segment, self._dead).any()  # a purge replaces it
+        if not forgotten and (missing or not self._seen.is_whole(space, segment.id)):
+            found = self._damaged(segment, space, but=missing)
+            if found is None:
+                return
+            damaged = found
+            if not (missing or damaged):
+                self._seen.add(space, segment.id)
+        for what, files in (("lacked {}", missing), ("had {} with wrong bytes", damaged)):
+            if files:
+                what = what.format(counted(len(files), "file"))
+                self._plan.notes.append(f"segment {segment.id} there {what}")
+        if missing or damaged:
+            files = (*missing, *damaged)
+            self._plan.parcels.append(Parcel(space.key, segment, None, files, mends=True))
+
+    def _damaged(
+        self, segment: Segment, space: ListedSpace, *, but: Sequence[str]
+    ) -> tuple[str, ...] | None:
+        """The files of a segment there that were read and are not what was written here.
+
+        None, and it is refused, where that is another segment.
+        """
+        raw = segment.manifest.encode()
+        expected = {**segment.manifest.files, MANIFEST: (len(raw), sha256(raw).hexdigest())}
+        key = f"{space.key}/segments/{segment.id}"
+
+        def is_damaged(path: str) -> bool:
+            size, digest = expected[path]
+            with contextlib.suppress(Denied, FileNotFoundError):  # gone since it was listed
+                return not has_bytes(self._copy.remote, f"{key}/{path}", size=size, digest=digest)
+            return False
+
+        paths = [path for path in expected if path not in but]
+        found = [*self._pool.map(is_damaged, paths)]
+        if found[-1]:
+            theirs = read_small(self._copy.remote, f"{key}/{MANIFEST}", limit=MAX_MANIFEST_BYTES)
+            if own_digest(theirs) is not None:
+                self._copy.refusals.segment(segment.id, "another segment here has the same id")
+                return None
+        return tuple(path for path, damaged in zip(paths, found, strict=True) if damaged)
 
     def _add_documents(self, store: Store, space: ListedSpace) -> None:
         """The group documents of a space; its own comes last, as it creates the space."""
@@ -254,10 +299,11 @@ class PushPlanner:
         self._plan.documents[f"{space.key}/zarr.json"] = encode_document(group)
 
     def _add_ids(self, space: ListedSpace) -> None:
-        for segment in self._cache.photo_segments():
+        photos = self._cache.photo_ids
+        for segment in photos.segments():
             if MANIFEST in space.segments.get(segment.id, {}):
+                self._mend(segment, space, photos)
                 continue
-            photos = self._cache.photo_ids
             hidden = photos.dead_rows(segment, self._dead)
             fresh = f"{photos.key}/{segment.id}" not in self._copy.log.known.gone
             whole = fresh and not hidden.any()

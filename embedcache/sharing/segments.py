@@ -189,6 +189,17 @@ def requiring(remote: Remote, segment: RemoteSegment, path: str) -> Iterator[Non
         ) from None
 
 
+def has_bytes(remote: Remote, key: str, *, size: int, digest: str) -> bool:
+    """Whether an object has this size and sha256; no more of it is read than tells."""
+    running, got = sha256(), 0
+    for block in remote.blocks(key, length=size + 1):
+        running.update(block)
+        got += len(block)
+        if got > size:
+            break
+    return got == size and running.hexdigest() == digest
+
+
 def wrong_bytes(remote: Remote, segment: RemoteSegment, path: str) -> RemoteError:
     """The error for bytes that do not match the manifest."""
     return RemoteError(

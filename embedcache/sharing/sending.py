@@ -71,7 +71,7 @@ def _send(copy: SharedCopy, parcel: Parcel, pool: ThreadPoolExecutor, count: Cou
         there = {entry.key: entry.size for entry in remote.unfinished(key)}
 
     def send_file(path: str) -> None:
-        size, digest = manifest.files[path]
+        size, digest = manifest.files.get(path) or (len(raw), sha256(raw).hexdigest())
         if there.get(f"{key}/{path}") != size:
             blocks = _checked(segment, path, size, digest)
             remote.write(f"{key}/{path}", blocks, size=size)

@@ -34,6 +34,7 @@ from embedcache.sharing.pulled_refs import take_refs
 from embedcache.sharing.purging import ROUNDS
 from embedcache.sharing.purging import purge as purge_segments
 from embedcache.sharing.push_plan import PushPlanner
+from embedcache.sharing.seen import SeenWhole
 from embedcache.sharing.sending import send
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.sharing.taking import Taking, planned
@@ -163,8 +164,12 @@ class _Pulling:
             taking = self._take(again, counts, None)
 
     def _take(self, plan: PullPlan, counts: MoveCounts, progress: OnBytes | None) -> Taking:
-        taking = Taking(self.copy, self._cache, self._pool)
-        taking.take(plan.pieces, progress)
+        seen = SeenWhole.of(self._cache, self.copy.remote)
+        taking = Taking(self.copy, self._cache, self._pool, seen=seen)
+        try:
+            taking.take(plan.pieces, progress)
+        finally:
+            seen.save()
         counts.add(taking.counts)
         self.renamed |= taking.renamed
         return taking
@@ -232,7 +237,8 @@ def push(
         workers() as pool,
     ):
         dead = copy.segments.dead = marks.joined(cache)
-        plan = PushPlanner(copy, cache, dead, pool).plan(
+        seen = SeenWhole.of(cache, copy.remote)
+        plan = PushPlanner(copy, cache, dead, pool, seen=seen).plan(
             backbones=backbones, specs=specs, with_ids=with_ids
         )
         if counts.new_copy and not dry_run:
@@ -247,7 +253,8 @@ def push(
         if not dry_run:
             clear_litter(copy, cache)
         if published:
-            confirm(copy, cache, pool, counts, published, marks)
+            confirm(copy, cache, pool, counts, published, marks, seen=seen)
+        seen.save()
         if purge:
             purge_segments(copy, cache, pool, counts, dry_run=dry_run)
     counts.segments, counts.rows, counts.failures = plan.segments, plan.rows, plan.failures

@@ -3,7 +3,6 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 
 from embedcache.errors import EmbedcacheError
 from embedcache.remotes.opening import open_remote
@@ -11,7 +10,7 @@ from embedcache.remotes.remote import Denied, Remote, Unreachable
 from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.litter import abandoned, advice_on
 from embedcache.sharing.moved import workers
-from embedcache.sharing.segments import RemoteSegment
+from embedcache.sharing.segments import RemoteSegment, has_bytes
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.spec import Json
 from embedcache.wording import counted
@@ -221,20 +220,13 @@ def _wrong_space(copy: SharedCopy, space: ListedSpace) -> list[str]:
 def _wrong_file(remote: Remote, segment: RemoteSegment, path: str) -> str:
     """What is wrong with one file of a segment; "" for nothing."""
     size, digest = segment.manifest.files[path]
-    running, got = sha256(), 0
     try:
-        for block in remote.blocks(f"{segment.key}/{path}", length=size + 1):
-            running.update(block)
-            got += len(block)
-            if got > size:
-                break
+        right = has_bytes(remote, f"{segment.key}/{path}", size=size, digest=digest)
     except FileNotFoundError:
         return f"segment {segment.id}: {path} is missing"
     except Denied as error:
         return f"segment {segment.id}: {error}"
-    if got != size or running.hexdigest() != digest:
-        return f"segment {segment.id}: {path} is not what was written"
-    return ""
+    return "" if right else f"segment {segment.id}: {path} is not what was written"
 
 
 def _missing_pins(copy: SharedCopy, there: set[str]) -> list[str]:

@@ -22,6 +22,7 @@ from embedcache.sharing.moved import (
     require_room,
 )
 from embedcache.sharing.pull_plan import Piece
+from embedcache.sharing.seen import SeenWhole
 from embedcache.sharing.segments import RemoteSegment
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.spec import Json, canonical_json
@@ -47,13 +48,16 @@ class Taking:
     before: the new id of its rows}. n_lost: pieces that were refused.
     """
 
-    def __init__(self, copy: SharedCopy, cache: Cache, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, copy: SharedCopy, cache: Cache, pool: ThreadPoolExecutor, *, seen: SeenWhole
+    ) -> None:
         self.counts = MoveCounts()
         self.renamed: dict[str, str] = {}
         self.n_lost = 0
         self._copy = copy
         self._cache = cache
         self._pool = pool
+        self._seen = seen
 
     def take(self, pieces: Sequence[Piece], on_bytes: OnBytes | None) -> None:
         """Bring all pieces in.
@@ -119,6 +123,8 @@ class Taking:
             for piece, failure in zip(pieces, pool.map(take, pieces), strict=True):
                 if failure is not None:
                     self._lost(piece, failure)
+                else:  # every byte of it was checked
+                    self._seen.add(piece.space, piece.segment.id)
 
     def _publish(self, segment: Segment, target: Target) -> None:
         """WRITE: a segment that has arrived, under its own id, and without its dead rows.

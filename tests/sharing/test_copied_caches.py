@@ -1,4 +1,4 @@
-"""A cache and its copies push to one place at once: none writes into what another one is sending."""
+"""A cache and its copies push to one place at once: none writes into what another is sending."""
 
 import os
 import shutil
@@ -94,7 +94,9 @@ def test_a_copy_that_dies_amid_a_file_leaves_the_push_of_the_original_whole(
     push(cache, str(folder))
     monkeypatch.undo()
     assert len(inside) == 2
-    assert not [text for text in verify_remote(f"file://{folder}").findings if "was left" not in text]
+    assert not [
+        text for text in verify_remote(f"file://{folder}").findings if "was left" not in text
+    ]
     push(copy, str(folder))
     assert verify_remote(f"file://{folder}").clean
     assert not [name for name in os.listdir(folder / "spaces") if name.startswith(".")]

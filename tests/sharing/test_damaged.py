@@ -2,18 +2,20 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from embedcache.errors import RemoteError
+from embedcache.remotes.folder import LocalFiles
 from embedcache.remotes.patience import Patient
 from embedcache.remotes.remote import Remote
 from embedcache.sharing.share import pull, push
 from embedcache.sharing.survey import verify_remote
 from embedcache.upkeep.pinning import write_ref
+from tests import fakes
 from tests.sharing.members import SPEC, Make, held
 from tests.stores import photos
 
@@ -126,3 +128,97 @@ def _remove(remote: Remote, key: str) -> None:
         path.unlink()
     else:
         remote.delete(key)
+
+
+def flip(path: Path, at: int = 5) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+# The vectors, a column, and the two documents that other files are checked by.
+FILES = ("embedding/c/0/0", "digest/c/0/0", "zarr.json", "manifest.json")
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("forgets_what_it_saw", [False, True])
+def test_a_push_heals_a_damaged_segment_of_a_folder(
+    file: str, forgets_what_it_saw: bool, tmp_path: Path, make: Make
+) -> None:
+    a, b, folder = make("a", [0, 1, 2], [9]), make("b"), tmp_path / "shared"
+    a.record_photos("f", ["p0"], photos(0))
+    push(a, str(folder), with_ids=True)
+    segment = a.space(SPEC).segments()[0]
+    flip(folder / "spaces" / SPEC.digest / "segments" / segment.id / file)
+    [ids] = a.photo_segments()
+    flip(folder / "photos" / "segments" / ids.id / "id_text" / "c" / "0")
+    if forgets_what_it_saw:
+        shutil.rmtree(a.local)
+    planned = push(a, str(folder), with_ids=True, dry_run=True)
+    done = push(a, str(folder), with_ids=True)
+    assert planned.notes == done.notes
+    assert sorted(done.notes) == sorted(
+        f"segment {one.id} there had 1 file with wrong bytes" for one in (segment, ids)
+    )
+    assert verify_remote(f"file://{folder}").clean
+    assert done.segments == 0
+    assert pull(str(folder), b).problems == ()
+    assert held(b) == {0, 1, 2, 9}
+    assert push(a, str(folder), with_ids=True).notes == ()
+
+
+def test_a_push_that_sent_or_fetched_a_segment_reads_it_no_more(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, folder = make("a", [0, 1, 2], [9]), make("b"), tmp_path / "shared"
+    push(a, str(folder))
+    pull(str(folder), b)
+    read: list[str] = []
+    whole = LocalFiles.read
+
+    def noted(self: LocalFiles, path: str, start: int) -> Iterator[bytes]:
+        read.append(path)
+        return whole(self, path, start)
+
+    monkeypatch.setattr(LocalFiles, "read", noted)
+    for cache in (a, b):
+        push(cache, str(folder))
+    assert [path for path in read if "/embedding/" in path] == []
+    shutil.rmtree(b.local)
+    push(b, str(folder))
+    n_read = len(read)
+    assert len([path for path in read if "/embedding/c/" in path]) == 2
+    push(b, str(folder))
+    assert [path for path in read[n_read:] if "/segments/" in path] == []
+
+
+def test_a_push_heals_elsewhere_what_is_listed_otherwise_than_when_it_was_sent(make: Make) -> None:
+    pytest.importorskip("obstore")
+    a, remote = make("a", [0, 1, 2]), fakes.memory()
+    push(a, remote)
+    counted = fakes.counted(remote)
+    push(a, counted)
+    assert counted.n_requests <= 9
+    [segment] = a.space(SPEC).segments()
+    key = f"spaces/{SPEC.digest}/segments/{segment.id}/row_crc/c/0"
+    raw = bytearray(b"".join(remote.blocks(key)))
+    raw[0] ^= 1
+    remote.write(key, lambda: iter([bytes(raw)]), size=len(raw))
+    assert push(a, remote).notes == (f"segment {segment.id} there had 1 file with wrong bytes",)
+    assert verify_remote(remote).clean
+    shutil.rmtree(a.local)  # what was never seen is believed: it may be far away
+    counted = fakes.counted(remote)
+    push(a, counted)
+    assert counted.n_requests <= 9
+
+
+def test_another_segment_of_the_same_id_is_refused_and_stays(tmp_path: Path, make: Make) -> None:
+    a, b, folder = make("a", [0, 1, 2]), make("b", [3, 4]), tmp_path / "shared"
+    push(a, str(folder))
+    [mine], [other] = a.space(SPEC).segments(), b.space(SPEC).segments()
+    path = folder / "spaces" / SPEC.digest / "segments" / mine.id / "manifest.json"
+    raw = (other.folder / "manifest.json").read_bytes()
+    path.write_bytes(raw)
+    [problem] = push(a, str(folder)).problems
+    assert "another segment here has the same id" in problem
+    assert path.read_bytes() == raw
