@@ -1,5 +1,8 @@
 """Photos that are only digests, a model that is only a hash, and caches filled with both."""
 
+import functools
+import subprocess
+import sys
 from hashlib import sha256
 
 import numpy as np
@@ -42,3 +45,11 @@ def fill(space: Space, digests: U8, *, name: str = "net") -> str | None:
     with space.writer(n_rows=len(digests), name=name, about={"device": "cpu"}) as writer:
         writer.add(digests, model(digests, space.dim))
         return writer.commit()
+
+
+@functools.cache
+def dead_mark() -> str:
+    """The suffix of a hidden name that a process of this machine gave, which has ended."""
+    code = "from embedcache import disk; print(disk.mark_of_process())"
+    words = [sys.executable, "-c", code]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()

@@ -127,7 +127,10 @@ _LEAVING = re.compile(rf"\.old-{_MARK}")
 _STAGED = re.compile(
     rf"\.(?:new-(?:.{{30}}-)?{_MARK}|new-[0-9a-f]{{16}}|(?:in|entry)-{_MARK}|push-.{{30}}-.+|now\.{_MARK})"
 )
-_PARTLY = re.compile(rf"\..+\.(?:json|table|npz|groups)\.{_MARK}")
+# Of a file: by its kind, of a memo of a shared copy's objects, of a chunk that a push mends.
+_PARTLY = re.compile(
+    rf"\.(?:.+\.(?:json|table|npz|groups)|staging|[0-9a-f]{{64}}|\d{{1,9}})\.{_MARK}"
+)
 
 
 def own_litter(name: str) -> bool:

@@ -14,12 +14,11 @@ from embedcache.errors import Damaged
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.disposal import aside_note, names_aside, new_aside
-from embedcache.store.layout import APART, PARTS
 from embedcache.store.refs import pinned_ids
 from embedcache.store.removal import Victim, finish
-from embedcache.store.salvage import collect
 from embedcache.store.segment import Segment
 from embedcache.store.segment_set import LOOKS
+from embedcache.upkeep.local import clear_hidden
 from embedcache.upkeep.rewrite import Store, joint_about
 from embedcache.wording import counted
 
@@ -133,9 +132,7 @@ def _take_back(store: Store, made: Mapping[str, Sequence[Segment]], gone: set[st
 
 def tidy(cache: Cache) -> None:
     """Salvage what dead writers left, finish removals, and collect what nobody is at work on."""
-    for part in ("", *PARTS, APART, "refs", "forgotten", "remembered", "removed"):
-        for litter in sorted((cache.path / part).glob(".*")):
-            collect(litter, cache=cache.path)
+    clear_hidden(cache.path)
     for store in cache.sets():
         store.salvage()
         finish(store)

@@ -12,6 +12,7 @@ RESTORED = "restored"
 GIVEN_UP = "marked as lost"
 ENTERED = "added to the removal log"
 MADE = "made anew"
+REMOVED = "removed"
 STRANGE = "is not embedcache's: move it out of the cache"
 
 
@@ -101,7 +102,7 @@ class Report:
         for found in self.findings:
             lines.append(f"  {found.path}: {found.problem}")
             if found.moved:
-                done = found.moved in (REWRITTEN, RESTORED, GIVEN_UP, ENTERED, MADE)
+                done = found.moved in (REWRITTEN, RESTORED, GIVEN_UP, ENTERED, MADE, REMOVED)
                 lines.append(f"    {found.moved if done else f'set aside in {found.moved}'}")
             if found.lost_rows:
                 some = ", ".join(found.lost[:5]) + (", ..." if len(found.lost) > 5 else "")

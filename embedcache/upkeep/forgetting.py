@@ -25,7 +25,7 @@ from embedcache.store.salvage import leftovers
 from embedcache.store.segment import Segment
 from embedcache.store.segment_set import members
 from embedcache.store.tombstones import content_mark, pair_mark
-from embedcache.upkeep.local import delete_memory, delete_staged
+from embedcache.upkeep.local import clear_hidden, delete_memory, delete_staged
 from embedcache.wording import counted
 
 U8 = NDArray[np.uint8]
@@ -146,6 +146,7 @@ def _remove(
             touched |= {f"{store.key}/{name}" for name in held}
         scopes = {scope for scope, _, _ in pairs}
         photos = cache.photo_ids
+        photos.salvage()  # a writer that was killed may have left these ids
         touched |= {f"{photos.key}/{segment.id}" for segment in photos.segments()}
         photos.take_dead_rows_away(lambda segment: segment.manifest.name in scopes)
         cache.history.note()
@@ -273,6 +274,7 @@ def _check_known(cache: Cache, wanted: set[str], found: set[Pair]) -> None:
 def _forget_here(cache: Cache) -> tuple[str, ...]:
     """Delete state of this machine only of photos, and say where else their bytes may lie."""
     delete_memory(cache.path)
+    clear_hidden(cache.path)
     notes: list[str] = []
     for store in cache.sets():
         notes += [

@@ -1,4 +1,7 @@
-"""What `local/` holds of photos: state of this machine only, and what transfers left there."""
+"""What `local/` holds of photos: state of this machine only, and what transfers left there.
+
+And where else in a cache processes leave hidden files when they are killed.
+"""
 
 import contextlib
 import fcntl
@@ -7,8 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from embedcache import disk
-from embedcache.store.salvage import Leftover
+from embedcache.store.layout import APART, PARTS
+from embedcache.store.log import FOLDER as LOG
+from embedcache.store.salvage import Leftover, collect, leftovers
+from embedcache.store.tombstones import FOLDER as TOMBSTONES
+from embedcache.store.tombstones import LIFTS
 
+STATE = ("alike", "index", "seen", "remotes/*")  # the folders of what is remembered
 MEMORY = ("digests*", "index/*", "remotes/*", "alike/*.groups")  # may be deleted at any time
 
 
@@ -29,9 +37,8 @@ def staged(cache: Path) -> Iterator[Leftover]:
     for path in sorted((cache / "local").glob("outgoing-*")):
         gone = disk.maker_is_gone(path.name)
         yield Leftover(path, "" if gone is not False else "a running push")
-    for path in sorted((cache / "local").glob(".old-*")):  # one of these, half deleted
-        gone = disk.maker_is_gone(path.name)
-        yield Leftover(path, "" if gone is not False else "a running process")
+    for folder in _state_folders(cache):  # half written, or one of the others, half deleted
+        yield from leftovers(folder)
 
 
 def delete_staged(cache: Path) -> list[Leftover]:
@@ -48,6 +55,32 @@ def delete_staged(cache: Path) -> list[Leftover]:
         else:
             left.path.unlink(missing_ok=True)
     return held
+
+
+def work_folders(cache: Path) -> Iterator[Path]:
+    """The folders of a cache, but for local/ and those of segments, where hidden files may lie."""
+    for part in ("", *PARTS, APART, "refs", TOMBSTONES, LIFTS, LOG):
+        yield cache / part
+    for part in (*PARTS, APART):
+        yield from _folders(cache / part, "[0-9a-f]*")
+
+
+def clear_hidden(cache: Path) -> None:
+    """Delete hidden files, outside the folders of segments, of processes that have ended."""
+    for folder in (*work_folders(cache), *_state_folders(cache)):
+        for litter in sorted(folder.glob(".*")):
+            collect(litter, cache=cache)
+
+
+def _state_folders(cache: Path) -> list[Path]:
+    """local/ and its folders of what is remembered."""
+    local = cache / "local"
+    return [local, *(path for name in STATE for path in _folders(local, name))]
+
+
+def _folders(parent: Path, pattern: str) -> list[Path]:
+    """The folders in `parent` that fit a pattern; no link, which may lead anywhere."""
+    return sorted(p for p in parent.glob(pattern) if p.is_dir() and not p.is_symlink())
 
 
 def _holder_of(lock: Path) -> str:

@@ -13,10 +13,12 @@ from embedcache.store import journal
 from embedcache.store.disposal import set_aside
 from embedcache.store.layout import check_group
 from embedcache.store.manifest import MANIFEST
-from embedcache.store.salvage import Leftover, own_litter
+from embedcache.store.salvage import Leftover, collect, own_litter
 from embedcache.store.zarr_json import encode_document
-from embedcache.upkeep.findings import REWRITTEN, Finding, Report
+from embedcache.upkeep.findings import REMOVED, REWRITTEN, Finding, Report
 
+# Rows may be in these: a cache's own commands and a push know how to keep or remove them.
+_WITH_ROWS = (".new-", ".in-", ".draft-", ".gone-", ".push-")
 SECOND_LOOK_SECONDS = 0.2  # at what may be gone in a moment
 
 
@@ -127,6 +129,10 @@ class Record:
         self.report.leftovers += 1
         if left.holder:
             self.report.notes.append(f"{self.name(left.path)} is being written by {left.holder}")
+        elif left.path.name.startswith(".") and not left.path.name.startswith(_WITH_ROWS):
+            if self.repair and not collect(left.path, cache=self.root):
+                return  # somebody is at work on it after all, or has removed it
+            self.find(left.path, "was left by a process that has ended", mends=REMOVED)
         elif "local" in (left.path.parent.name, left.path.parent.parent.name):
             self.find(
                 left.path, "was left by an interrupted push or pull. Rerun that, or delete this"

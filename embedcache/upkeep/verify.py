@@ -31,16 +31,12 @@ from embedcache.store.salvage import leftovers
 from embedcache.store.segment import Segment, read_segment
 from embedcache.store.segment_set import SegmentSet
 from embedcache.store.space import FaceSpace, Space
-from embedcache.store.tombstones import FOLDER as TOMBSTONES
-from embedcache.store.tombstones import (
-    LIFTS,
-    Dead,
-)
+from embedcache.store.tombstones import Dead
 from embedcache.store.zarr_json import group_document
 from embedcache.upkeep.duplicates import compare_duplicates
 from embedcache.upkeep.findings import MADE, RESTORED, REWRITTEN, STRANGE, Finding, Report
 from embedcache.upkeep.history_audit import HistoryAudit
-from embedcache.upkeep.local import staged
+from embedcache.upkeep.local import staged, work_folders
 from embedcache.upkeep.recording import Record
 from embedcache.upkeep.repair import Broken, set_aside
 
@@ -104,8 +100,8 @@ class _Audit:
                 if name != "zarr.json":
                     self._space(self.root / part / name, part)
         self.past.read_refs()
-        for part in ("", *PARTS, APART, "refs", TOMBSTONES, LIFTS, LOG):
-            self.record.left += leftovers(self.root / part)
+        for folder in work_folders(self.root):
+            self.record.left += leftovers(folder)
         self.record.left += staged(self.root)
         self.record.finish()
         self._unseen()

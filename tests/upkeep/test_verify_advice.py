@@ -34,9 +34,9 @@ LEFT_ALONE: dict[str, Callable[[Path], object]] = {
     "a link to segments": lambda cache: (
         cache / "photos/segments/20260101T000000000000-01234567"
     ).symlink_to("/"),
-    "a leftover": leftover,
 }
 MENDED: dict[str, Callable[[Path], object]] = {
+    "a leftover": leftover,
     "a group": lambda cache: (cache / "spaces" / "zarr.json").unlink(),
     "a folder": lambda cache: os.rename(cache / "refs", cache / "faces" / "x"),
     "a note beside spaces": note("spaces/notes.txt"),
