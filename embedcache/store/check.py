@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from embedcache.store.columns import FAILED, OK
 from embedcache.store.manifest import MANIFEST
 from embedcache.store.photo_ids import read_pairs, scope_key
 from embedcache.store.reader import read_rows
-from embedcache.store.salvage import own_litter
+from embedcache.store.salvage import is_left_inside
 from embedcache.store.segment import Segment
 from embedcache.store.space import faces_of
 
@@ -29,7 +28,7 @@ def check_segment(segment: Segment, *, row_crcs: NDArray[np.uint32] | None = Non
     """
     manifest = segment.manifest
     manifest.check_files()
-    found = set(_files(segment.folder))
+    found = set(_files(segment))
     for path in sorted(found - manifest.files.keys() - {MANIFEST}):
         raise Damaged(f"{path} is not in its manifest")
     for path, (size, digest) in manifest.files.items():
@@ -84,16 +83,16 @@ def _check_rows(segment: Segment, row_crcs: NDArray[np.uint32]) -> None:
             raise Damaged(f"row {rows[wrong[0]]} fails its own CRC32C")
 
 
-def _files(folder: Path) -> Iterator[str]:
+def _files(segment: Segment) -> Iterator[str]:
     """Files of a segment, relative; Damaged for a link. What its writer left is not counted."""
-    waiting = [""]
+    waiting, folder = [""], segment.folder
     while waiting:
         here = waiting.pop()
         with os.scandir(folder / here) as entries:
             for entry in entries:
                 path = here + entry.name
-                if own_litter(entry.name):
-                    continue  # what its writer left, were it killed at the very end
+                if is_left_inside(segment, path):
+                    continue  # its writer was killed at the very end
                 if not entry.is_dir():
                     yield path
                 elif entry.is_symlink():

@@ -16,10 +16,10 @@ from embedcache import disk
 from embedcache.errors import Damaged
 from embedcache.store import journal
 from embedcache.store.checksums import crc32c
-from embedcache.store.disposal import discard, dispose, set_aside
+from embedcache.store.disposal import discard, dispose, named_by, set_aside
 from embedcache.store.faces import Faces
 from embedcache.store.manifest import MANIFEST, MAX_ROWS
-from embedcache.store.segment import cache_of
+from embedcache.store.segment import Segment, cache_of
 from embedcache.store.shard import Geometry, shard_name
 from embedcache.store.writer import F32, U8, FaceWriter, SegmentWriter
 
@@ -189,6 +189,27 @@ def leftovers(folder: Path) -> list[Leftover]:
         for path in sorted(folder.iterdir()):
             drafting = (path / journal.FOLDER).is_dir() and not path.is_symlink()
             if drafting or own_litter(path.name):
+                found.append(Leftover(path, _holder(path)))
+    return found
+
+
+def is_left_inside(segment: Segment, own: str) -> bool:
+    """Whether a path in a finished segment is what its writer, or a push that mends it, left."""
+    path = segment.folder / own
+    if path.is_symlink() or not own_litter(path.name):
+        return False
+    if path.is_dir():
+        return "/" not in own and _LEAVING.fullmatch(own) is not None
+    return named_by(segment.manifest.files)(own)
+
+
+def leftovers_inside(segment: Segment) -> list[Leftover]:
+    """What is in a finished segment's folder beside it, of its writer or of a push."""
+    found = []
+    for parent, folders, files in os.walk(segment.folder):
+        for name in sorted(one for one in (*folders, *files) if one.startswith(".")):
+            path = Path(parent, name)
+            if is_left_inside(segment, path.relative_to(segment.folder).as_posix()):
                 found.append(Leftover(path, _holder(path)))
     return found
 

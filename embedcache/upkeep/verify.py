@@ -27,7 +27,7 @@ from embedcache.store.layout import (
 from embedcache.store.log import FOLDER as LOG
 from embedcache.store.manifest import HEX_DIGEST, is_segment_id
 from embedcache.store.photo_ids import PhotoIds, read_pairs
-from embedcache.store.salvage import leftovers
+from embedcache.store.salvage import leftovers, leftovers_inside
 from embedcache.store.segment import Segment, read_segment
 from embedcache.store.segment_set import SegmentSet
 from embedcache.store.space import FaceSpace, Space
@@ -230,6 +230,7 @@ class _Audit:
                     (content, photo) for photo, content in zip(*read_pairs(segment), strict=True)
                 )
                 self._forgotten([segment], of)
+            self.record.left += leftovers_inside(segment)
             good.append(segment)
             self.past.manifests[name] = segment.digest
         # Those whose manifest cannot be read first: they stand in the way of every look.
