@@ -283,8 +283,11 @@ def delete_folder(path: Path, *, ours: Callable[[str], bool] | None = None) -> b
 
     ours: which files to delete, by their paths in the folder; None for all.
     Returns whether nothing is left: on NFS a file that a process holds open stays until it is
-    closed.
+    closed. Of a link in the folder's place only the link goes, never what it leads to.
     """
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+        return True
     for parent, folders, files in os.walk(path, topdown=False):
         links = [name for name in folders if Path(parent, name).is_symlink()]
         for name in [*files, *links]:

@@ -60,9 +60,14 @@ def dispose(path: Path, *, cache: Path, was: Path | None = None) -> bool:
 
     was: what the folder was called. What embedcache wrote is known by the manifest, and by its name
         where there is none that can be read.
+    A link in the folder's place is somebody else's: it moves to damaged/, and is not followed.
     Returns whether nothing is left: on NFS a file that a process holds open stays until it is
     closed.
     """
+    if path.is_symlink():
+        with contextlib.suppress(FileNotFoundError):
+            set_aside(cache, path)
+        return True
     is_ours = _ours_in(path)
     aside: Path | None = None
     for parent, folders, files in os.walk(path, topdown=False):
