@@ -116,34 +116,55 @@ def set_aside(root: Path, broken: Broken) -> Repaired | None:
             return None
         if not _is_broken(broken):
             return Repaired(left, None, restored=True)
-    targets: list[Path] = []
     bring_over(root)
-    segment, readable = left.segment, left.readable
-    if segment is not None and readable.any():
-        keep = readable & ~broken.of.dead_rows(segment, broken.of.history.dead())
-        successors: tuple[str, ...] = ()
-        if keep.any():
-            new = broken.of.rewrite(
-                [(segment, np.flatnonzero(keep))],
-                about=segment.manifest.about,
-                segment_id=replacement_id(segment.id),
-            )
-            successors = () if new is None else (new,)
-        victim = Victim(segment, successors, ~readable)
-        broken.of.remove(
-            [victim], aside=lambda _: targets.append(disposal.set_aside(root, broken.path))
+    try:
+        target = _keep(root, broken, left) if left.readable.any() else _give_up(root, broken, left)
+    except (Damaged, FileNotFoundError):
+        if broken.path.exists():
+            raise
+        return None  # another repair was faster
+    return Repaired(left, target) if target is not None or broken.path.exists() else None
+
+
+def _keep(root: Path, broken: Broken, left: Left) -> Path | None:
+    """Publish the rows that are left, and take the segment away; where it is now, if that is ours.
+
+    Where another repair was faster, what was written here for nothing goes again.
+    """
+    segment, of = left.segment, broken.of
+    assert segment is not None
+    successors: tuple[str, ...] = ()
+    keep = left.readable & ~of.dead_rows(segment, of.history.dead())
+    if keep.any():
+        new = of.rewrite(
+            [(segment, np.flatnonzero(keep))],
+            about=segment.manifest.about,
+            segment_id=replacement_id(segment.id),
         )
-    else:
-        name = f"{broken.of.key}/{broken.path.name}"
-        gone = Gone(UNKNOWN if segment is None else segment.digest, None)
+        successors = () if new is None else (new,)
+    targets: list[Path] = []
+    victim = Victim(segment, successors, ~left.readable)
+    gone = of.remove(
+        [victim], aside=lambda _: targets.append(disposal.set_aside(root, broken.path))
+    )
+    if not gone and f"{of.key}/{broken.path.name}" in of.history.log().gone:
+        vain = [one for one in of.segments() if one.id in successors]
+        of.remove([Victim(one) for one in vain])  # each row only where another segment holds it
+    return targets[0] if targets else None
 
-        def decide(log: Log) -> Entry | None:
-            return None if name in log.gone else Entry(segments={name: gone})
 
-        append(root, broken.of.history.log(), decide)
-        with contextlib.suppress(FileNotFoundError):  # another repair was faster
-            targets.append(disposal.set_aside(root, broken.path))
-    return Repaired(left, targets[0] if targets else None)
+def _give_up(root: Path, broken: Broken, left: Left) -> Path | None:
+    """Enter a segment of which nothing is left, and move it aside; where it is now, if here."""
+    name = f"{broken.of.key}/{broken.path.name}"
+    gone = Gone(UNKNOWN if left.segment is None else left.segment.digest, None)
+
+    def decide(log: Log) -> Entry | None:
+        return None if name in log.gone else Entry(segments={name: gone})
+
+    append(root, broken.of.history.log(), decide)
+    with contextlib.suppress(FileNotFoundError):  # another repair was faster
+        return disposal.set_aside(root, broken.path)
+    return None
 
 
 def _is_broken(broken: Broken) -> bool:
