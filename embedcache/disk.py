@@ -100,10 +100,16 @@ def sync_tree(folder: Path, *, but: str = "") -> None:
         sync_folder(Path(parent))
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder, and those above it that are missing, durably; one that is there is fine."""
+def make_folder(path: Path, *, below: Path | None = None, durable: bool = True) -> None:
+    """Make a folder, and those above it that are missing, durably; one that is there is fine.
+
+    below: a folder above it that is not made. Where it was renamed away meanwhile, half of it must
+        not appear under its old name: FileNotFoundError.
+    """
     missing = []
     while not path.is_dir():
+        if path == below:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         missing.append(path)
         path = path.parent
     for folder in reversed(missing):
@@ -111,7 +117,8 @@ def make_folder(path: Path) -> None:
             folder.mkdir(exist_ok=True)
         except FileExistsError:
             raise NotADirectoryError(errno.ENOTDIR, "Not a directory", str(folder)) from None
-        sync_folder(folder.parent)
+        if durable:
+            sync_folder(folder.parent)
 
 
 def publish(path: Path, data: Bytes, *, contested: bool = False) -> None:

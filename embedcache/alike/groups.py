@@ -257,7 +257,7 @@ def _keep(cache: Cache, file: Path, key: bytes, found: AlikeContents) -> None:
     if not cache.writable or len(data) > MAX_KEPT_BYTES - 64:
         return
     with contextlib.suppress(OSError):
-        disk.make_folder(file.parent)
+        disk.make_folder(file.parent, below=cache.path)
         disk.replace(file, key + hashlib.sha256(data).digest() + data, durable=False)
         if cache.dead(found.digests).any():
             file.unlink(missing_ok=True)

@@ -344,5 +344,5 @@ def _keep(cache: Cache, file: Path, kept: _Kept) -> None:
     if not cache.writable:
         return
     with contextlib.suppress(OSError):
-        disk.make_folder(file.parent)
+        disk.make_folder(file.parent, below=cache.path)
         disk.replace(file, msgspec.json.encode(kept))

@@ -11,6 +11,7 @@ from embedcache.commands.options import (
     JsonOption,
     PhotoColumn,
     SeveralBackbones,
+    at_work_in,
     open_cache,
     print_result,
     read_photos,
@@ -64,6 +65,8 @@ def verify(
     if repair and "://" in cache:
         raise InputError("--repair needs a cache's folder; without it, verify checks the URL")
     report: Report | Checked
+    if "://" not in cache and Path(cache).exists():
+        at_work_in(Path(cache))
     report = verify_remote(cache) if "://" in cache else check(cache, repair=repair)
     print_result(report, json_)
     if not report.clean:

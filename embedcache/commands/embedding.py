@@ -25,6 +25,7 @@ from embedcache.commands.options import (
     PrecisionOption,
     RetryFailed,
     Workers,
+    at_work_in,
     open_cache,
     print_result,
     read_photos,
@@ -145,6 +146,7 @@ def extract(
     else:
         options["address"] = ray
     with destination(cache) as opened:
+        at_work_in(opened.path)
         found = embed_photos(table, opened, names, **options)
     print_result(found, json_)
     if not json_:

@@ -86,6 +86,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 OPTIONS: ContextVar[frozenset[str]] = ContextVar("OPTIONS", default=frozenset())
 """The options of the command that runs, as they are typed: --id-column, --json, ..."""
+OPENED: ContextVar[tuple[Path, ...]] = ContextVar("OPENED", default=())
+"""The folders of the caches that the command has opened."""
 _PARAMETER = re.compile(r"`(\w+)(?:='?([^`']+)'?)?`")
 
 
@@ -120,7 +122,14 @@ def open_cache(path: Path, *, create: bool = False, ref: str | None = None) -> "
     """The cache in a folder, as a ref pins it where one is named."""
     from embedcache.store.cache import Cache
 
-    return Cache.open(path, create=create, ref=ref)
+    cache = Cache.open(path, create=create, ref=ref)
+    at_work_in(cache.path)
+    return cache
+
+
+def at_work_in(folder: Path) -> None:
+    """Note a cache that the command works in: it is missed where somebody renames it away."""
+    OPENED.set((*OPENED.get(), folder.resolve()))
 
 
 def read_photos(path: Path, *, photo_column: str | None, id_column: str | None) -> "Photos":

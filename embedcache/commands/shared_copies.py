@@ -11,6 +11,7 @@ from embedcache.commands.options import (
     IdColumn,
     JsonOption,
     PhotoColumn,
+    at_work_in,
     open_cache,
     print_result,
     read_photos,
@@ -87,6 +88,7 @@ def pull(
         raise typer.BadParameter(f"at most a URL and a folder; got {len(places)} words")
     source = _url(places[0] if len(places) == 2 else None)
     with destination(Path(places[-1]), keep=not dry_run) as opened:
+        at_work_in(opened.path)
         digests = None
         if photos is not None:
             table = read_photos(photos, photo_column=photo_column, id_column=id_column)

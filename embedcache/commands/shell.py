@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from embedcache import __version__, disk
-from embedcache.commands.options import INTERRUPTED, OPTIONS, as_typed
+from embedcache.commands.options import INTERRUPTED, OPENED, OPTIONS, as_typed
 from embedcache.errors import EmbedcacheError
 from embedcache.wording import plain, printable
 
@@ -79,19 +79,37 @@ class Commands(TyperGroup):
 
 def run(app: typer.Typer) -> None:
     """Run a command: a user's error is one message and exit status 1."""
+    OPENED.set(())
     with _streams():
         try:
             app(prog_name="embedcache")
+        except SystemExit as stop:
+            if stop.code == 1:  # something was left out, and was said
+                _miss_caches()
+            raise
         except EmbedcacheError as error:
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("", exc_info=error)
+            _miss_caches()
             _fail(str(error))
         except BrokenPipeError:  # `embedcache info ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except Exception as error:
+            if isinstance(error, OSError | ExceptionGroup):
+                _miss_caches()
             _explain(error)
             raise
+
+
+def _miss_caches() -> None:
+    """End with one message where a cache that the command had opened is not there any more."""
+    for path in OPENED.get():
+        if not path.exists():
+            _fail(
+                f"{path} is gone: it was renamed or deleted while this command ran. What was done "
+                "until then is kept in it. Rerun the command with the place where it is now"
+            )
 
 
 def _explain(error: Exception) -> None:

@@ -190,7 +190,7 @@ def _fetch(
     """Fetch one file of a segment, or the rest of it, and check its digest."""
     target = folder / path
     part = target.with_name(f"{target.name}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(target.parent, below=folder, durable=False)
     if target.exists():  # an interrupted run fetched it; its bytes are checked again
         target.rename(part)
     for resumed in (part.exists(), False):
@@ -272,7 +272,7 @@ def _row_crcs(source: RemoteSegment, screens: dict[str, Screen]) -> U32:
 def _place(incoming: Path, segment: str) -> Iterator[Path]:
     """A folder named after the segment for it to arrive in, used by this process alone."""
     home = incoming / segment
-    home.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(home, below=incoming.parent, durable=False)
     fd = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
@@ -280,7 +280,7 @@ def _place(incoming: Path, segment: str) -> Iterator[Path]:
         except OSError:  # another process fetches the same: use another folder, resume nothing
             home = incoming / f"{segment}-{os.urandom(4).hex()}"
         folder = home / segment
-        folder.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(folder, below=incoming.parent, durable=False)
         try:
             yield folder
         except (RemoteError, Damaged) as error:

@@ -41,7 +41,7 @@ class Memo:
             if shutil.disk_usage(self._folder.parent.parent).free < SPARE_BYTES + len(raw):
                 return raw
         with contextlib.suppress(OSError):  # best effort; may fail on a full disk
-            self._folder.mkdir(parents=True, exist_ok=True)
+            disk.make_folder(self._folder, below=self._folder.parents[1], durable=False)
             # Not durable: every read compares the digest.
             disk.replace(path, sha256(raw).digest() + raw, durable=False)
         return raw

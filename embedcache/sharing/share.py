@@ -40,6 +40,7 @@ from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.sharing.taking import Taking, planned
 from embedcache.store.cache import Cache
 from embedcache.store.tombstones import Dead
+from embedcache.upkeep.local import clear_outgoing
 
 U8 = NDArray[np.uint8]
 
@@ -236,6 +237,7 @@ def push(
         _alone(cache),
         workers() as pool,
     ):
+        clear_outgoing(cache.path)
         dead = copy.segments.dead = marks.joined(cache)
         seen = SeenWhole.of(cache, copy.remote)
         plan = PushPlanner(copy, cache, dead, pool, seen=seen).plan(

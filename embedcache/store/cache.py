@@ -394,7 +394,8 @@ class Cache:
         folder = self.path / part / digest
         hidden = folder.with_name(f".new-{disk.mark_of_process()}")
         with disk.plain_errors("write to", self.path):
-            (hidden / "segments").mkdir(parents=True)
+            hidden.mkdir()
+            (hidden / "segments").mkdir()
             document = encode_document(group_document({"embedcache": attributes}))
             disk.write_new(hidden / "zarr.json", document)
             disk.write_new(hidden / "segments" / "zarr.json", encode_document(group_document({})))

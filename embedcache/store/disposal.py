@@ -81,7 +81,7 @@ def dispose(path: Path, *, cache: Path, was: Path | None = None) -> bool:
                     os.unlink(path / own)
                 elif not _KEPT_OPEN.fullmatch(name):
                     aside = aside or _new_place(cache, was or path, folder=True)
-                    (aside / inside).mkdir(parents=True, exist_ok=True)
+                    disk.make_folder(aside / inside, below=aside, durable=False)
                     (path / own).rename(aside / own)
         for name in folders:
             if name not in links:
@@ -196,7 +196,7 @@ def _is_ours(folder: Path, own: str, is_ours: Callable[[str], bool]) -> bool:
 def _new_place(cache: Path, path: Path, *, folder: bool) -> Path:
     """Make a new name in damaged/ for what lies at `path`: an empty folder, or an empty file."""
     name = "-".join(part.lstrip(".") for part in path.relative_to(cache).parts)
-    disk.make_folder(cache / FOLDER)
+    disk.make_folder(cache / FOLDER, below=cache)
     for n in count(1):
         target = cache / FOLDER / (name if n == 1 else f"{name}-{n}")
         with contextlib.suppress(FileExistsError):

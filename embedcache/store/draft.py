@@ -134,6 +134,6 @@ class Draft:
 
     def _write(self, path: str, data: bytes) -> tuple[int, str]:
         target = self.folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(target.parent, below=self.folder, durable=False)
         disk.write_new(target, data, durable=False)
         return len(data), sha256(data).hexdigest()

@@ -80,7 +80,7 @@ def create_root(path: Path) -> None:
         )
     empty = encode_document(group_document({}))
     for part in GROUPS:
-        disk.make_folder(path / part)
+        disk.make_folder(path / part, below=path)
         with contextlib.suppress(FileExistsError):
             disk.publish(path / part / "zarr.json", empty)
     disk.sync_folder(path)  # also what another process has made, and not synced yet

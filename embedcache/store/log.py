@@ -176,7 +176,7 @@ def create_entry(cache: Path, number: int, entry: Entry) -> bool:
     onto one that holds something, on any file system, so that a number exists at most once.
     """
     folder, nonce = cache / FOLDER, token_hex(16)
-    disk.make_folder(folder)
+    disk.make_folder(folder, below=cache)
     hidden, target = folder / f".entry-{disk.mark_of_process()}", folder / f"{number:08d}"
     hidden.mkdir()
     try:

@@ -107,7 +107,7 @@ def write_ref(cache: Path, name: str, *, pins: Pins, changes: Sequence[Json] = (
         )
     path, raw = cache / "refs" / f"{name}.json", encode_ref(pins, changes=[*changes])
     with disk.plain_errors("write", path):
-        disk.make_folder(path.parent)
+        disk.make_folder(path.parent, below=cache)
         try:
             disk.publish(path, raw, contested=True)
         except FileExistsError:

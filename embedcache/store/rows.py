@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache import disk
 from embedcache.errors import CacheError, Damaged
 from embedcache.spec import Json
 from embedcache.store.columns import ABSENT, Columns
@@ -242,7 +243,7 @@ class RowSet(SegmentSet):
     def _save(self, path: Path) -> None:
         """Keep the table in a file, unless something was forgotten while it was written."""
         with contextlib.suppress(OSError, CacheError):  # best effort; may fail on a full disk
-            path.parent.mkdir(parents=True, exist_ok=True)
+            disk.make_folder(path.parent, below=self.history.cache, durable=False)
             marks = [*self._dead.tombstones], [*self._dead.lifts]
             self._table.save(path, self._indexed, tombstones=marks[0], lifts=marks[1])
             if self.history.dead() is not self._dead:

@@ -152,7 +152,7 @@ def collect(litter: Path, *, cache: Path, gone: Callable[[str], bool] | None = N
         if removed and not (gone is not None and gone(removed[1])):
             return False
         leaving = removed or _LEAVING.fullmatch(litter.name) or _ASIDE.fullmatch(litter.name)
-        if not leaving and not _abandoned(litter):
+        if not leaving and not is_abandoned(litter):
             return False
         if litter.is_dir() and not litter.is_symlink():
             return dispose(litter, cache=cache)
@@ -161,7 +161,7 @@ def collect(litter: Path, *, cache: Path, gone: Callable[[str], bool] | None = N
     return False
 
 
-def _abandoned(litter: Path) -> bool:
+def is_abandoned(litter: Path) -> bool:
     """Whether the process that made a leftover is gone: by its lock, its name, or else its age."""
     if (litter / journal.FOLDER / "journal").exists():
         claim = journal.Claim.take(litter)
@@ -222,7 +222,7 @@ def _holder(path: Path) -> str:
     if any(kind.fullmatch(path.name) for kind in (_GONE, _LEAVING, _ASIDE)):
         return "a running process" if disk.maker_is_gone(path.name) is False else ""
     with contextlib.suppress(OSError):
-        return "" if _abandoned(path) else "a running process"
+        return "" if is_abandoned(path) else "a running process"
     return ""
 
 

@@ -175,7 +175,7 @@ class RowStream:
                 task.result()
         name = shard_name(self.n_rows // self.geometry.rows_per_shard)
         path = self._folder / f"{name}.partial"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(path.parent, below=self._folder.parent, durable=False)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def _end_chunk(self, chunk: int) -> None:

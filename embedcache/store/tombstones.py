@@ -238,7 +238,7 @@ def _seal(kind: Which, body: Mapping[str, Json]) -> bytes:
 def write_marks(cache: Path, which: Which, raw: bytes, *, name: str = "") -> str:
     """Make a tombstone or a lift durable; returns its file name. One that is there stays."""
     folder = cache / which
-    disk.make_folder(folder)
+    disk.make_folder(folder, below=cache)
     name = name or f"{new_segment_id()}.json"
     if not (folder / name).exists():
         disk.publish(folder / name, raw)

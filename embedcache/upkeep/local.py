@@ -12,7 +12,7 @@ from pathlib import Path
 from embedcache import disk
 from embedcache.store.layout import APART, PARTS
 from embedcache.store.log import FOLDER as LOG
-from embedcache.store.salvage import Leftover, collect, leftovers
+from embedcache.store.salvage import Leftover, collect, is_abandoned, leftovers
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
 from embedcache.store.tombstones import LIFTS
 
@@ -66,10 +66,19 @@ def work_folders(cache: Path) -> Iterator[Path]:
 
 
 def clear_hidden(cache: Path) -> None:
-    """Delete hidden files, outside the folders of segments, of processes that have ended."""
+    """Delete what processes that have ended left, outside the folders of segments."""
     for folder in (*work_folders(cache), *_state_folders(cache)):
         for litter in sorted(folder.glob(".*")):
             collect(litter, cache=cache)
+    clear_outgoing(cache)
+
+
+def clear_outgoing(cache: Path) -> None:
+    """Delete rows on their way to a shared copy, made by pushes that have ended."""
+    for path in sorted((cache / "local").glob("outgoing-*")):
+        with contextlib.suppress(FileNotFoundError):
+            if is_abandoned(path):
+                disk.remove_folder(path)
 
 
 def _state_folders(cache: Path) -> list[Path]:

@@ -49,7 +49,7 @@ def _copy_files(segment: Segment, hidden: Path) -> None:
     for path, (size, digest) in segment.manifest.files.items():
         raw = sha256()
         source = disk.open_inside(segment.folder, path)
-        (hidden / path).parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folder((hidden / path).parent, below=hidden, durable=False)
         fd = os.open(hidden / path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             left = size

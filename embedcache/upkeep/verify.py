@@ -91,7 +91,7 @@ class _Audit:
                 self.record.find(self.root / part, GONE, mends=MADE)
                 if not self.repair:
                     continue
-                disk.make_folder(self.root / part)
+                disk.make_folder(self.root / part, below=self.root)
             self.record.group(self.root / part, group_document({}))
         self._strangers(self.root / "photos")
         self._segments_of(self.root / "photos", "photos", "", self._photo_ids())
@@ -192,7 +192,7 @@ class _Audit:
             self.record.find(segments, LINK if link else GONE, mends="" if link else MADE)
             if not self.repair or segments.is_symlink():
                 return []
-            disk.make_folder(segments)
+            disk.make_folder(segments, below=self.root)
         if kind == "photos":
             self.record.group(segments, group_document({}))
         self.record.left += leftovers(segments)
