@@ -92,9 +92,10 @@ def sync_tree(folder: Path, *, but: str = "") -> None:
         for name in files if Path(parent).name != but else ():
             if Path(parent, name).is_symlink():
                 continue
-            fd = os.open(Path(parent, name), os.O_RDONLY | os.O_NOFOLLOW)
+            fd = os.open(Path(parent, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
-                sync(fd)
+                if stat.S_ISREG(os.fstat(fd).st_mode):
+                    sync(fd)
             finally:
                 os.close(fd)
         sync_folder(Path(parent))
@@ -387,6 +388,18 @@ def read_inside(folder: Path, relative: str, *, limit: int) -> bytes:
         return b"".join(parts)
     finally:
         os.close(fd)
+
+
+def read_kept(path: Path, *, limit: int) -> bytes | None:
+    """The bytes of a small file that this machine keeps for itself, and can make again.
+
+    None where there is none that can be read: also for a pipe in its place, which would keep a
+    reader waiting for good, for a link, and past `limit` bytes.
+    """
+    try:
+        return read_inside(path.parent, path.name, limit=limit)
+    except (OSError, Damaged):
+        return None
 
 
 def advice_on(number: int | None) -> str:

@@ -236,12 +236,7 @@ def _kept(file: Path, key: bytes) -> AlikeContents | None:
 
     The file is the key, the sha256 of what follows, and 48 bytes for each content.
     """
-    try:
-        if file.stat().st_size > MAX_KEPT_BYTES:
-            return None
-        raw = file.read_bytes()
-    except OSError:
-        return None
+    raw = disk.read_kept(file, limit=MAX_KEPT_BYTES) or b""
     rest = raw[64:]
     if raw[:32] != key or hashlib.sha256(rest).digest() != raw[32:64] or len(rest) % 48:
         return None

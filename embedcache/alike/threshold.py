@@ -330,10 +330,9 @@ def _unrelated(space: Space, value: float) -> tuple[float, int]:
 def _read(file: Path, space: Space) -> _Kept | None:
     """What was kept of this space by this version, None where there is nothing that can be used."""
     try:
-        if file.stat().st_size > MAX_KEPT_BYTES:
-            return None
-        kept = msgspec.json.decode(file.read_bytes(), type=_Kept)
-    except (OSError, msgspec.DecodeError):
+        raw = disk.read_kept(file, limit=MAX_KEPT_BYTES) or b""
+        kept = msgspec.json.decode(raw, type=_Kept)
+    except msgspec.DecodeError:
         return None
     usable = set(kept.cosines) == set(CHANGES) and all(kept.cosines[name] for name in FOUND)
     return kept if usable and (kept.version, kept.spec) == (VERSION, space.digest) else None

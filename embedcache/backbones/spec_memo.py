@@ -80,9 +80,7 @@ def _key(name: dict[str, Json]) -> str:
 
 def _read(memo: Path) -> dict[str, Json]:
     try:
-        if memo.stat().st_size > MAX_BYTES:
-            return {}
-        found = json.loads(memo.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(disk.read_kept(memo, limit=MAX_BYTES) or b"{}")
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

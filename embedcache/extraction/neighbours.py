@@ -66,8 +66,7 @@ class Neighbours:
         """The buckets that others are busy with."""
         found: set[int] = set()
         for name in self._found:
-            with contextlib.suppress(OSError):
-                found |= set((self._folder / name).read_bytes()[:256])
+            found |= set(disk.read_kept(self._folder / name, limit=256) or b"")
         return found
 
     def _touch(self) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache import disk
+from embedcache.errors import Damaged
 
 MAX_FILE_BYTES = 256 * 2**20
 """A larger file is not read: `too_large_file`."""
@@ -96,8 +97,9 @@ class DigestMemo:
         empty = cls(path, [], none, none, np.empty((0, 32), np.uint8))
         if path is None:
             return empty
-        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, Damaged):
+            opened = os.fdopen(disk.open_plain(str(path)), "rb")
+            with opened as file, np.load(file, allow_pickle=False) as stored:
                 names = stored["paths"].tobytes().decode("utf-8", "surrogateescape").split("\0")
                 sizes, mtimes = (stored[name].astype(np.int64) for name in ("sizes", "mtimes"))
                 digests = stored["digests"].astype(np.uint8, copy=False).reshape(-1, 32)
@@ -180,7 +182,8 @@ class DigestMemo:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path`; a file system without locks costs what two writers would merge."""
-    with open(path, "ab") as file:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # it may be no file of ours
+    with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -71,6 +71,7 @@ class LocalFiles:
         target = self._place(path)
         disk.make_folder(target.parent)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags |= os.O_NONBLOCK  # a pipe in its place is refused instead of waited for
         fd = os.open(target, flags, 0o666)
         try:
             for block in blocks:

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from embedcache import disk
-from embedcache.errors import CacheError, Damaged
+from embedcache.errors import CacheError
 from embedcache.remotes.address import parse_address
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.remote import Remote
@@ -95,7 +95,7 @@ def staging_of(cache: Cache) -> str:
 def _staging_digits(path: Path) -> str:
     """The digits in a staging file; "" where there are none."""
     try:
-        text = disk.read_inside(path.parent, path.name, limit=64).decode("ascii")
-    except (FileNotFoundError, ValueError, Damaged):
+        text = (disk.read_kept(path, limit=64) or b"").decode("ascii")
+    except ValueError:
         return ""
     return text if len(text) == 8 and text.isalnum() else ""

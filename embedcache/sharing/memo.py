@@ -8,6 +8,7 @@ from pathlib import Path
 
 from embedcache import disk
 
+MAX_KEPT_BYTES = 256 << 20  # more than one column of the largest segment has
 SPARE_BYTES = 1 << 30  # of the disk, which are never filled with what can be fetched again
 
 
@@ -30,10 +31,9 @@ class Memo:
         if self._folder is None:
             return fetch()
         path = self._folder / sha256(name.encode()).hexdigest()
-        with contextlib.suppress(OSError):
-            kept = path.read_bytes()
-            if sha256(kept[32:]).digest() == kept[:32]:
-                return kept[32:]
+        kept = disk.read_kept(path, limit=MAX_KEPT_BYTES) or b""
+        if sha256(kept[32:]).digest() == kept[:32]:
+            return kept[32:]
         raw = fetch()
         if not good(raw):
             return raw

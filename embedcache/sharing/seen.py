@@ -11,7 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 
 from embedcache import disk
-from embedcache.errors import CacheError
 from embedcache.remotes.remote import Remote
 from embedcache.sharing.listing import ListedSpace
 from embedcache.store.cache import Cache
@@ -30,9 +29,9 @@ class SeenWhole:
         self._path = path
         self._is_folder = is_folder
         self._known: dict[str, str] = {}
-        with contextlib.suppress(OSError, ValueError, RecursionError, CacheError):
+        with contextlib.suppress(ValueError, RecursionError):
             if path is not None:
-                found = json.loads(disk.read_inside(path.parent, path.name, limit=MAX_BYTES))
+                found = json.loads(disk.read_kept(path, limit=MAX_BYTES) or b"{}")
                 self._known = {str(name): str(listed) for name, listed in dict(found).items()}
 
     @classmethod

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 PLACES = "backbones.json"
+MAX_PLACES_BYTES = 16 << 20
 SHOWN_SPACES = 8  # in a message
 
 
@@ -116,8 +117,9 @@ class Cache:
     def places(self) -> dict[str, str]:
         """By spec digest, the backbone's name with the path of its weights on this machine."""
         try:
-            found = json.loads((self.path / "local" / PLACES).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError):
+            raw = disk.read_kept(self.path / "local" / PLACES, limit=MAX_PLACES_BYTES) or b"{}"
+            found = json.loads(raw)
+        except (ValueError, RecursionError):
             return {}
         items = found.items() if isinstance(found, dict) else ()
         return {spec: place for spec, place in items if isinstance(place, str)}

@@ -23,6 +23,7 @@ from embedcache.store.tombstones import (
     parse_lift,
     parse_tombstone,
     read_lift,
+    read_marks,
     read_tombstone,
     write_marks,
 )
@@ -115,8 +116,8 @@ class History:
         """All lifts and all tombstones as {file name: bytes}, checked, for another copy."""
         dead = self.dead()
         return (
-            {name: (self.cache / LIFTS / name).read_bytes() for name in dead.lifts},
-            {name: (self.cache / FOLDER / name).read_bytes() for name in dead.tombstones},
+            {name: read_marks(self.cache, LIFTS, name) for name in dead.lifts},
+            {name: read_marks(self.cache, FOLDER, name) for name in dead.tombstones},
         )
 
     def note(self) -> None:

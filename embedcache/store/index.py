@@ -5,6 +5,7 @@ where to look; the segment itself, with its checksums, decides what is there.
 """
 
 import json
+import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
+from embedcache.errors import Damaged
 from embedcache.spec import Json, canonical_json
 from embedcache.store.checksums import crc32c
 
@@ -118,7 +120,8 @@ class Table:
     def load(cls, path: Path) -> "Saved | None":
         """Map a file that `save` wrote; None where it is not whole."""
         try:
-            raw = np.memmap(path, dtype=np.uint8, mode="r")
+            with os.fdopen(disk.open_plain(str(path)), "rb") as file:
+                raw = np.memmap(file, dtype=np.uint8, mode="r")
             length, crc = struct.unpack("<QI", raw[:12].tobytes())
             first = raw[12 : 12 + min(length, MAX_HEADER_BYTES)].tobytes()
             if crc32c(first) != crc:
@@ -133,7 +136,7 @@ class Table:
                 if crc32c(array) != int.from_bytes(raw[at - 4 : at].tobytes(), "little"):
                     return None
                 arrays.append(array)
-        except (OSError, ValueError, KeyError, TypeError, struct.error):
+        except (OSError, ValueError, KeyError, TypeError, struct.error, Damaged):
             return None
         digests, segment, row, ok = arrays
         digests = digests.reshape(n, 32)

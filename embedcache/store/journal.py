@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,8 @@ class Claim:
     def frames(self) -> Iterator[tuple[bytes, memoryview]]:
         """(kind, payload) of each frame up to the first that does not hold, or that is too far."""
         offset = 0
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            return  # no journal of ours
         while offset < _MAX_JOURNAL:
             head = os.pread(self._fd, _FRAME.size, offset)
             if len(head) < _FRAME.size:

@@ -132,7 +132,8 @@ def withdraw_ref(cache: Path, name: str, *, digest: str) -> None:
             path.rename(aside)
         except FileNotFoundError:
             return
-        if own_digest(aside.read_bytes()) == digest:
+        raw = disk.read_kept(aside, limit=MAX_REF_BYTES)
+        if raw is not None and own_digest(raw) == digest:
             disk.delete_folder(disk.claim_of(path))
             aside.unlink()
         else:

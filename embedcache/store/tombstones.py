@@ -156,15 +156,16 @@ def list_marks(cache: Path, which: Which) -> list[str]:
 
 def read_tombstone(cache: Path, name: str) -> Tombstone:
     """One file of `forgotten`; Damaged where it is not as it was written."""
-    return parse_tombstone(_read(cache, FOLDER, name), name=name)
+    return parse_tombstone(read_marks(cache, FOLDER, name), name=name)
 
 
 def read_lift(cache: Path, name: str) -> Lift:
     """One file of `remembered`; Damaged where it is not as it was written."""
-    return parse_lift(_read(cache, LIFTS, name), name=name)
+    return parse_lift(read_marks(cache, LIFTS, name), name=name)
 
 
-def _read(cache: Path, folder: str, name: str) -> bytes:
+def read_marks(cache: Path, folder: str, name: str) -> bytes:
+    """The bytes of one file of a folder of marks; Damaged where it cannot be one."""
     if not name.endswith(".json") or not is_segment_id(name.removesuffix(".json")):
         raise Damaged(f"{cache / folder / name} does not belong in a cache: move it elsewhere")
     return disk.read_inside(cache, f"{folder}/{name}", limit=MAX_BYTES)
