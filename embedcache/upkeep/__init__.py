@@ -10,6 +10,7 @@ __all__ = [
     "findings",
     "forgetting",
     "inventory",
+    "local",
     "merging",
     "pinning",
     "rewrite",
