@@ -20,7 +20,7 @@ from embedcache.store.layout import (
     LaterFormat,
     check_group,
     face_digest,
-    read_attributes,
+    own_attributes,
     refuse_links,
     root_document,
 )
@@ -31,6 +31,7 @@ from embedcache.store.salvage import leftovers
 from embedcache.store.segment import Segment, read_segment
 from embedcache.store.segment_set import SegmentSet
 from embedcache.store.space import FaceSpace, Space
+from embedcache.store.subject import proven_subject
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
 from embedcache.store.tombstones import (
     LIFTS,
@@ -38,7 +39,7 @@ from embedcache.store.tombstones import (
 )
 from embedcache.store.zarr_json import group_document
 from embedcache.upkeep.duplicates import compare_duplicates
-from embedcache.upkeep.findings import MADE, RESTORED, REWRITTEN, STRANGE, Finding, Report
+from embedcache.upkeep.findings import MADE, RESTORED, STRANGE, Report
 from embedcache.upkeep.history_audit import HistoryAudit
 from embedcache.upkeep.local import staged
 from embedcache.upkeep.recording import Record
@@ -146,28 +147,10 @@ class _Audit:
         try:
             if not HEX_DIGEST.fullmatch(folder.name) or folder.is_symlink():
                 raise Damaged("does not belong in a cache")
-            attributes = read_attributes(folder)
-            document = attributes.get("detector" if part == "faces" else "spec")
-            if not isinstance(document, dict) or face_digest(document) != folder.name:
-                raise Damaged("is not named after what it holds")
-            of = self._store(folder, part, document)
+            of = self._store(folder, part, self._subject(folder, part))
         except CacheError as error:
-            inner = folder / "segments"
-            if inner.is_dir() and not inner.is_symlink():
-                self.record.group(inner, group_document({}), quiet=True)
-            try:
-                document = read_attributes(folder)["detector" if part == "faces" else "spec"]
-                if face_digest(document) != folder.name:
-                    raise error
-                of = self._store(folder, part, document)
-            except (CacheError, KeyError):
-                self._lose(folder, KINDS[part], error)
-                return
-            where = self.record.name(inner / "zarr.json")
-            self.report.findings.append(
-                Finding(path=where, problem=error.fact, moved=REWRITTEN, mendable=True)
-            )
-        self.report.files += 2
+            self._lose(folder, KINDS[part], error)
+            return
         self._strangers(folder)
         segments = self._segments_of(folder, KINDS[part], folder.name[:8], of)
         try:
@@ -176,6 +159,21 @@ class _Audit:
         except EmbedcacheError:
             if all(segment.folder.exists() for segment in segments):
                 raise
+
+    def _subject(self, folder: Path, part: str) -> dict[str, Json]:
+        """The document of a space; CacheError where its own is damaged and nothing proves it."""
+        key = "detector" if part == "faces" else "spec"
+        try:
+            document = own_attributes(folder).get(key)
+            if not isinstance(document, dict) or face_digest(document) != folder.name:
+                raise Damaged("is not named after what it holds")
+            self.report.files += 1
+        except CacheError:
+            document = proven_subject(folder, key=key)
+            if document is None:
+                raise
+            self.record.group(folder, group_document({"embedcache": {key: document}}))
+        return document
 
     def _store(self, folder: Path, part: str, document: dict[str, Json]) -> Space | FaceSpace:
         if part == "faces":
@@ -197,8 +195,7 @@ class _Audit:
             if not self.repair or segments.is_symlink():
                 return []
             disk.make_folder(segments)
-        if kind == "photos":
-            self.record.group(segments, group_document({}))
+        self.record.group(segments, group_document({}))
         self.record.left += leftovers(segments)
         space = None if kind == "photos" else folder.name
         good, broken = [], []
