@@ -1,6 +1,7 @@
 """Verify a cache, every file and every row of it, and set aside what is damaged."""
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,14 +40,13 @@ from embedcache.store.tombstones import (
 )
 from embedcache.store.zarr_json import group_document
 from embedcache.upkeep.duplicates import compare_duplicates
-from embedcache.upkeep.findings import MADE, RESTORED, STRANGE, Report
+from embedcache.upkeep.findings import LINK, MADE, NO_FOLDER, RESTORED, STRANGE, Report
 from embedcache.upkeep.history_audit import HistoryAudit
 from embedcache.upkeep.local import staged
 from embedcache.upkeep.recording import Record
 from embedcache.upkeep.repair import Broken, set_aside
 
 GONE = "is missing, with everything in it"
-LINK = "is a link, which may lead anywhere: move it out of the cache"
 
 
 def verify(cache: Cache | Path | str, *, repair: bool = False) -> Report:
@@ -144,8 +144,11 @@ class _Audit:
         return PhotoIds(self.root / "photos", history=self.history)
 
     def _space(self, folder: Path, part: str) -> None:
+        if folder.is_symlink():
+            self.record.find(folder, LINK)
+            return
         try:
-            if not HEX_DIGEST.fullmatch(folder.name) or folder.is_symlink():
+            if not HEX_DIGEST.fullmatch(folder.name):
                 raise Damaged("does not belong in a cache")
             of = self._store(folder, part, self._subject(folder, part))
         except CacheError as error:
@@ -189,10 +192,13 @@ class _Audit:
         self, folder: Path, kind: Kind, label: str, of: Space | FaceSpace | PhotoIds
     ) -> list[Segment]:
         segments = folder / "segments"
-        if not segments.is_dir() or segments.is_symlink():
-            link = segments.is_symlink()
-            self.record.find(segments, LINK if link else GONE, mends="" if link else MADE)
-            if not self.repair or segments.is_symlink():
+        if segments.is_symlink() or not segments.is_dir():
+            there = os.path.lexists(segments)
+            if there:
+                self.record.find(segments, LINK if segments.is_symlink() else NO_FOLDER)
+            else:
+                self.record.find(segments, GONE, mends=MADE)
+            if there or not self.repair:
                 return []
             disk.make_folder(segments)
         self.record.group(segments, group_document({}))
