@@ -25,6 +25,7 @@ from embedcache.sharing.shared_copy import Marks, SharedCopy
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, OK
 from embedcache.store.log import MAX_SEGMENTS, Entry, Gone, Log
+from embedcache.store.manifest import MANIFEST
 from embedcache.upkeep.compaction import COMPACT_ROWS, Compacted
 from embedcache.upkeep.compaction import compact as join
 
@@ -68,17 +69,19 @@ def _exchange(copy: SharedCopy, scratch: Cache, pool: ThreadPoolExecutor) -> Com
     """Send the segments of `scratch` that are not there; remove those that it makes needless."""
     spaces = {space.digest: space for root in ROWS for space in copy.spaces(root).values()}
     n_before = sum(len(space.segments) - space.unfinished for space in spaces.values())
-    marks = copy.marks()
+    lifts, tombstones = scratch.history.files()
+    marks = Marks(lifts=lifts, tombstones=tombstones)  # those that its rows obey
     copy.segments.dead = scratch.history.dead()
     made = {store.key: store.segments() for store in scratch.stores()}
     holders = {f"{key}/{segment.id}" for key, some in made.items() for segment in some}
-    _require_unchanged(copy, holders, copy.log.read())  # a removed id is never sent again
+    # A removed id is never sent again, and neither is a row that was forgotten since it came.
+    _require_unchanged(copy, holders, copy.log.read(), marks)
     published: Published = {}
     victims, rows = list[Victim](), 0
     for key, some in made.items():
         space = spaces[key]
         for segment in some:
-            if segment.id not in space.segments:
+            if MANIFEST not in space.segments.get(segment.id, {}):
                 send_segment(copy, space.key, segment, pool, lambda n: None)
                 published[space.key, segment.id] = segment.manifest
                 rows += segment.manifest.n_rows
@@ -146,11 +149,9 @@ def _remove(
     return removed
 
 
-def _require_unchanged(
-    copy: SharedCopy, holders: Collection[str], log: Log, marks: Marks | None = None
-) -> None:
+def _require_unchanged(copy: SharedCopy, holders: Collection[str], log: Log, marks: Marks) -> None:
     """RemoteError where others removed a holder, or forgot or lifted photos."""
-    if any(name in log.gone for name in holders) or marks not in (None, copy.marks()):
+    if any(name in log.gone for name in holders) or marks != copy.marks():
         raise RemoteError(
             f"{copy.remote.name} was changed while it was compacted", advice="Rerun the command"
         )

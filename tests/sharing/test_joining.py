@@ -1,5 +1,6 @@
 """`compact --remote`: a shared copy of many small segments becomes one of few, without a loss."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,36 @@ def test_others_who_forget_meanwhile_are_obeyed(moment: str, remote: Remote, mak
     assert held(c) == {0, 2, 3}
     assert row_of(1) not in there(remote)
     assert verify_remote(remote).clean
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("root", ["spaces/", "forgotten/"])
+def test_what_is_purged_between_two_listings_does_not_come_back(
+    root: str, nth: int, remote: Remote, make: Make
+) -> None:
+    """Rows that were pulled before they were forgotten are among those that were joined."""
+    a = make("a", [0, 1], [2], [3])
+    a.record_photos("f", ["1"], photos(1))
+    push(a, remote)
+    seen: list[str] = []
+
+    def at(method: str, key: str) -> bool:
+        seen.extend([key] if (method, key) == ("list", root) else [])
+        return len(seen) == nth
+
+    def purge() -> None:
+        forget(a, ["1"])
+        push(a, remote, purge=True)
+
+    meanwhile = fakes.Meanwhile(remote, at, purge)
+    with contextlib.suppress(RemoteError):
+        compact_remote(meanwhile, make("b"))
+    assert meanwhile.happened
+    assert row_of(1) not in there(remote)
+    assert verify_remote(remote).clean
+    c = make("c")
+    assert not pull(remote, c).problems
+    assert held(c) == {0, 2, 3}
 
 
 @pytest.mark.parametrize("moment", CHANGES)
