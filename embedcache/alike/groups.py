@@ -26,7 +26,7 @@ from embedcache.store.columns import OK
 from embedcache.store.space import Space
 from embedcache.wording import counted, plain
 
-VERSION = 1
+VERSION = 2
 SHOWN_GROUPS = 20
 SHOWN_IDS = 8
 LARGE = 0.05
@@ -194,21 +194,30 @@ def alike_contents(
 ) -> AlikeContents:
     """Which of some contents are near-duplicates of others, by their vectors in a space.
 
-    The result is kept beside the cache until a vector comes or goes. It holds digests and no
-    vectors, and `forget` deletes it.
+    The result is kept beside the cache until a vector comes, goes or is another one. It holds
+    digests and no vectors, and `forget` deletes it.
     """
     digests, read = _in_file_order(space, contents)
-    key = hashlib.sha256(f"{VERSION} {space.digest} {threshold!r}\n".encode())
-    key.update(np.sort(digests.view("S32"), axis=0).tobytes())
+    key = _key(space, digests, threshold)
     file = cache.path / "local" / "alike" / f"{space.digest}.groups"
-    if (kept := _kept(file, key.digest())) is not None:
+    if (kept := _kept(file, key)) is not None:
         return kept
     links = link(read, len(digests), space.dim, threshold=threshold, progress=progress)
     linked = np.flatnonzero(links.degree)
     _, group = np.unique(links.label[linked], return_inverse=True)
     found = AlikeContents(digests[linked], group.astype(np.int64), links.degree[linked])
-    _keep(cache, file, key.digest(), found)
+    if _key(space, digests, threshold) == key:  # else they changed while they were compared
+        _keep(cache, file, key, found)
     return found
+
+
+def _key(space: Space, digests: U8, threshold: float) -> bytes:
+    """What groups of these contents follow from: the contents, (n, 32), and their vectors' CRCs."""
+    crcs, _ = space.row_crcs(digests)
+    rows = np.concatenate([digests, crcs.astype("<u4").view(np.uint8).reshape(-1, 4)], axis=1)
+    key = hashlib.sha256(f"{VERSION} {space.digest} {threshold!r}\n".encode())
+    key.update(np.sort(rows.view("S36"), axis=0).tobytes())
+    return key.digest()
 
 
 def _in_file_order(
@@ -232,7 +241,7 @@ def _in_file_order(
 
 
 def _kept(file: Path, key: bytes) -> AlikeContents | None:
-    """What an earlier call found, where it was of exactly these contents and is as it was written.
+    """What an earlier call found, where it was of exactly these vectors and is as it was written.
 
     The file is the key, the sha256 of what follows, and 48 bytes for each content.
     """

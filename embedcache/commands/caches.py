@@ -140,8 +140,24 @@ def merge(
 
 
 @commands.command()
-def compact(cache: CachePath, json_: JsonOption = False) -> None:
+def compact(
+    cache: CachePath,
+    remote: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Join those of this shared copy instead: downloads all of it into CACHE/local, "
+            "and needs permission to delete there.",
+        ),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
     """Join small segments into larger ones."""
+    if remote is not None:
+        from embedcache.sharing.joining import compact_remote
+
+        print_result(compact_remote(remote, open_cache(cache)), json_)
+        return
     from embedcache.upkeep.compaction import compact as join
 
     print_result(join(open_cache(cache)), json_)

@@ -162,7 +162,7 @@ def _replace(
 
     if not copy.log.append(decide):
         return False
-    _delete(copy, victim.space, victim.segment.id)
+    delete_segment(copy, victim.space, victim.segment.id)
     return True
 
 
@@ -216,7 +216,7 @@ def _kind(copy: SharedCopy, space: ListedSpace) -> Kind:
     return copy.detector(space) if space.kind == "faces" else copy.spec(space)
 
 
-def _delete(copy: SharedCopy, space: ListedSpace, segment: str) -> None:
+def delete_segment(copy: SharedCopy, space: ListedSpace, segment: str) -> None:
     """Delete a segment that the log names, its manifest first; files of others stay."""
     key = f"{space.key}/segments/{segment}"
     copy.remote.delete(f"{key}/{MANIFEST}", ours=is_our_name)
@@ -238,13 +238,13 @@ def _finish(
         for space in copy.listing.spaces(root).values():
             for segment in list(space.segments):
                 if f"{space.set_key}/{segment}" in gone:
-                    _delete(copy, space, segment)
+                    delete_segment(copy, space, segment)
                     if not all(map(is_our_name, space.segments[segment])):
                         counts.notes.append(_of_others(copy, f"{space.key}/segments/{segment}"))
                 elif MANIFEST in space.segments[segment] or only is not None:
                     continue
                 elif (space.set_key, segment) in ours:
-                    _delete(copy, space, segment)
+                    delete_segment(copy, space, segment)
                 else:
                     counts.notes.append(_unfinished(copy, f"{space.key}/segments/{segment}"))
             for key in copy.remote.leftovers(f"{space.key}/segments"):

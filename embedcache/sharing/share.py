@@ -71,7 +71,7 @@ def pull(
     wanted = Wanted(backbones=backbones, specs=specs, photos=photos, ref=ref, with_ids=with_ids)
     _check(wanted)
     started = time.perf_counter()
-    copy = _open(remote, cache)
+    copy = open_copy(remote, cache)
     copy.require()
     with disk.plain_errors("write to", cache.path), workers() as pool:
         counts = MoveCounts()
@@ -106,7 +106,8 @@ def _check(wanted: Wanted) -> None:
         )
 
 
-def _open(remote: Remote | str, cache: Cache) -> SharedCopy:
+def open_copy(remote: Remote | str, cache: Cache) -> SharedCopy:
+    """A shared copy, of which this cache remembers what it fetched."""
     remote = connect(remote, cache)
     return SharedCopy(remote, memo_of(cache, remote))
 
@@ -184,7 +185,7 @@ def available(
     Returns {digest of a spec or detector: (contents of vectors or faces, of failures), (k, 32)}.
     Raises RemoteError where the remote cannot be reached.
     """
-    copy = _open(remote, cache)
+    copy = open_copy(remote, cache)
     copy.require()
     dead = copy.segments.dead = copy.marks().joined(cache)
     with workers() as pool:
@@ -226,7 +227,7 @@ def push(
     Raises RemoteError where the remote cannot be reached or refuses.
     """
     started = time.perf_counter()
-    copy = _open(remote, cache)
+    copy = open_copy(remote, cache)
     counts = MoveCounts(new_copy=not copy.exists())
     if counts.new_copy:
         copy.require_place()
@@ -234,7 +235,7 @@ def push(
     with (
         disk.plain_errors("read", cache.path),
         _saying_what_was_removed(cache),
-        _alone(cache),
+        alone(cache),
         workers() as pool,
     ):
         clear_outgoing(cache.path)
@@ -282,7 +283,7 @@ def _saying_what_was_removed(cache: Cache) -> Iterator[None]:
 
 
 @contextmanager
-def _alone(cache: Cache) -> Iterator[None]:
+def alone(cache: Cache) -> Iterator[None]:
     """Let one process at a time push this cache: two would stage the same files."""
     if not os.access(cache.path, os.W_OK):
         yield

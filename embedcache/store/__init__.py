@@ -50,6 +50,7 @@ __all__ = [
     "shard",
     "side_by_side",
     "space",
+    "subject",
     "tombstones",
     "union",
     "writer",

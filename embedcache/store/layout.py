@@ -117,7 +117,7 @@ def check_group(folder: Path, document: dict[str, Json]) -> None:
         raise Damaged(f"{folder / 'zarr.json'} is missing: the cache is damaged") from None
     if raw == encode_document(document):
         return
-    ours = _attributes(raw)
+    ours = attributes_in(raw)
     if ours is not None and type(ours.get("format")) is int and ours["format"] > CACHE_FORMAT:
         raise LaterFormat(
             f"{folder} is a cache of format {ours['format']}; this version reads formats "
@@ -129,21 +129,27 @@ def check_group(folder: Path, document: dict[str, Json]) -> None:
 
 
 def read_attributes(folder: Path) -> dict[str, Any]:
-    """What a space's zarr.json says, checked to be exactly as it was written."""
+    """What a space's zarr.json says, checked to be exactly as it was written, and its segments'."""
     check_group(folder / "segments", group_document({}))
+    return own_attributes(folder)
+
+
+def own_attributes(folder: Path) -> dict[str, Any]:
+    """What a space's zarr.json says, checked to be exactly as it was written."""
     if folder.is_symlink():
         raise Damaged(f"{folder} is a link: refused")
     try:
         raw = disk.read_inside(folder, "zarr.json", limit=MAX_DOCUMENT_BYTES)
     except FileNotFoundError:
         raise Damaged(f"{folder / 'zarr.json'} is missing: the cache is damaged") from None
-    ours = _attributes(raw)
+    ours = attributes_in(raw)
     if ours is None or raw != encode_document(group_document({"embedcache": ours})):
         raise Damaged(f"{folder / 'zarr.json'} was changed, or was not written by embedcache")
     return ours
 
 
-def _attributes(raw: bytes) -> dict[str, Any] | None:
+def attributes_in(raw: bytes) -> dict[str, Any] | None:
+    """What embedcache wrote into a group's zarr.json, unchecked; None where nothing can be read."""
     try:
         ours = json.loads(raw)["attributes"]["embedcache"]
     except (ValueError, RecursionError, KeyError, TypeError):

@@ -224,12 +224,17 @@ def are_twins(one: Manifest, other: Manifest) -> bool:
 
 def replaces(name: str, segment: str) -> bool:
     """Whether a segment's id may be a `replacement_id` of another one, or of its predecessor."""
-    return name[:21] == segment[:21]
+    return moment_of(name) == moment_of(segment)
+
+
+def moment_of(segment: str) -> str:
+    """The part of a segment's id that its replacements have too: its time, to the microsecond."""
+    return segment[:21]
 
 
 def replacement_id(segment: str) -> str:
     """An id for what takes a segment's place: as old as it, and still its own."""
-    return f"{segment[:21]}-{token_hex(4)}"
+    return f"{moment_of(segment)}-{token_hex(4)}"
 
 
 def _require(holds: bool, message: str) -> None:

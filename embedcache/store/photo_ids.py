@@ -1,14 +1,15 @@
 """Which photo id had which content: small immutable segments, kept apart from what is shared.
 
 Ids live in scopes (two folders may both hold `a.jpg`). Within a scope an id's content is the newest
-that was recorded for it; older pairs stay until they are forgotten.
+that was recorded for it; older pairs stay until they are forgotten. Of two contents of one moment
+the greater digest counts, and never the name of a segment, which any rewrite changes.
 """
 
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import repeat
+from itertools import groupby, repeat
 from pathlib import Path
 from typing import Never
 
@@ -23,7 +24,13 @@ from embedcache.store.disposal import noting_aside
 from embedcache.store.draft import Draft
 from embedcache.store.history import History
 from embedcache.store.log import PHOTOS
-from embedcache.store.manifest import are_twins, new_segment_id, replacement_id
+from embedcache.store.manifest import (
+    are_twins,
+    moment_of,
+    new_segment_id,
+    replacement_id,
+    replaces,
+)
 from embedcache.store.salvage import salvage
 from embedcache.store.segment import Segment
 from embedcache.store.segment_set import SegmentSet
@@ -83,19 +90,24 @@ class _Scope:
         self.newest: dict[str, int] = {}
 
     def extend(self, segments: Sequence[Segment], dead: Dead) -> None:
-        """Add the rows of later segments that are not dead."""
+        """Add the rows of later segments, lowest id first, that are not dead."""
         first = len(self.ids)
         parts = [self.digests]
-        for segment in segments:
-            ids, digests = ids_of(segment), segment.column("digest")
-            if dead:
-                stay = np.flatnonzero(~dead.of_pairs(self.scope, ids, digests))
-                ids, digests = [ids[i] for i in stay.tolist()], digests[stay]
+        for _, some in groupby(segments, key=lambda segment: moment_of(segment.id)):
+            ids, digests = _joined([self._living(segment, dead) for segment in some])
             self.ids += ids
             parts.append(digests)
         self.digests = np.concatenate(parts)
         rows = range(first, len(self.ids))
         self.newest.update(zip(self.ids[first:], rows, strict=True))
+
+    def _living(self, segment: Segment, dead: Dead) -> tuple[list[str], U8]:
+        """The ids and contents of a segment that are not dead."""
+        ids, digests = ids_of(segment), segment.column("digest")
+        if not dead:
+            return ids, digests
+        stay = np.flatnonzero(~dead.of_pairs(self.scope, ids, digests))
+        return [ids[i] for i in stay.tolist()], digests[stay]
 
     def without(self, dead: Dead) -> "_Scope":
         """The rows that are not dead."""
@@ -285,7 +297,8 @@ class PhotoIds(SegmentSet):
             return self._pairs
         more = dead.since(self._dead.tombstones, self._dead.lifts)
         before, n_before = self._pairs, len(self._loaded)
-        if more is None or names[:n_before] != self._loaded:
+        joined = 0 < n_before < len(names) and replaces(names[n_before], names[n_before - 1])
+        if more is None or names[:n_before] != self._loaded or joined:
             before, n_before, more = {}, 0, None
         self._pairs, self._loaded = {}, ()  # until all of it has been read
         if more:
@@ -298,13 +311,23 @@ class PhotoIds(SegmentSet):
 def _scopes(
     before: dict[str, _Scope], segments: Sequence[Segment], dead: Dead
 ) -> dict[str, _Scope]:
-    """The pairs of each scope, with those of later segments."""
+    """The pairs of each scope, with those of later segments, lowest id first."""
     parts: dict[str, list[Segment]] = {}
-    for segment in segments:
+    for segment in sorted(segments, key=lambda one: (moment_of(one.id), one.manifest.name)):
         parts.setdefault(segment.manifest.name, []).append(segment)
     for scope, some in parts.items():
         before.setdefault(scope, _Scope(scope)).extend(some, dead)
     return before
+
+
+def _joined(parts: Sequence[tuple[list[str], U8]]) -> tuple[list[str], U8]:
+    """The pairs of segments of one moment; those that count over others last."""
+    if len(parts) == 1:
+        return parts[0]
+    ids = [name for names, _ in parts for name in names]
+    digests = np.concatenate([some for _, some in parts])
+    order = np.argsort(digests.view("S32").reshape(-1), kind="stable")
+    return [ids[i] for i in order.tolist()], digests[order]
 
 
 def read_pairs(segment: Segment) -> tuple[list[str], list[bytes]]:

@@ -197,8 +197,8 @@ def _held(
 def finish(of: Removable) -> list[Path]:
     """Delete what the log names as removed and is still there; anybody may, at any time.
 
-    What others put into a segment's folder moves to damaged/, and so does a segment whose manifest
-    could not be read: nobody knows what is in it.
+    What others put into a segment's folder, or in its place, moves to damaged/, and so does a
+    segment whose manifest could not be read: nobody knows what is in it.
     Returns what could not be deleted yet, as where a process on NFS holds a file open.
     """
     gone, left = of.history.log().gone, []
@@ -211,7 +211,8 @@ def finish(of: Removable) -> list[Path]:
         entry = gone.get(f"{of.key}/{name}") if is_segment_id(name) else None
         if entry is None:
             continue
-        if entry.digest == UNKNOWN and not hidden:
+        theirs = path.is_symlink() or not path.is_dir()  # put where the segment was
+        if theirs or (entry.digest == UNKNOWN and not hidden):
             with contextlib.suppress(FileNotFoundError):
                 set_aside(of.history.cache, path)
             continue

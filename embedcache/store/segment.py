@@ -24,6 +24,7 @@ from embedcache.store.manifest import MANIFEST, Manifest, is_segment_id, own_nam
 from embedcache.store.sealed import MAX_MANIFEST_BYTES, own_digest
 from embedcache.store.zarr_json import array_document, encode_document, group_document
 
+NO_LINKS = "Move it out of the cache"
 GROUP = encode_document(group_document({}))
 
 
@@ -152,6 +153,8 @@ def segment_folders(segments: Path, *, gone: Callable[[str], bool] | None = None
                 continue
             if gone is not None and gone(name):
                 continue
+            if entry.is_symlink():
+                raise Damaged(f"{entry.path} is a link: refused", advice=NO_LINKS)
             if not is_segment_id(name) or not entry.is_dir(follow_symlinks=False):
                 raise Damaged(
                     f"{entry.path} is not a segment",

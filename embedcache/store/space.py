@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from embedcache.errors import Damaged
 from embedcache.spec import Json, Spec
-from embedcache.store.checksums import crc_of_rows
+from embedcache.store.checksums import U32, crc_of_rows
 from embedcache.store.columns import Columns, Kind
 from embedcache.store.faces import Faces
 from embedcache.store.history import History
@@ -106,6 +106,22 @@ class Space(RowSet):
             return found
 
         return out, self._steadily(look)
+
+    def row_crcs(self, digests: U8) -> tuple[U32, Bool]:
+        """The CRC32C of the vectors of (n, 32) digests: ((n,), 0 where there is none; which are).
+
+        They say whether the vectors are those of before, and none is read for it.
+        """
+        digests = np.ascontiguousarray(digests, dtype=np.uint8)
+
+        def look(segments: list[Segment], table: Table) -> tuple[U32, Bool]:
+            found, parts = self._found(segments, table, digests)
+            crcs = np.zeros(len(digests), np.uint32)
+            for _, columns, rows, slots in parts:
+                crcs[slots] = columns["row_crc"][rows]
+            return crcs, found
+
+        return self._steadily(look)
 
     def writer(
         self, *, n_rows: int, name: str, about: Mapping[str, Json], segment_id: str = ""

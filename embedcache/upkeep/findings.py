@@ -13,6 +13,9 @@ GIVEN_UP = "marked as lost"
 ENTERED = "added to the removal log"
 MADE = "made anew"
 REMOVED = "removed"
+LINK = "is a link, which may lead anywhere: move it out of the cache"
+NO_FILE = "is a folder in a file's place: move it out of the cache, then rerun this"
+NO_FOLDER = "is a file in a folder's place: move it out of the cache, then rerun this"
 STRANGE = "is not embedcache's: move it out of the cache"
 
 

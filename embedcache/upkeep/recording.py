@@ -15,7 +15,7 @@ from embedcache.store.layout import check_group
 from embedcache.store.manifest import MANIFEST
 from embedcache.store.salvage import Leftover, collect, own_litter
 from embedcache.store.zarr_json import encode_document
-from embedcache.upkeep.findings import REMOVED, REWRITTEN, Finding, Report
+from embedcache.upkeep.findings import NO_FILE, REMOVED, REWRITTEN, Finding, Report
 
 # Rows may be in these: a cache's own commands and a push know how to keep or remove them.
 _WITH_ROWS = (".new-", ".in-", ".draft-", ".gone-", ".push-")
@@ -79,23 +79,26 @@ class Record:
         if passing:
             self._passing.append(path)
 
-    def group(self, folder: Path, document: dict[str, Json], *, quiet: bool = False) -> None:
+    def group(self, folder: Path, document: dict[str, Json]) -> None:
         """Check a group's zarr.json; where everything in it is known, `repair` rewrites it."""
         try:
             check_group(folder, document)
         except CacheError as error:
+            file = folder / "zarr.json"
+            if file.is_dir() and not file.is_symlink():
+                self.find(file, NO_FILE)
+                return
             mendable = not folder.is_symlink()
             if self.repair and mendable:
-                disk.replace(folder / "zarr.json", encode_document(document))
-            if not quiet:
-                self.report.findings.append(
-                    Finding(
-                        path=self.name(folder / "zarr.json"),
-                        problem=error.fact,
-                        moved=REWRITTEN if self.repair and mendable else "",
-                        mendable=mendable,
-                    )
+                disk.replace(file, encode_document(document))
+            self.report.findings.append(
+                Finding(
+                    path=self.name(file),
+                    problem=error.fact,
+                    moved=REWRITTEN if self.repair and mendable else "",
+                    mendable=mendable,
                 )
+            )
         else:
             self.report.files += 1
 

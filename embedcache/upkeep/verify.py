@@ -1,6 +1,7 @@
 """Verify a cache, every file and every row of it, and set aside what is damaged."""
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from embedcache.store.layout import (
     LaterFormat,
     check_group,
     face_digest,
-    read_attributes,
+    own_attributes,
     refuse_links,
     root_document,
 )
@@ -31,17 +32,19 @@ from embedcache.store.salvage import leftovers, leftovers_inside
 from embedcache.store.segment import Segment, read_segment
 from embedcache.store.segment_set import SegmentSet
 from embedcache.store.space import FaceSpace, Space
-from embedcache.store.tombstones import Dead
+from embedcache.store.subject import proven_subject
+from embedcache.store.tombstones import (
+    Dead,
+)
 from embedcache.store.zarr_json import group_document
 from embedcache.upkeep.duplicates import compare_duplicates
-from embedcache.upkeep.findings import MADE, RESTORED, REWRITTEN, STRANGE, Finding, Report
+from embedcache.upkeep.findings import LINK, MADE, NO_FOLDER, RESTORED, STRANGE, Report
 from embedcache.upkeep.history_audit import HistoryAudit
 from embedcache.upkeep.local import staged, work_folders
 from embedcache.upkeep.recording import Record
 from embedcache.upkeep.repair import Broken, set_aside
 
 GONE = "is missing, with everything in it"
-LINK = "is a link, which may lead anywhere: move it out of the cache"
 
 
 def verify(cache: Cache | Path | str, *, repair: bool = False) -> Report:
@@ -139,31 +142,16 @@ class _Audit:
         return PhotoIds(self.root / "photos", history=self.history)
 
     def _space(self, folder: Path, part: str) -> None:
+        if folder.is_symlink():
+            self.record.find(folder, LINK)
+            return
         try:
-            if not HEX_DIGEST.fullmatch(folder.name) or folder.is_symlink():
+            if not HEX_DIGEST.fullmatch(folder.name):
                 raise Damaged("does not belong in a cache")
-            attributes = read_attributes(folder)
-            document = attributes.get("detector" if part == "faces" else "spec")
-            if not isinstance(document, dict) or face_digest(document) != folder.name:
-                raise Damaged("is not named after what it holds")
-            of = self._store(folder, part, document)
+            of = self._store(folder, part, self._subject(folder, part))
         except CacheError as error:
-            inner = folder / "segments"
-            if inner.is_dir() and not inner.is_symlink():
-                self.record.group(inner, group_document({}), quiet=True)
-            try:
-                document = read_attributes(folder)["detector" if part == "faces" else "spec"]
-                if face_digest(document) != folder.name:
-                    raise error
-                of = self._store(folder, part, document)
-            except (CacheError, KeyError):
-                self._lose(folder, KINDS[part], error)
-                return
-            where = self.record.name(inner / "zarr.json")
-            self.report.findings.append(
-                Finding(path=where, problem=error.fact, moved=REWRITTEN, mendable=True)
-            )
-        self.report.files += 2
+            self._lose(folder, KINDS[part], error)
+            return
         self._strangers(folder)
         segments = self._segments_of(folder, KINDS[part], folder.name[:8], of)
         try:
@@ -172,6 +160,21 @@ class _Audit:
         except EmbedcacheError:
             if all(segment.folder.exists() for segment in segments):
                 raise
+
+    def _subject(self, folder: Path, part: str) -> dict[str, Json]:
+        """The document of a space; CacheError where its own is damaged and nothing proves it."""
+        key = "detector" if part == "faces" else "spec"
+        try:
+            document = own_attributes(folder).get(key)
+            if not isinstance(document, dict) or face_digest(document) != folder.name:
+                raise Damaged("is not named after what it holds")
+            self.report.files += 1
+        except CacheError:
+            document = proven_subject(folder, key=key)
+            if document is None:
+                raise
+            self.record.group(folder, group_document({"embedcache": {key: document}}))
+        return document
 
     def _store(self, folder: Path, part: str, document: dict[str, Json]) -> Space | FaceSpace:
         if part == "faces":
@@ -187,14 +190,16 @@ class _Audit:
         self, folder: Path, kind: Kind, label: str, of: Space | FaceSpace | PhotoIds
     ) -> list[Segment]:
         segments = folder / "segments"
-        if not segments.is_dir() or segments.is_symlink():
-            link = segments.is_symlink()
-            self.record.find(segments, LINK if link else GONE, mends="" if link else MADE)
-            if not self.repair or segments.is_symlink():
+        if segments.is_symlink() or not segments.is_dir():
+            there = os.path.lexists(segments)
+            if there:
+                self.record.find(segments, LINK if segments.is_symlink() else NO_FOLDER)
+            else:
+                self.record.find(segments, GONE, mends=MADE)
+            if there or not self.repair:
                 return []
             disk.make_folder(segments, below=self.root)
-        if kind == "photos":
-            self.record.group(segments, group_document({}))
+        self.record.group(segments, group_document({}))
         self.record.left += leftovers(segments)
         space = None if kind == "photos" else folder.name
         good, broken = [], []

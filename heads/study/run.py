@@ -3,7 +3,7 @@
     study = Study.read("study.toml")
     results = run(study, Cache.open("photos.cache"), embed, "out")
 
-A fit is kept under OUT/fits by the digest of everything that decides it (labels, photo contents,
+A fit is kept under OUT/fits by the digest of everything that decides it (labels, contents, vectors,
 spec, split, protocol, this package's code), so that running a study again repeats no finished work
 and a changed input is never mistaken for the old one.
 """
@@ -217,11 +217,16 @@ class _Task:
         digests, known = cache.digests_of(ids, scope=study.scope)
         columns = [self.target.column, self.target.weight, study.split_by, *study.report_by]
         used = table.select(study.id_column, *dict.fromkeys(filter(None, columns)))
+        spaces = cache.side_by_side(self.backbone.names).spaces
         inputs: dict[str, Any] = {
             "code": code(),
             "target": msgspec.structs.asdict(self.target),
             "faces": self.subset.faces,
-            "spec": [space.digest for space in cache.side_by_side(self.backbone.names).spaces],
+            "spec": [space.digest for space in spaces],
+            "vectors": [
+                hashlib.sha256(space.row_crcs(digests[known])[0].tobytes()).hexdigest()
+                for space in spaces
+            ],
             "rows": hashlib.sha256(used.write_csv().encode()).hexdigest(),
             "photos": hashlib.sha256(digests[known].tobytes() + known.tobytes()).hexdigest(),
             "split_by": study.split_by,

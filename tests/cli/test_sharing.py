@@ -294,3 +294,15 @@ def test_pull_takes_a_url_and_a_folder_or_the_folder_alone(run: Run, tmp_path: P
     assert run("pull")[0] == 2
     status, _, err = run("pull", "a", "b", "c")
     assert (status, "at most a URL and a folder; got 3 words" in err) == (2, True)
+
+
+def test_compact_joins_the_small_segments_of_a_shared_copy(run: Run, tmp_path: Path) -> None:
+    cache, shared = Cache.open(tmp_path / "a", create=True), tmp_path / "shared"
+    for n in range(3):
+        fill(cache.space(foreign("net", 8), create=True), photos(n))
+    assert run("push", cache.path, shared)[0] == 0
+    status, out, err = run("compact", cache.path, "--remote", shared, "--json")
+    assert status == 0, err
+    done = json.loads(out)
+    assert (done["before"], done["after"], done["rows"]) == (3, 1, 3)
+    assert run("verify", shared)[0] == 0

@@ -56,6 +56,72 @@ def test_forgetting_keeps_the_newest_of_others_the_newest(tmp_path: Path) -> Non
     assert (cache.digests_of(["p2"])[0] == photos(22)).all()
 
 
+TIME = "20300101T000000000000"
+
+
+def recorded(path: Path, *parts: tuple[str, dict[str, int]], scope: str = "folder") -> Cache:
+    """A cache of segments of photo ids that were all recorded in one microsecond."""
+    cache = Cache.open(path, create=True)
+    for digits, pairs in parts:
+        cache.photo_ids.write(
+            scope, [*pairs], photos(*pairs.values()), segment_id=f"{TIME}-{digits}"
+        )
+    return cache
+
+
+@pytest.mark.parametrize("later", [{"a": 1, "b": 8}, {"a": 2, "b": 9}])
+def test_which_of_two_contents_of_one_time_an_id_has_is_decided_by_these_alone(
+    later: dict[str, int], tmp_path: Path
+) -> None:
+    """Not by the names of segments: a rewrite of one draws a new one, and so may turn them."""
+    one, other = {"a": 3 - later["a"], "b": 17 - later["b"]}, later
+    answers = set()
+    for i, names in enumerate([("00000000", "ffffffff"), ("ffffffff", "00000000")]):
+        for gone in ("", "b"):
+            path = tmp_path / f"{i}{gone}"
+            cache = recorded(path, (names[0], one))
+            cache.digests_of(["a"])  # the table is brought up to date afterwards
+            recorded(path, (names[1], other))
+            if gone:
+                forget(cache, [gone])
+            for reader in (cache, Cache.open(path)):
+                answers.add(reader.digests_of(["a"])[0].tobytes())
+                table = reader.photo_table()
+                answers |= {
+                    table.digests[k].tobytes()
+                    for k in np.flatnonzero(table.newest)
+                    if table.ids[k] == "a"
+                }
+    assert answers == {max(photos(1).tobytes(), photos(2).tobytes())}
+
+
+def test_two_copies_that_recorded_an_id_in_one_moment_agree_whatever_each_forgets(
+    tmp_path: Path,
+) -> None:
+    one = recorded(tmp_path / "one", ("11111111", {"a": 1, "x": 5}))
+    other = recorded(tmp_path / "other", ("22222222", {"a": 2, "y": 6}))
+    forget(one, ["x"])
+    forget(other, ["y"])
+    merge(one, [other], with_ids=True)
+    merge(other, [one], with_ids=True)
+    assert one.digests_of(["a"])[0].tobytes() == other.digests_of(["a"])[0].tobytes()
+
+
+def test_which_of_two_folders_of_one_time_is_the_last_stays_when_a_photo_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    answers = set()
+    for i, names in enumerate([("00000000", "ffffffff"), ("ffffffff", "00000000")]):
+        path = tmp_path / f"{i}"
+        recorded(path, (names[0], {"a": 1, "b": 2}), scope="one")
+        cache = recorded(path, (names[1], {"c": 1, "d": 3}), scope="two")
+        for gone in ("b", "d"):
+            table = cache.photo_table()
+            answers.add(tuple(n for n in map(table.ids.__getitem__, table.current()) if n in "ac"))
+            forget(cache, [gone])
+    assert answers == {("c",)}
+
+
 def test_forgetting_removes_older_photos_of_the_id_too(tmp_path: Path) -> None:
     cache = make(tmp_path / "a", 1, 2)
     cache.record_photos("folder", ["p1"], photos(5))

@@ -224,3 +224,26 @@ def test_hidden_names_that_resemble_ours_are_somebody_elses(tmp_path: Path) -> N
     forget(Cache.open(cache.path), ["p0"])
     assert found(cache.path) == sorted(mine)
     assert all(path.read_text().startswith("mine") for path in space.segments_folder.glob(".in-*"))
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_stands_where_a_removed_segment_was_moves_to_damaged(
+    linked: bool, tmp_path: Path
+) -> None:
+    """A link is never followed: what it leads to may be named as a segment's files are."""
+    cache = make(tmp_path / "a", 1, 2, 3)
+    [*_, gone] = cache.space(SPEC).segments()
+    compact(cache)
+    elsewhere = tmp_path / "elsewhere"
+    texts = put(elsewhere, "zarr.json", "digest/c/0/0", "notes.txt")
+    if linked:
+        gone.folder.symlink_to(elsewhere)
+    else:
+        gone.folder.write_text("mine: a file")
+    assert verify(cache).findings
+    compact(cache)
+    assert verify(cache).clean
+    assert found(elsewhere) == sorted(texts)
+    [aside] = (cache.path / "damaged").iterdir()
+    assert linked == aside.is_symlink()
+    assert linked or aside.read_text() == "mine: a file"

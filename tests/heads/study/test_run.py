@@ -16,6 +16,7 @@ import pytest
 import heads
 from embedcache.errors import LabelsError
 from embedcache.store.cache import Cache
+from embedcache.upkeep.verify import verify
 from heads import dataset
 from heads.fitting.fit import fit
 from heads.study import design, report, tables
@@ -236,6 +237,25 @@ def test_a_changed_label_is_fitted_anew_and_a_damaged_file_too(
     table.with_columns(like_ratio=1 - pl.col("like_ratio")).write_csv(tmp_path / "labels.csv")
     assert run(chosen, cache, out).reused == 0
     assert run(small(tmp_path, labels="labels.csv", seed=1), cache, out).reused == 0
+
+
+def test_other_vectors_of_the_same_photos_are_fitted_anew(folder: Path, tmp_path: Path) -> None:
+    """As after a repair that lost one, or an import of other vectors under the same name."""
+    for name in ("photos.cache", "out"):
+        shutil.copytree(folder / name, tmp_path / name)
+    cache, out = Cache.open(tmp_path / "photos.cache"), tmp_path / "fitted"
+    assert run(small(tmp_path), cache, out).reused == 0
+    space = cache.find("whole")
+    [segment] = space.segments()
+    shard = segment.folder / "embedding/c/0/0"
+    shard.write_bytes(b"\0" + shard.read_bytes()[1:])
+    content = segment.column("digest")[:1]
+    verify(cache, repair=True)
+    assert run(small(tmp_path), cache, out).reused == 0  # of a photo less
+    with space.writer(n_rows=1, name="whole", about={}) as writer:
+        writer.add(content, np.ones((1, 24), np.float32))
+    assert run(small(tmp_path), cache, out).reused == 0
+    assert run(small(tmp_path), cache, out).reused == 1
 
 
 def test_a_kept_fit_is_read_back_as_it_was_written(results: Results, tmp_path: Path) -> None:
