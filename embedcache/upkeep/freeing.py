@@ -135,9 +135,11 @@ def _pinned(cache: Cache, space: Space, named: str, refs: list[str]) -> CacheErr
         f"Delete {'their files' if several else 'its file'} in {cache.path / 'refs'} if nobody "
         "needs what it pins, and rerun the command"
     )
-    if kept := _others(cache, space):
-        advice += f". Or make a cache without {named}: "
-        advice += f"'embedcache pull {cache.path} NEW{kept} --with-ids'"
+    if others := _others(cache, space):
+        advice += (
+            f". Or make a cache without {named}: "
+            f"'embedcache pull {cache.path} NEW --with-ids --backbone {others[0]}'{_more(others)}"
+        )
     return CacheError(
         f"{'refs' if several else 'ref'} {names} {'pin' if several else 'pins'} vectors of {named} "
         f"in {cache.path}, and a ref keeps what it pins: nothing was removed",
@@ -162,15 +164,21 @@ def _advice(cache: Cache, space: Space, named: str, left: int) -> list[str]:
         f"other copies keep {named}: 'embedcache pull URL {cache.path}' and 'embedcache merge' "
         "bring it again from a copy that has it"
     )
-    if kept := _others(cache, space):
-        again += f"; 'embedcache pull URL {cache.path}{kept}' does not"
+    if others := _others(cache, space):
+        again += (
+            f"; 'embedcache pull URL {cache.path} --backbone {others[0]}'{_more(others)} does not"
+        )
     return [*found, again]
 
 
-def _others(cache: Cache, space: Space) -> str:
-    """The options that name the other backbones here; "" where there are none."""
-    names = [one.names[0] for one in cache.spaces() if one is not space and one.names]
-    return "".join(f" --backbone {name}" for name in names)
+def _others(cache: Cache, space: Space) -> list[str]:
+    """The names of the other backbones here."""
+    return [one.names[0] for one in cache.spaces() if one is not space and one.names]
+
+
+def _more(names: list[str]) -> str:
+    """What to say of a command that names the first of some backbones."""
+    return f" (with the option again for {', '.join(names[1:])})" if names[1:] else ""
 
 
 def _memory(cache: Cache, space: Space) -> Iterator[Path]:

@@ -90,6 +90,11 @@ def test_the_answer_says_what_brings_it_again_and_what_does_not(cache: Cache, ru
     assert (code, err) == (0, "")
     assert out.startswith("removed 10 vectors of net (spec ")
     assert f"'embedcache pull URL {cache.path} --backbone other' does not" in out
+    fill(cache.space(SPEC), photos(1))
+    fill(cache.space(foreign("third", 2), create=True), photos(1), name="third")
+    out = run("forget", cache.path, "--space", "net")[1]
+    assert "(with the option again for " in out
+    assert run("forget", cache.path, "--space", "third")[0] == 0
     alone = run("forget", cache.path, "--space", "other")
     assert alone[0] == 0
     assert "does not" not in alone[1]
@@ -162,7 +167,7 @@ def test_refs_that_pin_it_are_named_and_nothing_is_touched(cache: Cache, run: Ru
     code, out, err = run("forget", cache.path, "--space", "net")
     assert (code, out) == (1, "")
     assert "refs table-1, table-2 pin vectors of net" in err
-    assert f"'embedcache pull {cache.path} NEW --backbone other --with-ids'" in err
+    assert f"'embedcache pull {cache.path} NEW --with-ids --backbone other'" in err
     assert {p: p.read_bytes() for p in cache.path.rglob("*") if p.is_file()} == before
     for name in ("table-1", "table-2"):
         (cache.path / "refs" / f"{name}.json").unlink()
