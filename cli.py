@@ -246,6 +246,7 @@ def predict(
     id_column: IdColumn = None,
     backbone: fit_options.MovedBackbones = None,
     explain: fit_options.PictureFolder = None,
+    sort: fit_options.BestFirst = False,
     device: DeviceOption = "auto",
     workers: Workers = None,
     json_: JsonOption = False,
@@ -257,13 +258,15 @@ def predict(
     what the network and the head react to in a photo, not why people would; see docs/heads.md.
     """
     import heads
-    from heads.predict import check_out, parts_of
+    from heads.predict import check_out, check_sortable, parts_of
     from heads.predict import predict as apply
     from heads.saliency import check_explainable
 
     check_out(out)
     if explain is not None:
         check_explainable(heads.load(head_dir), explain)
+    if sort:
+        check_sortable(heads.load(head_dir))
     if out == "-" and json_:
         raise InputError("--out - and --json would both write to stdout: choose one")
     card = heads.load(head_dir).card
@@ -295,7 +298,7 @@ def predict(
         embed=None if imported else embed,
         why=reasons_of(table, opened),
     )
-    predictions.write(out)
+    (predictions.best_first() if sort else predictions).write(out)
     if out == "-":
         log.info("%s", predictions)
     else:
@@ -332,6 +335,10 @@ def study(
         Path | None, typer.Option(metavar="DIR", help="The cache. [default: OUT/photos.cache]")
     ] = None,
     init: Annotated[bool, typer.Option("--init", help="Write a commented STUDY.toml.")] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="With --init: a label table of yours, in place of a swipe log."),
+    ] = None,
     photos: Annotated[
         bool, typer.Option(help="Show photos on the page; use --no-photos to share it.")
     ] = True,
@@ -346,8 +353,10 @@ def study(
     from heads.study import design
 
     if init:
-        print(f"wrote {design.init(study_toml)}")
+        print(f"wrote {design.init(study_toml, labels=labels)}")
         return
+    if labels is not None:
+        raise InputError("--labels goes with --init: STUDY.toml names the labels of a study")
     if out is None:
         raise InputError("name the folder for the page: --out DIR")
     refuse_photos(out)

@@ -5,7 +5,7 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,21 @@ class Predictions:
                 i: reason for i, reason in zip(self.ids, self.reasons, strict=True) if reason
             },
         }
+
+    def best_first(self) -> "Predictions":
+        """The same photos with the highest value first, and those without one last.
+
+        Photos of one value stay in their order. HeadError as `check_sortable` has it.
+        """
+        check_sortable(self.head)
+        order = np.argsort(-self.values, kind="stable").tolist()  # NaN goes last
+        return replace(
+            self,
+            ids=tuple(self.ids[i] for i in order),
+            values=self.values[order],
+            found=self.found[order],
+            reasons=tuple(self.reasons[i] for i in order),
+        )
 
     def write(self, path: str | Path) -> None:
         """Write a table whole or not at all: photo_id, prediction; empty where there is none.
@@ -96,8 +111,7 @@ class Predictions:
     def _columns(self) -> list[str]:
         if self.values.ndim == 1:
             return ["prediction"]
-        names = self.head.classes or self.head.card["target"].split(",")
-        return [f"prediction_{name}" for name in names]
+        return _columns_of(self.head)
 
     def _csv(self) -> str:
         text = io.StringIO()
@@ -137,6 +151,20 @@ class Predictions:
             meant = (f"{c} is P({n})" for c, n in zip(self._columns(), names, strict=True))
             line += f"; column {', '.join(meant)}"
         return line
+
+
+def _columns_of(head: Head) -> list[str]:
+    """The columns of a head with several outputs."""
+    return [f"prediction_{name}" for name in head.classes or head.card["target"].split(",")]
+
+
+def check_sortable(head: Head) -> None:
+    """HeadError for a head whose predictions have no order: it gives several scores."""
+    if head.outputs > 1:
+        raise HeadError(
+            f"this head gives {head.outputs} scores a photo: {', '.join(_columns_of(head))}. Sort "
+            "the predictions by one of these columns yourself"
+        )
 
 
 def check_out(path: str | Path) -> None:

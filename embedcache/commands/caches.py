@@ -1,7 +1,7 @@
 """The commands that show, check and keep one cache."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -16,11 +16,7 @@ from embedcache.commands.options import (
     print_result,
     read_photos,
 )
-from embedcache.errors import CacheError, InputError
-from embedcache.wording import counted
-
-if TYPE_CHECKING:
-    from embedcache.store.cache import Cache
+from embedcache.errors import InputError
 
 commands = typer.Typer()
 
@@ -185,22 +181,30 @@ def forget(
     space: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Say what a backbone takes, and how to get a cache without it."
+            metavar="NAME", help="Free what this backbone takes here; photos and their ids stay."
         ),
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Delete photos for good: their vectors, faces, ids and entries in refs."""
+    """Delete photos for good: their vectors, faces, ids and entries in refs.
+
+    With --space, delete all vectors of a backbone instead, in this cache only.
+    """
     from embedcache.upkeep.forgetting import forget as remove
     from embedcache.upkeep.forgetting import forget_forgotten
+    from embedcache.upkeep.freeing import forget_space
 
     if bool(ids) + forgotten + (space is not None) != 1:
-        raise InputError("name the photos to forget: their ids, or --forgotten, not both")
+        raise InputError("name what to forget: photos by their ids, or --forgotten, or --space")
+    if space is not None and scope is not None:
+        raise InputError("--scope is the place of photo ids: leave it out with --space")
     opened = open_cache(cache)
     if space is not None:
-        _refuse_space(opened, space)
-    found = forget_forgotten(opened) if forgotten else remove(opened, ids or [], scope=scope)
-    print_result(found, json_)
+        print_result(forget_space(opened, space), json_)
+    elif forgotten:
+        print_result(forget_forgotten(opened), json_)
+    else:
+        print_result(remove(opened, ids or [], scope=scope), json_)
 
 
 @commands.command()
@@ -234,26 +238,3 @@ def doctor(
     from embedcache.doctor import diagnose
 
     print_result(diagnose(), json_)
-
-
-def _refuse_space(cache: "Cache", backbone: str) -> NoReturn:
-    """CacheError that says what a backbone's vectors take, and how to get a cache without them.
-
-    The log removes a segment only where its rows are dead or held elsewhere, and a tombstone names
-    photos, for every copy of the cache (docs/decisions/102). Neither can say "this space, here".
-    """
-    space = cache.find(backbone)
-    counts = space.counts()
-    names = [one.names[0] for one in cache.spaces() if one is not space and one.names]
-    kept = "".join(f" --backbone {name}" for name in names)
-    raise CacheError(
-        f"{backbone} takes {counts.bytes_on_disk / 1e6:,.1f} MB of {cache.path} "
-        f"({counted(counts.ok, 'vector')}). A whole space cannot be removed from a cache: removals "
-        "are of photos, and a copy of the cache would bring the space back or lose its own",
-        advice=(
-            f"To free them make a cache without it: 'embedcache pull {cache.path} NEW{kept} "
-            "--with-ids', then 'embedcache verify NEW', and delete the old folder yourself"
-            if kept
-            else "It is the only one here: delete the folder yourself"
-        ),
-    )

@@ -243,12 +243,19 @@ def _name_failures(photos: "Photos", cache: "Cache", specs: list[str]) -> None:
 
 
 def _shared(remote: str | None, settings: "ProjectSettings") -> str | None:
-    """The shared copy to read through, checked before any photo is read; None for none."""
+    """The shared copy to read through, checked before any photo is read; None for none.
+
+    What was typed is asked for, so that a misspelt place ends the command; one in embedcache.toml
+    costs the runs that do not name it a warning.
+    """
     from embedcache.remotes.address import parse_address
+    from embedcache.sharing.connecting import require_place
 
     shared = None if remote == "none" else remote or settings.remote or None
     if shared is not None:
         parse_address(shared)
+        if remote:
+            require_place(shared)
     return shared
 
 

@@ -138,6 +138,10 @@ FittedHead = Annotated[
 PredictionsFile = Annotated[
     str, typer.Option(metavar="FILE", help="The predictions: .csv, .parquet, or - for stdout.")
 ]
+BestFirst = Annotated[
+    bool,
+    typer.Option("--sort", help="Write the highest prediction first, and photos without one last."),
+]
 MovedBackbones = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,16 +1,17 @@
 """The two ends of a push or pull: the remote that an address names, and the cache."""
 
+import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
 from embedcache import disk
 from embedcache.errors import CacheError
 from embedcache.remotes.address import parse_address
-from embedcache.remotes.opening import open_remote
-from embedcache.remotes.remote import Remote
+from embedcache.remotes.opening import choose, open_remote
+from embedcache.remotes.remote import Denied, Remote, Unreachable
+from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.store.cache import Cache
 from embedcache.store.layout import FOLDERS
 from embedcache.store.salvage import own_litter
@@ -30,6 +31,17 @@ def connect(remote: Remote | str, cache: Cache) -> Remote:
     return open_remote(remote, staging=staging_of(cache))
 
 
+def require_place(url: str) -> None:
+    """RemoteError where no shared copy is at a URL and none can be: a misspelt folder or bucket.
+
+    Asks once. A remote that is down, or that this member may not list, says nothing of its name.
+    """
+    copy = SharedCopy(choose(url, "shared"))
+    with contextlib.suppress(Unreachable, Denied):
+        if not copy.exists():
+            copy.require_place()
+
+
 def memo_of(cache: Cache, remote: Remote) -> Path | None:
     """Where this cache remembers what it fetched from a remote; None in a read-only cache."""
     if not os.access(cache.path, os.W_OK):
@@ -37,7 +49,7 @@ def memo_of(cache: Cache, remote: Remote) -> Path | None:
     return cache.local / "remotes" / sha256(remote.name.encode()).hexdigest()[:16]
 
 
-@contextmanager
+@contextlib.contextmanager
 def destination(path: Path, *, keep: bool = True) -> Iterator[Cache]:
     """The cache to pull into, created where there is none.
 

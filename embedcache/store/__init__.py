@@ -27,6 +27,7 @@ __all__ = [
     "cache",
     "check",
     "checksums",
+    "clearing",
     "columns",
     "disposal",
     "draft",

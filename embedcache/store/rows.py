@@ -146,11 +146,20 @@ class RowSet(SegmentSet):
 
     def salvage(self) -> int:
         """Turn what dead writers left into segments, and collect litter; returns rows saved."""
+        return self._salvage(self._reopen)
+
+    def drop_drafts(self) -> None:
+        """Delete what dead writers left, and collect litter: nobody wants the rows."""
+        self._salvage(None)
+
+    def _salvage(
+        self, reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter] | None
+    ) -> int:
         if self._pins is not None or not os.access(self.segments_folder, os.W_OK):
             return 0
         return salvage(
             self.segments_folder,
-            reopen=self._reopen,
+            reopen=reopen,
             known=self._known,
             gone=lambda name: f"{self.key}/{name}" in self.history.log().gone,
         )

@@ -34,13 +34,14 @@ class _Unusable(Damaged):
 def salvage(
     segments: Path,
     *,
-    reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter],
+    reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter] | None,
     known: Callable[[U8], NDArray[np.bool_]],
     gone: Callable[[str], bool],
 ) -> int:
     """Turn abandoned drafts under `segments` into segments of their valid rows; returns how many.
 
-    reopen: a new writer, from a draft's lease and its number of rows.
+    reopen: a new writer, from a draft's lease and its number of rows; None where nobody wants the
+        rows, and the drafts only go.
     known: of (n, 32) digests, which need not be saved.
     gone: whether the log names a segment as removed, by its id.
     Drafts of living writers are left alone, and so is all of a cache that cannot be written. A
@@ -69,7 +70,7 @@ def salvage(
 def _salvage(
     claim: journal.Claim,
     home: Path,
-    reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter],
+    reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter] | None,
     known: Callable[[U8], NDArray[np.bool_]],
 ) -> int:
     """Publish the rows of one draft, whose own name is `home`, and delete it.
@@ -88,7 +89,7 @@ def _salvage(
     if _published(aside, home):
         return 0
     try:
-        saved = _publish_rows(claim, before, reopen, known)
+        saved = 0 if reopen is None else _publish_rows(claim, before, reopen, known)
     except Damaged as error:
         disk.rename_folder(aside, before)
         if not isinstance(error, _Unusable):

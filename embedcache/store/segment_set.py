@@ -16,6 +16,7 @@ from embedcache import disk
 from embedcache.errors import CacheError, Damaged
 from embedcache.spec import Json
 from embedcache.store import journal
+from embedcache.store.clearing import clear
 from embedcache.store.columns import Kind
 from embedcache.store.disposal import discard
 from embedcache.store.history import History
@@ -170,6 +171,14 @@ class SegmentSet:
         """
         self._refuse_at_ref()
         return remove(self, victims, aside=aside)
+
+    def clear(self) -> list[Segment]:
+        """Name all segments in the log as removed, and return them; `finish` deletes their files.
+
+        Raises Pinned, before anything is touched, where a ref pins one.
+        """
+        self._refuse_at_ref()
+        return clear(self)
 
     def settle(self, segment_id: str) -> None:
         """WRITE, after publishing: see that the segment is there, and take its dead rows away.

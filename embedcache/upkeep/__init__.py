@@ -9,6 +9,7 @@ __all__ = [
     "exchange",
     "findings",
     "forgetting",
+    "freeing",
     "inventory",
     "local",
     "merging",

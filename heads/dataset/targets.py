@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from embedcache.errors import LabelsError
-from embedcache.tables import Parsed, parse
+from embedcache.tables import MISSING, Parsed, parse
 
 Task = Literal["regression", "binary", "multiclass"]
 TASKS = ("auto", "regression", "binary", "multiclass")
@@ -18,6 +18,12 @@ MAX_GRADES = 12
 MAX_TARGET = 1e18
 _LEAST_WEIGHT = 1e-20
 """So few whole numbers may be classes: a note says that they are fitted as numbers."""
+_DATE = (
+    r"^(\d{4}([-./])\d{1,2}([-./])\d{1,2}([T ].*)?"
+    r"|\d{1,2}[-./]\d{1,2}[-./](\d{4}|\d{2})( .*)?"
+    r"|\d{1,2}\.? [A-Za-z]{3,9}\.? \d{4}( .*)?|[A-Za-z]{3,9}\.? \d{1,2},? \d{4}( .*)?)$"
+)
+"""2024-01-31, 31.1.2024, 1/31/24, 31 January 2024, Jan 31, 2024; with a time or without."""
 Floats = NDArray[np.float64]
 
 
@@ -52,6 +58,8 @@ def parse_targets(
     """
     if task not in TASKS:
         raise LabelsError(f"task is one of {', '.join(TASKS)}; got {task!r}")
+    for column in columns:
+        _refuse_dates(column, ids)
     read = [_read(column, ids) for column in columns]
     notes = tuple(f"{c.name}: {p.note}" for c, p in zip(columns, read, strict=True) if p.note)
     if len(columns) > 1:
@@ -85,6 +93,22 @@ def parse_targets(
     codes = distinct.search_sorted(values_of).to_numpy().astype(np.float64)
     found: Task = "binary" if len(classes) == 2 else "multiclass"
     return Labels(values=codes, task=found, classes=classes, notes=notes)
+
+
+def _refuse_dates(column: pl.Series, ids: Sequence[str]) -> None:
+    """LabelsError for a column all of whose cells are dates or times."""
+    dated = column.dtype.is_temporal()
+    if column.dtype == pl.String:
+        cells = column.str.strip_chars()
+        cells = cells.filter(~cells.str.to_lowercase().is_in([*MISSING]).fill_null(True))
+        dated = bool(len(cells)) and bool(cells.str.contains(_DATE).all())
+    if dated:
+        i = int(column.is_not_null().arg_max() or 0)
+        shown = column[i] if column.dtype == pl.String else str(column[i])
+        raise LabelsError(
+            f"{column.name or 'target'!r} holds dates (first: {ids[i]} has {shown!r}), which are "
+            "no classes. Name another target, or make numbers of them, such as days since the first"
+        )
 
 
 def _classes_of_table(

@@ -18,7 +18,7 @@ from embedcache.errors import LabelsError
 from heads.dataset.rows import Dataset
 from heads.fitting.candidates import Candidate, CurvePoint, chosen_names, fit_candidates
 from heads.fitting.choice import simplest
-from heads.fitting.intervals import FEW, Sample
+from heads.fitting.intervals import Sample
 from heads.fitting.judge import Figure, Judged, TestRows, joined, judge, predict_test
 from heads.fitting.protocol import Protocol, protocol_of
 from heads.fitting.result import CHOICE, Fit, HeadRow
@@ -287,17 +287,13 @@ def _notes(rounds: Sequence[_Round], judged: Judged | None, folds: int | None) -
     """What a reader should know: of the split, of the fits, of the test rows."""
     of_fits = [tuple(note for c in one.found.values() for note in c.notes) for one in rounds]
     on_test = [] if judged is None else _notes_on_test(judged)
-    return (*notes_on(rounds[0].dataset, n_folds=folds), *counted(of_fits), *on_test)
+    n_effective = None if judged is None else judged.n_effective
+    on_rows = notes_on(rounds[0].dataset, n_folds=folds, n_effective=n_effective)
+    return (*on_rows, *counted(of_fits), *on_test)
 
 
 def _notes_on_test(judged: Judged) -> list[str]:
     notes = []
-    n = judged.n_effective
-    if n < FEW:
-        notes.append(
-            f"the effective number of test rows is {n:.0f}: below {FEW} the "
-            f"intervals may be too narrow"
-        )
     if judged.n_single and math.isfinite(judged.noise_floor):
         notes.append(
             f"{judged.n_single} of {len(judged.ids)} test rows have one vote each: the noise floor "

@@ -8,10 +8,14 @@ from embedcache import wording
 from embedcache.errors import LabelsError
 from heads.dataset.rows import Dataset
 from heads.fitting import metrics
+from heads.fitting.intervals import FEW
 
 LARGE_GROUP = 0.15
 FEW_ROWS = 20
 FEW_OF_A_CLASS = 5
+INTERVALS = "intervals may be too narrow"
+CLASSES = "how often a class is right is hardly known"
+MORE = "label more photos"
 _LEAST = {"train": 2, "dev": 1, "test": 1}
 
 
@@ -42,9 +46,10 @@ def require_sides(dataset: Dataset, *, sides: tuple[str, ...] = ("train", "dev",
         )
 
 
-def notes_on(dataset: Dataset, *, n_folds: int | None) -> list[str]:
+def notes_on(dataset: Dataset, *, n_folds: int | None, n_effective: float | None) -> list[str]:
     """What a reader should know about the rows, as sentences.
 
+    n_effective: Kish's effective number of test rows; None where nothing was tested.
     Looks at the labels of test rows for how many there are of each class and whether they differ at
     all, and at nothing else of them.
     """
@@ -56,16 +61,64 @@ def notes_on(dataset: Dataset, *, n_folds: int | None) -> list[str]:
             f"one group holds {share:.0f} % of the rows: the figures depend mostly on it; "
             f"check the column that groups the rows"
         )
-    n = dataset.n
-    for side in ("dev", "test"):
-        if n_folds is None and n[side] < FEW_ROWS:
-            notes.append(
-                f"{n[side]} {side} rows are too few to {'choose' if side == 'dev' else 'judge'} "
-                f"by: label more photos, or use `folds`"
-            )
-    if n_folds is not None and min(n["dev"], n["test"]) < FEW_ROWS:
-        notes.append(f"a fold has fewer than {FEW_ROWS} rows: dev's choice in it is unreliable")
-    return notes + (_class_notes(dataset) if n_folds is None else _rare_classes(dataset, n_folds))
+    if n_folds is not None:
+        return notes + _few_in_folds(dataset, n_folds, n_effective)
+    return notes + _few_rows(dataset, n_effective) + _lost_classes(dataset)
+
+
+def _few_rows(dataset: Dataset, n_effective: float | None) -> list[str]:
+    """One sentence on all that is few in one split."""
+    n, said, meaning = dataset.n, list[str](), list[str]()
+    if n["dev"] < FEW_ROWS:
+        said.append(wording.counted(n["dev"], "dev row chooses", "dev rows choose"))
+        meaning.append("the choice may be luck")
+    if n_effective is not None:
+        few = _test_rows_of_classes(dataset)
+        weak = n["test"] < FEW_ROWS or n_effective < FEW
+        if weak or few:
+            judges = wording.counted(n["test"], "test row judges", "test rows judge")
+            if round(n_effective) < n["test"] and weak:
+                judges += f", which count as {n_effective:.0f}"
+            said.append(", ".join([judges, *few]))
+        meaning += [INTERVALS] * weak + [CLASSES] * bool(few)
+    return _sentence(said, meaning, advice=f"{MORE}, or use `folds`")
+
+
+def _few_in_folds(dataset: Dataset, n_folds: int, n_effective: float | None) -> list[str]:
+    """One sentence on all that is few where every photo is tested once."""
+    said, meaning = list[str](), list[str]()
+    if min(dataset.n["dev"], dataset.n["test"]) < FEW_ROWS:
+        said.append(f"a fold has fewer than {FEW_ROWS}")
+        meaning.append("dev's choice in it is unreliable")
+    if n_effective is not None and n_effective < FEW:
+        said.append(f"all test rows count as {n_effective:.0f}")
+        meaning.append(INTERVALS)
+    rare = [
+        f"class {name!r} has {wording.counted(n, 'row')} for {n_folds} folds"
+        for name, n in dataset.class_counts.items()
+        if n < n_folds
+    ]
+    return _sentence([*said, *rare], [*meaning, *[CLASSES] * bool(rare)], advice=MORE)
+
+
+def _sentence(said: list[str], meaning: list[str], *, advice: str) -> list[str]:
+    """`few rows: SAID; SAID. Meaning, meaning, and meaning: advice`, or nothing."""
+    if not said:
+        return []
+    *first, last = meaning
+    means = f"{', '.join(first)}{',' * (len(first) > 1)} and {last}" if first else last
+    return [f"few rows: {'; '.join(said)}. {means[0].upper()}{means[1:]}: {advice}"]
+
+
+def _test_rows_of_classes(dataset: Dataset) -> list[str]:
+    """`3 of class 'a'` for each class that few test rows have, but some."""
+    test = dataset.targets[dataset.subset == 2]
+    counts = [int((test == code).sum()) for code in range(len(dataset.classes))]
+    return [
+        f"{n} of class {name!r}"
+        for name, n in zip(dataset.classes, counts, strict=True)
+        if 0 < n < FEW_OF_A_CLASS
+    ]
 
 
 def _flat_targets(dataset: Dataset) -> list[str]:
@@ -80,16 +133,7 @@ def _flat_targets(dataset: Dataset) -> list[str]:
     ]
 
 
-def _rare_classes(dataset: Dataset, n_folds: int) -> list[str]:
-    return [
-        f"class {name!r} has {wording.counted(n, 'row')} for {n_folds} folds: some test none, "
-        f"and how often it is right is hardly known"
-        for name, n in dataset.class_counts.items()
-        if n < n_folds
-    ]
-
-
-def _class_notes(dataset: Dataset) -> list[str]:
+def _lost_classes(dataset: Dataset) -> list[str]:
     notes = []
     for code, name in enumerate(dataset.classes):
         inside = dataset.targets == code
@@ -101,11 +145,6 @@ def _class_notes(dataset: Dataset) -> list[str]:
             notes.append(
                 f"class {name!r} has no {' and no '.join(missing)} row: its errors stay unknown. "
                 f"Stratify the split, or use `folds`"
-            )
-        elif (n := int((inside & (dataset.subset == 2)).sum())) < FEW_OF_A_CLASS:
-            notes.append(
-                f"class {name!r} has {wording.counted(n, 'test row')}: how often it is right is "
-                "hardly known"
             )
     return notes
 

@@ -1,6 +1,7 @@
 """What a study compares: study.toml, parsed and checked."""
 
 import hashlib
+import json
 import os
 import re
 import tomllib
@@ -15,8 +16,10 @@ from msgspec import Struct
 import heads
 from embedcache import disk
 from embedcache.errors import InputError, LabelsError
+from embedcache.photos.rows import PHOTO_COLUMNS
 from embedcache.spec import CROPS, split_layers
-from embedcache.wording import reason
+from embedcache.tables import ID_COLUMNS, Sheet, open_sheet
+from embedcache.wording import plain, reason
 from heads.dataset.split import near_duplicates
 from heads.documents import checked, read_json
 from heads.fitting.protocol import FC_NAMES, NAMES, OPTIONS, Protocol, protocol_of
@@ -280,17 +283,47 @@ def template(name: str) -> str:
     return resources.files("heads.study").joinpath("templates", name).read_text("utf-8")
 
 
-def init(path: str | os.PathLike[str]) -> Path:
-    """Write a commented study.toml; refuses to overwrite one."""
+def init(path: str | os.PathLike[str], *, labels: str | os.PathLike[str] | None = None) -> Path:
+    """Write a commented study.toml; refuses to overwrite one.
+
+    labels: a label table, with which the study begins; without one it begins with a swipe log.
+    """
     path = Path(path)
+    text = template("study.toml")
+    if labels is not None:
+        text = _of_labels(text, open_sheet(labels, error=LabelsError, kind="label table"), path)
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(template("study.toml"))
+            file.write(text)
     except FileExistsError:
         raise LabelsError(f"{path} exists: name another file, or edit it") from None
     except OSError as error:
         raise LabelsError(f"{path} cannot be written: {error.strerror}") from None
     return path
+
+
+def _of_labels(text: str, sheet: Sheet, path: Path) -> str:
+    """The template for a label table: it comes first, and its first label is the target."""
+    others = [name for name in sheet.names if name not in (*ID_COLUMNS, *PHOTO_COLUMNS)]
+    if not others:
+        raise LabelsError(f"{sheet.path} has no column but ids and photos: nothing to predict")
+    place = Path(os.path.relpath(sheet.path, path.parent)).as_posix()
+    begin = f"labels = {json.dumps(place)}\n# its columns: {plain(', '.join(sheet.names))}\n"
+    target = (
+        f'[[target]]\ncolumn = {json.dumps(others[0])}\n# weight = "COLUMN"        '
+        "# how much each row counts\n\n"
+    )
+    title = f"title = {json.dumps(f'Predicting {others[0]}')}\n\n"
+    for start, end, part in (
+        ("title = ", "# Begin", title),
+        ("# Begin with the raw log", "# id_column", begin),
+        ("[[target]]", "[[subset]]", target),
+        ("report_by", "# simulated", '# report_by = ["COLUMN"]   # error by group\n'),
+        ("# [[subset]]               # any condition", "[[backbone]]", ""),
+    ):
+        before, _, rest = text.partition(start)
+        text = before + part + end + rest.partition(end)[2]
+    return text
 
 
 def sha256(path: Path) -> str:

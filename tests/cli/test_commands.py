@@ -82,6 +82,10 @@ def test_from_photos_to_predictions(
     assert predictions.columns == ["photo_id", "prediction"]
     assert predictions["photo_id"].to_list() == [f"p{i:03}.jpg" for i in range(5)]
     assert predictions["prediction"].is_between(0, 1).all()
+    assert run("predict", heads, new, "--cache", cache, "--out", out_csv, "--sort")[0] == 0
+    best = pl.read_csv(out_csv)
+    assert best["prediction"].is_sorted(descending=True)
+    assert sorted(best.rows()) == sorted(predictions.rows())
 
     status, out, _ = run("info", cache, "--json")
     space = json.loads(out)["spaces"][0]

@@ -92,6 +92,10 @@ def test_an_impossible_request_is_one_message(run: Run, filled: Path, tmp_path: 
             ("extract", "absent", "--cache", tmp_path / "b", "--remote", "s4://x"),
             "cannot have the scheme s4://",
         ),
+        (
+            ("extract", "absent", "--cache", tmp_path / "b", "--remote", tmp_path / "taem" / "x"),
+            f"there is no folder {tmp_path}/taem",
+        ),
         (("push", tmp_path / "absent", tmp_path / "s"), "there is no cache at"),
         (("info", "file:///x", "--ref", "r"), "need a cache's folder, not a URL"),
         (("info", "file:///x", "--photos"), "need a cache's folder, not a URL"),

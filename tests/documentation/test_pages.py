@@ -1,5 +1,6 @@
 """The tutorial from an empty folder, and each how-to on a folder of photos, labels and weights."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,18 @@ def test_every_line_of_a_how_to_runs(page: Path, world: Path, run: Run, no_netwo
         )
     if page.stem == "no-internet":
         (world / "my-network").mkdir()
+    if page.stem == "new-backbone":
+        other_network(world / "weights" / "efficientnet_lite0", world / "weights" / "new_network")
     found = blocks(page)
     assert found or page.stem == "sharing"
     for block in found:
         session.play(block)
+
+
+def other_network(folder: Path, target: Path) -> None:
+    """A copy of a network's folder with other weights."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, target)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 0.9 * w for name, w in weights.items()}, target / "model.safetensors")

@@ -14,7 +14,7 @@ from embedcache.errors import HeadError, NoSuchSpace, SpecMismatch
 from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from heads import dataset
-from heads.predict import predict
+from heads.predict import check_sortable, predict
 
 if TYPE_CHECKING:
     from tests.heads.conftest import World
@@ -35,6 +35,34 @@ def test_predictions_come_in_the_order_asked_for_with_reasons(world: World, save
     assert found.values[[0, 2]] == pytest.approx(expected)
     assert np.isnan(found.values[1])
     assert str(found).startswith("2 photos predicted")
+
+
+def test_the_best_come_first_with_their_ids_and_those_without_a_score_last(
+    world: World, saved: Path, tmp_path: Path
+) -> None:
+    asked = ["u007", "stranger", "u003", "u003", "u010", "nobody"]
+    found = predict(saved, asked, world.cache)
+    best = found.best_first()
+    assert sorted(best.ids) == sorted(asked)
+    assert best.ids[-2:] == ("stranger", "nobody")
+    assert best.reasons[-1] == "not in the cache"
+    assert (np.diff(best.values[:4]) <= 0).all()
+    one = dict(zip(found.ids, found.values, strict=True))
+    assert all(one[i] == value for i, value in zip(best.ids[:4], best.values[:4], strict=True))
+    best.write(tmp_path / "p.csv")
+    assert [line.split(",")[0] for line in (tmp_path / "p.csv").read_text().splitlines()] == [
+        "photo_id",
+        *best.ids,
+    ]
+
+
+def test_several_scores_have_no_order(world: World, tmp_path: Path) -> None:
+    kinds = np.array(["a", "b", "c"])[np.arange(len(world.ids)) % 3]
+    table = world.table(user_id=world.ids, kind=kinds.tolist())
+    data = dataset.load(world.cache, "net", table, target="kind")
+    folder = heads.fit(data, heads=["logistic"]).save(tmp_path / "kind")
+    with pytest.raises(HeadError, match="gives 3 scores a photo: prediction_a, prediction_b"):
+        check_sortable(heads.load(folder))
 
 
 def test_photos_without_a_vector_are_embedded_through_the_function_handed_in(

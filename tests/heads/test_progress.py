@@ -120,6 +120,10 @@ def test_init_without_a_name_writes_study_toml(
     assert (status, out) == (0, "wrote study.toml\n"), err
     assert Study.read("study.toml").target
     assert "study.toml exists" in run("study", "--init")[2]
+    Path("mine.csv").write_text("id,stars\na,3\n")
+    assert run("study", "mine.toml", "--init", "--labels", "mine.csv")[0] == 0
+    assert Study.read("mine.toml").labels == "mine.csv"
+    assert "goes with --init" in run("study", "mine.toml", "--labels", "mine.csv")[2]
 
 
 def test_predictions_say_which_class_they_are_the_probability_of(
@@ -143,6 +147,13 @@ def test_predictions_say_which_class_they_are_the_probability_of(
         )  # fmt: skip
         assert status == 0, err
         assert said in out
+    status, _, err = run(
+        "predict", tmp_path / "kind", photos, "--cache", tmp_path / "new", "--sort",
+        "--out", tmp_path / "p.csv",
+    )  # fmt: skip
+    assert status == 1
+    assert "gives 3 scores a photo" in err
+    assert not (tmp_path / "new").exists()
 
 
 def test_help_says_what_heads_and_columns_are(run: Run) -> None:
@@ -152,3 +163,4 @@ def test_help_says_what_heads_and_columns_are(run: Run) -> None:
     text = " ".join(run("predict", "--help")[1].split())
     assert "the probability of the second one as prediction" in text
     assert "prediction_CLASS with P(CLASS)" in text
+    assert "--sort Write the highest prediction first, and photos without one last." in text

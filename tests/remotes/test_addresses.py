@@ -6,8 +6,9 @@ import pytest
 
 from embedcache.errors import RemoteError
 from embedcache.remotes.opening import open_remote
+from embedcache.sharing.connecting import require_place
 from embedcache.sharing.share import push
-from tests.remotes.servers import two_segments, unhurried
+from tests.remotes.servers import Proxy, free_port, two_segments, unhurried
 
 
 @pytest.mark.parametrize(
@@ -103,3 +104,20 @@ def test_a_variable_at_which_the_library_would_panic_is_refused(
     monkeypatch.setenv(variable, value)
     with pytest.raises(RemoteError, match=f"{variable} must be"):
         open_remote(url)
+
+
+def test_a_bucket_or_folder_that_is_not_there_is_found_by_asking_once(
+    s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("obstore")
+    require_place(f"s3://team/{tmp_path.name}")
+    for place, message in (("s3://taem/x", "no bucket"), (f"{tmp_path}/taem/x", "no folder")):
+        with pytest.raises(RemoteError, match=message):
+            require_place(place)
+    require_place(str(tmp_path / "new"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(RemoteError, match="neither empty nor a shared copy"):
+        require_place(str(tmp_path / "full"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    require_place("s3://taem/x")  # nobody answers, which says nothing of the name

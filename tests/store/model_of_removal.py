@@ -11,8 +11,10 @@ is another generation, and what counts for a reader is the content.
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+
+NOTHING, BEGUN, ENTERED, ENDED = range(4)  # how far `drop all` has come
 
 Steps = Iterator[None]
 Segments = dict[str, frozenset[int]]
@@ -26,6 +28,9 @@ RULES = {
     "settle": ("merge", "forget 3"),
     "refs pin": ("ref", "compact", "drop S"),
     "successors": ("ref", "compact", "forget 2", "forget 3"),
+    "refs first": ("ref", "drop all", "compact"),
+    "derived": ("drop all", "write 3", "merge"),
+    "alone": ("drop all", "write 3 and 4", "forget 4"),
 }
 
 
@@ -49,6 +54,20 @@ class World:
     lifts: set[str] = field(default_factory=set)
     promised: set[int] = field(default_factory=lambda: {1, 2, 3, 4})
     fresh: int = 0
+    derived: set[str] = field(default_factory=set)
+    wish: int = NOTHING
+    wished: Segments = field(default_factory=dict)
+
+    def promise(self, rows: frozenset[int] | set[int], *, since: int, found: bool = False) -> None:
+        """Rows that a command reports.
+
+        since: how far `drop all` was when they were written; what was there before its entry goes.
+        found: they were there, and the command wrote nothing. What was made of the rows that go may
+            be among them until `drop all` has ended.
+        """
+        stays = self.wish == NOTHING if since == NOTHING else since == ENDED
+        if stays or (since == ENTERED and not found):
+            self.promised |= rows
 
     def follows(self, rule: str) -> bool:
         return rule != self.leave_out
@@ -173,6 +192,7 @@ def clean(world: World, only: str = "") -> Steps:
             if segments[name] - dead:
                 new = world.new(name)
                 world.segments[new] = segments[name] - frozenset(dead)
+                world.derived.add(new)
                 yield
                 after = (new,)
             yield from remove(world, {name: after})
@@ -184,13 +204,16 @@ def settle(world: World, name: str) -> Steps:
         yield from clean(world, name)
 
 
-def write(world: World, rows: frozenset[int]) -> Steps:
+def write(world: World, rows: frozenset[int]) -> Generator[None, None, int]:
+    """Publish a segment of rows; returns how far `drop all` was then."""
     name = world.new("W")
     yield
     world.segments[name] = rows
+    since = world.wish
     yield
     yield from settle(world, name)
-    world.promised |= rows - set(world.tombstones.values())
+    world.promise(rows - set(world.tombstones.values()), since=since)
+    return since
 
 
 def merge(world: World) -> Steps:
@@ -213,6 +236,7 @@ def compact(world: World) -> Steps:
     if len(chosen) > 1:
         name = world.new("Z")
         world.segments[name] = frozenset().union(*(segments[one] for one in chosen)) - dead
+        world.derived.add(name)
         yield
         yield from settle(world, name)
         yield from remove(world, dict.fromkeys(chosen))
@@ -223,6 +247,44 @@ def deduplicate(world: World, one: str, other: str) -> Steps:
     yield
     if one in world.segments and other in world.segments:
         yield from remove(world, {one: None})
+
+
+def drop_all(world: World) -> Steps:
+    """forget --space: all segments go, because somebody says so; then what was made of them."""
+    world.promised.clear()
+    world.wish = BEGUN
+    since = 0
+    while True:
+        n, gone = len(world.log), world.gone
+        yield
+        chosen = {name: rows for name, rows in world.segments.items() if name not in gone}
+        yield
+        pinned = itertools.chain(*world.refs.values()) if world.follows("refs first") else ()
+        pins = {one for name in pinned for one in world.stands_for(name) or ()}
+        yield
+        if world.wished:
+            if world.follows("alone") and any(world.log[since:n]):
+                break  # whose rows are whose is not known any more
+            rows = frozenset().union(*world.wished.values())
+            chosen = {
+                name: some
+                for name, some in chosen.items()
+                if name not in pins and some <= rows
+                if name in world.derived or not world.follows("derived")
+            }
+        elif pins & chosen.keys():
+            return
+        if not chosen:
+            break
+        if len(world.log) == n:
+            world.log.append(dict.fromkeys(chosen))
+            world.wished |= chosen
+            world.wish, since = ENTERED, len(world.log)
+        yield
+    for name in world.wished:
+        world.segments.pop(name, None)
+        yield
+    world.wish = ENDED
 
 
 def forget(world: World, row: int) -> Steps:
@@ -242,14 +304,13 @@ def lift(world: World, row: int) -> Steps:
             yield
     if row in world.dead:
         return  # forgotten again
-    if row in world.visible():
+    since = world.wish
+    if found := row in world.visible():
         yield
-        if row not in world.dead:
-            world.promised.add(row)
     else:
-        yield from write(world, frozenset({row}))
-        if row not in world.dead:
-            world.promised.add(row)
+        since = yield from write(world, frozenset({row}))
+    if row not in world.dead:
+        world.promise({row}, since=since, found=found)
 
 
 def ref(world: World, name: str) -> Steps:
@@ -297,9 +358,10 @@ def publish_draft(world: World) -> Steps:
     if "D" in world.drafts:
         rows = world.drafts.pop("D")
         world.segments["D"] = rows
+        since = world.wish
         yield
         yield from settle(world, "D")
-        world.promised |= rows - set(world.tombstones.values())
+        world.promise(rows - set(world.tombstones.values()), since=since)
 
 
 OPERATIONS: dict[str, Callable[[World], Steps]] = {
@@ -316,6 +378,9 @@ OPERATIONS: dict[str, Callable[[World], Steps]] = {
     "merge": merge,
     "salvage": salvage,
     "publish": publish_draft,
+    "drop all": drop_all,
+    "write 3": lambda world: write(world, frozenset({3})),
+    "write 3 and 4": lambda world: write(world, frozenset({3, 4})),
 }
 
 
@@ -332,6 +397,8 @@ def check(world: World) -> None:
 def check_end(world: World, finished: set[str]) -> None:
     """Once all that was begun has ended: no segment holds a row that a `forget` has named."""
     for name in finished:
+        if name == "drop all":
+            assert not world.wished.keys() & world.segments.keys(), f"left: {world}"
         if name.startswith("forget"):
             row = int(name[-1])
             present = {one for one, rows in world.segments.items() if row in rows}

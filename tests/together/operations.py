@@ -13,6 +13,7 @@ from embedcache.store.cache import Cache
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.exchange import import_vectors
 from embedcache.upkeep.forgetting import forget
+from embedcache.upkeep.freeing import forget_space
 from embedcache.upkeep.merging import merge
 from embedcache.upkeep.pinning import write_ref
 from embedcache.upkeep.verify import verify
@@ -44,6 +45,7 @@ class Operation:
     purges: after it, the remote holds nothing of what the cache had forgotten before.
     removes: photos of which the remote holds nothing after it; a colleague has forgotten them.
     remote: it may open the remote.
+    frees: a space whose rows may be gone once it has begun; those added after it has ended stay.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Operation:
     removes: tuple[int, ...] = ()
     reads: bool = False
     remote: bool = False
+    frees: str = ""
 
 
 def _extract(world: World, album: Album, remote: Remote | str) -> None:
@@ -153,6 +156,10 @@ def _forget(*ids: str) -> Call:
     return lambda world, album, remote: forget(Cache.open(world.cache), ids) and None
 
 
+def _forget_space(world: World, album: Album, remote: Remote | str) -> None:
+    forget_space(Cache.open(world.cache), FOREIGN)
+
+
 def _ref(name: str) -> Call:
     return lambda world, album, remote: write_ref(Cache.open(world.cache), name) and None
 
@@ -192,6 +199,7 @@ ALL: Final[tuple[Operation, ...]] = (
     Operation(name="purge", call=_purge, sends=True, purges=True, remote=True),
     Operation(name="compact", call=_compact),
     FORGET,
+    Operation(name="forget space", call=_forget_space, frees=FOREIGN),
     Operation(name="ref", call=_ref("new"), ref="new"),
     Operation(name="repair", call=_repair),
     Operation(name="read", call=_read, reads=True),

@@ -97,9 +97,13 @@ class Stage:
         end = running.end
         if end.status == "crashed":
             self.wrong.append(f"{op.name} crashed: {oracle.shape(end.text)}")
+        if end.status == "refused" and op.frees and "a ref keeps what it pins" in end.text:
+            self.facts.refuses_for_a_ref(op, promise)
+            end = running.end = End("done", end.text)
         if end.status == "refused" and _done_before(op, end):
             end = running.end = End("done", end.text)
         if end.status != "done":
+            self.facts.ends(op, promise)
             return False
         self.facts.succeeds(op, promise)
         self._check_value(op, promise, end)
@@ -123,6 +127,7 @@ class Stage:
 
     def kill(self, running: Running) -> None:
         running.kill()
+        self.facts.ends(*self.promises[running.pid])
         self.killed = True
 
     def look(self) -> None:
@@ -233,8 +238,10 @@ def _follow_advice(cache: Path) -> None:
 
 def _done_before(op: Operation, end: End) -> bool:
     """Whether an earlier run, which was killed, has done what a later one refuses to do again."""
-    return ("knows no photo id" in end.text and bool(op.forgets)) or (
-        "has a ref" in end.text and bool(op.ref)
+    return (
+        ("knows no photo id" in end.text and bool(op.forgets))
+        or ("has a ref" in end.text and bool(op.ref))
+        or ("has no vectors of" in end.text and bool(op.frees))
     )
 
 

@@ -14,8 +14,11 @@ LITTLE = COMPACT_LITTLE.name
 PAIRS = [
     *((x, y) for x in NAMES for y in NAMES),
     *((x.name, y.name) for x in TWINS for y in TWINS if x is not y),
-    *((LITTLE, y) for y in ("forget", "forget others", "read", "ref", LITTLE)),
-    *((x, LITTLE) for x in ("forget", "forget others", "read", "ref", "merge", "pull")),
+    *((LITTLE, y) for y in ("forget", "forget others", "forget space", "read", "ref", LITTLE)),
+    *(
+        (x, LITTLE)
+        for x in ("forget", "forget others", "forget space", "read", "ref", "merge", "pull")
+    ),
     *((x, TWINS[0].name) for x in ("merge", "pull", "extract")),
 ]
 
@@ -32,7 +35,7 @@ def test_nothing_is_lost_or_back_when_one_command_runs_amid_another(
     assert not found["wrong"], describe(found)
 
 
-WRITERS = ("extract", "import", "merge", "forget", "compact")
+WRITERS = ("extract", "import", "merge", "forget", "forget space", "compact")
 # The host that looks at drafts, and at leftovers, of others.
 LOOKERS = ("salvage", "compact")
 

@@ -12,6 +12,7 @@ PAIRS = [
     *((x, y) for x in MEMBERS for y in MEMBERS if x != y),
     *((x, "forget") for x in MEMBERS),
     *((x, "compact") for x in MEMBERS),
+    *((x, "forget space") for x in MEMBERS),
 ]
 # A schedule on the server takes 1 to 2 s, a tenth of that on a folder: a few pairs, all in torture.
 ON_S3 = [

@@ -1,15 +1,11 @@
 """Forgetting: every trace goes, and nothing else."""
 
-import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from embedcache.errors import CacheError
-from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, OK
 from embedcache.upkeep.forgetting import forget, forget_forgotten
@@ -267,32 +263,3 @@ def test_the_advice_on_a_damaged_tombstone_works(tmp_path: Path, way: str) -> No
         merge(cache, [Cache.open(tmp_path / "kept")])
     merge(cache, [old], with_ids=True)
     assert cache.space(SPEC).status(photos(1, 2)).tolist() == [ABSENT, OK]
-
-
-def test_a_whole_space_stays_and_the_way_to_a_cache_without_it_is_named(
-    tmp_path: Path, run: Callable[..., tuple[int, str, str]]
-) -> None:
-    cache = make(tmp_path / "a", *range(10))
-    alone = run("forget", cache.path, "--space", cache.spaces()[0].digest)
-    assert alone[0] == 1
-    assert "the only one here" in alone[2]
-    other = cache.space(foreign("other", 4), create=True)
-    with other.writer(n_rows=10, name="other", about={}) as writer:
-        writer.add(photos(*range(10)), np.ones((10, 4), np.float32))
-    forget(cache, ["p3"])
-    status, out, err = run("forget", cache.path, "--space", cache.spaces()[0].names[0])
-    assert (status, out) == (1, "")
-    assert "10 vectors" not in err
-    assert "9 vectors" in err
-    (words,) = re.findall("'embedcache (pull .*?)'", err)
-    kept = words.replace("NEW", str(tmp_path / "new")).split()
-    assert run(*kept)[0] == 0
-    new = Cache.open(tmp_path / "new")
-    assert [space.digest for space in new.spaces()] == [
-        space.digest for space in cache.spaces() if space.names[0] in kept
-    ]
-    assert len(new.spaces()[0].digests()) == 9
-    assert sorted(new.photo_table().ids) == sorted(cache.photo_table().ids)
-    assert new.dead(photos(3)).all()
-    assert len(cache.spaces()) == 2
-    assert run("forget", cache.path, "p1", "--space", "other")[0] == 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,7 @@ from embedcache.store.cache import Cache
 from heads import dataset
 from heads.dataset.arrays import from_arrays
 from heads.dataset.rows import CacheRows
+from heads.dataset.targets import parse_targets
 
 if TYPE_CHECKING:
     from tests.heads.conftest import World
@@ -325,3 +327,30 @@ def test_arrays_that_do_not_fit_together_are_refused(
     vectors = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [3.0, 4.0]])  # rows 1 and 3 are one
     with pytest.raises(LabelsError, match=message):
         from_arrays(vectors, [1.0, 2.0, 3.0, 4.0], **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "days",
+    [
+        ["2024-01-02", "2024-03-04"],
+        ["2024-01-02T10:00:00Z", "2024-03-04 11:12"],
+        ["2.1.2024", "14.12.2024"],
+        ["1/2/24", "12/31/24"],
+        ["3 May 2024", "13 June 2025"],
+        [date(2024, 1, 2), date(2024, 3, 4)],
+        [datetime(2024, 1, 2, 3), datetime(2024, 3, 4, 5)],
+    ],
+)
+@pytest.mark.parametrize("task", ["auto", "multiclass", "regression"])
+def test_dates_are_no_classes(days: list[Any], task: str) -> None:
+    column = pl.Series("joined", days * 3)
+    with pytest.raises(LabelsError, match=r"'joined' holds dates \(first: a has '?(20|2|1|3)") as e:
+        parse_targets([column], list("abcdef"), task)
+    assert "days since" in str(e.value)
+
+
+def test_what_is_not_all_dates_may_be_classes() -> None:
+    column = pl.Series("version", ["1.2.2024", "beta", "beta", "1.2.2024"])
+    assert parse_targets([column], list("abcd"), "auto").classes == ("1.2.2024", "beta")
+    numbers = pl.Series("year", ["2023", "2024"] * 2)
+    assert parse_targets([numbers], list("abcd"), "auto").classes == ("2023", "2024")

@@ -216,7 +216,33 @@ def test_a_class_of_a_few_test_rows_is_noted(n: int) -> None:
     found = heads.fit(from_arrays(vectors, labels, subset=subset), heads="logistic")
     noted = [note for note in found.notes if "'rare'" in note]
     assert len(noted) == (n < 5)
-    assert all(f"has {n} test row" in note for note in noted)
+    assert all(f"{n} of class 'rare'" in note for note in noted)
+
+
+def test_few_rows_are_said_in_one_line() -> None:
+    labels = np.array(["a", "b", "c", "d"])[np.arange(60) % 4]
+    subset = np.repeat([0, 1, 2], [36, 12, 12])
+    vectors = np.random.default_rng(0).normal(size=(60, 4))
+    data = from_arrays(vectors, labels, subset=subset, groups=range(60))
+    notes = heads.fit(data, heads="logistic").notes
+    [few] = [note for note in notes if "row" in note]
+    assert few == (
+        "few rows: 12 dev rows choose; 12 test rows judge, 3 of class 'a', 3 of class 'b', 3 of "
+        "class 'c', 3 of class 'd'. The choice may be luck, intervals may be too narrow, and how "
+        "often a class is right is hardly known: label more photos, or use `folds`"
+    )
+
+
+def test_few_effective_rows_of_many_are_said_in_one_line() -> None:
+    groups = np.r_[np.arange(100), np.repeat(np.arange(100, 110), 10)]
+    subset = np.repeat([0, 1, 2], [60, 40, 100])
+    rng = np.random.default_rng(0)
+    data = from_arrays(
+        rng.normal(size=(200, 4)), rng.normal(size=200), subset=subset, groups=groups
+    )
+    notes = heads.fit(data, heads="ridge", **QUICK).notes
+    [few] = [note for note in notes if "few rows" in note]
+    assert few.startswith("few rows: 100 test rows judge, which count as 10. Intervals may be too")
 
 
 @pytest.mark.parametrize(("side", "name"), [(0, "train"), (1, "dev"), (2, "test")])

@@ -344,6 +344,31 @@ def test_init_writes_a_study_that_reads_back(tmp_path: Path) -> None:
         init(path)
 
 
+@pytest.mark.parametrize("header", ["user_id,photo,stars,age", "stars,photo_id", "id,path,stars"])
+def test_init_for_a_label_table_begins_with_it(header: str, tmp_path: Path) -> None:
+    (tmp_path / "my data").mkdir()
+    table = tmp_path / "my data" / "labels.csv"
+    table.write_text(f"{header}\n{','.join('1' for _ in header.split(','))}\n")
+    path = init(tmp_path / "study.toml", labels=table)
+    read = Study.read(path)
+    assert (read.labels, read.users, read.swipes) == ("my data/labels.csv", None, None)
+    assert [(target.column, target.weight) for target in read.target] == [("stars", None)]
+    assert read.report_by == ()
+    text = path.read_text()
+    assert f"# its columns: {header.replace(',', ', ')}" in text
+    assert "swipe" not in text
+    assert read.title == "Predicting stars"
+    assert [line for line in text.splitlines() if line[:1].isalpha()][1].startswith("labels = ")
+
+
+def test_init_for_a_table_without_labels_or_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("user_id,photo\n1,a.jpg\n")
+    for name, message in (("t.csv", "has no column but ids and photos"), ("u.csv", "u.csv")):
+        with pytest.raises(LabelsError, match=message):
+            init(tmp_path / "study.toml", labels=tmp_path / name)
+        assert not (tmp_path / "study.toml").exists()
+
+
 BASE = 'labels = "l.csv"\n[[target]]\ncolumn = "x"\n[[backbone]]\nname = "b"\n'
 
 
