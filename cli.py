@@ -257,7 +257,7 @@ def predict(
     what the network and the head react to in a photo, not why people would; see docs/heads.md.
     """
     import heads
-    from heads.predict import check_out, parts_of
+    from heads.predict import check_out, specs_of
     from heads.predict import predict as apply
     from heads.saliency import check_explainable
 
@@ -273,16 +273,15 @@ def predict(
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
 
     def embed(_: object) -> None:
-        known = opened.places()
-        names = backbone or [
-            known.get(digest) or name
-            for name, digest, spec in parts_of(card)
-            if spec.get("kind") != "foreign"
-        ]
-        if embed_photos(table, opened, names, device=device, workers=workers).interrupted:
+        from embedcache.extraction.respec import backbones_of
+
+        wanted = [(name, spec) for name, spec in specs if spec.kind != "foreign"]
+        own = backbones_of(wanted, opened, names=backbone, device=device)
+        if embed_photos(table, opened, own, device=device, workers=workers).interrupted:
             raise typer.Exit(INTERRUPTED)
 
-    imported = all((spec or {}).get("kind") == "foreign" for _, _, spec in parts_of(card))
+    specs = specs_of(card)
+    imported = bool(specs) and all(spec.kind == "foreign" for _, spec in specs)
     if imported:  # no network gives these vectors: what the cache lacks stays without a prediction
         digests = table.digests(opened.local / "digests.npz")
         kept = [name for name, ok in zip(table.ids, digests.readable, strict=True) if ok]

@@ -219,6 +219,11 @@ def parts_of(card: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     return [(card["backbone"], card["spec_digest"], card["spec"])]
 
 
+def specs_of(card: Mapping[str, Any]) -> list[tuple[str, Spec]]:
+    """Each backbone whose vectors a head takes, by name, with its spec; none of a fitted array."""
+    return [(name, Spec.parse(spec)) for name, _, spec in parts_of(card) if spec]
+
+
 def _space(head: Head, cache: Cache, *, may_be_missing: bool) -> SideBySide | None:
     """The cache's vectors of exactly the head's specs; None when they may be missing."""
     held = {space.digest: space for space in cache.spaces()}
