@@ -257,7 +257,8 @@ def predict(
     what the network and the head react to in a photo, not why people would; see docs/heads.md.
     """
     import heads
-    from heads.predict import check_out, specs_of
+    from heads.head import specs_of
+    from heads.predict import check_out
     from heads.predict import predict as apply
     from heads.saliency import check_explainable
 
@@ -303,8 +304,7 @@ def predict(
     for line in predictions.warnings(card["backbone"], imported=imported):
         log.warning("%s", line)
     if explain is not None:
-        [named] = backbone or [opened.places().get(card["spec_digest"]) or card["backbone"]]
-        _explain(predictions, table, opened, named, explain, device=device)
+        _explain(predictions, table, opened, explain, names=backbone, device=device)
 
 
 @app.command()
@@ -408,23 +408,24 @@ def _explain(
     predictions: "Predictions",
     table: "Photos",
     cache: "Cache",
-    place: str,
     folder: Path,
     *,
+    names: list[str] | None,
     device: str,
 ) -> None:
     """Draw for every predicted photo what moved its prediction."""
     from embedcache.display import counts_on
+    from heads.head import specs_of
     from heads.saliency import draw
 
     head, done = predictions.head, predictions.found.tolist()
     places = [i for i, predicted in enumerate(done) if predicted]
-    seen = pictures.seen_by(head.card, table, cache, places, place=place, device=device)
+    specs = specs_of(head.card)
+    seen = pictures.seen_by(specs, table, cache, places, names=names, device=device)
     drawn = draw(
         head,
-        ((table.ids[i], predictions.values[i], pixels) for i, pixels in seen.photos),
+        ((table.ids[i], predictions.values[i], one) for i, one in seen),
         folder,
-        saliency_of=seen.saliency_of,
         progress=counts_on("photos explained"),
     )
     pictures.report(drawn.pictures, drawn.lost, folder)
