@@ -438,7 +438,7 @@ def _study(
     from embedcache.backbones.names import resolved
     from embedcache.display import counts_on
     from embedcache.upkeep.pinning import pin
-    from heads.study import report, vectors
+    from heads.study import joined, report, vectors
     from heads.study import run as studies
     from heads.study.design import Study
 
@@ -446,7 +446,7 @@ def _study(
     opened = open_cache(cache or out / "photos.cache", create=True)
     path = asked.label_table(out)
     # A wrong column name is told before hours of work.
-    asked, rows, _ = studies.labelled(asked, path, opened)
+    asked, rows, _ = joined.labelled(asked, path, opened)
     columns = {"photo_column": asked.photo_column, "id_column": asked.id_column}
     table = vectors.photos_of(
         asked, opened, path, rows, read=lambda: read_photos(path, **columns), say=log.info

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from heads.study.charts import Chart, Panel, Series
 from heads.study.gallery import Gallery
+from heads.study.panels import Chart, Panel, Series
 
 COLOURS = {
     "ink": "#1c1917",

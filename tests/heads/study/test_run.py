@@ -18,7 +18,7 @@ from embedcache.errors import LabelsError
 from embedcache.store.cache import Cache
 from heads import dataset
 from heads.fitting.fit import fit
-from heads.study import design, report, tables
+from heads.study import design, findings, tables
 from heads.study import run as study
 from heads.study.design import Study, init
 from heads.study.kept import KeptFit
@@ -100,7 +100,7 @@ def test_the_verdict_is_opposite_where_whole_photo_vectors_win(results: Results)
         fits = {fit.backbone: fit for fit in results.fits_of(target, "1BBOX")}
         turned = replace(compare(fits["Inception"], fits["FaceNet"]), faces=True)
         assert (turned.verdict, turned.n_groups) == (-1, turned.n)
-        said = report._versus(turned, simulated=False, n_comparisons=1).text
+        said = findings.versus(turned, simulated=False, n_comparisons=1).text
         assert "opposite to the paper" in said
 
 
@@ -485,6 +485,6 @@ def test_two_backbones_of_whole_photos_are_compared_too(results: Results) -> Non
     [one] = [c for c in plain.comparisons() if (c.target, c.subset) == ("like_ratio", "1BBOX")][:1]
     assert (one.faces, one.verdict) == (False, -1)
     assert f"{one.second} beats {one.first}" in str(plain)
-    text = report._versus(one, simulated=False, n_comparisons=1).text
+    text = findings.versus(one, simulated=False, n_comparisons=1).text
     assert "the paper" not in text
     assert f"{one.second} beats {one.first}" in text
