@@ -337,6 +337,10 @@ def study(
     link: Annotated[
         bool, typer.Option("--link", help="Save thumbnails beside the page, not in it.")
     ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(help="Draw what moved the predictions of a few photos; it is not a cause."),
+    ] = True,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
@@ -351,7 +355,8 @@ def study(
         raise InputError("name the folder for the page: --out DIR")
     refuse_photos(out)
     show = {"photos": photos, "link": link}
-    _study(study_toml, out, cache=cache, show=show, device=device, json_=json_)
+    off = "" if explain else "the study was run without them"
+    _study(study_toml, out, cache=cache, show=show, off=off, device=device, json_=json_)
 
 
 @app.command()
@@ -390,7 +395,8 @@ def demo(
     example.write_lite0(out / "weights" / "efficientnet_lite0")
     toml = out / "study.toml"
     toml.write_text(_demo_study(), "utf-8")
-    _study(toml, out, cache=None, show={}, device="auto", json_=json_)
+    off = "a demo has no time for them; the command below, 'embedcache study', draws them"
+    _study(toml, out, cache=None, show={}, off=off, device="auto", json_=json_)
 
 
 app.command()(upgrade)
@@ -432,15 +438,26 @@ def _explain(
 
 
 def _study(
-    toml: Path, out: Path, *, cache: Path | None, show: dict[str, bool], device: str, json_: bool
+    toml: Path,
+    out: Path,
+    *,
+    cache: Path | None,
+    show: dict[str, bool],
+    off: str,
+    device: str,
+    json_: bool,
 ) -> None:
-    """Run a study file, embedding for all its backbones at once, and print table and page."""
+    """Run a study file, embedding for all its backbones at once, and print table and page.
+
+    off: why the page has no pictures of why, "" for a page with them.
+    """
     from embedcache.backbones.names import resolved
     from embedcache.display import counts_on
     from embedcache.upkeep.pinning import pin
     from heads.study import joined, report, vectors
     from heads.study import run as studies
     from heads.study.design import Study
+    from heads.study.why import Why, explain
 
     asked = Study.read(toml)
     opened = open_cache(cache or out / "photos.cache", create=True)
@@ -467,7 +484,17 @@ def _study(
         counting=counts_on,
         alike=lambda: alike.near_duplicates(opened, device=device, **vectors.alike_by(asked)),
     )
-    written = report.write(results, out, **show)
+    why = Why(off=off)
+    if table is not None and show.get("photos", True) and not off:
+        why = explain(
+            results,
+            out,
+            seen_by=pictures.seen_by_id(table, opened, device=device),
+            version=pictures.version(),
+            say=lambda line: log.warning("%s", line),
+            progress=counts_on("pictures of why"),
+        )
+    written = report.write(results, out, why=why, **show)
     if json_:
         print(json.dumps(results.document() | written.document()))
     else:

@@ -55,6 +55,29 @@ def seen_by(
             yield place, (pixels[shown], functools.partial(saliency, backbones, pixels))
 
 
+def seen_by_id(
+    table: "Photos", cache: "Cache", *, device: str
+) -> "Callable[[Sequence[tuple[str, Spec]], Sequence[str]], Iterator[tuple[str, Seen | str]]]":
+    """`seen_by` for some ids of a table: (specs, ids) -> each id with what the networks see."""
+    place_of = {name: place for place, name in enumerate(table.ids)}
+
+    def seen(
+        specs: "Sequence[tuple[str, Spec]]", ids: Sequence[str]
+    ) -> "Iterator[tuple[str, Seen | str]]":
+        places = [place_of[name] for name in ids if name in place_of]
+        for place, one in seen_by(specs, table, cache, places, device=device):
+            yield table.ids[place], one
+
+    return seen
+
+
+def version() -> int:
+    """Of how pictures are computed."""
+    from embedcache.backbones.saliency import VERSION
+
+    return VERSION
+
+
 def report(n: int, lost: Mapping[str, str], folder: Path) -> None:
     """Say on stderr what was drawn. lost: the photos without a picture, and why."""
     from embedcache.photos.kinds import in_words

@@ -16,4 +16,5 @@ __all__ = [
     "run",
     "tables",
     "vectors",
+    "why",
 ]

@@ -29,6 +29,7 @@ from heads.study.panels import Chart
 from heads.study.results import Results
 from heads.study.rows import title_of
 from heads.study.taste_shown import chart_of_tastes, said_of_tastes, table_of_tastes
+from heads.study.why import Why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +52,14 @@ def write(
     *,
     photos: bool = True,
     link: bool = False,
+    why: Why | None = None,
 ) -> WrittenReport:
     """Write report.html, results.json, tables (.md, .csv, .tex) and figures (.png) into `out`.
 
     What an earlier run wrote there is replaced, and removed where this one does not write it; any
     other file stays, and one whose name is needed gets ours beside it (`report-1.html`).
     photos: show photos of the test set, as thumbnails of about 6 kB.
+    why: pictures of why, see `heads.study.why`; they are photos too, and left out with them.
     link: keep the thumbnails as files in OUT/thumbnails instead of inside the page.
     """
     outputs = Outputs(Path(out))
@@ -66,6 +69,7 @@ def write(
     tastes = [table_of_tastes(one) for one in results.tastes]
     galleries = gallery.all_galleries(results) if photos and results.photos else []
     small = _thumbnails(galleries)
+    why = Why() if why is None or not galleries else why
     files: list[Path] = []
     for table in [*shown, *tastes]:
         for suffix, text in (
@@ -82,10 +86,21 @@ def write(
         path = outputs.place(f"figures/{_slug(one.name)}.png")
         figures.gallery_png(one, small, path)
         files.append(outputs.wrote(path))
+        if pairs := why.drawn.get(one.name):
+            path = outputs.place(f"figures/{_slug(one.name)}_why.png")
+            figures.pairs_png([pair.jpeg for pair in pairs], path)
+            files.append(outputs.wrote(path))
     document = json.dumps(_plain(results.document()), indent=1) + "\n"
     files.append(outputs.write("results.json", document.encode()))
     sources = _sources(small, outputs, link=link)
-    page = _page(results, shown, drawn, galleries, sources)
+    pairs_of = {name: [one.jpeg for one in pairs] for name, pairs in why.drawn.items()}
+    pairs_at = _sources(
+        {(name, k): jpeg for name, jpegs in pairs_of.items() for k, jpeg in enumerate(jpegs)},
+        outputs,
+        link=link,
+        name="why",
+    )
+    page = _page(results, shown, drawn, galleries, sources, why=why, pairs_at=pairs_at)
     written = outputs.write("report.html", page.encode())
     outputs.finish()
     return WrittenReport(page=written, files=tuple(files))
@@ -127,6 +142,9 @@ def _page(
     drawn: Sequence[Chart],
     galleries: Sequence[gallery.Gallery],
     sources: dict[Path, str],
+    *,
+    why: Why,
+    pairs_at: dict[tuple[str, int], str],
 ) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = percent
@@ -152,6 +170,8 @@ def _page(
         ranked=[one for one in galleries if one.ranked],
         worst=[one for one in galleries if not one.ranked],
         source=lambda path: sources.get(path, "") if path else "",
+        why=why,
+        pair_source=lambda name, k: pairs_at[name, k],
         rows=results.rows(),
         recovery=recovery(results),
         notes={
@@ -243,17 +263,20 @@ def _thumbnails(galleries: Sequence[gallery.Gallery]) -> dict[Path, bytes]:
     return {path: small for path, small in made if small is not None}
 
 
-def _sources(small: dict[Path, bytes], outputs: Outputs, *, link: bool) -> dict[Path, str]:
-    """What stands in src: data inside the page, or files numbered without a name."""
+def _sources(
+    small: Mapping[Any, bytes], outputs: Outputs, *, link: bool, name: str = ""
+) -> dict[Any, str]:
+    """By the key of each picture what stands in its src: data inside the page, or a file whose name
+    is a number and no photo's."""
     if not link:
         return {
-            path: "data:image/jpeg;base64," + base64.b64encode(data).decode()
-            for path, data in small.items()
+            key: "data:image/jpeg;base64," + base64.b64encode(data).decode()
+            for key, data in small.items()
         }
     sources = {}
-    for number, (path, data) in enumerate(small.items()):
-        written = outputs.write(f"thumbnails/{number:04d}.jpg", data)
-        sources[path] = f"thumbnails/{written.name}"
+    for number, (key, data) in enumerate(small.items()):
+        written = outputs.write(f"thumbnails/{name}{number:04d}.jpg", data)
+        sources[key] = f"thumbnails/{written.name}"
     return sources
 
 

@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from heads.documents import PACKAGES
 from heads.fitting.fit import fit
 from heads.fitting.result import Fit
 from heads.labels.simulate import TRUTH
+from heads.saved import MARKER
 from heads.study.design import (
     NamedBackbone,
     Study,
@@ -236,16 +237,21 @@ class _Task:
         }
         key = hashlib.sha256(canonical_json(inputs)).hexdigest()
         path = out / "fits" / f"{key}.json"
-        if (kept := KeptFit.read(path, key=key)) is not None:
+        head = out / "fits" / key
+        if (kept := KeptFit.read(path, key=key)) is not None and (head / MARKER).is_file():
             return kept, False
         counter = counting(f"epochs of {self.name}")
         # Not in `out`, where another run of the same study may fit the same.
         with tempfile.TemporaryDirectory(prefix="embedcache-study-") as folder:
             rows = Path(folder, "rows.parquet")
             used.write_parquet(rows)
-            made = self._fit(rows, cache, together, key=key, inputs=inputs, counter=counter)
-        made.write(path)
-        return made, True
+            made = self._fit(rows, cache, together, counter=counter)
+        # Pictures of why need the head itself. It is there before the fit is.
+        best = {made.best: made.heads[made.best]}
+        replace(made, heads=best).save(head)
+        found = _keep(made, key=key, inputs=inputs, task=self)
+        found.write(path)
+        return found, True
 
     def _fit(
         self,
@@ -253,10 +259,8 @@ class _Task:
         cache: Cache,
         together: Mapping[bytes, int],
         *,
-        key: str,
-        inputs: dict[str, Any],
         counter: Callable[[int, int], None],
-    ) -> KeptFit:
+    ) -> Fit:
         study, target = self.study, self.target
         data = dataset.load(
             cache,
@@ -283,14 +287,13 @@ class _Task:
         # A study names heads for all its targets; each target takes those that fit its task.
         other = "logistic" if data.task == "regression" else "ridge"
         heads = [name for name in study.heads if name != other] or ["const"]
-        made = fit(
+        return fit(
             data,
             heads=heads,
             protocol=study.protocol(self.protocol),
             folds=study.folds_for(len(data.ids)),
             progress=counter,
         )
-        return _keep(made, key=key, inputs=inputs, task=self)
 
 
 def _keep(made: Fit, *, key: str, inputs: dict[str, Any], task: _Task) -> KeptFit:
