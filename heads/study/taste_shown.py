@@ -40,10 +40,11 @@ def table_of_tastes(kept: KeptTaste) -> PrintedTable:
         caption=(
             f"Of {kept.raters:,} viewers; learned from {train['ratings']:,} ratings of "
             f"{train['photos']:,} train photos, judged on {test['ratings']:,} ratings of "
-            f"{test['photos']:,} test photos. No viewer was in what was learned before they showed "
-            "so many ratings of train photos; each counts once, and a column holds those who have "
-            "so many. 95 % intervals are over viewers, for these photos. (*) These use other "
-            "viewers' ratings of the same photo, which a new photo does not have."
+            f"{test['photos']:,} test photos. What is learned comes from other viewers than those "
+            "judged; each of these shows so many ratings of train photos, and counts once in the "
+            "columns for which there are enough. 95 % intervals are over viewers, for these "
+            "photos. (*) These use other viewers' ratings of the same photo, which a new photo does not "
+            "have."
         ),
         head=("Ratings shown", *names),
         rows=tuple(lines),

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from embedcache import disk
-from embedcache.errors import EmbedcacheError
+from embedcache.errors import EmbedcacheError, HeadError
 from embedcache.spec import Spec, canonical_json
 from heads.head import Head, Layer, specs_of
 from heads.saliency import Seen, picture, score_of, unexplained
@@ -33,6 +33,8 @@ _MAX_BYTES = 4 << 20
 SeenBy = Callable[[Sequence[tuple[str, Spec]], Sequence[str]], Iterator[tuple[str, Seen | str]]]
 NO_WEIGHTS = "the weights of its network are not here, or are others than those it was fitted on"
 
+NO_HEAD = "its head was changed after it was fitted"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explained:
@@ -40,6 +42,12 @@ class Explained:
 
     shown: Picture
     jpeg: bytes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        with Image.open(io.BytesIO(self.jpeg)) as found:
+            return found.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,7 @@ def explain(
                     missing[gallery.name] = "none of its photos could be read"
         except EmbedcacheError as error:
             say(f"no pictures of why for {gallery.title}: {error}")
-            missing[gallery.name] = NO_WEIGHTS
+            missing[gallery.name] = NO_HEAD if isinstance(error, HeadError) else NO_WEIGHTS
         done += len(pictures)
     return Why(drawn, missing)
 

@@ -1,6 +1,7 @@
 """Pictures of why on a page: a few photos of each figure, drawn once, never called a cause."""
 
 import io
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html import unescape
@@ -127,6 +128,18 @@ def test_without_weights_the_page_says_so_and_names_no_folder(
     page = unescape(report.write(results, tmp_path, why=why).page.read_text())
     assert "No pictures of why here: the weights of its network are not here" in page
     assert "/home/someone" not in page
+
+
+def test_a_head_that_was_changed_is_said_and_never_drawn(
+    results: Results, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "fits", tmp_path / "fits")
+    for path in (tmp_path / "fits").glob("*/*/weights.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    eyes = Eyes()
+    why = drawn(results, tmp_path, eyes, version=50)
+    assert not eyes.asked
+    assert set(why.missing.values()) == {"its head was changed after it was fitted"}
 
 
 def test_the_page_shows_them_with_what_they_are_not(
