@@ -258,7 +258,8 @@ def predict(
     what the network and the head react to in a photo, not why people would; see docs/heads.md.
     """
     import heads
-    from heads.predict import check_out, check_sortable, parts_of
+    from heads.head import specs_of
+    from heads.predict import check_out, check_sortable
     from heads.predict import predict as apply
     from heads.saliency import check_explainable
 
@@ -276,16 +277,15 @@ def predict(
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
 
     def embed(_: object) -> None:
-        known = opened.places()
-        names = backbone or [
-            known.get(digest) or name
-            for name, digest, spec in parts_of(card)
-            if spec.get("kind") != "foreign"
-        ]
-        if embed_photos(table, opened, names, device=device, workers=workers).interrupted:
+        from embedcache.extraction.respec import backbones_of
+
+        wanted = [(name, spec) for name, spec in specs if spec.kind != "foreign"]
+        own = backbones_of(wanted, opened, names=backbone, device=device)
+        if embed_photos(table, opened, own, device=device, workers=workers).interrupted:
             raise typer.Exit(INTERRUPTED)
 
-    imported = all((spec or {}).get("kind") == "foreign" for _, _, spec in parts_of(card))
+    specs = specs_of(card)
+    imported = bool(specs) and all(spec.kind == "foreign" for _, spec in specs)
     if imported:  # no network gives these vectors: what the cache lacks stays without a prediction
         digests = table.digests(opened.local / "digests.npz")
         kept = [name for name, ok in zip(table.ids, digests.readable, strict=True) if ok]
@@ -307,8 +307,7 @@ def predict(
     for line in predictions.warnings(card["backbone"], imported=imported):
         log.warning("%s", line)
     if explain is not None:
-        [named] = backbone or [opened.places().get(card["spec_digest"]) or card["backbone"]]
-        _explain(predictions, table, opened, named, explain, device=device)
+        _explain(predictions, table, opened, explain, names=backbone, device=device)
 
 
 @app.command()
@@ -345,6 +344,10 @@ def study(
     link: Annotated[
         bool, typer.Option("--link", help="Save thumbnails beside the page, not in it.")
     ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(help="Draw what moved the predictions of a few photos; it is not a cause."),
+    ] = True,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
@@ -361,7 +364,8 @@ def study(
         raise InputError("name the folder for the page: --out DIR")
     refuse_photos(out)
     show = {"photos": photos, "link": link}
-    _study(study_toml, out, cache=cache, show=show, device=device, json_=json_)
+    off = "" if explain else "the study was run without them"
+    _study(study_toml, out, cache=cache, show=show, off=off, device=device, json_=json_)
 
 
 @app.command()
@@ -400,7 +404,8 @@ def demo(
     example.write_lite0(out / "weights" / "efficientnet_lite0")
     toml = out / "study.toml"
     toml.write_text(_demo_study(), "utf-8")
-    _study(toml, out, cache=None, show={}, device="auto", json_=json_)
+    off = "a demo has no time for them; the command below, 'embedcache study', draws them"
+    _study(toml, out, cache=None, show={}, off=off, device="auto", json_=json_)
 
 
 app.command()(upgrade)
@@ -418,44 +423,56 @@ def _explain(
     predictions: "Predictions",
     table: "Photos",
     cache: "Cache",
-    place: str,
     folder: Path,
     *,
+    names: list[str] | None,
     device: str,
 ) -> None:
     """Draw for every predicted photo what moved its prediction."""
     from embedcache.display import counts_on
+    from heads.head import specs_of
     from heads.saliency import draw
 
     head, done = predictions.head, predictions.found.tolist()
     places = [i for i, predicted in enumerate(done) if predicted]
-    seen = pictures.seen_by(head.card, table, cache, places, place=place, device=device)
+    specs = specs_of(head.card)
+    seen = pictures.seen_by(specs, table, cache, places, names=names, device=device)
     drawn = draw(
         head,
-        ((table.ids[i], predictions.values[i], pixels) for i, pixels in seen.photos),
+        ((table.ids[i], predictions.values[i], one) for i, one in seen),
         folder,
-        saliency_of=seen.saliency_of,
         progress=counts_on("photos explained"),
     )
     pictures.report(drawn.pictures, drawn.lost, folder)
 
 
 def _study(
-    toml: Path, out: Path, *, cache: Path | None, show: dict[str, bool], device: str, json_: bool
+    toml: Path,
+    out: Path,
+    *,
+    cache: Path | None,
+    show: dict[str, bool],
+    off: str,
+    device: str,
+    json_: bool,
 ) -> None:
-    """Run a study file, embedding for all its backbones at once, and print table and page."""
+    """Run a study file, embedding for all its backbones at once, and print table and page.
+
+    off: why the page has no pictures of why, "" for a page with them.
+    """
     from embedcache.backbones.names import resolved
     from embedcache.display import counts_on
     from embedcache.upkeep.pinning import pin
-    from heads.study import report, vectors
+    from heads.study import joined, report, vectors
     from heads.study import run as studies
     from heads.study.design import Study
+    from heads.study.why import Why, explain
 
     asked = Study.read(toml)
     opened = open_cache(cache or out / "photos.cache", create=True)
     path = asked.label_table(out)
     # A wrong column name is told before hours of work.
-    asked, rows, _ = studies.labelled(asked, path, opened)
+    asked, rows, _ = joined.labelled(asked, path, opened)
     columns = {"photo_column": asked.photo_column, "id_column": asked.id_column}
     table = vectors.photos_of(
         asked, opened, path, rows, read=lambda: read_photos(path, **columns), say=log.info
@@ -476,7 +493,17 @@ def _study(
         counting=counts_on,
         alike=lambda: alike.near_duplicates(opened, device=device, **vectors.alike_by(asked)),
     )
-    written = report.write(results, out, **show)
+    why = Why(off=off)
+    if table is not None and show.get("photos", True) and not off:
+        why = explain(
+            results,
+            out,
+            seen_by=pictures.seen_by_id(table, opened, device=device),
+            version=pictures.version(),
+            say=lambda line: log.warning("%s", line),
+            progress=counts_on("pictures of why"),
+        )
+    written = report.write(results, out, why=why, **show)
     if json_:
         print(json.dumps(results.document() | written.document()))
     else:

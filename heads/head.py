@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import HeadError
+from embedcache.spec import Spec
 
 Link = Literal["identity", "sigmoid", "softmax"]
 LINKS = ("identity", "sigmoid", "softmax")
@@ -104,6 +105,21 @@ class Head:
                 hidden = hidden @ layer.weight[member].T + layer.bias[member]
             total += linked(hidden.astype(np.float64), self.link)
         return total / members
+
+
+def parts_of(card: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(backbone, spec digest, spec) of each backbone whose vectors a head takes, in their order.
+
+    card: its card. None of a head that was fitted on an array.
+    """
+    if card.get("together"):
+        return [(one["backbone"], one["spec_digest"], one["spec"]) for one in card["together"]]
+    return [(card["backbone"], card["spec_digest"], card["spec"])] if card.get("spec") else []
+
+
+def specs_of(card: Mapping[str, Any]) -> list[tuple[str, Spec]]:
+    """Each backbone whose vectors a head takes, by name, with its spec; as `parts_of`."""
+    return [(name, Spec.parse(spec)) for name, _, spec in parts_of(card)]
 
 
 def rebased(layer: Layer, old: Standard, new: Standard) -> Layer:

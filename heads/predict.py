@@ -4,7 +4,7 @@ import csv
 import io
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from embedcache.store.side_by_side import SideBySide
 from embedcache.wording import counted
-from heads.head import Head
+from heads.head import Head, parts_of
 from heads.saved import load
 
 _BEGINNING = b"photo_id,prediction"
@@ -238,13 +238,6 @@ def predict(
     return Predictions(
         ids=tuple(asked), values=values, found=found, reasons=tuple(reasons), head=head
     )
-
-
-def parts_of(card: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """(backbone, spec digest, spec) of each backbone whose vectors a head takes, in their order."""
-    if card.get("together"):
-        return [(one["backbone"], one["spec_digest"], one["spec"]) for one in card["together"]]
-    return [(card["backbone"], card["spec_digest"], card["spec"])]
 
 
 def _space(head: Head, cache: Cache, *, may_be_missing: bool) -> SideBySide | None:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from embedcache.errors import HeadError
-from heads.head import Head
+from embedcache.spec import Spec
+from heads.head import Head, specs_of
 from heads.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 Score = Callable[["torch.Tensor"], "torch.Tensor"]
+Seen = tuple[NDArray[np.uint8], Callable[[Score], Floats]]
+"""A photo as the networks saw it, uint8 (h, w, 3), and what gives for a score how much each pixel
+moved it, (h, w); the command line hands it in."""
 README = "README.txt"
 LEAST_SIDE = 320  # of a picture, in pixels
 _MOST_PAINT = 0.85
@@ -48,19 +52,54 @@ def check_explainable(head: Head, folder: Path) -> None:
     """HeadError for a head of which no picture can be drawn, or a folder that is a file."""
     if folder.exists() and not folder.is_dir():
         raise HeadError(f"{folder} is a file; name a folder for the pictures")
-    spec = head.card.get("spec")
-    if head.card.get("together") or (spec or {}).get("layer"):
-        raise HeadError(
-            "pictures are drawn for a head of one network's own output; this one was fitted on "
-            f"{head.card['backbone']}"
-        )
-    if not spec or spec.get("kind") == "foreign":
-        raise HeadError(
+    if why := unexplained(head):
+        raise HeadError(why)
+
+
+def unexplained(head: Head) -> str:
+    """Why no picture can be drawn of a head; "" where one can."""
+    specs = specs_of(head.card)
+    if not specs or all(spec.kind == "foreign" for _, spec in specs):
+        return (
             "this head was fitted on vectors that were computed elsewhere: there is no network to "
             "ask which pixels moved a prediction"
         )
+    if alien := [name for name, spec in specs if spec.kind == "foreign"]:
+        return (
+            f"this head also takes vectors that were computed elsewhere ({alien[0]}): there is no "
+            "network to ask which pixels moved them"
+        )
+    first = specs[0]
+    for other in specs[1:]:
+        if _view(other[1]) != _view(first[1]):
+            return (
+                f"this head's backbones see different parts of a photo ({first[0]}: "
+                f"{_in_words(first[1])}; {other[0]}: {_in_words(other[1])}), so that no one "
+                "picture can show what moved a prediction. Explain a head of each instead"
+            )
     if head.name == "const":
-        raise HeadError("a const head predicts the same for every photo: nothing moves it")
+        return "a const head predicts the same for every photo: nothing moves it"
+    return ""
+
+
+def _view(spec: Spec) -> tuple[object, ...]:
+    """Equal for specs whose networks see the same part of any photo, up to what a centre crop of
+    it leaves out: a view then lies in the middle of a wider one."""
+    given = spec.preprocessing
+    assert given is not None  # computed specs have one
+    height, width = given.size
+    return spec.face, given.resize, height / width if given.resize == "shortest" else 1.0
+
+
+def _in_words(spec: Spec) -> str:
+    """What of a photo a network sees."""
+    given = spec.preprocessing
+    assert given is not None
+    how = {"squash": "all of it, squashed", "shortest": "its middle"}[given.resize]
+    if spec.face is None:
+        return f"the whole photo, {how}"
+    chosen = {"only": "only", "largest": "largest", "central": "central"}[spec.face.select]
+    return f"the {chosen} face with {100 * spec.face.margin:.0f} % around it, {how}"
 
 
 def score_of(head: Head, output: int) -> Score:
@@ -166,28 +205,27 @@ class Drawn:
 
 def draw(
     head: Head,
-    photos: Iterable[tuple[str, NDArray[np.float64], NDArray[np.uint8] | str]],
+    photos: Iterable[tuple[str, NDArray[np.float64], Seen | str]],
     folder: Path,
     *,
-    saliency_of: Callable[[NDArray[np.uint8], Score], Floats],
     progress: Callable[[int], None],
 ) -> Drawn:
     """Write a picture for each output of each photo, and beside them what they are not.
 
-    photos: id, prediction, and the network's input (h, w, 3) or why there is none.
-    saliency_of: (input, score) -> what moved the score, (h, w); the command line hands it in.
+    photos: id, prediction, and what the networks saw of it or why there is nothing.
     Other files in the folder stay; a picture whose name is taken by one gets another name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = Outputs(folder)
     files.write(README, TEXT.encode())
     n, lost = 0, {}
-    for done, (name, values, pixels) in enumerate(photos, 1):
-        if isinstance(pixels, str):
-            lost[name] = pixels
+    for done, (name, values, seen) in enumerate(photos, 1):
+        if isinstance(seen, str):
+            lost[name] = seen
             continue
+        pixels, moved = seen
         for suffix, output in outputs_of(head, values).items():
-            found = saliency_of(pixels, score_of(head, output))
+            found = moved(score_of(head, output))
             files.write(file_name(name, suffix), picture(pixels, found))
             n += 1
         progress(done)

@@ -84,6 +84,12 @@ class Backbone:
         return self.spec.preprocessing
 
 
+def leaders_of(backbones: Sequence[Backbone]) -> tuple[int, ...]:
+    """For each backbone the position of the first one that shares its forward pass."""
+    passes = [backbone.open for backbone in backbones]
+    return tuple(passes.index(one) for one in passes)
+
+
 def load(
     name: str,
     *,

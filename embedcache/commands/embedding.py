@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +34,7 @@ from embedcache.errors import EmbedcacheError, InputError
 from embedcache.wording import counted, plain
 
 if TYPE_CHECKING:
+    from embedcache.backbones.loading import Backbone
     from embedcache.extraction.forecast import Forecast
     from embedcache.extraction.outcome import Extraction
     from embedcache.photos.digests import Digests
@@ -297,7 +298,7 @@ def reasons_of(photos: "Photos", cache: "Cache") -> Callable[[str], str]:
 
 
 def embed_photos(
-    photos: "Photos", cache: "Cache", names: list[str], **options: Any
+    photos: "Photos", cache: "Cache", backbones: "Sequence[str | Backbone]", **options: Any
 ) -> "Extraction":
     """Embed what the cache lacks, with progress, until it is done or a signal comes.
 
@@ -317,7 +318,7 @@ def embed_photos(
         found = run(
             photos,
             cache,
-            backbone=names,
+            backbone=backbones,
             progress=progress,
             log=lambda line: log.info("%s", line),
             stop=stop,

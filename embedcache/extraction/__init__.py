@@ -24,6 +24,7 @@ __all__ = [
     "prefetch",
     "process",
     "provenance",
+    "respec",
     "run",
     "sink",
     "upgrade",

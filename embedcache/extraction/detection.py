@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from embedcache.backbones.loading import Backbone
+from embedcache.backbones.loading import Backbone, leaders_of
 from embedcache.extraction.batches import Batches
 from embedcache.extraction.clock import Clock
 from embedcache.extraction.face_finder import FaceFinder, boxes_for
-from embedcache.extraction.plan import leaders_of, need
+from embedcache.extraction.plan import need
 from embedcache.extraction.prefetch import Ready, cut
 from embedcache.extraction.sink import Sinks
 from embedcache.store.faces import Faces

@@ -1,4 +1,4 @@
-"""The pixels of photos as a backbone sees them, for looking at; nothing is stored."""
+"""The pixels of photos as backbones see them, for looking at; nothing is stored."""
 
 from collections.abc import Iterator, Sequence
 
@@ -17,18 +17,20 @@ U8 = npt.NDArray[np.uint8]
 
 
 def inputs(
-    photos: Photos, places: Sequence[int], digests: U8, cache: Cache, *, backbone: Backbone
-) -> Iterator[tuple[int, U8 | str]]:
-    """The input of the network for some of the photos, one after the other.
+    photos: Photos, places: Sequence[int], digests: U8, cache: Cache, backbones: Sequence[Backbone]
+) -> Iterator[tuple[int, dict[int, U8] | str]]:
+    """The input of each network for some of the photos, one photo after the other.
 
     places: k positions in `photos`.  digests: (k, 32), their contents; another content is refused.
     A face crop is that of the boxes that the cache holds.
-    Yields (position, uint8 (h, w, 3)), or (position, why there is none).
+    Yields (position, by network as `leaders_of` numbers them uint8 (h, w, 3)), or (position, why
+    one network has none).
     """
-    n = len(places)
-    plan = Plan(digests, np.array(places, np.int64), np.ones(n, np.int64), np.ones((n, 1), bool))
+    shape = len(places), len(backbones)
+    counts = np.ones(shape[0], np.int64)
+    plan = Plan(digests, np.array(places, np.int64), counts, np.ones(shape, bool))
     clock = Clock()
-    jobs = plan.jobs(photos, [backbone], FaceFinder(cache, "cpu"))
+    jobs = plan.jobs(photos, backbones, FaceFinder(cache, "cpu"))
     for place, job in zip(places, jobs, strict=True):
         if job.refused:
             yield place, job.refused[0][1]
@@ -36,4 +38,4 @@ def inputs(
             yield place, "the cache holds no faces of it"
         else:
             ready = prepare(job, clock)
-            yield place, ready.reason if ready.reason else ready.pixels[0]
+            yield place, ready.reason if ready.reason else ready.pixels

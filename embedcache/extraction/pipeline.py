@@ -10,7 +10,7 @@ there are no locks. The pace finder stands beside it and is fed the times of tri
 
 from collections.abc import Mapping, Sequence
 
-from embedcache.backbones.loading import Backbone
+from embedcache.backbones.loading import Backbone, leaders_of
 from embedcache.extraction.batches import Batch, Batches
 from embedcache.extraction.clock import Clock
 from embedcache.extraction.detection import DETECT_BATCH, Detection
@@ -18,7 +18,7 @@ from embedcache.extraction.engine import Engine, Pass, compile_engine, elapsed
 from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.lanes import Lanes
 from embedcache.extraction.pace import PaceFinder
-from embedcache.extraction.plan import Plan, leaders_of
+from embedcache.extraction.plan import Plan
 from embedcache.extraction.prefetch import Ready
 from embedcache.extraction.sink import Sinks
 

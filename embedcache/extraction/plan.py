@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from embedcache.backbones.loading import Backbone, shorter_side
+from embedcache.backbones.loading import Backbone, leaders_of, shorter_side
 from embedcache.extraction.clock import SpaceTally
 from embedcache.extraction.face_finder import FaceFinder, boxes_for
 from embedcache.extraction.prefetch import Job, Need
@@ -119,12 +119,6 @@ def plan(
     chosen = chosen[wanted[chosen].any(axis=1)]
     found = Plan(rows[chosen], positions[first[chosen]], copies[chosen], wanted[chosen])
     return found, tallies
-
-
-def leaders_of(backbones: Sequence[Backbone]) -> tuple[int, ...]:
-    """For each backbone the position of the first one that shares its forward pass."""
-    passes = [backbone.open for backbone in backbones]
-    return tuple(passes.index(one) for one in passes)
 
 
 def need(b: int, backbone: Backbone) -> Need:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from embedcache.backbones.forward import Network
-from embedcache.backbones.loading import Backbone, Decode, load_several
+from embedcache.backbones.loading import Backbone, Decode, leaders_of, load_several
 from embedcache.backbones.names import DEFAULT, Name
 from embedcache.errors import NoSuchSpace, PhotosError, WeightsError
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
@@ -31,7 +31,6 @@ from embedcache.extraction.outcome import Extraction, SpaceOutcome
 from embedcache.extraction.pace import Compile, PaceFinder
 from embedcache.extraction.parts import WorkPart
 from embedcache.extraction.pipeline import Pipeline
-from embedcache.extraction.plan import leaders_of
 from embedcache.extraction.prefetch import Gate, prefetch
 from embedcache.extraction.process import note_networks, refuse_fork, without_collection
 from embedcache.extraction.provenance import about

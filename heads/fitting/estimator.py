@@ -24,6 +24,7 @@ from heads.fitting.protocol import OPTIONS, Protocol, protocol_of
 from heads.head import merged
 
 DEFAULT = Protocol()
+Groups = Sequence[object] | Sequence[Sequence[object]] | NDArray[Any]
 
 
 class _Heads(BaseEstimator):  # type: ignore[misc]
@@ -32,6 +33,8 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
     widths: floats of each backbone where several stand side by side in the rows of X, as
         `Cache.side_by_side(...).widths` has them: each is standardised for itself.
     folds: K heads in place of one, each with another fold to choose by; they predict their mean.
+    `fit` takes `groups`; `set_fit_request(groups=True)` asks scikit-learn's routing for them, so
+        that `cross_val_score` and grids hand each fit its own.
     Fitted: `head_`, and per head `epochs_` and `learning_rates_`.
     protocol: None for the warm one. Its fields are parameters too, for `set_params` and grids:
     `protocol__hidden`.
@@ -77,17 +80,13 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
         *,
         task: str,
         weights: ArrayLike | None,
-        groups: Sequence[object] | None,
+        groups: Groups | None,
     ) -> Dataset:
         if not 0 < self.dev_share < 1:
             raise InputError(f"dev_share must be between 0 and 1; got {self.dev_share}")
         if weights is not None:
             weights = _weights(weights, len(inputs))
-        keys = [f"row {i}" for i in range(len(inputs))]
-        if groups is not None:
-            found = split.keys_of(groups)  # a missing group joins nothing
-            keys = [own if key is None else f"group {key}"
-                    for key, own in zip(found, keys, strict=True)]  # fmt: skip
+        keys = _joined(groups, len(inputs))
         if len(set(keys)) < 2:
             raise InputError(f"{len(inputs)} rows in one group cannot be split into train and dev")
         data = from_arrays(
@@ -124,6 +123,21 @@ class _Heads(BaseEstimator):  # type: ignore[misc]
         return self.head_.predict(rows)
 
 
+def _joined(groups: Groups | None, n: int) -> list[str]:
+    """The group of each of n rows as a key; rows without a group stand alone.
+
+    InputError for groups of another number of rows.
+    """
+    if groups is None:
+        return [f"row {i}" for i in range(n)]
+    columns = np.asarray(groups, object)
+    if columns.ndim not in (1, 2) or len(columns) != n:
+        raise InputError(f"groups are ({n},) or ({n}, k) for {n} rows; got shape {columns.shape}")
+    kinds = columns.reshape(n, -1).T
+    number, names = split.join_groups([split.keys_of(kind) for kind in kinds])
+    return [names[one] for one in number.tolist()]
+
+
 def _weights(given: ArrayLike, n: int) -> NDArray[np.float64]:
     """Sample weights (n,); scikit-learn expects a ValueError for others, here and for X and y."""
     found = np.asarray(given, np.float64)
@@ -142,9 +156,15 @@ class HeadRegressor(RegressorMixin, _Heads):  # type: ignore[misc]
         X: ArrayLike,
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
-        groups: Sequence[object] | None = None,
+        groups: Groups | None = None,
     ) -> "HeadRegressor":
-        """X (n, dim), y (n,) or (n, k); rows with equal `groups` stand on one side."""
+        """X (n, dim), y (n,) or (n, k); rows with equal `groups` stand on one side.
+
+        groups: (n,), or (n, k) for k kinds of groups, such as near-duplicates and persons: rows
+            that share a value of any kind, or are joined by others, stand on one side. None, NaN
+            and "" join nothing. `heads.dataset.load(...).groups` are those of photos, of
+            `split_by` and of `keep_together`.
+        """
         rows, targets = validate_data(
             self, X, y, dtype=np.float32, multi_output=True, y_numeric=True, ensure_min_samples=2
         )
@@ -169,9 +189,15 @@ class HeadClassifier(ClassifierMixin, _Heads):  # type: ignore[misc]
         X: ArrayLike,
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
-        groups: Sequence[object] | None = None,
+        groups: Groups | None = None,
     ) -> "HeadClassifier":
-        """X (n, dim), y (n,) of any labels; rows with equal `groups` stand on one side."""
+        """X (n, dim), y (n,) of any labels; rows with equal `groups` stand on one side.
+
+        groups: (n,), or (n, k) for k kinds of groups, such as near-duplicates and persons: rows
+            that share a value of any kind, or are joined by others, stand on one side. None, NaN
+            and "" join nothing. `heads.dataset.load(...).groups` are those of photos, of
+            `split_by` and of `keep_together`.
+        """
         rows, labels = validate_data(self, X, y, dtype=np.float32, ensure_min_samples=2)
         check_classification_targets(labels)
         self.classes_, codes = np.unique(labels, return_inverse=True)

@@ -4,69 +4,20 @@ A chart is panels, a panel is series. Colours distinguish backbones, dashes dist
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from heads.fitting import metrics
 from heads.fitting.judge import BY
 from heads.study.kept import KeptFit
+from heads.study.panels import Chart, Dash, Panel, Series
 from heads.study.results import Results
 from heads.study.rows import CONST, POOLED, StudyRow, name_of, title_of
 
-Dash = Literal["solid", "dash", "dot"]
-Mark = Literal["line", "dots", "cloud", "interval"]
 TONES = ("accent", "plain", "third", "fourth")
 _DASH: dict[str, Dash] = {"0fc": "dot", "1fc": "solid", "2fc": "dash"}
 _MAX_POINTS = 1500
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
-    """Points that belong together. low, high: ends of intervals (mark "interval"), along x."""
-
-    name: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    size: tuple[float, ...] = ()
-    mark: Mark = "line"
-    tone: str = "plain"
-    dash: Dash = "solid"
-    chosen: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Panel:
-    """One pair of axes. names: of the places 0, 1, ... down the y axis, in place of numbers.
-
-    lines: (x, what it is), drawn upright. band: (x, low, high) of a shaded region.
-    """
-
-    title: str
-    x_label: str
-    y_label: str
-    series: tuple[Series, ...]
-    names: tuple[str, ...] = ()
-    lines: tuple[tuple[float, str], ...] = ()
-    levels: tuple[tuple[float, str], ...] = ()
-    band: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] | None = None
-    square: bool = False
-    x_range: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chart:
-    """Panels under one title. alt: the description for readers who cannot see it."""
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    panels: tuple[Panel, ...]
-    legend: tuple[Series, ...] = ()
 
 
 def tones(results: Results) -> dict[str, str]:

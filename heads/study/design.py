@@ -81,13 +81,23 @@ class NamedBackbone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         )
 
 
+class RatingsTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who rated which photo how, a row each; the columns as `heads.taste.ratings` finds them."""
+
+    ratings: str
+    rater_column: str | None = None
+    id_column: str | None = None
+    rating_column: str | None = None
+
+
 class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The keys of study.toml. note: shown on the page, under its title.
 
     protocols: how FC heads are fitted, a block of the tables each: "paper", from scratch, and
     "warm", from the linear head. id_column: "" for photo_id, user_id or id. folds: K, 0 for one
     split; by default 5 below 5,000 rows. keep_together: "near-duplicates", or with a cosine
-    "near-duplicates:0.9": such photos stand on one side of every split.
+    "near-duplicates:0.9": such photos stand on one side of every split. taste: a table of single
+    ratings or swipes with their viewers, on which a taste per viewer is tried.
     """
 
     title: str = "Predicting photo popularity"
@@ -106,6 +116,7 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     simulated: bool = False
     protocols: tuple[Literal["paper", "warm"], ...] = ("paper", "warm")
     folds: int | None = None
+    taste: str | RatingsTable | None = None
     target: tuple[Target, ...] = ()
     subset: tuple[Subset, ...] = (Subset(name="ALL"),)
     backbone: tuple[NamedBackbone, ...] = ()
@@ -172,6 +183,11 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             return FOLDS if n_rows < FOLDED_BELOW else None
         return self.folds or None
 
+    @property
+    def rated(self) -> RatingsTable | None:
+        """The table of single ratings, if there is one."""
+        return RatingsTable(ratings=self.taste) if isinstance(self.taste, str) else self.taste
+
     def fits_on(self, backbone: NamedBackbone, subset: Subset) -> bool:
         """Face vectors exist for one-face photos only; the others are fitted on every subset."""
         return not backbone.sees_face or subset.faces == 1
@@ -213,6 +229,11 @@ class Study(StudyFile, frozen=True, kw_only=True, forbid_unknown_fields=True):
         found: dict[str, Any] = msgspec.to_builtins(keys)
         for name in _PATHS:
             found[name] = found[name] and Path(found[name]).name
+        if self.rated is not None:
+            name = Path(self.rated.ratings).name
+            named = msgspec.to_builtins(msgspec.structs.replace(self.rated, ratings=name))
+            named = {key: value for key, value in named.items() if value is not None}
+            found["taste"] = name if isinstance(self.taste, str) else named
         for backbone, own in zip(found["backbone"], self.backbone, strict=True):
             names = [_without_folders(name) for name in own.names]
             backbone["name"] = names[0] if isinstance(own.name, str) else names

@@ -7,7 +7,7 @@ no display.
 import io
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from heads.study.charts import Chart, Panel, Series
 from heads.study.gallery import Gallery
+from heads.study.panels import Chart, Panel, Series
 
 COLOURS = {
     "ink": "#1c1917",
@@ -132,6 +132,21 @@ def gallery_png(gallery: Gallery, thumbnails: Mapping[Path, bytes], path: Path) 
         axes.set_ylim(-step * len(gallery.strips), 0)
         axes.set_aspect("equal")
         figure.savefig(path, dpi=160)
+
+
+def pairs_png(pairs: Sequence[bytes], path: Path, *, columns: int = 2) -> None:
+    """Lay pictures of why (JPEGs of one height) in rows on one sheet."""
+    images = [Image.open(io.BytesIO(data)) for data in pairs]
+    gap = 12
+    width, height = (max(image.size[k] for image in images) for k in (0, 1))
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    size = columns * (width + gap) + gap, rows * (height + gap) + gap
+    sheet = Image.new("RGB", size, COLOURS["paper"])
+    for place, image in enumerate(images):
+        row, column = divmod(place, columns)
+        sheet.paste(image, (gap + column * (width + gap), gap + row * (height + gap)))
+    sheet.save(path, "PNG")
 
 
 def _height(panel: Panel) -> float:

@@ -24,8 +24,12 @@ _QUALITY = 72
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One test photo. truth, prediction: as the caption says them; why: the reason it is shown."""
+    """One test photo. truth, prediction: as the caption says them; why: the reason it is shown.
 
+    photo_id: for who looks it up; it is never printed.
+    """
+
+    photo_id: str
     path: Path | None
     truth: str
     prediction: str
@@ -44,7 +48,8 @@ class Strip:
 class Gallery:
     """Strips of photos under one title. name: of its file; tab: its short name among others.
 
-    ranked: by prediction, as in Figure 1; else the worst first.
+    ranked: by prediction, as in Figure 1; else the worst first. fit: whose predictions are shown,
+        or where folds chose among several fits, the one with the lowest dev loss.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Gallery:
     title: str
     caption: str
     strips: tuple[Strip, ...]
+    fit: KeptFit
 
 
 def ranked(results: Results, fit: KeptFit, *, rows: int = ROWS, columns: int = COLUMNS) -> Gallery:
@@ -75,6 +81,7 @@ def ranked(results: Results, fit: KeptFit, *, rows: int = ROWS, columns: int = C
                 title,
                 tuple(
                     Picture(
+                        fit.ids[i],
                         results.photos.get(fit.ids[i]),
                         f"{fit.truth[i]:.2f} {results.captions.get(fit.ids[i], '')}".strip(),
                         f"{guess[i]:.2f}",
@@ -96,6 +103,7 @@ def ranked(results: Results, fit: KeptFit, *, rows: int = ROWS, columns: int = C
             + (" and gender." if results.captions else ".")
         ),
         strips=tuple(strips),
+        fit=fit if fit.key else _lowest(results.fits_of(fit.target, fit.subset)),
     )
 
 
@@ -110,6 +118,7 @@ def worst(results: Results, fit: KeptFit, *, number: int = 2, n: int = WORST) ->
         sure = guess[i] if said else 1 - guess[i]
         pictures.append(
             Picture(
+                fit.ids[i],
                 results.photos.get(fit.ids[i]),
                 fit.classes[int(fit.truth[i])],
                 f"{fit.classes[said]} {100 * sure:.0f} %",
@@ -128,6 +137,7 @@ def worst(results: Results, fit: KeptFit, *, number: int = 2, n: int = WORST) ->
             "photos of several people often end up here."
         ),
         strips=(Strip("", tuple(pictures)),),
+        fit=fit,
     )
 
 
@@ -146,6 +156,11 @@ def all_galleries(results: Results) -> list[Gallery]:
                 number += 1
                 found.append(worst(results, fit, number=number))
     return found
+
+
+def _lowest(fits: list[KeptFit]) -> KeptFit:
+    """The fit with the lowest dev loss, over its rounds."""
+    return min(fits, key=lambda fit: float(np.mean(fit.dev_of_choice)))
 
 
 def _largest(fits: list[KeptFit]) -> list[KeptFit]:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,15 @@ import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
 
-from embedcache.wording import counted
-from heads.fitting import intervals, metrics
+from heads.fitting import metrics
 from heads.outputs import Outputs
 from heads.study import charts, figures, gallery, tables
-from heads.study.kept import KeptFit
+from heads.study.findings import findings, percent
+from heads.study.panels import Chart
 from heads.study.results import Results
-from heads.study.rows import CONST, Comparison, measured, name_of, said, title_of, within
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Headline:
-    """One thing a reader should take away. figure: the number in large type, or ""."""
-
-    figure: str
-    label: str
-    text: str
+from heads.study.rows import title_of
+from heads.study.taste_shown import chart_of_tastes, said_of_tastes, table_of_tastes
+from heads.study.why import Why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,28 +52,33 @@ def write(
     *,
     photos: bool = True,
     link: bool = False,
+    why: Why | None = None,
 ) -> WrittenReport:
     """Write report.html, results.json, tables (.md, .csv, .tex) and figures (.png) into `out`.
 
     What an earlier run wrote there is replaced, and removed where this one does not write it; any
     other file stays, and one whose name is needed gets ours beside it (`report-1.html`).
     photos: show photos of the test set, as thumbnails of about 6 kB.
+    why: pictures of why, see `heads.study.why`; they are photos too, and left out with them.
     link: keep the thumbnails as files in OUT/thumbnails instead of inside the page.
     """
     outputs = Outputs(Path(out))
     shown = tables.all_tables(results.rows(), results.label_counts)
     drawn = charts.all_charts(results)
+    viewers = [chart_of_tastes(results.tastes)] if results.tastes else []
+    tastes = [table_of_tastes(one) for one in results.tastes]
     galleries = gallery.all_galleries(results) if photos and results.photos else []
     small = _thumbnails(galleries)
+    why = Why() if why is None or not galleries else why
     files: list[Path] = []
-    for table in shown:
+    for table in [*shown, *tastes]:
         for suffix, text in (
             (".md", table.as_markdown()),
             (".csv", table.as_csv()),
             (".tex", table.as_latex()),
         ):
             files.append(outputs.write(f"tables/{_slug(table.name)}{suffix}", text.encode()))
-    for chart in drawn:
+    for chart in [*drawn, *viewers]:
         path = outputs.place(f"figures/{_slug(chart.name)}.png")
         figures.png(chart, path)
         files.append(outputs.wrote(path))
@@ -88,25 +86,24 @@ def write(
         path = outputs.place(f"figures/{_slug(one.name)}.png")
         figures.gallery_png(one, small, path)
         files.append(outputs.wrote(path))
+        if pairs := why.drawn.get(one.name):
+            path = outputs.place(f"figures/{_slug(one.name)}_why.png")
+            figures.pairs_png([pair.jpeg for pair in pairs], path)
+            files.append(outputs.wrote(path))
     document = json.dumps(_plain(results.document()), indent=1) + "\n"
     files.append(outputs.write("results.json", document.encode()))
     sources = _sources(small, outputs, link=link)
-    page = _page(results, shown, drawn, galleries, sources)
+    pairs_of = {name: [one.jpeg for one in pairs] for name, pairs in why.drawn.items()}
+    pairs_at = _sources(
+        {(name, k): jpeg for name, jpegs in pairs_of.items() for k, jpeg in enumerate(jpegs)},
+        outputs,
+        link=link,
+        name="why",
+    )
+    page = _page(results, shown, drawn, galleries, sources, why=why, pairs_at=pairs_at)
     written = outputs.write("report.html", page.encode())
     outputs.finish()
     return WrittenReport(page=written, files=tuple(files))
-
-
-def findings(results: Results) -> list[Headline]:
-    """The few sentences that sum a study up, each with the number it rests on."""
-    found = []
-    for target in results.targets():
-        subset = results.subsets(target)[-1]
-        found.append(_headline(results, target, subset))
-    compared = results.comparisons()
-    known = sum(bool(np.isfinite(one.p)) for one in compared)
-    found += [_versus(one, simulated=results.simulated, n_comparisons=known) for one in compared]
-    return found
 
 
 def recovery(results: Results) -> list[tuple[str, str, float, float, float, float]]:
@@ -139,128 +136,18 @@ def recovery(results: Results) -> list[tuple[str, str, float, float, float, floa
     return lines
 
 
-def _headline(results: Results, target: str, subset: str) -> Headline:
-    fit = results.best(target, subset)
-    found = _judged_headline(fit, target, subset)
-    if fit.key:
-        return found
-    chosen = fit.row(fit.chosen_head())["chosen"].items()
-    which = ", ".join(f"{name} ({n})" for name, n in sorted(chosen, key=lambda one: -one[1]))
-    return replace(found, text=f"{found.text} Chosen by dev in the folds: {which}.")
-
-
-def _judged_headline(fit: KeptFit, target: str, subset: str) -> Headline:
-    head = fit.chosen_head()
-    row, constant = fit.row(head), fit.row(CONST)
-    name = name_of(fit.backbone, head, fit.protocol)
-    n = len(fit.ids)
-    if fit.task == "binary":
-        if row["low"] is None:
-            return Headline(
-                figure="",
-                label=f"{title_of(target)} on {subset}: no interval",
-                text=f"{name} is right on {_percent(row['value'])} of {n:,} test photos, the "
-                f"constant on {_percent(constant['value'])}. {_too_few(fit.sample().n_groups)}, "
-                f"so nothing follows for other photos.",
-            )
-        return Headline(
-            figure=f"{100 * row['value']:.1f} %",
-            label=f"{title_of(target)} predicted correctly on {subset}",
-            text=f"{name} on {n:,} test photos, 95 % interval "
-            f"{_percent(row['low'])} to {_percent(row['high'])}; the constant gets "
-            f"{_percent(constant['value'])}.",
-        )
-    low, high = intervals.ratio_interval(fit.sample(), fit.losses(CONST), fit.losses(head))
-    times = constant["value"] / row["value"]
-    if not np.isfinite((low, high)).all():  # no multiple without its interval
-        return Headline(
-            figure="",
-            label=f"{title_of(target)} on {subset}: no interval",
-            text=f"{name} has a mean squared error of {row['value']:.4f} on {n:,} test photos, the "
-            f"constant {constant['value']:.4f}. {_too_few(fit.sample().n_groups)}, so that "
-            f"nothing follows for other photos.",
-        )
-    if not low > 1:  # a multiple whose interval holds 1 is no finding
-        return Headline(
-            figure="≈",
-            label=f"{title_of(target)} on {subset}: no clear gain over the constant",
-            text=f"{name} has a mean squared error of {row['value']:.4f} on {n:,} test photos, the "
-            f"constant {constant['value']:.4f}; the ratio's 95 % interval, "
-            f"{low:.1f}× to {high:.1f}×, holds 1.",
-        )
-    return Headline(
-        figure=f"{times:.1f}×",
-        label=f"lower error than the constant on {subset} "
-        f"(95 % interval {low:.1f}× to {high:.1f}×)",
-        text=f"{name} predicts the {target.replace('_', ' ')} with a mean squared error of "
-        f"{row['value']:.4f} on {n:,} test photos; always saying the mean gives "
-        f"{constant['value']:.4f}.{_explained_text(row)}",
-    )
-
-
-def _too_few(n_groups: int) -> str:
-    """Why there is no interval."""
-    if n_groups < 2:
-        return "All test photos belong to one group"
-    return f"The test photos belong to {n_groups} groups, too few for an interval"
-
-
-def _explained_text(row: Mapping[str, Any]) -> str:
-    """What share of the explainable variance a head explains, with its interval; "" if unknown."""
-    names = [f"explainable_share{end}" for end in ("", "_low", "_high")]
-    share, low, high = (row.get(name) for name in names)
-    if share is None or low is None or high is None:
-        return ""
-    if row.get("at_floor"):
-        return (
-            f" Its error is not told apart from the noise floor of finite swipes: it explains "
-            f"{100 * low:.0f} to {100 * high:.0f} % of what they leave to explain."
-        )
-    return (
-        f" It explains {100 * share:.0f} % of the variance that finite swipes leave to explain "
-        f"(95 % interval {100 * low:.0f} to {100 * high:.0f} %)."
-    )
-
-
-def _versus(c: Comparison, *, simulated: bool, n_comparisons: int) -> Headline:
-    verdict = said(c)
-    if c.faces and not simulated:  # simulated data agree because they were made so: no finding
-        verdict = {1: "as in the paper, ", -1: "opposite to the paper, ", 0: ""}[
-            c.verdict
-        ] + verdict
-    interval = within(c)
-    if interval:
-        interval += f", adjusted by Holm for {counted(n_comparisons, 'comparison')}"
-    else:
-        verdict = "undecided: one group" if c.n_groups < 2 else f"undecided: {c.n_groups} groups"
-        interval = f"no interval and no p. {_too_few(c.n_groups)}"
-    first, second = ("face vectors", "whole-photo vectors") if c.faces else (c.first, c.second)
-    figure, label = "≈", f"{title_of(c.target)}: {first} and {second} on {c.subset}"
-    if c.verdict:  # a large figure over an interval that holds zero would mislead
-        sign = 1 if c.verdict > 0 else -1
-        ends = sorted((100 * sign * c.share_low, 100 * sign * c.share_high))
-        figure = f"{100 * sign * c.share:.0f} %"
-        label = f"{title_of(c.target)}: {'less' if sign > 0 else 'more'} error with {first} on "
-        label += c.subset
-        if np.isfinite(ends).all():
-            label += f" (95 % interval {ends[0]:.0f} to {ends[1]:.0f} %)"
-    return Headline(
-        figure=figure,
-        label=label,
-        text=f"{title_of(c.target)}, {c.protocol} protocol: {verdict}. {c.first} against "
-        f"{c.second} on the same {c.n:,} test photos: {measured(c)} ({interval}).",
-    )
-
-
 def _page(
     results: Results,
     shown: Sequence[tables.PrintedTable],
-    drawn: Sequence[charts.Chart],
+    drawn: Sequence[Chart],
     galleries: Sequence[gallery.Gallery],
     sources: dict[Path, str],
+    *,
+    why: Why,
+    pairs_at: dict[tuple[str, int], str],
 ) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = _percent
+    environment.filters["percent"] = percent
     environment.filters["title_of"] = title_of
     folder = resources.files("heads.study").joinpath("templates")
     names = ("page.css", "page.js", "page.html")
@@ -277,10 +164,14 @@ def _page(
         data_tables=[t for t in shown if t.name in ("breakdown", "table1")],
         tables=dict(zip(results.targets(), shown[-len(results.targets()) :], strict=True)),
         charts=by_target,
+        tastes=[(said_of_tastes(one), table_of_tastes(one)) for one in results.tastes],
+        viewers=[chart_of_tastes(results.tastes)] if results.tastes else [],
         svg=lambda panel, alt: Markup(figures.svg(panel, alt=alt)),
         ranked=[one for one in galleries if one.ranked],
         worst=[one for one in galleries if not one.ranked],
         source=lambda path: sources.get(path, "") if path else "",
+        why=why,
+        pair_source=lambda name, k: pairs_at[name, k],
         rows=results.rows(),
         recovery=recovery(results),
         notes={
@@ -326,6 +217,13 @@ def _commands(results: Results) -> str:
             f"  --target {target['column']}{weight} --seed {study.get('seed', 0)}{options} "
             f"--out head_{_slug(target['column'])}"
         )
+    if taste := study.get("taste"):
+        given = {"ratings": taste} if isinstance(taste, str) else taste
+        options = " ".join(f"--{key.replace('_', '-')} {item}" for key, item in given.items())
+        lines.append(
+            f"embedcache fit-taste --cache photos.cache --backbone {together[0][0]} \\\n"
+            f"  {options} --seed {study.get('seed', 0)} --out taste"
+        )
     return "\n".join(lines)
 
 
@@ -343,12 +241,13 @@ def _toml(document: Mapping[str, Any]) -> str:
     tables_of = {
         key: item for key, item in document.items() if key in ("target", "subset", "backbone")
     }
-    found = lines({k: v for k, v in document.items() if k not in tables_of and k != "fit"})
+    named = [key for key in ("taste", "fit") if isinstance(document.get(key), Mapping)]
+    found = lines({k: v for k, v in document.items() if k not in tables_of and k not in named})
     for key, items in tables_of.items():
         for item in items:
             found += ["", f"[[{key}]]", *lines(item)]
-    if document.get("fit"):
-        found += ["", "[fit]", *lines(document["fit"])]
+    for key in named:
+        found += ["", f"[{key}]", *lines(document[key])]
     return "\n".join(found)
 
 
@@ -364,26 +263,25 @@ def _thumbnails(galleries: Sequence[gallery.Gallery]) -> dict[Path, bytes]:
     return {path: small for path, small in made if small is not None}
 
 
-def _sources(small: dict[Path, bytes], outputs: Outputs, *, link: bool) -> dict[Path, str]:
-    """What stands in src: data inside the page, or files numbered without a name."""
+def _sources(
+    small: Mapping[Any, bytes], outputs: Outputs, *, link: bool, name: str = ""
+) -> dict[Any, str]:
+    """By the key of each picture what stands in its src: data inside the page, or a file whose name
+    is a number and no photo's."""
     if not link:
         return {
-            path: "data:image/jpeg;base64," + base64.b64encode(data).decode()
-            for path, data in small.items()
+            key: "data:image/jpeg;base64," + base64.b64encode(data).decode()
+            for key, data in small.items()
         }
     sources = {}
-    for number, (path, data) in enumerate(small.items()):
-        written = outputs.write(f"thumbnails/{number:04d}.jpg", data)
-        sources[path] = f"thumbnails/{written.name}"
+    for number, (key, data) in enumerate(small.items()):
+        written = outputs.write(f"thumbnails/{name}{number:04d}.jpg", data)
+        sources[key] = f"thumbnails/{written.name}"
     return sources
 
 
 def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else float(value)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def _slug(name: str) -> str:

@@ -26,6 +26,8 @@ from heads.study.rows import (
     within,
 )
 from heads.study.tables import table_of
+from heads.study.taste_shown import said_of_tastes, table_of_tastes
+from heads.study.tastes import KeptTaste
 
 PAIRED_BELOW = 4
 """Of more backbones than this each is compared with the first only."""
@@ -40,6 +42,7 @@ class Results:
     label_counts: the document of `embedcache labels` where the study began from the swipe log.
     imported: backbones whose vectors came by `embedcache import`.
     reused: fits found from an earlier run. skipped: fits that could not be made, and why.
+    tastes: the trials of one taste per viewer, one for each backbone.
     """
 
     title: str
@@ -55,6 +58,7 @@ class Results:
     versions: Mapping[str, str]
     imported: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
+    tastes: tuple[KeptTaste, ...] = ()
     _best: dict[tuple[str, str], KeptFit] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -134,6 +138,7 @@ class Results:
                 asdict(comparison) | {"verdict": comparison.verdict}
                 for comparison in self.comparisons()
             ],
+            "taste": [one.document() | {"said": said_of_tastes(one)} for one in self.tastes],
             "labels": {k: v for k, v in (self.label_counts or {}).items() if k != "labels"},
             "skipped": dict(self.skipped),
             "versions": dict(self.versions),
@@ -149,6 +154,8 @@ class Results:
             where = f"{title_of(one.target)} on {one.subset}, {one.protocol} protocol"
             gap = within(one) or "no interval: too few groups"
             lines.append(f"{where}: {said(one)}: {measured(one)} ({gap})")
+        for taste in self.tastes:
+            lines += ["", table_of_tastes(taste).as_text(), said_of_tastes(taste), ""]
         lines += [f"left out: {name}: {reason}" for name, reason in self.skipped.items()]
         lines.append(
             f"{len(self.fits)} fits ({self.reused} found from an earlier run), {self.seconds:.1f} s"

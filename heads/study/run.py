@@ -12,9 +12,8 @@ import hashlib
 import os
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,13 @@ from embedcache.errors import CacheError, LabelsError
 from embedcache.machine import versions
 from embedcache.spec import canonical_json
 from embedcache.store.cache import Cache
-from embedcache.store.columns import OK
-from embedcache.tables import open_sheet
 from heads import dataset
 from heads.dataset.split import SUBSETS
 from heads.documents import PACKAGES
 from heads.fitting.fit import fit
 from heads.fitting.result import Fit
 from heads.labels.simulate import TRUTH
+from heads.saved import MARKER
 from heads.study.design import (
     NamedBackbone,
     Study,
@@ -43,9 +41,11 @@ from heads.study.design import (
     read_labels_memo,
     sha256,
 )
+from heads.study.joined import common, labelled, where
 from heads.study.kept import KeptFit
 from heads.study.parted import numbers, partition, with_remarks
 from heads.study.results import Results
+from heads.study.tastes import try_tastes
 
 Counting = Callable[[str], Callable[[int, int], None]]
 Alike = Callable[[], Mapping[bytes, int]]
@@ -88,6 +88,8 @@ def run(
     tasks = list(_tasks(study, table, cache))
     near, together = _near(study, alike)
     fits, skipped, reused = _fit_all(tasks, cache, out, together, say=say, counting=counting)
+    options: dict[str, Any] = {"say": say, "counting": counting}
+    tastes, untried, _ = try_tastes(study, cache, table, out, together, **options)
     ids = table[study.id_column].drop_nulls().to_list()
     digests, _ = cache.digests_of(ids, scope=study.scope)
     fits, warnings = with_remarks(fits, numbers(ids, digests, near))
@@ -108,7 +110,8 @@ def run(
         reused=reused,
         versions=versions(PACKAGES),
         imported=imported,
-        skipped=skipped,
+        skipped=skipped | untried,
+        tastes=tuple(tastes),
     )
 
 
@@ -167,7 +170,7 @@ def _tasks(
     """Each fit of the study with its rows, and why other rows are left out."""
     for number, subset in enumerate(study.subset):
         backbones = [b for b in study.backbone if study.fits_on(b, subset)]
-        chosen, left_out = _common(_where(table, subset), cache, backbones, study)
+        chosen, left_out = common(where(table, subset), cache, backbones, study)
         for target in study.target:
             known, here = chosen.filter(pl.col(target.column).is_not_null()), dict(left_out)
             if known.height < chosen.height:
@@ -239,16 +242,21 @@ class _Task:
         }
         key = hashlib.sha256(canonical_json(inputs)).hexdigest()
         path = out / "fits" / f"{key}.json"
-        if (kept := KeptFit.read(path, key=key)) is not None:
+        head = out / "fits" / key
+        if (kept := KeptFit.read(path, key=key)) is not None and (head / MARKER).is_file():
             return kept, False
         counter = counting(f"epochs of {self.name}")
         # Not in `out`, where another run of the same study may fit the same.
         with tempfile.TemporaryDirectory(prefix="embedcache-study-") as folder:
             rows = Path(folder, "rows.parquet")
             used.write_parquet(rows)
-            made = self._fit(rows, cache, together, key=key, inputs=inputs, counter=counter)
-        made.write(path)
-        return made, True
+            made = self._fit(rows, cache, together, counter=counter)
+        # Pictures of why need the head itself. It is there before the fit is.
+        best = {made.best: made.heads[made.best]}
+        replace(made, heads=best).save(head)
+        found = _keep(made, key=key, inputs=inputs, task=self)
+        found.write(path)
+        return found, True
 
     def _fit(
         self,
@@ -256,10 +264,8 @@ class _Task:
         cache: Cache,
         together: Mapping[bytes, int],
         *,
-        key: str,
-        inputs: dict[str, Any],
         counter: Callable[[int, int], None],
-    ) -> KeptFit:
+    ) -> Fit:
         study, target = self.study, self.target
         data = dataset.load(
             cache,
@@ -286,14 +292,13 @@ class _Task:
         # A study names heads for all its targets; each target takes those that fit its task.
         other = "logistic" if data.task == "regression" else "ridge"
         heads = [name for name in study.heads if name != other] or ["const"]
-        made = fit(
+        return fit(
             data,
             heads=heads,
             protocol=study.protocol(self.protocol),
             folds=study.folds_for(len(data.ids)),
             progress=counter,
         )
-        return _keep(made, key=key, inputs=inputs, task=self)
 
 
 def _keep(made: Fit, *, key: str, inputs: dict[str, Any], task: _Task) -> KeptFit:
@@ -347,85 +352,6 @@ def _others(made: Fit) -> tuple[str, ...]:
         return ()
     tested = data.subset == SUBSETS.index("test")
     return tuple(name for name, test in zip(data.ids, tested.tolist(), strict=True) if not test)
-
-
-def labelled(study: Study, path: Path, cache: Cache) -> tuple[Study, pl.DataFrame, str]:
-    """The study with its id column, its label table, and how its ids were joined, in words.
-
-    Where the table names no photos, its ids are those that the cache has under their path or file
-    name. LabelsError where it lacks a column that the study names.
-    """
-    ids = open_sheet(path, error=LabelsError, kind="label table").id_column(study.id_column or None)
-    study = msgspec.structs.replace(study, id_column=ids)
-    table = dataset.read_table(path, text=(ids,))
-    needed = [study.split_by, *study.report_by]
-    for target in study.target:
-        needed += [target.column, target.weight]
-    if missing := [name for name in needed if name is not None and name not in table.columns]:
-        raise LabelsError(
-            f"{path.name} has no column {missing[0]!r}; it has {', '.join(table.columns)}"
-        )
-    for target in study.target:
-        _refuse_several_classes(study, target, table)
-    if study.photo_column in table.columns or table[ids].null_count():
-        return study, table, ""
-    found, how = dataset.ids_in_cache(table[ids].to_list(), cache, scope=study.scope)
-    return study, table.with_columns(pl.Series(ids, found)), how
-
-
-def _refuse_several_classes(study: Study, target: Target, table: pl.DataFrame) -> None:
-    """LabelsError where a target has several classes in every subset: no cell could be fitted."""
-    if target.task != "multiclass" and table[target.column].dtype != pl.String:
-        return
-    counts = [_where(table, one)[target.column].drop_nulls().n_unique() for one in study.subset]
-    if min(counts) > 2:
-        raise LabelsError(
-            f"target {target.column!r} has {min(counts)} classes; a study's targets are numbers or "
-            "two classes. 'embedcache fit-head' fits it"
-        )
-
-
-def _where(table: pl.DataFrame, subset: Subset) -> pl.DataFrame:
-    """The rows that match a condition. Polars' SQL knows columns and functions, no files."""
-    if subset.where is None:
-        return table
-    try:
-        chosen = table.filter(pl.sql_expr(subset.where))
-    except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
-        raise LabelsError(
-            f"subset {subset.name!r}: {subset.where!r} is not a condition on the label table: "
-            f"{str(error).splitlines()[0]}. Write, for example, \"gender = 'F'\""
-        ) from None
-    if chosen.is_empty():
-        raise LabelsError(f"subset {subset.name!r}: no row matches {subset.where!r}")
-    return chosen
-
-
-def _common(
-    table: pl.DataFrame, cache: Cache, backbones: list[NamedBackbone], study: Study
-) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The rows whose photo every backbone has a vector of, and why the others are left out.
-
-    A column of a table then compares like with like.
-    """
-    ids = table[study.id_column].to_list()
-    if table[study.id_column].null_count():
-        raise LabelsError(f"the label table has rows without {study.id_column}")
-    digests, found = cache.digests_of(ids, scope=study.scope)
-    why = Counter({"not in the cache": int((~found).sum())})
-    for backbone in backbones:
-        space = cache.side_by_side(backbone.names)
-        there = space.status(digests) == OK
-        for reason in space.reasons(digests[found & ~there]):
-            why[f"{reason or space.absent} ({backbone.shown})".replace("_", " ")] += 1
-        found &= there
-    if not np.any(found):
-        raise LabelsError(
-            f"no labelled photo has a vector of every backbone: "
-            f"{', '.join(backbone.shown for backbone in backbones)}. The label table has ids like "
-            f"{', '.join(map(repr, ids[:3]))}; see 'embedcache info'"
-        )
-    return table.filter(pl.Series(found)), {reason: n for reason, n in why.items() if n}
 
 
 def _is_foreign(cache: Cache, name: str) -> bool:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from embedcache.errors import LabelsError
 from embedcache.store.cache import Cache, without_ids
 from embedcache.store.columns import OK
+from embedcache.store.side_by_side import SideBySide
 from embedcache.store.space import Space
 from embedcache.tables import ID_COLUMNS, Sheet, is_missing, open_sheet, parse
 from heads.dataset import split
@@ -77,7 +78,7 @@ class Ratings:
 
 def load(
     cache: Cache,
-    backbone: str,
+    backbone: str | Sequence[str],
     ratings: Table,
     *,
     rater_column: str | None = None,
@@ -86,22 +87,32 @@ def load(
     seed: int = 0,
     scope: str | None = None,
     ref: str | None = None,
+    among: Sequence[Sequence[str]] = (),
+    keep_together: Sequence[Mapping[bytes, int]] = (),
 ) -> Ratings:
     """Join a table of ratings to the cache's vectors, and split the photos.
 
+    backbone: a name, or several: their vectors stand side by side, brought to one scale.
     ratings: a .csv or .parquet file or a DataFrame, one row per rating. The columns are found by
         their usual names (RATER_COLUMNS, PHOTO_COLUMNS, RATING_COLUMNS) unless they are named.
+    among: other backbones, as the first: only photos that have a vector of all are used.
+    keep_together: group numbers by content (sha256, 32 bytes), as `heads.dataset.load` takes them.
     Photo ids meet the cache as those of labels do. Equal contents are one photo. Rows without a
     rater, an id, a rating or a vector are left out and counted.
     LabelsError for a table that cannot be used.
     """
-    sheet = open_sheet(ratings, error=LabelsError, kind="table of ratings")
+    sheet = _opened(ratings)
     raters = sheet.texts(_column(sheet, rater_column, RATER_COLUMNS, "rater_column"))
     rating_name = _column(sheet, rating_column, RATING_COLUMNS, "rating_column")
     value, notes = _numbers(sheet, rating_name)
     met, place = _joined(sheet, cache, id_column, scope)
-    space = cache.find(backbone)
-    kept, dropped = _usable(met, place, space, {f"no {rating_name}": np.isnan(value)}, raters)
+    asked = [backbone] if isinstance(backbone, str) else list(backbone)
+    space = cache.find(asked[0]) if len(asked) == 1 else cache.side_by_side(asked)
+    has_vector = met.known & (space.status(met.digests) == OK)
+    for other in among:
+        has_vector &= cache.side_by_side(other).status(met.digests) == OK
+    missing = {f"no {rating_name}": np.isnan(value)}
+    kept, dropped = _usable(met, place, has_vector, missing, raters)
     if not kept.any():
         raise LabelsError(_nothing(sheet, met, cache, space, dropped))
     digests, photo = np.unique(met.digests[place[kept]], axis=0, return_inverse=True)
@@ -110,10 +121,11 @@ def load(
     if repeats:
         notes = (*notes, f"{repeats:,} ratings repeat a rater's rating of a photo: all are used")
     content = [row.tobytes().hex() for row in digests]
-    groups, keys = split.join_groups([content])
+    near = [_keys(digests, one) for one in keep_together]
+    groups, keys = split.join_groups([content, *near])
     subset = split.by_hash(groups, keys, seed=seed)
     return Ratings(
-        vectors=space.read(digests)[0],
+        vectors=_vectors(space, digests),
         subset=subset,
         raters=tuple(names.tolist()),
         rater=rater.astype(np.int64),
@@ -121,9 +133,9 @@ def load(
         value=value[kept],
         notes=(*met.notes, *notes),
         provenance=Provenance(
-            backbone=backbone,
-            spec=space.spec.document(),
-            spec_digest=space.digest,
+            backbone=" + ".join(asked),
+            spec=space.spec.document() if isinstance(space, Space) else None,
+            spec_digest=" ".join(one.digest for one in _spaces(space)),
             cache=cache.path.name,
             ref=ref,
             scope=scope,
@@ -134,6 +146,43 @@ def load(
             dropped=dict(+dropped),
         ),
     ).checked()
+
+
+def check(
+    ratings: Table, *, rater_column: str | None, id_column: str | None, rating_column: str | None
+) -> None:
+    """LabelsError where a table of ratings cannot be read, or has no such columns."""
+    sheet = _opened(ratings)
+    _column(sheet, rater_column, RATER_COLUMNS, "rater_column")
+    _column(sheet, id_column, PHOTO_COLUMNS, "id_column")
+    _column(sheet, rating_column, RATING_COLUMNS, "rating_column")
+
+
+def _opened(ratings: Table) -> Sheet:
+    return open_sheet(ratings, error=LabelsError, kind="table of ratings")
+
+
+def _spaces(space: Space | SideBySide) -> tuple[Space, ...]:
+    return space.spaces if isinstance(space, SideBySide) else (space,)
+
+
+def _vectors(space: Space | SideBySide, digests: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The vectors (n, d); of several backbones each brought to one scale, so that none drowns the
+    others among the leading components."""
+    vectors: NDArray[np.float32] = space.read(digests)[0]
+    if isinstance(space, SideBySide):
+        first = 0
+        for width in space.widths:
+            block = vectors[:, first : first + width]
+            block /= float(block.std(0, dtype=np.float64).mean()) or 1.0
+            first += width
+    return vectors
+
+
+def _keys(digests: NDArray[np.uint8], number_of: Mapping[bytes, int]) -> list[str | None]:
+    """The group of each content (n, 32) as a key; None for one that stands alone."""
+    found = (number_of.get(row.tobytes()) for row in digests)
+    return [None if number is None else str(number) for number in found]
 
 
 def _column(sheet: Sheet, named: str | None, usual: tuple[str, ...], parameter: str) -> str:
@@ -196,15 +245,14 @@ def _joined(
 def _usable(
     met: JoinedIds,
     place: Ints,
-    space: Space,
+    has_vector: NDArray[np.bool_],
     missing: Mapping[str, NDArray[np.bool_]],
     raters: Sequence[str | None],
 ) -> tuple[NDArray[np.bool_], Counter[str]]:
     """Which rows (m,) can be used, and how many cannot, by the first reason.
 
-    place: int64 (m,), of each row's photo in `met`, -1 for none.
+    place: int64 (m,), of each row's photo in `met`, -1 for none.  has_vector: of the photos there.
     """
-    has_vector = met.known & (space.status(met.digests) == OK)
     dropped: Counter[str] = Counter()
     kept = np.ones(len(place), np.bool_)
     for reason, gone in (
@@ -220,14 +268,18 @@ def _usable(
 
 
 def _nothing(
-    sheet: Sheet, met: JoinedIds, cache: Cache, space: Space, dropped: Counter[str]
+    sheet: Sheet,
+    met: JoinedIds,
+    cache: Cache,
+    space: Space | SideBySide,
+    dropped: Counter[str],
 ) -> str:
     if met.known.any():
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in (+dropped).most_common())
         return f"no rating of {sheet.path.name} can be used: {reasons}"
     held = ", ".join(map(repr, cache.some_ids(3)))
     if not held:
-        return without_ids(cache, space)
+        return without_ids(cache, _spaces(space)[0])
     return (
         f"no photo of {sheet.path.name} is in the cache. Column {met.column!r} has ids like "
         f"{', '.join(map(repr, met.ids[:3]))}; the cache has {held}. Name the matching column "

@@ -34,20 +34,8 @@ class TasteFit:
         return self.writer(self, Path(folder))
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table: errors, then the differences of the taste from each other model."""
-        found = []
-        for model in MODELS:
-            figures = {_name(shown): self.trial.figure(model, shown) for shown in SHOWN}
-            row = {"model": model, "metric": "mse", **_cells(figures)}
-            row["viewers"] = {name: figure.n_viewers for name, figure in figures.items()}
-            row["sees_other_ratings_of_the_photo"] = model in SEES_OTHERS
-            found.append(row)
-        for other in MODELS[1:]:
-            gaps = {_name(shown): self.trial.difference(TASTE, other, shown) for shown in SHOWN}
-            row = {"model": TASTE, "metric": "mse difference", "versus": other, **_cells(gaps)}
-            row["p"] = {name: plain(gap.p) for name, gap in gaps.items()}
-            found.append(row)
-        return found
+        """The table, see `rows_of`."""
+        return rows_of(self.trial)
 
     def document(self) -> dict[str, Any]:
         """The JSON object."""
@@ -88,6 +76,23 @@ class TasteFit:
                 "Every viewer counts once; intervals (95 %) are over viewers, for these photos.",
             ]
         )
+
+
+def rows_of(trial: Trial) -> list[dict[str, Any]]:
+    """The table of a trial: errors, then the differences of the taste from each other model."""
+    found = []
+    for model in MODELS:
+        figures = {_name(shown): trial.figure(model, shown) for shown in SHOWN}
+        row = {"model": model, "metric": "mse", **_cells(figures)}
+        row["viewers"] = {name: figure.n_viewers for name, figure in figures.items()}
+        row["sees_other_ratings_of_the_photo"] = model in SEES_OTHERS
+        found.append(row)
+    for other in MODELS[1:]:
+        gaps = {_name(shown): trial.difference(TASTE, other, shown) for shown in SHOWN}
+        row = {"model": TASTE, "metric": "mse difference", "versus": other, **_cells(gaps)}
+        row["p"] = {name: plain(gap.p) for name, gap in gaps.items()}
+        found.append(row)
+    return found
 
 
 def _name(shown: int | None) -> str:

@@ -2,16 +2,20 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from embedcache.backbones.forward import Network
-from embedcache.backbones.saliency import saliency
-from embedcache.spec import Preprocessing
+from embedcache.backbones.loading import Backbone
+from embedcache.backbones.saliency import placed, saliency
+from embedcache.backbones.taps import Taps
+from embedcache.spec import PooledLayer, Preprocessing, Spec
 from heads.saliency import strength
 
 SIZE, PATCH = 64, 16
@@ -29,8 +33,6 @@ GIVEN = Preprocessing(
 
 def photo(seed: int, *, patch: bool) -> tuple[U8, NDArray[np.bool_]]:
     """A soft random photo, with a patch of red and white squares or without; where the patch is."""
-    from PIL import Image
-
     rng = np.random.default_rng(seed)
     coarse = rng.integers(40, 200, (6, 6, 3), dtype=np.uint8)
     pixels = np.array(Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
@@ -85,8 +87,15 @@ def trained() -> tuple[torch.nn.Sequential, torch.nn.Linear]:
 def found_in(
     model: torch.nn.Module, head: torch.nn.Module, pixels: U8, samples: int = 24
 ) -> NDArray[np.float32]:
-    network = Network(lanes=(), module=model)
-    return saliency(network, GIVEN, pixels, lambda v: head(v)[:, 0], samples=samples)
+    return saliency([seeing(model)], {0: pixels}, lambda v: head(v)[:, 0], samples=samples)
+
+
+def seeing(model: torch.nn.Module, given: Preprocessing = GIVEN) -> Backbone:
+    """A backbone of a model, as far as a picture needs one."""
+    built = Network(lanes=(), module=model)
+    dim = model(torch.zeros(1, 3, *given.size)).shape[1]
+    spec = Spec(kind="computed", architecture="net", dim=dim, weights="a" * 64, preprocessing=given)
+    return Backbone(name="net", place="", spec=spec, open=lambda: built)
 
 
 def shares_of(of_patch: Callable[[U8], NDArray[np.floating[Any]]]) -> list[float]:
@@ -100,18 +109,7 @@ def shares_of(of_patch: Callable[[U8], NDArray[np.floating[Any]]]) -> list[float
 
 
 def test_the_mass_lies_on_the_patch_where_nothing_else_can_move_the_score() -> None:
-    """A network of red: only the patch is red enough to fire it."""
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, padding=1),
-        torch.nn.ReLU(),
-        torch.nn.AdaptiveAvgPool2d(1),
-        torch.nn.Flatten(),
-    )
-    kernel, bias = torch.zeros(8, 3, 3, 3), torch.zeros(8)
-    kernel[0] = torch.tensor([1.0, -0.5, -0.5])[:, None, None] / 9
-    bias[0] = -1.35  # redder than any of the other pixels
-    model.load_state_dict({"0.weight": kernel, "0.bias": bias})
-    model.requires_grad_(False)
+    model = of_red()
     shares = shares_of(lambda pixels: np.abs(found_in(model, torch.nn.Identity(), pixels)))
     assert min(shares) >= 0.8, shares
     shares = shares_of(lambda pixels: strength(found_in(model, torch.nn.Identity(), pixels)))
@@ -165,6 +163,121 @@ def test_the_pixels_add_up_to_the_score_less_that_of_the_baselines(
     plain = float(head(model(as_input(photo(1003, patch=False)[0][None])))[0, 0])
     assert 0.7 * (whole - plain) < many < 1.5 * (whole - plain)
     assert abs(few - many) < 0.3 * abs(many)
+
+
+def of_red() -> torch.nn.Sequential:
+    """A network of red: only the patch is red enough to fire it."""
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+    )
+    kernel, bias = torch.zeros(8, 3, 3, 3), torch.zeros(8)
+    kernel[0] = torch.tensor([1.0, -0.5, -0.5])[:, None, None] / 9
+    bias[0] = -1.35  # redder than any of the other pixels
+    model.load_state_dict({"0.weight": kernel, "0.bias": bias})
+    return model.requires_grad_(False)
+
+
+def sized(pixels: U8, size: int) -> U8:
+    small = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(small)
+
+
+def layers_of(
+    model: torch.nn.Module, paths: list[str], given: Preprocessing = GIVEN, *, whole: bool
+) -> list[Backbone]:
+    """Layers of a model, as maps, and its own output before them; one pass for all."""
+    layers = [PooledLayer(path=path, pooling="avg_nchw") for path in paths]
+    own = seeing(model, given)
+    network = Network(lanes=(), module=Taps(copy.deepcopy(model), layers, whole=whole))
+    open_ = lambda: network  # noqa: E731
+    found = [replace(own, open=open_)] if whole else []
+    first = own.spec.dim if whole else 0
+    outputs = dict(model.named_modules())
+    for layer in layers:
+        conv = outputs[layer.path]
+        assert isinstance(conv, torch.nn.Conv2d)
+        spec = replace(own.spec, dim=conv.out_channels, layer=layer)
+        found.append(replace(own, spec=spec, open=open_, first=first))
+        first += spec.dim
+    return found
+
+
+def test_the_picture_of_two_networks_and_a_layer_lies_on_the_patch(
+    trained: tuple[torch.nn.Sequential, torch.nn.Linear],
+) -> None:
+    """A network with a layer inside of it, and another of another size between the two."""
+    model, head = trained
+    own, layer = layers_of(model, ["2"], whole=True)
+    other = seeing(of_red(), replace(GIVEN, size=(96, 96)))
+    backbones = [own, other, layer]
+
+    def score(vectors: torch.Tensor) -> torch.Tensor:
+        assert vectors.shape[1] == 12 + 8 + 12
+        of_patch: torch.Tensor = head(vectors[:, :12])[:, 0]
+        return of_patch + 1000 * vectors[:, 12]
+
+    def shown(pixels: U8) -> NDArray[np.float32]:
+        found = saliency(backbones, {0: pixels, 1: sized(pixels, 96)}, score)
+        assert found.shape == (96, 96)
+        return np.asarray(sized((255 * strength(found)).astype(np.uint8), SIZE))
+
+    shares = shares_of(shown)
+    assert min(shares) >= 0.8, shares
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_picture_of_layers_lies_on_the_patch(whole: bool) -> None:
+    """What fires in a layer is followed to the pixels, from one pass for all of them."""
+    last = torch.nn.Conv2d(8, 4, 3)
+    with torch.no_grad():
+        last.weight.zero_()
+        last.weight[0, 0] = 1.0
+    model = torch.nn.Sequential(of_red()[0], torch.nn.ReLU(inplace=True), last)
+    full = torch.nn.Sequential(*model, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    backbones = layers_of(full.requires_grad_(False), ["2"], whole=whole)
+    first = 4 if whole else 0
+    shares = shares_of(
+        lambda pixels: strength(saliency(backbones, {0: pixels}, lambda v: v[:, first]))
+    )
+    assert min(shares) >= 0.8, shares
+
+
+def test_a_narrower_view_lies_in_the_middle_of_the_wider_one() -> None:
+    pixels, _ = photo(1005, patch=False)
+    narrow = np.ascontiguousarray(pixels[16:48, 16:48])
+    narrow[12:20, 12:20] = (240, 20, 20)
+    pixels = pixels.copy()
+    pixels[16:48, 16:48] = narrow
+    middle = replace(GIVEN, size=(32, 32), crop_fraction=0.5, resize="shortest")
+    backbones = [seeing(of_red(), replace(GIVEN, resize="shortest")), seeing(of_red(), middle)]
+    score = lambda v: v[:, 8]  # noqa: E731  # of the narrower view alone
+    found = saliency(backbones, {0: pixels, 1: narrow}, score)
+    assert found.shape == (SIZE, SIZE)
+    mass = np.abs(found)
+    assert mass[28:36, 28:36].sum() > 0.8 * mass.sum()
+    alone = saliency(backbones[1:], {0: narrow}, lambda v: v[:, 0])
+    np.testing.assert_allclose(found[16:48, 16:48], alone, atol=1e-7)
+
+
+def test_what_moved_a_score_keeps_its_sum_in_another_size() -> None:
+    found = torch.rand(31, 40, generator=torch.Generator().manual_seed(0)) - 0.2
+    for size, share in (((62, 80), 1.0), ((96, 96), 1.0), ((96, 96), 0.875), ((20, 24), 1.0)):
+        drawn = placed(found, size, share=share)
+        assert drawn.shape == size
+        assert float(drawn.sum()) == pytest.approx(float(found.sum()), rel=0.02)
+
+
+def test_several_networks_add_up_to_the_score_as_one_does(
+    trained: tuple[torch.nn.Sequential, torch.nn.Linear],
+) -> None:
+    model, head = trained
+    pixels, _ = photo(1003, patch=True)
+    backbones = [seeing(model), seeing(of_red())]
+    halves = saliency(backbones, {0: pixels, 1: pixels}, lambda v: head(v[:, :12])[:, 0])
+    np.testing.assert_allclose(halves, found_in(model, head, pixels), atol=1e-6)
 
 
 def test_the_same_photo_gives_the_same_picture(

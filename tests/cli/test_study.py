@@ -10,8 +10,11 @@ import polars as pl
 import pytest
 
 import cli
+from embedcache.store.cache import Cache
 from heads.labels.simulate import TRUTH
 from tests.heads.study import studies
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 def test_a_study_on_the_command_line_goes_from_the_log_to_the_page(
@@ -62,10 +65,49 @@ def test_a_study_on_the_command_line_goes_from_the_log_to_the_page(
     assert {row["head"] for row in rows} == {"const", "ridge", "dev's choice"}
     assert all(str(row["ref"]).startswith("as-of-") for row in rows)
     assert list((out / "thumbnails").iterdir())
+    explained = (out / "report.html").read_text()
     again = study("--out", str(out), "--no-photos")
     assert (first["fits_reused"], again["fits_reused"]) == (0, 1)
     assert "data:image/jpeg" not in (out / "report.html").read_text()
     assert again["rows"] == rows
+    # Noise of random weights: the constant may be the best, of which there is no picture.
+    assert ("Two pictures" in explained) != ("No pictures of why here: a const" in explained)
+
+
+def test_pictures_of_why_are_drawn_once_and_can_be_left_out(
+    run: Run, make_photos: Callable[..., Path], tiny_weights: Path, tmp_path: Path
+) -> None:
+    """Of a label that the vectors know, so that the best head is no constant."""
+    make_photos(60)
+    name = f"local-dir:{tiny_weights}"
+    ids = [f"p{i:03}.jpg" for i in range(60)]
+    assert (
+        run("extract", tmp_path / "photos", "--cache", tmp_path / "c", "--backbone", name)[0] == 0
+    )
+    vectors, _ = Cache.open(tmp_path / "c").vectors("local-dir:tiny", ids)
+    score = vectors @ np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)[2][0]
+    table = {"photo_id": ids, "photo": [f"photos/{i}" for i in ids], "score": score.tolist()}
+    pl.DataFrame(table).write_csv(tmp_path / "labels.csv")
+    toml = tmp_path / "study.toml"
+    toml.write_text(
+        'labels = "labels.csv"\nheads = ["ridge"]\n[[target]]\ncolumn = "score"\n'
+        f'[[backbone]]\nname = "{name}"\nlabel = "tiny"\n'
+    )
+    words = ("study", toml, "--out", tmp_path / "out", "--cache", tmp_path / "c")
+    status, _, err = run(*words)
+    assert status == 0, err
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("Two pictures: a test photo") == 6
+    assert str(tiny_weights) not in page
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "fits").glob("why-*.jpg")}
+    assert len(kept) == 6
+    assert run(*words)[0] == 0
+    assert (tmp_path / "out" / "report.html").read_text().count("Two pictures: a test photo") == 6
+    assert kept == {p: p.stat().st_mtime_ns for p in kept}
+    assert run(*words, "--no-explain")[0] == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Two pictures" not in page
+    assert "Pictures of why are left out: the study was run without them" in page
 
 
 PLANTED = """
@@ -90,9 +132,6 @@ def planted(tmp_path: Path) -> Path:
 def labels(folder: Path, **columns: object) -> None:
     users = pl.read_csv(folder / "users.csv").rename({TRUTH: "like_ratio"})
     users.drop("photo").with_columns(**columns).write_csv(folder / "labels.csv")  # type: ignore[arg-type]
-
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 def study_of(run: Run, folder: Path) -> tuple[int, str, str]:

@@ -2,7 +2,9 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,6 +14,7 @@ from PIL import Image
 
 import heads
 from embedcache.errors import HeadError
+from embedcache.spec import FaceCrop, Preprocessing, Spec, foreign
 from heads.dataset.rows import Dataset
 from heads.head import linked
 from heads.saliency import README, check_explainable, draw, file_name, picture, score_of
@@ -74,12 +77,12 @@ def test_others_files_stay(sample: Sample, tmp_path: Path) -> None:
     (tmp_path / "p1.png").write_bytes(b"mine")
     (tmp_path / README).write_bytes(b"mine too")
     pixels = np.full((32, 32, 3), 128, np.uint8)
+    seen = pixels, lambda score: np.ones(pixels.shape[:2], np.float32)
     for _ in range(2):  # the second run replaces what the first wrote
         drawn = draw(
             head,
-            [("p1", np.array(0.5), pixels), ("p2", np.array(0.5), "vanished")],
+            [("p1", np.array(0.5), seen), ("p2", np.array(0.5), "vanished")],
             tmp_path,
-            saliency_of=lambda pixels, score: np.ones(pixels.shape[:2], np.float32),
             progress=lambda done: None,
         )
         assert (drawn.pictures, drawn.lost) == (1, {"p2": "vanished"})
@@ -94,6 +97,51 @@ def test_heads_without_a_network_are_refused(sample: Sample, tmp_path: Path) -> 
     fitted = heads.fit(sample(task="binary"), heads=("logistic",))
     with pytest.raises(HeadError, match="computed elsewhere"):
         check_explainable(fitted.heads["logistic"], tmp_path)
+
+
+def spec_of(
+    *, face: FaceCrop | None = None, size: int = 96, resize: Any = "shortest", crop: float = 0.9
+) -> Spec:
+    given = Preprocessing(
+        size=(size, size), resize=resize, crop_fraction=crop, interpolation="bicubic",
+        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), decode="images-1-full",
+    )  # fmt: skip
+    return Spec(
+        kind="computed", architecture=f"net{size}", dim=6, weights="a" * 64,
+        preprocessing=given, face=face,
+    )  # fmt: skip
+
+
+FACE = FaceCrop(detector="d" * 64, select="only", margin=0.45)
+
+
+@pytest.mark.parametrize(
+    ("specs", "sentence"),
+    [
+        ([spec_of(), spec_of(size=160)], ""),
+        ([spec_of(crop=0.9), spec_of(crop=1.0, size=64)], ""),
+        ([spec_of(face=FACE, resize="squash"), spec_of(face=FACE, resize="squash", size=64)], ""),
+        ([spec_of(), spec_of(face=FACE)], "the whole photo, its middle; .* 45 % around it"),
+        ([spec_of(face=FACE), spec_of(face=replace(FACE, margin=0.0))], "45 % .* 0 % around"),
+        ([spec_of(face=FACE), spec_of(face=replace(FACE, select="largest"))], "largest face"),
+        ([spec_of(), spec_of(resize="squash")], "its middle; .* all of it, squashed"),
+        ([spec_of(), foreign("theirs", 6)], r"computed elsewhere \(net1\)"),
+    ],
+)
+def test_several_backbones_are_explained_where_they_see_the_same_of_a_photo(
+    sample: Sample, tmp_path: Path, specs: list[Spec], sentence: str
+) -> None:
+    head = heads.fit(sample(task="binary"), heads=("logistic",)).heads["logistic"]
+    parts = [
+        {"backbone": f"net{k}", "spec_digest": spec.digest, "spec": spec.document()}
+        for k, spec in enumerate(specs)
+    ]
+    head = replace(head, card={"together": parts, "classes": ["a", "b"]})
+    if not sentence:
+        check_explainable(head, tmp_path)
+        return
+    with pytest.raises(HeadError, match=sentence):
+        check_explainable(head, tmp_path)
 
 
 @pytest.fixture
@@ -133,6 +181,32 @@ def test_predict_draws_a_picture_of_every_photo(
     assert "not a cause" in err
     names = sorted(path.name for path in (tmp_path / "why").iterdir())
     assert names == [".embedcache-files.json", "README.txt", "p001.jpg.png", "p002.jpg.png"]
+
+
+def test_pictures_of_several_backbones_and_layers(
+    run: Run, bright: tuple[Path, Path, Path], tiny_weights: Path, tmp_path: Path
+) -> None:
+    folder, cache, head = bright
+    larger = tmp_path / "larger"
+    larger.mkdir()
+    config = (tiny_weights / "config.json").read_text()
+    (larger / "config.json").write_text(config.replace("96", "128"))
+    (larger / "model.safetensors").write_bytes((tiny_weights / "model.safetensors").read_bytes())
+    names = [f"local-dir:{tiny_weights}#layer2,layer3", f"local-dir:{larger}", "local-dir:tiny"]
+    words = [word for name in names for word in ("--backbone", name)]
+    extract = ("extract", folder, "--cache", cache, *words[:4])
+    assert run(*extract)[0] == 0
+    labels = ("--labels", tmp_path / "labels.csv", "--target", "bright", "--head", "logistic")
+    status, _, err = run("fit-head", "--cache", cache, *words, *labels, "--out", head)
+    assert status == 0, err
+    few = tmp_path / "few"
+    few.mkdir()
+    (few / "p001.jpg").write_bytes((folder / "p001.jpg").read_bytes())
+    out = ("--cache", cache, "--out", tmp_path / "p.csv", "--explain", tmp_path / "why")
+    status, _, err = run("predict", head / "logistic", few, *out)
+    assert status == 0, err
+    assert "wrote 1 picture" in err
+    assert (tmp_path / "why" / "p001.jpg.png").exists()
 
 
 def test_a_head_on_imported_vectors_has_no_picture(

@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import check_estimator
 
 from embedcache.errors import InputError
+from heads.fitting import candidates
 from heads.fitting.estimator import HeadClassifier, HeadRegressor
 from heads.fitting.protocol import Protocol
 from tests.documentation.pages import ROOT
@@ -114,6 +116,61 @@ def test_rows_without_a_group_stand_alone() -> None:
     groups = [None, float("nan"), ""] * 80
     model = HeadRegressor(head="ridge", **QUICK).fit(ROWS, ROWS[:, 0], groups=groups)
     assert model.score(ROWS, ROWS[:, 0]) > 0.99
+
+
+def chosen_rows(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray[Any, Any]]:
+    """Which rows choose, (n,), of each fit from now on."""
+    found: list[np.ndarray[Any, Any]] = []
+    real = candidates.fit_candidates
+
+    def seen(*words: Any, **options: Any) -> Any:
+        found.append(options["dataset"].subset == 1)
+        return real(*words, **options)
+
+    monkeypatch.setattr("heads.fitting.estimator.fit_candidates", seen)
+    return found
+
+
+@pytest.mark.parametrize("folds", [None, 3])
+def test_groups_of_several_kinds_stand_on_one_side(
+    monkeypatch: pytest.MonkeyPatch, folds: int | None
+) -> None:
+    """Near-duplicates and persons: what either joins, and what both join together."""
+    rng = np.random.default_rng(0)
+    near = [f"n{i // 2}" if i < 120 else None for i in range(240)]
+    person = np.where(rng.random(240) < 0.5, rng.integers(0, 60, 240), -1)
+    persons = [None if p < 0 else int(p) for p in person]
+    both = list(zip(near, persons, strict=True))
+    chosen = chosen_rows(monkeypatch)
+    model = HeadRegressor(head="ridge", folds=folds, **QUICK)
+    model.fit(ROWS, ROWS[:, 0], groups=both)
+    assert len(chosen) == (folds or 1)
+    for dev in chosen:
+        assert dev.any()
+        for kind in (near, persons):
+            for value in {one for one in kind if one is not None}:
+                mine = [one == value for one in kind]
+                assert len(set(dev[mine].tolist())) == 1
+
+
+def test_groups_of_a_dataset_go_through_cross_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = np.arange(240) // 4
+    chosen = chosen_rows(monkeypatch)
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = HeadRegressor(head="ridge", **QUICK).set_fit_request(groups=True)
+        scores = cross_val_score(
+            model, ROWS, ROWS[:, 0], cv=GroupKFold(3), params={"groups": groups}
+        )
+    assert scores.min() > 0.9
+    assert len(chosen) == 3
+    for dev in chosen:  # GroupKFold keeps the order of rows: four by four
+        assert (dev.reshape(-1, 4).sum(1) % 4 == 0).all()
+
+
+@pytest.mark.parametrize("groups", [[1] * 239, np.zeros((2, 240)), np.zeros((240, 2, 2))])
+def test_groups_of_another_shape_are_refused(groups: Any) -> None:
+    with pytest.raises(InputError, match=r"groups are \(240,\) or \(240, k\)"):
+        HeadRegressor(head="ridge", **QUICK).fit(ROWS, ROWS[:, 0], groups=groups)
 
 
 def test_single_fields_of_the_protocol_can_be_set_and_searched() -> None:

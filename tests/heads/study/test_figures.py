@@ -12,6 +12,7 @@ from PIL import Image
 
 from heads.fitting import metrics
 from heads.study import charts, figures, gallery
+from heads.study.panels import Chart
 from heads.study.results import Results
 from tests.heads.study import studies
 
@@ -21,7 +22,7 @@ def results() -> Results:
     return studies.ran()[1]
 
 
-def chart(results: Results, name: str) -> charts.Chart:
+def chart(results: Results, name: str) -> Chart:
     return next(one for one in charts.all_charts(results) if one.name == name)
 
 
@@ -207,8 +208,8 @@ def test_a_long_title_stays_inside_its_panel() -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from heads.study.charts import Panel
     from heads.study.figures import COLOURS, draw
+    from heads.study.panels import Panel
 
     figure = Figure((4.6, 3.6), layout="constrained")
     canvas = FigureCanvasAgg(figure)

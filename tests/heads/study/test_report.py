@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from heads.study import figures, report
+from heads.study import figures, findings, report
 from heads.study.design import Study
 from heads.study.results import Results
 from tests.heads.study import studies
@@ -216,7 +216,7 @@ def test_the_steps_import_what_was_imported_and_report_by_group(results: Results
 def test_a_headline_over_folds_says_what_each_of_them_chose(results: Results) -> None:
     pooled = [row for row in results.rows() if row.name == "Dev's choice of all"]
     assert pooled
-    texts = " ".join(one.text for one in report.findings(results))
+    texts = " ".join(one.text for one in findings.findings(results))
     for row in pooled:
         assert row.chosen is not None
         assert sum(row.chosen.values()) == 5
@@ -227,14 +227,14 @@ def test_a_headline_over_folds_says_what_each_of_them_chose(results: Results) ->
 
 
 def test_findings_say_what_the_rows_say(results: Results) -> None:
-    found = report.findings(results)
+    found = findings.findings(results)
     assert len(found) == 6  # two headlines; face against whole, twice per target
     best = results.best("gender", "1BBOX")
     quoted = best.row("dev's choice")  # chosen inside each fold, so that it may be quoted
     assert any(f"{100 * quoted['value']:.1f} %" in one.figure for one in found)
     assert all("95 % interval" in one.text + one.label for one in found)
     assert sum(": face vectors beat" in one.text for one in found) == 4
-    real = report.findings(replace(results, simulated=False))
+    real = findings.findings(replace(results, simulated=False))
     assert sum(": as in the paper, face vectors beat" in one.text for one in real) == 4
 
 
@@ -348,8 +348,8 @@ def test_the_page_without_photos_works_too(tab: Tab, results: Results, tmp_path:
 
 def test_a_difference_that_may_be_none_gets_no_large_figure(results: Results) -> None:
     one = results.comparisons()[0]
-    assert report._versus(one, simulated=True, n_comparisons=4).figure.endswith("%")
-    unclear = report._versus(replace(one, low=-1.0, high=1.0), simulated=True, n_comparisons=4)
+    assert findings.versus(one, simulated=True, n_comparisons=4).figure.endswith("%")
+    unclear = findings.versus(replace(one, low=-1.0, high=1.0), simulated=True, n_comparisons=4)
     assert unclear.figure == "≈"
     assert "undecided whether" in unclear.text
 
@@ -366,14 +366,14 @@ def test_one_to_three_groups_of_test_photos_give_no_headline_and_say_why(
     few = replace(results, fits=tuple(fits))
     compared = few.comparisons()
     assert [one.verdict for one in compared] == [0] * 4
-    for found in report.findings(few):
+    for found in findings.findings(few):
         assert "nan" not in found.text + found.label
         assert "below 0.001" not in found.text
     for one in compared:
-        text = report._versus(one, simulated=False, n_comparisons=2).text
+        text = findings.versus(one, simulated=False, n_comparisons=2).text
         assert ("no interval and no p" in text) == (n == 1)
         assert np.isnan([one.low, one.high, one.p]).all() == (n == 1)
         assert ("undecided: one group" in text) == (n == 1)
         assert n == 1 or "undecided whether" in text
     if n == 1:
-        assert all("belong to one group" in one.text for one in report.findings(few))
+        assert all("belong to one group" in one.text for one in findings.findings(few))
