@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,9 +15,13 @@ from PIL import Image
 
 from embedcache.extraction.clock import Clock
 from embedcache.machine import processors
-from embedcache.photos import images
+from embedcache.photos import images, turbo
 from embedcache.photos.digests import read_file, reason_of
+from embedcache.photos.resampling import Uncut
+from embedcache.photos.resizing import can_stay_uncut, place
 from embedcache.spec import FaceCrop, Preprocessing
+
+Pixels = npt.NDArray[np.uint8] | Uncut
 
 MAX_WORKERS = 16  # until a run has measured what it needs
 READY_BYTES = 2**30
@@ -71,7 +75,7 @@ class Ready:
     """A job's outcome: pixels by network, the upright image for detection, or a reason."""
 
     job: Job
-    pixels: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    pixels: dict[int, Pixels] = field(default_factory=dict)
     image: Image.Image | None = None
     reason: str | None = None
 
@@ -133,14 +137,22 @@ class Gate:
 
 
 def prefetch(
-    jobs: Iterable[Job], *, gate: Gate, ahead: Callable[[], int], clock: Clock
+    jobs: Iterable[Job],
+    *,
+    gate: Gate,
+    ahead: Callable[[], int],
+    clock: Clock,
+    uncut: Callable[[], Collection[int]] = frozenset,
 ) -> Generator[Ready, None, None]:
-    """Yield every job's outcome, in the jobs' order, reading up to `ahead()` jobs in advance."""
+    """Yield every job's outcome, in the jobs' order, reading up to `ahead()` jobs in advance.
+
+    uncut: the networks, as in `Need.backbone`, that now take photos which are still to be resized.
+    """
     held = _Held()
 
     def work(job: Job) -> Ready:
         with gate:
-            ready = prepare(job, clock)
+            ready = prepare(job, clock, uncut())
         clock.count()
         held.add(ready.n_bytes)
         return ready
@@ -166,8 +178,11 @@ def prefetch(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def prepare(job: Job, clock: Clock) -> Ready:
-    """Read, check and decode one photo, and cut it to what each network needs."""
+def prepare(job: Job, clock: Clock, uncut: Collection[int] = frozenset()) -> Ready:
+    """Read, check and decode one photo, and cut it to what each network needs.
+
+    uncut: as in `prefetch`.
+    """
     if not job.needs and not job.detect:
         return Ready(job)
     try:
@@ -178,6 +193,9 @@ def prepare(job: Job, clock: Clock) -> Ready:
         return Ready(job, reason=reason_of(error))
     if not same:
         return Ready(job, reason=CHANGED)
+    alone = len(job.needs) == 1 and not job.detect
+    if alone and job.needs[0].backbone in uncut and (ready := _whole(job, data, clock)):
+        return ready
     try:
         sides = [need.shorter_side for need in job.needs] + ([None] if job.detect else [])
         with clock.step("decode"), images.decoding(data, sides) as decoded:
@@ -188,13 +206,26 @@ def prepare(job: Job, clock: Clock) -> Ready:
                 for need, image in zip(job.needs, decoded, strict=False)
             ):
                 clock.count_reducible()
-            pixels = {
+            pixels: dict[int, Pixels] = {
                 need.backbone: cut(image, need)
                 for need, image in zip(job.needs, decoded, strict=False)
             }
     except images.DecodeError as error:
         return Ready(job, reason=str(error.reason))
     return Ready(job, pixels, decoded[-1] if job.detect else None)
+
+
+def _whole(job: Job, data: bytes, clock: Clock) -> Ready | None:
+    """A small upright JPEG, decoded and not resized; None for any other photo."""
+    (need,) = job.needs
+    with clock.step("decode"):
+        size = images.upright_size(data)
+        if need.face or size is None or not can_stay_uncut(size, need.preprocessing):
+            return None
+        pixels = turbo.decode(data)
+    return (
+        None if pixels is None else Ready(job, {need.backbone: place(pixels, need.preprocessing)})
+    )
 
 
 def cut(image: Image.Image, need: Need) -> npt.NDArray[np.uint8]:

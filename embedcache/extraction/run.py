@@ -257,7 +257,13 @@ class Run:
         for part in work.parts():
             pipeline.expect(part)
             jobs = work.jobs(part, backbones, self.faces)
-            decoded = prefetch(jobs, gate=self.gate, ahead=lambda: pipeline.ahead, clock=self.clock)
+            decoded = prefetch(
+                jobs,
+                gate=self.gate,
+                ahead=lambda: pipeline.ahead,
+                clock=self.clock,
+                uncut=lambda: pipeline.uncut,
+            )
             with closing(decoded):
                 for ready in decoded:
                     done += 1

@@ -15,6 +15,7 @@ Boxes and suppression stay on the CPU; pixels go to `device` as float32.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from torchvision.ops import nms
 
 from embedcache.errors import WeightsError
+from embedcache.machine import arithmetic
 from embedcache.spec import digest_of_weights
 
 F32 = NDArray[np.float32]
@@ -37,6 +39,7 @@ Network = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 CELL, STRIDE = 12, 2  # a P-network cell sees 12 x 12 pixels, one every 2
 _CELL_PIXELS = 90_000  # per P-network pass: more would not fit into the processor's cache
 _CROPS = {24: 256, 48: 64}  # candidates per R- and O-network pass, for the same reason
+_ON_CUDA = 32  # times as much there, where each pass costs its launches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,10 @@ class Found:
 
 
 class Networks:
-    """The three networks on one device."""
+    """The three networks on one device.
+
+    cell_pixels: of one P-network pass.  n_crops: candidates of one R- and O-network pass, by size.
+    """
 
     def __init__(self, device: str) -> None:
         try:
@@ -86,6 +92,9 @@ class Networks:
                 "Run 'pip install --no-deps facenet-pytorch==2.6.0'."
             ) from None
         self.device = torch.device(device)
+        times = _ON_CUDA if self.device.type == "cuda" else 1
+        self.cell_pixels = times * _CELL_PIXELS
+        self.n_crops = {size: times * n for size, n in _CROPS.items()}
         self.weights: dict[str, str] = {}
         data = Path(package.__file__).parent.parent / "data"
         self.pnet: Network = partial(_pnet, self._load(package.PNet, data / "pnet.pt"))
@@ -112,7 +121,15 @@ class Networks:
             return tuple(out[:0] for out in self.run(network, one))
         with torch.inference_mode():
             inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
-            return tuple(out.cpu().numpy() for out in network(inputs))
+            with self._exact():
+                outputs = network(inputs)
+            return tuple(out.cpu().numpy() for out in outputs)
+
+    def _exact(self) -> AbstractContextManager[None]:
+        """Full float32 on a CUDA device too, whatever network runs beside."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        return arithmetic(tf32=False)
 
 
 def _pnet(network: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -277,7 +294,7 @@ def _propose(
 
     parts = []
     for (level, height, width), alike in inputs.items():
-        together = max(1, _CELL_PIXELS // (height * width))
+        together = max(1, networks.cell_pixels // (height * width))
         for start in range(0, len(alike), together):
             some = np.asarray(alike[start : start + together])
             pixels = np.empty((len(some), height, width, 3), np.float32)
@@ -317,7 +334,7 @@ def _cells(pixels: F32, networks: Networks, threshold: float) -> tuple[I64, I64,
     """
     n, height, width, _ = pixels.shape
     cells = (height - 1) // STRIDE - 4
-    bands = -(-n * height * width // _CELL_PIXELS)
+    bands = -(-n * height * width // networks.cell_pixels)
     step = -(-cells // bands)
     parts = []
     for start in range(0, cells, step):
@@ -394,8 +411,8 @@ def _look(
     found, corners = found.take(inside), corners[inside]
 
     outputs = []
-    for start in range(0, max(1, len(corners)), _CROPS[size]):
-        some = slice(start, start + _CROPS[size])
+    for start in range(0, max(1, len(corners)), networks.n_crops[size]):
+        some = slice(start, start + networks.n_crops[size])
         pixels = np.empty((len(corners[some]), size, size, 3), np.float32)
         runs = [
             (integrals[found.photo[some][first]], corners[some][first:end], pixels[first:end])

@@ -18,7 +18,6 @@ reasons and the measurements.
 """
 
 import io
-import math
 import re
 import threading
 import warnings
@@ -51,6 +50,7 @@ from embedcache.photos.kinds import (
     webp_size,
     without_profiles,
 )
+from embedcache.photos.resizing import needed_side, resize_crop, stretched
 from embedcache.spec import Preprocessing
 
 __all__ = [
@@ -63,13 +63,14 @@ __all__ = [
     "needed_side",
     "reducible",
     "resize_crop",
+    "stretched",
+    "upright_size",
 ]
 
 VERSION = "images-1"
 MAX_PIXELS = 120_000_000  # 480 MB while decoded; above the 108 megapixels of common phones
 MEMORY_BYTES = 2**30
 """All threads together hold so much while they decode; a larger photo waits to be alone."""
-_LONG = 8  # a photo longer than this many times its shorter side is resized in its centre only
 
 
 def decode(
@@ -153,52 +154,24 @@ def _as_decode_errors(data: bytes, kind: str) -> Iterator[None]:
         raise DecodeError(Reason.truncated if cut else Reason.damaged, detail) from error
 
 
-def needed_side(preprocessing: Preprocessing) -> int:
-    """Pixels of a photo's shorter side that `resize_crop` makes use of."""
-    return math.ceil(max(preprocessing.size) / preprocessing.crop_fraction)
-
-
 def reducible(data: bytes, size: tuple[int, int], preprocessing: Preprocessing) -> bool:
     """Whether a photo of (width, height) `size` is a JPEG that a reduced scale would serve."""
     return data.startswith(b"\xff\xd8\xff") and _scale(size, needed_side(preprocessing)) > 1
 
 
-def resize_crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Resize and centre-crop as timm's evaluation transform does, pixel for pixel.
+def upright_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG that needs nothing but decoding: gray or YCbCr, and not turned.
 
-    "shortest": the shorter side to floor(size / crop_fraction), then the centre.
-    "squash": each side to floor(size / crop_fraction), then the centre; all of the photo when
-        crop_fraction is 1.
-    A photo more than eight times longer than wide is resized in its central part only: the full
-    strip could take any amount of memory, and its ends are cropped away.
-    Returns (height, width, 3).
+    None for anything else, broken files among them.
     """
-    height, width = preprocessing.size
-    target = (
-        math.floor(width / preprocessing.crop_fraction),
-        math.floor(height / preprocessing.crop_fraction),
-    )
-    resample = Image.Resampling[preprocessing.interpolation.upper()]
-    size = target if preprocessing.resize == "squash" else _cover(image.size, target)
-    left, top = (round((have - want) / 2) for have, want in zip(size, (width, height), strict=True))
-    if max(image.size) > _LONG * min(image.size) and size != target:
-        across, down = (old / new for old, new in zip(image.size, size, strict=True))
-        box = (left * across, top * down, (left + width) * across, (top + height) * down)
-        return np.asarray(image.resize((width, height), resample, box=box))
-    resized = image if image.size == size else image.resize(size, resample)
-    return np.asarray(resized.crop((left, top, left + width, top + height)))
-
-
-def _cover(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) that covers `target` with the photo's aspect, rounded as timm rounds."""
-    width, height = size
-    if target[0] == target[1]:
-        short = target[0]  # torchvision's Resize truncates, timm's ResizeKeepRatio rounds
-        if width <= height:
-            return short, int(short * height / width)
-        return int(short * width / height), short
-    ratio = min(height / target[1], width / target[0])
-    return round(width / ratio), round(height / ratio)
+    try:
+        with _SILENCE():
+            check_scans(data)
+            image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+            plain = image.mode in ("L", "RGB") and _orientation(image) == 1
+            return image.size if plain else None
+    except Exception:  # `decode` says what is wrong
+        return None
 
 
 def _heif(data: io.BytesIO) -> ImageFile.ImageFile:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -231,7 +232,10 @@ def test_a_crop_equals_the_packages_to_the_pixel(
     found = crop(
         astronaut, edges, margin=margin / (160 - margin), size=(160, 160), interpolation="bilinear"
     )
-    assert np.array_equal(found, expected.numpy().transpose(1, 2, 0).astype(np.uint8))
+    gap = np.abs(found - expected.numpy().transpose(1, 2, 0))
+    assert gap.max() <= 1  # Pillow since 13 resizes columns first where that is less work
+    if int(PIL.__version__.split(".")[0]) < 13:
+        assert gap.max() == 0
 
 
 def test_a_box_outside_the_photo_or_without_area_still_gives_pixels(astronaut: Image.Image) -> None:

@@ -1,0 +1,49 @@
+"""Resizing many photos together on torch's device, against Pillow."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from embedcache.backbones.resize import kernels, resized
+from embedcache.photos.resizing import can_stay_uncut, place, resize_crop
+from embedcache.spec import Preprocessing
+
+PLAN = Preprocessing(
+    size=(61, 61),
+    resize="shortest",
+    crop_fraction=0.875,
+    interpolation="bicubic",
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+    decode="x",
+)
+PLANS = [
+    PLAN,
+    replace(PLAN, interpolation="bilinear", crop_fraction=1.0),
+    replace(PLAN, resize="squash", crop_fraction=1.0),
+    replace(PLAN, size=(48, 90)),
+]
+PHOTOS = [(100, 75), (75, 100), (61, 61), (7, 9), (301, 200), (90, 48), (64, 400)]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_photos_of_all_sizes_together_have_pillows_pixels(plan: Preprocessing) -> None:
+    rng = np.random.default_rng(0)
+    photos = [rng.integers(0, 256, (h, w, 3), np.uint8) for w, h in PHOTOS]
+    uncut = [place(photo, plan) for photo in photos]
+    slab = torch.from_numpy(rng.integers(0, 256, (len(photos), 400, 301, 3), np.uint8))
+    for i, photo in enumerate(photos):
+        slab[i, : len(photo), : photo.shape[1]] = torch.from_numpy(photo)
+    found = resized(slab, *kernels(uncut, plan.size)).numpy()
+    for photo, one in zip(photos, found, strict=True):
+        np.testing.assert_array_equal(one, resize_crop(Image.fromarray(photo), plan))
+
+
+def test_what_a_device_leaves_to_pillow() -> None:
+    assert can_stay_uncut((1024, 700), PLAN)
+    assert not can_stay_uncut((1025, 700), PLAN)
+    assert not can_stay_uncut((900, 100), PLAN)
+    assert not can_stay_uncut((500, 400), replace(PLAN, interpolation="lanczos"))
