@@ -22,7 +22,8 @@ def along(rows: NDArray[np.uint8], one: Kernel) -> NDArray[np.uint8]:
     for k in range(one.taps):
         place = np.minimum(one.first + k, rows.shape[1] - 1)
         total += rows[:, place].astype(np.int64) * one.weight[:, k, None]
-    return np.clip(total >> BITS, 0, 255).astype(np.uint8)
+    found: NDArray[np.uint8] = np.clip(total >> BITS, 0, 255).astype(np.uint8)
+    return found
 
 
 def resize(pixels: NDArray[np.uint8], size: tuple[int, int], name: str) -> NDArray[np.uint8]:
