@@ -18,6 +18,7 @@ from heads.dataset.rows import Part
 from heads.fitting.choice import errors
 from heads.fitting.fc import Bank
 from heads.fitting.intervals import Sample
+from heads.fitting.on_device import DeviceVectors
 from heads.fitting.protocol import Protocol
 from heads.head import Layer, Link, Standard
 
@@ -89,11 +90,13 @@ class Objective:
 
         They are standardised there, by the same two roundings.
         """
-        found = torch.empty(len(places), len(self.standard.mean), device=self.device)
         mean, scale = (
             torch.from_numpy(one).to(self.device)
             for one in (self.standard.mean, self.standard.scale)
         )
+        if isinstance(part.vectors, DeviceVectors):
+            return part.vectors.take(part.rows[places]).sub_(mean).div_(scale)
+        found = torch.empty(len(places), len(mean), device=self.device)
         for start in range(0, len(places), READ_ROWS):
             rows = part.read(places[start : start + READ_ROWS])
             here = found[start : start + READ_ROWS]

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from embedcache.errors import InputError
 from heads.dataset.rows import Part
 from heads.fitting.fc import DEPTHS, Bank, Member
 from heads.fitting.objective import Objective
+from heads.fitting.on_device import resolved
 from heads.fitting.protocol import Protocol
 from heads.fitting.step import Steps
 from heads.head import Layer, Link, Standard
@@ -93,7 +93,7 @@ def train(
     figures differ from the CPU's by rounding, or with dropout by chance, and dev may choose another
     of two epochs that are equal but for that.
     """
-    protocol = replace(protocol, device=_device(protocol.device))
+    protocol = replace(protocol, device=resolved(protocol.device))
     with _full_products(protocol.device):
         task = Objective(train_part, dev_part, standard, link, loss, start, protocol)
         best = _Best(names, task, protocol)
@@ -123,16 +123,6 @@ def train(
                 candidates = going
                 steps.keep([place for one in going for place in _places(steps.bank, one)])
         return best.taken()
-
-
-def _device(asked: str) -> str:
-    """The device to train on; InputError for one that this machine lacks."""
-    n = torch.cuda.device_count()
-    if asked == "auto":
-        return "cuda" if n else "cpu"
-    if asked.startswith("cuda") and int(asked.partition(":")[2] or 0) >= n:
-        raise InputError(f"{n} CUDA devices here, and {asked} was asked for: use `device='cpu'`")
-    return asked
 
 
 @contextmanager
