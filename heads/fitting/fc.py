@@ -53,7 +53,7 @@ class Bank:
         spare = -(m0 * outputs) % 16 or (16 if m2 else 0)
         wide = m0 * outputs + spare
         self.cuts = (wide, wide + m1 * hidden, wide + (m1 + m2) * hidden)
-        shapes = {
+        self._shapes = {
             "first": (self.cuts[2], dim),
             "first_bias": (self.cuts[2],),
             "middle": (m2, hidden, hidden),
@@ -61,14 +61,24 @@ class Bank:
             "last": (m1 + m2, outputs, hidden),
             "last_bias": (m1 + m2, 1, outputs),
         }
-        sizes = [torch.Size(shape).numel() for shape in shapes.values()]
-        self.flat = torch.zeros(sum(sizes), device=device)
-        self.flat_gradient = torch.zeros(sum(sizes), device=device)
-        self._names = list(shapes)
-        pieces = zip(torch.split(self.flat, sizes), shapes.values(), strict=True)
-        slopes = zip(torch.split(self.flat_gradient, sizes), shapes.values(), strict=True)
-        self._value = {n: t.view(s) for n, (t, s) in zip(shapes, pieces, strict=True)}
-        self._slope = {n: t.view(s) for n, (t, s) in zip(shapes, slopes, strict=True)}
+        self._sizes = [torch.Size(shape).numel() for shape in self._shapes.values()]
+        self.flat = torch.zeros(sum(self._sizes), device=device)
+        self.flat_gradient = torch.zeros(sum(self._sizes), device=device)
+        self._value, self._slope = self._pieces(self.flat), self._pieces(self.flat_gradient)
+
+    def _pieces(self, flat: Tensor) -> dict[str, Tensor]:
+        pieces = zip(torch.split(flat, self._sizes), self._shapes.items(), strict=True)
+        return {name: tensor.view(shape) for tensor, (name, shape) in pieces}
+
+    def smaller(self, places: Sequence[int]) -> "Bank":
+        """A bank for some of the members, all its parameters zero."""
+        return Bank(
+            [self.members[place] for place in places],
+            dim=self.dim,
+            hidden=self.hidden,
+            outputs=self.outputs,
+            device=str(self.flat.device),
+        )
 
     def parameters(self, member: int) -> list[Tensor]:
         """Views of one member's parameters: weight, bias of each layer, in order."""
@@ -77,6 +87,10 @@ class Bank:
     def gradients(self, member: int) -> list[Tensor]:
         """Views of one member's gradients, shaped as its parameters."""
         return self._views(self._slope, member)
+
+    def views(self, flat: Tensor, member: int) -> list[Tensor]:
+        """Views of one member's share of a tensor laid out as `flat`, shaped as its parameters."""
+        return self._views(self._pieces(flat), member)
 
     def _views(self, held: dict[str, Tensor], member: int) -> list[Tensor]:
         m0, m1, _ = self.count

@@ -45,7 +45,12 @@ def fit_standard(part: Part) -> Standard:
     for _, block in part.blocks():
         gap = block - mean
         square += np.einsum("ij,ij->j", gap, gap)
-    scale = np.sqrt(square / n)
+    return standard_of(mean, square / n)
+
+
+def standard_of(mean: Floats, variance: Floats) -> Standard:
+    """The standard of vectors with these moments, per float."""
+    scale = np.sqrt(variance)
     # A float that hardly moves holds nothing but rounding: leave it as small as it is.
     flat = scale <= 1e-6 * np.maximum(1e-6, np.abs(mean))
     return Standard(mean.astype(np.float32), np.where(flat, 1.0, scale).astype(np.float32))
@@ -88,7 +93,7 @@ def constant(train: Part, dev: Part, *, dim: int, link: Link, outputs: int) -> L
         bias = np.log(rate / (1 - rate))
     else:
         bias = share @ train.targets
-    layer = _layer(np.zeros((outputs, dim)), bias)
+    layer = as_layer(np.zeros((outputs, dim)), bias)
     score = figure(dev, np.broadcast_to(bias, (len(dev), outputs)), link)
     return Linear(layer, link, float("nan"), score, (), time.perf_counter() - began)
 
@@ -126,7 +131,7 @@ def ridge(
     scores = errors.reshape(-1, k).mean(1)
     best = int(np.argmin(scores))
     strength, coefficients = solved[best]
-    layer = _layer(coefficients.T, system.middle - system.centre @ coefficients)
+    layer = as_layer(coefficients.T, system.middle - system.centre @ coefficients)
     curve = tuple((s, float(score)) for (s, _), score in zip(solved, scores, strict=True))
     seconds = time.perf_counter() - began
     return Linear(layer, "identity", strength, float(scores[best]), curve, seconds)
@@ -197,5 +202,6 @@ def figure(part: Part, outputs: Floats, link: Link) -> float:
     return float(part.share @ row_log_loss(part.targets[:, 0], chance))
 
 
-def _layer(weight: Floats, bias: Floats) -> Layer:
+def as_layer(weight: Floats, bias: Floats) -> Layer:
+    """A layer of one member from weight (outputs, dim) and bias (outputs,)."""
     return Layer(weight[None].astype(np.float32), np.asarray(bias, np.float32)[None])

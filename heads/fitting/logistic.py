@@ -38,6 +38,7 @@ def logistic(
     strengths: tuple[float, ...] = STRENGTHS,
     memory_bytes: int | None = None,
     tick: Callable[[], None] = lambda: None,
+    loss: "Loss | None" = None,
 ) -> Linear:
     """The regression whose strength C has the least dev log-loss.
 
@@ -47,16 +48,17 @@ def logistic(
         clearly past its best.
     memory_bytes: standardised rows are kept only if they and the rows as read take less.
     tick: called after each strength.
+    loss: of the train rows, where they lie elsewhere than in numpy's arrays.
     """
     began = time.perf_counter()
-    loss = _Loss(train, standard, outputs, memory_bytes)
+    loss = loss or Loss(train, standard, outputs, memory_bytes)
     link: Link = "sigmoid" if outputs == 1 else "softmax"
     scores: list[tuple[float, float]] = []
     theta = np.zeros((loss.outputs, loss.width + 1))
     best, best_theta = math.inf, theta
     for strength in strengths:
         theta = loss.minimum(theta, strength, exact=False)
-        score = _log_loss(dev, standard, loss.layer(theta, outputs), link)
+        score = loss.dev_figure(dev, loss.layer(theta, outputs), link)
         scores.append((strength, score))
         tick()
         if score < best:
@@ -65,11 +67,11 @@ def logistic(
         elif len(scores) > 3 and min(score for _, score in scores[-3:]) > 1.02 * best:
             break
     layer = loss.layer(loss.minimum(best_theta, chosen, exact=True), outputs)
-    best = _log_loss(dev, standard, layer, link)
+    best = loss.dev_figure(dev, layer, link)
     return Linear(layer, link, chosen, best, tuple(scores), time.perf_counter() - began)
 
 
-class _Loss:
+class Loss:
     """The mean weighted log-loss of the training rows, its slope, and its minimum under a penalty.
 
     theta: (outputs, width + 1), coefficients and then the intercept. width: floats of a vector, or
@@ -80,15 +82,8 @@ class _Loss:
     def __init__(
         self, train: Part, standard: Standard, outputs: int, memory_bytes: int | None
     ) -> None:
-        self.train, self.standard, self.share = train, standard, train.share
-        self.dim = len(standard.mean)
-        truth = train.targets[:, 0].astype(np.int64)
-        self.present = np.array([0]) if outputs == 1 else np.unique(truth)
-        self.outputs = len(self.present)
-        self.truth = truth if outputs == 1 else np.searchsorted(self.present, truth)
+        self.begin(train, standard, outputs)
         n, limit = len(train), memory_bytes or 1 << 62
-        # Floats of a vector per coordinate, (dim, coordinates); None where both are the same.
-        self.basis: Floats | None = None
         self.held: list[Block] | None = None
         if 2 * 4 * n * self.dim <= limit:
             self.held = list(self._read())
@@ -96,6 +91,17 @@ class _Loss:
             self.held = self._turn()
         self.width = self.dim if self.basis is None else self.basis.shape[1]
         self.gram = self._gram() if self.width <= n else None
+
+    def begin(self, train: Part, standard: Standard, outputs: int) -> None:
+        """What does not depend on where the rows lie."""
+        self.train, self.standard, self.share = train, standard, train.share
+        self.dim = len(standard.mean)
+        truth = train.targets[:, 0].astype(np.int64)
+        self.present = np.array([0]) if outputs == 1 else np.unique(truth)
+        self.outputs = len(self.present)
+        self.truth = truth if outputs == 1 else np.searchsorted(self.present, truth)
+        # Floats of a vector per coordinate, (dim, coordinates); None where both are the same.
+        self.basis: Floats | None = None
 
     def _turn(self) -> "list[Block]":
         """The rows in coordinates along which they lie, at most one per row; sets `basis`.
@@ -134,38 +140,33 @@ class _Loss:
         exact: to the rounding of float32 coefficients; else to what dev can distinguish.
         """
         penalty = 1 / (strength * len(self.train))
-        if self.gram is None:
-            root = np.eye(1)
-        else:
-            curve = (0.25 if self.outputs == 1 else 0.5) * self.gram
-            np.fill_diagonal(curve, curve.diagonal() + penalty)
-            root = cholesky(curve, overwrite_a=True, check_finite=False)
-
-        def straight(turned: Floats, *, transposed: bool = False) -> Floats:
-            if self.gram is None:
-                return turned
-            solved = solve_triangular(root, turned.T, trans=int(transposed), check_finite=False)
-            return np.asarray(solved.T)
+        frame = self.frame(penalty)
 
         def look(flat: Floats) -> tuple[float, Floats]:
             turned = flat.reshape(theta.shape)
-            weight = straight(turned[:, :-1])
+            weight = frame.straight(turned[:, :-1])
             value, slope = self.value(
                 np.column_stack([weight, turned[:, -1]]), np.float64 if exact else np.float32
             )
             value += 0.5 * penalty * float((weight * weight).sum())
-            slope[:, :-1] = straight(slope[:, :-1] + penalty * weight, transposed=True)
+            slope[:, :-1] = frame.slope(slope[:, :-1] + penalty * weight)
             return value, slope.ravel()
 
-        first = theta.copy()
-        if self.gram is not None:
-            first[:, :-1] = theta[:, :-1] @ root.T
+        first = np.column_stack([frame.turned(theta[:, :-1]), theta[:, -1]])
         # A loss from float32 products does not resolve steps below 1e-7.
         options = {"gtol": 1e-9, "ftol": 0.0} if exact else {"gtol": 1e-5, "ftol": 1e-7}
         options |= {"maxiter": 1000, "maxls": 50}
         found = minimize(look, first.ravel(), jac=True, method="L-BFGS-B", options=options)
         turned = found.x.reshape(theta.shape)
-        return np.column_stack([straight(turned[:, :-1]), turned[:, -1]])
+        return np.column_stack([frame.straight(turned[:, :-1]), turned[:, -1]])
+
+    def frame(self, penalty: float) -> "Frame":
+        """The coordinates in which the loss at its most curved is round."""
+        if self.gram is None:
+            return Frame()
+        curve = (0.25 if self.outputs == 1 else 0.5) * self.gram
+        np.fill_diagonal(curve, curve.diagonal() + penalty)
+        return _Triangular(cholesky(curve, overwrite_a=True, check_finite=False))
 
     def layer(self, theta: Floats, outputs: int) -> Layer:
         """Theta as a head's layer, with lines for all classes."""
@@ -202,9 +203,42 @@ class _Loss:
             slope[:, -1] += gap.sum(0)
         return total, slope
 
+    def dev_figure(self, dev: Part, layer: Layer, link: Link) -> float:
+        """The log-loss of the dev rows."""
+        outputs = np.empty((len(dev), layer.bias.shape[1]))
+        for places, block in dev.blocks():
+            outputs[places] = self.standard.apply(block) @ layer.weight[0].T + layer.bias[0]
+        return figure(dev, outputs, link)
 
-def _log_loss(part: Part, standard: Standard, layer: Layer, link: Link) -> float:
-    outputs = np.empty((len(part), layer.bias.shape[1]))
-    for places, block in part.blocks():
-        outputs[places] = standard.apply(block) @ layer.weight[0].T + layer.bias[0]
-    return figure(part, outputs, link)
+
+class Frame:
+    """Coordinates for coefficients (outputs, width); these are the coefficients themselves."""
+
+    def turned(self, weight: Floats) -> Floats:
+        """Coefficients in these coordinates."""
+        return weight
+
+    def straight(self, turned: Floats) -> Floats:
+        """The coefficients again."""
+        return turned
+
+    def slope(self, slope: Floats) -> Floats:
+        """A slope by coefficients as one by these coordinates."""
+        return slope
+
+
+class _Triangular(Frame):
+    """Coordinates root @ weight, of a root that is upper triangular."""
+
+    def __init__(self, root: Floats) -> None:
+        self._root = root
+
+    def turned(self, weight: Floats) -> Floats:
+        return np.asarray(weight @ self._root.T)
+
+    def straight(self, turned: Floats) -> Floats:
+        return np.asarray(solve_triangular(self._root, turned.T, check_finite=False).T)
+
+    def slope(self, slope: Floats) -> Floats:
+        solved = solve_triangular(self._root, slope.T, trans=1, check_finite=False)
+        return np.asarray(solved.T)
