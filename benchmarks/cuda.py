@@ -328,10 +328,10 @@ def alone(bench: Bench) -> None:
     for precision in PRECISIONS:
         network = bench.network(bench.load_inception, precision)
         for size in SIZES[1:] if CUDA else SIZES:
-            n = max(4, (4096 if CUDA else 16) // size)
+            n = max(4, (2048 if CUDA else 16) // size)
             bench.say(f"{precision}, batches of {size}", passes(network, bench.pixels, size, n))
         size = SIZES[-2]
-        n = max(4, (4096 if CUDA else 16) // size)
+        n = max(4, (2048 if CUDA else 16) // size)
         rate = passes(network, bench.pixels, size, n, lanes=1)
         bench.say(f"{precision}, batches of {size}, one lane", rate)
         with kernel_by_kernel():

@@ -103,7 +103,6 @@ class PaceFinder:
     gate: the threads that read and decode.
     batch_size: the size that the user wants, None to find it.
     log: takes a line about what the run does for longer than a moment.
-    crowded: whether the processors cannot decode and resize as fast as the networks take photos.
     """
 
     def __init__(
@@ -118,7 +117,6 @@ class PaceFinder:
         self._gate = gate
         self._batch_size = batch_size
         self._compiling = compiling
-        self.crowded = False
         self._paces: list[Pace] = []
         self._settled = gate.fixed
 
@@ -157,15 +155,12 @@ class PaceFinder:
         self._settled = True
         rates = [pace.rate for pace in self._paces if pace.rate]
         if rates and clock.decoded:
-            each = {step: clock.seconds[step] / clock.decoded for step in ("read", "decode")}
-            cores = processors()
-            self.crowded = each["decode"] * together(rates) > cores / 2
             self._gate.set(
                 workers_for(
                     rates,
-                    read_seconds=each["read"],
-                    decode_seconds=each["decode"],
-                    cores=cores,
+                    read_seconds=clock.seconds["read"] / clock.decoded,
+                    decode_seconds=clock.seconds["decode"] / clock.decoded,
+                    cores=processors(),
                 )
             )
 
@@ -179,13 +174,9 @@ def workers_for(
     read_seconds, decode_seconds: for one photo, on one thread. Reading may wait for a far disk, so
         more threads than cores help; decoding only computes.
     """
-    needed = math.ceil(1.5 * together(rates) * (read_seconds + decode_seconds)) + 1
+    per_second = 1 / sum(1 / rate for rate in rates)
+    needed = math.ceil(1.5 * per_second * (read_seconds + decode_seconds)) + 1
     return min(needed, 4 * cores if read_seconds > decode_seconds else max(2, cores))
-
-
-def together(rates: Sequence[float]) -> float:
-    """Photos/s of networks that take turns."""
-    return 1 / sum(1 / rate for rate in rates)
 
 
 def pays_to_compile(n_photos: int, rate: float, compiler: str) -> bool:

@@ -62,12 +62,6 @@ class Pipeline:
         wanted = max((engine.pace.wanted for engine in self._engines.values()), default=0)
         return 2 * max(wanted, self._lanes.n * 8) + together
 
-    @property
-    def uncut(self) -> frozenset[int]:
-        """The networks that take photos which are still to be resized, where this pays."""
-        engines = self._engines.items() if self._pace_finder.crowded else ()
-        return frozenset(b for b, engine in engines if engine.network.resizes)
-
     def expect(self, part: Plan) -> None:
         """Announce what comes next, so that segments get the size that it fills."""
         self._sinks.expect(part.wanted.sum(axis=0).tolist(), photos=len(part))

@@ -4,10 +4,11 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from PIL import Image
 
 from embedcache.extraction.clock import Clock
 from embedcache.machine import processors
-from embedcache.photos import images, turbo
+from embedcache.photos import images
 from embedcache.photos.digests import read_file, reason_of
 from embedcache.photos.resampling import Uncut
 from embedcache.photos.resizing import can_stay_uncut, place
@@ -136,44 +137,63 @@ class Gate:
                 self._changed.notify_all()
 
 
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How photos are read and decoded: `bundle` at once, on a thread that a gate has let in."""
+
+    work: Callable[[Sequence[Job]], list[Ready]]
+    bundle: int = 1
+
+
+def here(clock: Clock, uncut: Collection[int] = frozenset()) -> Decoding:
+    """On the thread itself.
+
+    uncut: the networks, as in `Need.backbone`, that take photos which are still to be resized.
+    """
+    return Decoding(lambda some: [prepare(job, clock, uncut) for job in some])
+
+
 def prefetch(
     jobs: Iterable[Job],
     *,
     gate: Gate,
     ahead: Callable[[], int],
     clock: Clock,
-    uncut: Callable[[], Collection[int]] = frozenset,
+    decoding: Decoding | None = None,
 ) -> Generator[Ready, None, None]:
     """Yield every job's outcome, in the jobs' order, reading up to `ahead()` jobs in advance.
 
-    uncut: the networks, as in `Need.backbone`, that now take photos which are still to be resized.
+    decoding: how; `here` where it is not given.
     """
     held = _Held()
+    decoding = decoding or here(clock)
+    bundle = decoding.bundle
 
-    def work(job: Job) -> Ready:
+    def prepared(some: Sequence[Job]) -> list[Ready]:
         with gate:
-            ready = prepare(job, clock, uncut())
-        clock.count()
-        held.add(ready.n_bytes)
-        return ready
+            found = decoding.work(some)
+        clock.count(len(found))
+        held.add(sum(ready.n_bytes for ready in found))
+        return found
 
     pool = ThreadPoolExecutor(gate.most, thread_name_prefix="decode")
-    waiting: deque[Future[Ready]] = deque()
+    waiting: deque[Future[list[Ready]]] = deque()
     coming = iter(jobs)
     try:
         while True:
-            while len(waiting) < ahead() and (held.bytes < READY_BYTES or not waiting):
-                job = next(coming, None)
-                if job is None:
+            while bundle * len(waiting) < ahead() and (held.bytes < READY_BYTES or not waiting):
+                some = list(islice(coming, bundle))
+                if not some:
                     break
-                waiting.append(pool.submit(work, job))
+                waiting.append(pool.submit(prepared, some))
             if not waiting:
                 return
             start = time.perf_counter()
-            ready = waiting.popleft().result()
+            found = waiting.popleft().result()
             clock.add("idle", time.perf_counter() - start)
-            held.add(-ready.n_bytes)
-            yield ready
+            for ready in found:
+                held.add(-ready.n_bytes)
+                yield ready
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -181,7 +201,7 @@ def prefetch(
 def prepare(job: Job, clock: Clock, uncut: Collection[int] = frozenset()) -> Ready:
     """Read, check and decode one photo, and cut it to what each network needs.
 
-    uncut: as in `prefetch`.
+    uncut: as in `here`.
     """
     if not job.needs and not job.detect:
         return Ready(job)
@@ -193,9 +213,6 @@ def prepare(job: Job, clock: Clock, uncut: Collection[int] = frozenset()) -> Rea
         return Ready(job, reason=reason_of(error))
     if not same:
         return Ready(job, reason=CHANGED)
-    alone = len(job.needs) == 1 and not job.detect
-    if alone and job.needs[0].backbone in uncut and (ready := _whole(job, data, clock)):
-        return ready
     try:
         sides = [need.shorter_side for need in job.needs] + ([None] if job.detect else [])
         with clock.step("decode"), images.decoding(data, sides) as decoded:
@@ -207,7 +224,7 @@ def prepare(job: Job, clock: Clock, uncut: Collection[int] = frozenset()) -> Rea
             ):
                 clock.count_reducible()
             pixels: dict[int, Pixels] = {
-                need.backbone: cut(image, need)
+                need.backbone: input_of(image, need, uncut)
                 for need, image in zip(job.needs, decoded, strict=False)
             }
     except images.DecodeError as error:
@@ -215,17 +232,12 @@ def prepare(job: Job, clock: Clock, uncut: Collection[int] = frozenset()) -> Rea
     return Ready(job, pixels, decoded[-1] if job.detect else None)
 
 
-def _whole(job: Job, data: bytes, clock: Clock) -> Ready | None:
-    """A small upright JPEG, decoded and not resized; None for any other photo."""
-    (need,) = job.needs
-    with clock.step("decode"):
-        size = images.upright_size(data)
-        if need.face or size is None or not can_stay_uncut(size, need.preprocessing):
-            return None
-        pixels = turbo.decode(data)
-    return (
-        None if pixels is None else Ready(job, {need.backbone: place(pixels, need.preprocessing)})
-    )
+def input_of(image: Image.Image, need: Need, uncut: Collection[int]) -> Pixels:
+    """What the network gets of a decoded photo."""
+    p = need.preprocessing
+    if need.backbone in uncut and need.face is None and can_stay_uncut(image.size, p):
+        return place(np.asarray(image), p)
+    return cut(image, need)
 
 
 def cut(image: Image.Image, need: Need) -> npt.NDArray[np.uint8]:

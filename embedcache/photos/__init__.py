@@ -20,7 +20,6 @@ __all__ = [
     "resizing",
     "rows",
     "table",
-    "turbo",
 ]
 
 

@@ -57,20 +57,33 @@ __all__ = [
     "VERSION",
     "DecodeError",
     "Reason",
+    "TooLargeHere",
     "decode",
     "decode_each",
     "decoding",
     "needed_side",
     "reducible",
+    "refuse_above",
     "resize_crop",
     "stretched",
-    "upright_size",
 ]
 
 VERSION = "images-1"
 MAX_PIXELS = 120_000_000  # 480 MB while decoded; above the 108 megapixels of common phones
 MEMORY_BYTES = 2**30
 """All threads together hold so much while they decode; a larger photo waits to be alone."""
+
+
+class TooLargeHere(Exception):
+    """A photo takes more memory than this process may give it; see `refuse_above`."""
+
+
+def refuse_above(n_bytes: int) -> None:
+    """From now on, raise TooLargeHere for a photo that takes more while it is decoded.
+
+    For one of several processes that share the memory of one.
+    """
+    _MEMORY.most = n_bytes
 
 
 def decode(
@@ -157,21 +170,6 @@ def _as_decode_errors(data: bytes, kind: str) -> Iterator[None]:
 def reducible(data: bytes, size: tuple[int, int], preprocessing: Preprocessing) -> bool:
     """Whether a photo of (width, height) `size` is a JPEG that a reduced scale would serve."""
     return data.startswith(b"\xff\xd8\xff") and _scale(size, needed_side(preprocessing)) > 1
-
-
-def upright_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG that needs nothing but decoding: gray or YCbCr, and not turned.
-
-    None for anything else, broken files among them.
-    """
-    try:
-        with _SILENCE():
-            check_scans(data)
-            image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
-            plain = image.mode in ("L", "RGB") and _orientation(image) == 1
-            return image.size if plain else None
-    except Exception:  # `decode` says what is wrong
-        return None
 
 
 def _heif(data: io.BytesIO) -> ImageFile.ImageFile:
@@ -311,14 +309,20 @@ def _high_byte(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
 
 
 class _Memory:
-    """Bytes that all threads share; one that asks for more than all of them waits to be alone."""
+    """Bytes that all threads share; one that asks for more than all of them waits to be alone.
+
+    most: a photo that takes more is refused.
+    """
 
     def __init__(self) -> None:
+        self.most: int | None = None
         self._held = 0
         self._changed = threading.Condition()
 
     @contextmanager
     def hold(self, n_bytes: int) -> Iterator[None]:
+        if self.most is not None and n_bytes > self.most:
+            raise TooLargeHere
         with self._changed:
             self._changed.wait_for(lambda: not self._held or self._held + n_bytes <= MEMORY_BYTES)
             self._held += n_bytes

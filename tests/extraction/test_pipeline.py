@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,7 +17,6 @@ from embedcache.extraction import pace
 from embedcache.extraction.clock import Clock
 from embedcache.extraction.engine import Compiled
 from embedcache.extraction.run import extract
-from embedcache.photos.resampling import Uncut
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 from embedcache.store.faces import Faces
@@ -359,32 +358,3 @@ def test_a_compiled_form_that_runs_out_of_memory_gives_way_to_the_plain_one(
     alone = Cache.open(tmp_path / "alone", create=True)
     extract(photos, alone, backbone=stand_in.backbone())
     np.testing.assert_array_equal(vectors(cache, photos), vectors(alone, photos))
-
-
-def test_photos_that_a_device_resizes_have_the_vectors_of_those_that_pillow_does(
-    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the processors are too slow, photos go to the lanes uncut; other files go cut."""
-    monkeypatch.setattr("embedcache.extraction.pace.CPU_SIZES", (2,))
-    monkeypatch.setattr("embedcache.extraction.pace.together", lambda rates: 1e9)
-    folder = make_photos(200)
-    for i, name in enumerate(sorted(folder.iterdir())[100:]):
-        if i % 2:
-            Image.open(name).save(name.with_suffix(".png"))
-            name.unlink()
-    seen: list[int] = []
-    network = stand_in.backbone(resizes=True)
-    (lane,) = network.open().lanes
-
-    def count(photos: Any) -> Any:
-        seen.append(sum(isinstance(photo, Uncut) for photo in photos))
-        return lane(photos)
-
-    counting = replace(network.open(), lanes=(count,))
-    cache, plain = (Cache.open(tmp_path / name, create=True) for name in ("c", "p"))
-    found = extract(folder, cache, backbone=replace(network, open=lambda: counting), batch_size=2)
-    extract(folder, plain, backbone=stand_in.backbone())
-    assert found.spaces[0].embedded == 200
-    assert 0 < sum(seen) < 200
-    photos = Photos.read(folder)
-    assert (vectors(cache, photos) == vectors(plain, photos)).all()
