@@ -1,7 +1,7 @@
 """What does a CUDA device give, and are its vectors, boxes and figures the CPU's?
 
     python benchmarks/cuda.py [--data FOLDER] [--facenet FILE] [--seconds 480] [--only STEP ...]
-                              [--photos 12000] [--out FILE.json]
+                              [--photos 16000] [--out FILE.json]
 
 Every step prints a line per figure as soon as it has it, and is written to --out at once; a step
 that fails says why, and one for which no time is left is named. Without a CUDA device the same
@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # A script's folder comes first on the path, and this file has the name of a package: step aside.
 sys.path[:] = [one for one in sys.path if Path(one).resolve() != Path(__file__).resolve().parent]
@@ -45,15 +45,25 @@ from embedcache.backbones import cuda_lane, facenet, forward, timm_networks  # n
 from embedcache.backbones.forward import Loaded, Network  # noqa: E402
 from embedcache.backbones.loading import Backbone, decoding  # noqa: E402
 from embedcache.backbones.names import Name  # noqa: E402
-from embedcache.extraction.clock import Clock  # noqa: E402
+from embedcache.extraction.clock import Clock, RunProgress  # noqa: E402
+from embedcache.extraction.decoders import decoding as in_children  # noqa: E402
 from embedcache.extraction.engine import Engine  # noqa: E402
 from embedcache.extraction.lanes import Lanes  # noqa: E402
 from embedcache.extraction.pace import Pace  # noqa: E402
-from embedcache.extraction.prefetch import Gate, Job, Need, prefetch  # noqa: E402
+from embedcache.extraction.prefetch import (  # noqa: E402
+    Decoding,
+    Gate,
+    Job,
+    Need,
+    Pixels,
+    here,
+    prefetch,
+)
 from embedcache.extraction.run import extract  # noqa: E402
 from embedcache.faces.detector import Detector  # noqa: E402
 from embedcache.machine import processors  # noqa: E402
 from embedcache.photos import images  # noqa: E402
+from embedcache.photos.resizing import place  # noqa: E402
 from embedcache.photos.table import Photos  # noqa: E402
 from embedcache.spec import PRECISIONS, Preprocessing, Spec  # noqa: E402
 from embedcache.store.cache import Cache  # noqa: E402
@@ -82,6 +92,7 @@ class Bench:
         self.scratch = scratch
         self.began = time.perf_counter()
         self.found: dict[str, Any] = {}
+        self.rates: dict[str, float] = {}
         self.step = ""
 
     @property
@@ -122,6 +133,12 @@ class Bench:
         some = self.files[: 256 if CUDA else 16]
         with ThreadPoolExecutor(processors()) as pool:
             return np.stack(list(pool.map(partial(self.pixels_of, INCEPTION), some)))
+
+    @cached_property
+    def uncut(self) -> list[Pixels]:
+        """The same photos at 500 pixels, still to be resized."""
+        some = [images.decode(_jpeg_500(file)) for file in self.files[: 64 if CUDA else 8]]
+        return [place(np.asarray(one), INCEPTION) for one in some]
 
     @staticmethod
     def pixels_of(preprocessing: Preprocessing, file: Path) -> U8:
@@ -206,10 +223,16 @@ def _jpeg_500(file: Path) -> bytes:
     return buffer.getvalue()
 
 
-def passes(network: Network, pixels: U8, n_batch: int, n_batches: int, lanes: int = 99) -> float:
+def passes(
+    network: Network,
+    pixels: U8 | Sequence[Pixels],
+    n_batch: int,
+    n_batches: int,
+    lanes: int = 99,
+) -> float:
     """Photos/s of a network that is handed ready pixels, on its lanes at once."""
     parts = np.resize(np.arange(len(pixels)), n_batch)
-    batch = [pixels[i] for i in parts] if network.resizes else pixels[parts]
+    batch = [pixels[i] for i in parts.tolist()] if network.resizes else cast(U8, pixels)[parts]
     runs = network.lanes[:lanes]
 
     def work(lane: int) -> F32:
@@ -325,24 +348,28 @@ def _figure(vectors: F32, target: NDArray[np.float64]) -> float | None:
 
 def alone(bench: Bench) -> None:
     """The network's own photos/s, by precision, batch, lanes, and with or without graphs."""
+    n = 4096 if CUDA else 16
+    size = SIZES[-2]
+    uncut = bench.uncut
     for precision in PRECISIONS:
         network = bench.network(bench.load_inception, precision)
-        for size in SIZES[1:] if CUDA else SIZES:
-            n = max(4, (2048 if CUDA else 16) // size)
-            bench.say(f"{precision}, batches of {size}", passes(network, bench.pixels, size, n))
-        size = SIZES[-2]
-        n = max(4, (2048 if CUDA else 16) // size)
-        rate = passes(network, bench.pixels, size, n, lanes=1)
-        bench.say(f"{precision}, batches of {size}, one lane", rate)
         with kernel_by_kernel():
             plain = bench.network(bench.load_inception, precision)
-            rate = passes(plain, bench.pixels, size, n)
-            bench.say(f"{precision}, batches of {size}, no graphs", rate)
-            with busy(processors() - 2):
-                rate = passes(plain, bench.pixels, size, n)
-                bench.say(f"{precision}, no graphs, beside decoders", rate)
+            bench.say(f"{precision}, no graphs", passes(plain, bench.pixels, size, n // size))
+            if precision == "float16":
+                with busy(processors() - 2):
+                    rate = passes(plain, bench.pixels, size, n // size)
+                    bench.say(f"{precision}, no graphs, beside decoders", rate)
+        for other in (size,) if precision != "float16" else SIZES[1:]:
+            rate = passes(network, bench.pixels, other, n // other)
+            bench.say(f"{precision}, batches of {other}", rate)
+        bench.rates[precision] = passes(network, bench.pixels, size, n // size)
+        rate = passes(network, bench.pixels, size, n // size, lanes=1)
+        bench.say(f"{precision}, one lane", rate)
+        if network.resizes:
+            bench.say(f"{precision}, resizing too", passes(network, uncut, size, n // size))
         with busy(processors() - 2):
-            rate = passes(network, bench.pixels, size, n)
+            rate = passes(network, bench.pixels, size, n // size)
             bench.say(f"{precision}, beside decoders", rate)
         del network, plain
         if CUDA:
@@ -418,16 +445,25 @@ def memory(bench: Bench) -> None:
 
 
 def decode(bench: Bench) -> None:
-    """Files to pixels without a network, by threads and decoder."""
-    paths = bench.many.paths[: 4096 if CUDA else 64]
-    for threads in sorted({1, 4, 8, processors()}):
-        some = paths[: 400 * threads]
-        began = time.perf_counter()
-        gate = Gate(threads)
-        for _ in prefetch(_jobs(some), gate=gate, ahead=lambda: 1024, clock=Clock()):
-            pass
-        bench.say(f"as a run does it, {threads} threads", len(some) / (time.perf_counter() - began))
+    """Files to what a network takes, without a network, by threads, children and decoder."""
+    paths = bench.many.paths[: 8192 if CUDA else 64]
+    for threads in sorted({1, 8, processors()}):
+        some = list(_jobs(paths[: 200 * threads]))
+        bench.say(f"cut, {threads} threads", _decoded(some, Gate(threads), here(Clock())))
+    some = list(_jobs(paths))
+    with in_children(10**9, Clock(), {0}) as how:
+        _decoded(some[:256], Gate(None), how)  # the children are there
+        bench.rates["decode"] = _decoded(some, Gate(None), how)
+    bench.say("uncut, as a run does it", bench.rates["decode"])
     _torchvision(bench, paths)
+
+
+def _decoded(jobs: Sequence[Job], gate: Gate, how: Decoding) -> float:
+    """Photos/s."""
+    began = time.perf_counter()
+    for _ in prefetch(jobs, gate=gate, ahead=lambda: 1024, clock=Clock(), decoding=how):
+        pass
+    return len(jobs) / (time.perf_counter() - began)
 
 
 def _jobs(paths: Sequence[str]) -> Iterator[Job]:
@@ -476,20 +512,33 @@ def _torchvision(bench: Bench, paths: Sequence[str]) -> None:
 
 def end_to_end(bench: Bench) -> None:
     """`extract` from files, against the slower of decoding and the network alone."""
-    for precision in ("float32", "tf32", "float16") if CUDA else ("float32",):
+    half = "float16" if bench.inception else "bfloat16"  # made-up weights overflow
+    for precision in ("float32", "tf32", half) if CUDA else ("float32",):
         backbone = bench.backbone(precision)
-        best = Pace.choose(n_photos=10**9, lanes=2, cuda=CUDA).sizes[-2]
-        for size in (best, None) if CUDA else (None,):
+        for size in (SIZES[-2],):
             cache = Cache.open(tempfile.mkdtemp(dir=bench.scratch) + "/c", create=True)
+            embedding = [0.0]
+
+            def note(now: RunProgress, embedding: list[float] = embedding) -> None:
+                embedding[0] = now.seconds
+
             began = time.perf_counter()
-            found = extract(bench.many, cache, backbone=backbone, batch_size=size, compiling="off")
+            found = extract(
+                bench.many,
+                cache,
+                backbone=backbone,
+                batch_size=size,
+                compiling="off",
+                progress=note,
+            )
             took = time.perf_counter() - began
             (space,) = found.spaces
-            name = f"{precision}, batches {size or 'measured'}"
-            bench.say(f"{name}: photos/s, all of it", space.embedded / took)
-            bench.say(f"{name}: the network's own", space.model_photos_per_second)
-            bench.say(f"{name}: batch, threads", [space.batch_size, space.workers])
-            bench.say(f"{name}: bottleneck", [space.bottleneck, space.shares])
+            rate = space.embedded / took
+            bench.say(f"{precision}: photos/s, all of it", rate)
+            slower = min(bench.rates.get(precision, np.inf), bench.rates.get("decode", np.inf))
+            bench.say(f"{precision}: of the slower of decoding and the network", rate / slower)
+            bench.say(f"{precision}: embedding alone, photos/s", space.embedded / embedding[0])
+            bench.say(f"{precision}: bottleneck", [space.bottleneck, space.shares])
 
 
 def detection(bench: Bench) -> None:
@@ -549,8 +598,8 @@ def heads(bench: Bench) -> None:
 STEPS: dict[str, tuple[Callable[[Bench], None], int]] = {
     "machine": (machine, 15),
     "drift": (drift, 60),
-    "alone": (alone, 90),
-    "decode": (decode, 30),
+    "alone": (alone, 50),
+    "decode": (decode, 25),
     "end_to_end": (end_to_end, 60),
     "detection": (detection, 45),
     "memory": (memory, 20),
@@ -565,7 +614,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("EMBEDCACHE_REAL_DATA"))
     parser.add_argument("--facenet", type=Path)
     parser.add_argument("--seconds", type=float, default=480)
-    parser.add_argument("--photos", type=int, default=12_000)
+    parser.add_argument("--photos", type=int, default=16_000)
     parser.add_argument("--only", nargs="*", choices=STEPS, default=list(STEPS))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

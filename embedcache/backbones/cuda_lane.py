@@ -16,6 +16,7 @@ a device copy and compute by turns.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -117,12 +118,13 @@ class CudaLane:
         )
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._host, *self._slabs = (_Slab() for _ in range(3))
+        self._mine = threading.Lock()  # networks of a run may have fewer lanes than it has threads
         self._recorded: dict[int, _Recorded | None] = {}
 
     def __call__(self, photos: U8 | Sequence[U8 | Uncut]) -> F32:
         """float32 (n, dim). torch.OutOfMemoryError gives back first what the lane had recorded."""
         try:
-            with torch.inference_mode(), torch.cuda.stream(self._stream):
+            with self._mine, torch.inference_mode(), torch.cuda.stream(self._stream):
                 return self._vectors(photos)
         except torch.OutOfMemoryError:
             self._recorded.clear()

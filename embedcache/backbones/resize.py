@@ -1,6 +1,8 @@
 """Pillow's resize on torch's device, bit for bit: integers all the way. Imports torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -22,11 +24,25 @@ def resized(photos: torch.Tensor, across: Sequence[Kernel], down: Sequence[Kerne
     photos: uint8 (b, h, w, 3), each in the upper left corner; the rest may hold anything.
     Returns uint8 (b, height, width, 3), as many rows and columns as the kernels have.
     """
-    return _along(_along(photos, across, axis=2), down, axis=1)
+    pass_ = _fused() if photos.is_cuda else along
+    return pass_(pass_(photos, across, axis=2), down, axis=1)
 
 
-def _along(photos: torch.Tensor, kernels: Sequence[Kernel], *, axis: int) -> torch.Tensor:
-    """One pass: the sum over taps of pixels times weights, rounded to 8 bits."""
+@cache
+def _fused() -> "Callable[..., torch.Tensor]":
+    """`along` in one kernel, where triton is installed with torch."""
+    if find_spec("triton") is None:
+        return along
+    from embedcache.backbones.resize_kernel import along as fused
+
+    return fused
+
+
+def along(photos: torch.Tensor, kernels: Sequence[Kernel], *, axis: int) -> torch.Tensor:
+    """One pass over uint8 (b, h, w, 3): the sum over taps of pixels times weights, in 8 bits.
+
+    axis: 1 becomes as many rows as the kernels have, 2 as many columns.
+    """
     taps = max(one.taps for one in kernels)
     first = np.stack([one.first for one in kernels])
     weight = np.zeros((*first.shape, taps), np.int32)

@@ -1,6 +1,10 @@
 """Resizing many photos together on torch's device, against Pillow."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,3 +51,30 @@ def test_what_a_device_leaves_to_pillow() -> None:
     assert not can_stay_uncut((1025, 700), PLAN)
     assert not can_stay_uncut((900, 100), PLAN)
     assert not can_stay_uncut((500, 400), replace(PLAN, interpolation="lanczos"))
+
+
+INTERPRETED = """
+import numpy as np, torch
+from embedcache.backbones import resize, resize_kernel
+from embedcache.photos.resizing import place
+from tests.backbones.test_resize import PLAN
+from dataclasses import replace
+
+photos = [np.random.default_rng(i).integers(0, 256, (9, 12, 3), np.uint8) for i in range(2)]
+slab = torch.from_numpy(np.stack(photos))
+across, down = resize.kernels([place(one, replace(PLAN, size=(5, 7))) for one in photos], (5, 7))
+for axis, one in ((2, across), (1, down)):
+    expected = resize.along(slab, one, axis=axis)
+    assert torch.equal(resize_kernel.along(slab, one, axis=axis), expected), axis
+    slab = expected
+"""
+
+
+def test_the_kernel_of_a_cuda_device_gives_the_same() -> None:
+    pytest.importorskip("triton")
+    subprocess.run(
+        [sys.executable, "-c", INTERPRETED],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[2],
+        check=True,
+    )
