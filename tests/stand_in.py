@@ -11,7 +11,7 @@ from PIL import Image
 
 from embedcache.backbones.forward import Forward, Network
 from embedcache.backbones.loading import Backbone, decoding
-from embedcache.backbones.resize import kernels, resized
+from embedcache.backbones.resize import pack, resized
 from embedcache.extraction.outcome import Extraction
 from embedcache.photos.resampling import Uncut
 from embedcache.photos.table import Photos
@@ -88,9 +88,8 @@ def cut(photo: npt.NDArray[np.uint8] | Uncut) -> npt.NDArray[np.uint8]:
     """A photo as the network takes it, resized as a device does where it is not yet."""
     if not isinstance(photo, Uncut):
         return photo
-    across, down = kernels([photo], (SIZE, SIZE))
-    small: npt.NDArray[np.uint8]
-    small = resized(torch.from_numpy(photo.pixels.copy())[None], across, down)[0].numpy()
+    packed = pack([photo], torch.empty(photo.nbytes, dtype=torch.uint8))
+    small: npt.NDArray[np.uint8] = resized(packed, [photo], (SIZE, SIZE))[0].numpy()
     return small
 
 

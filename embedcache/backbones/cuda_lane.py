@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from embedcache.backbones.resize import kernels, resized
+from embedcache.backbones.resize import pack, resized
 from embedcache.machine import arithmetic
 from embedcache.photos.resampling import Uncut
 from embedcache.spec import Preprocessing
@@ -34,7 +34,7 @@ F32 = npt.NDArray[np.float32]
 Run = Callable[[torch.Tensor], torch.Tensor]
 
 GRAPHED = 32
-SLAB_BYTES = 64 << 20
+SLAB_BYTES = 128 << 20
 """Photos that are resized together."""
 
 
@@ -81,17 +81,15 @@ class _Slab:
 
 
 def _together(photos: Sequence[tuple[int, Uncut]]) -> Iterator[list[tuple[int, Uncut]]]:
-    """Photos with their places, in groups that fit into a slab when each is as large as the largest
-    of its group."""
+    """Photos with their places, in groups that fill a slab."""
     group: list[tuple[int, Uncut]] = []
-    height = width = 0
+    held = 0
     for place, one in photos:
-        h, w = one.pixels.shape[:2]
-        if group and 3 * (len(group) + 1) * max(height, h) * max(width, w) > SLAB_BYTES:
+        if group and held + one.nbytes > SLAB_BYTES:
             yield group
-            group, height, width = [], 0, 0
+            group, held = [], 0
         group.append((place, one))
-        height, width = max(height, h), max(width, w)
+        held += one.nbytes
     if group:
         yield group
 
@@ -166,16 +164,11 @@ class CudaLane:
     ) -> None:
         """Put uncut photos into their rows of `given`."""
         each = [one for _, one in photos]
-        height, width = (max(one.pixels.shape[axis] for one in each) for axis in (0, 1))
         slab.wait()
-        host = slab.of((len(each), height, width, 3))
-        into = host.numpy()
-        for k, one in enumerate(each):
-            h, w = one.pixels.shape[:2]
-            into[k, :h, :w] = one.pixels
-        there = host.to(self._device, non_blocking=True)
+        packed = pack(each, slab.of((sum(one.nbytes for one in each),)))
+        there = packed.to(self._device, non_blocking=True)
         slab.used(self._stream)
-        small = resized(there, *kernels(each, self._shape[:2]))
+        small = resized(there, each, self._shape[:2])
         rows = [i for i, _ in photos]
         if rows == list(range(rows[0], rows[0] + len(rows))):
             given[rows[0] : rows[0] + len(rows)] = small

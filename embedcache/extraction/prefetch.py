@@ -236,7 +236,7 @@ def input_of(image: Image.Image, need: Need, uncut: Collection[int]) -> Pixels:
     """What the network gets of a decoded photo."""
     p = need.preprocessing
     if need.backbone in uncut and need.face is None and can_stay_uncut(image.size, p):
-        return place(np.asarray(image), p)
+        return place(np.array(image), p)  # writable, as torch wants it
     return cut(image, need)
 
 

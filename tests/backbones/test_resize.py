@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from embedcache.backbones.resize import kernels, resized
+from embedcache.backbones.resize import pack, resized
 from embedcache.photos.resizing import can_stay_uncut, place, resize_crop
 from embedcache.spec import Preprocessing
 
@@ -38,10 +38,8 @@ def test_photos_of_all_sizes_together_have_pillows_pixels(plan: Preprocessing) -
     rng = np.random.default_rng(0)
     photos = [rng.integers(0, 256, (h, w, 3), np.uint8) for w, h in PHOTOS]
     uncut = [place(photo, plan) for photo in photos]
-    slab = torch.from_numpy(rng.integers(0, 256, (len(photos), 400, 301, 3), np.uint8))
-    for i, photo in enumerate(photos):
-        slab[i, : len(photo), : photo.shape[1]] = torch.from_numpy(photo)
-    found = resized(slab, *kernels(uncut, plan.size)).numpy()
+    slab = torch.empty(1 << 20, dtype=torch.uint8)
+    found = resized(pack(uncut, slab), uncut, plan.size).numpy()
     for photo, one in zip(photos, found, strict=True):
         np.testing.assert_array_equal(one, resize_crop(Image.fromarray(photo), plan))
 
@@ -55,18 +53,18 @@ def test_what_a_device_leaves_to_pillow() -> None:
 
 INTERPRETED = """
 import numpy as np, torch
+from dataclasses import replace
 from embedcache.backbones import resize, resize_kernel
 from embedcache.photos.resizing import place
 from tests.backbones.test_resize import PLAN
-from dataclasses import replace
 
-photos = [np.random.default_rng(i).integers(0, 256, (9, 12, 3), np.uint8) for i in range(2)]
-slab = torch.from_numpy(np.stack(photos))
-across, down = resize.kernels([place(one, replace(PLAN, size=(5, 7))) for one in photos], (5, 7))
-for axis, one in ((2, across), (1, down)):
-    expected = resize.along(slab, one, axis=axis)
-    assert torch.equal(resize_kernel.along(slab, one, axis=axis), expected), axis
-    slab = expected
+plan = replace(PLAN, size=(5, 7))
+sizes = [(9, 12), (14, 10)]
+photos = [place(np.random.default_rng(1).integers(0, 256, (*s, 3), np.uint8), plan) for s in sizes]
+packed = resize.pack(photos, torch.empty(5000, dtype=torch.uint8))
+expected = resize.resized(packed, photos, plan.size)
+resize.plain = resize_kernel.fused
+assert torch.equal(resize.resized(packed, photos, plan.size), expected)
 """
 
 
