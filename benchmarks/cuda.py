@@ -167,8 +167,7 @@ class Bench:
     def load_inception(self) -> Loaded:
         if self.inception is not None:
             name = Name.parse(f"local-dir:{self.inception}")
-            loaded = timm_networks.load(name, decode=decoding("full"))
-            return replace(loaded, preprocessing=INCEPTION)
+            return timm_networks.load(name, decode=decoding("full"))
         import timm
 
         torch.manual_seed(0)
