@@ -135,10 +135,7 @@ def _placed(train: Part, dev: Part, protocol: Protocol) -> tuple[Part, Part, _So
         return train, dev, here
     from heads.fitting import on_device
 
-    device = on_device.resolved(protocol.device)
-    if device == "cpu":
-        return train, dev, here
-    train, dev = on_device.moved((train, dev), device, protocol.memory_bytes)
+    train, dev = on_device.moved((train, dev), protocol.device, protocol.memory_bytes)
     if not on_device.held(train):
         return train, dev, here
     there = _Solvers(on_device.fit_standard, on_device.ridge, on_device.logistic)

@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from heads.dataset.rows import Part
 from heads.fitting.metrics import row_log_loss, squared_error
@@ -172,8 +172,7 @@ class _Primal(_Centred):
 
     def solve(self, strength: float) -> Floats:
         """Coefficients (dim, k)."""
-        np.fill_diagonal(self.gram, self.diagonal + strength)
-        return np.asarray(solve(self.gram, self.cross, assume_a="pos", check_finite=False))
+        return _solved(self.gram, self.diagonal + strength, self.cross)
 
 
 class _Dual(_Centred):
@@ -188,9 +187,19 @@ class _Dual(_Centred):
 
     def solve(self, strength: float) -> Floats:
         """Coefficients (dim, k)."""
-        np.fill_diagonal(self.gram, self.diagonal + strength)
-        dual = solve(self.gram, self.targets, assume_a="pos", check_finite=False)
+        dual = _solved(self.gram, self.diagonal + strength, self.targets)
         return np.asarray(self.rows.T @ dual)
+
+
+def _solved(gram: Floats, diagonal: Floats, right: Floats) -> Floats:
+    """The solution x of gram x = right, gram symmetric and with another diagonal; it is kept.
+
+    `scipy.linalg.solve` also estimates how near to singular it is, for as much time again.
+    """
+    np.fill_diagonal(gram, diagonal)
+    # Symmetric: its transpose is the same matrix in the order that LAPACK factors in place.
+    factor = cho_factor(np.array(gram.T, order="F"), overwrite_a=True, check_finite=False)
+    return np.asarray(cho_solve(factor, right, check_finite=False))
 
 
 def figure(part: Part, outputs: Floats, link: Link) -> float:
