@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,15 +129,19 @@ def train(
 @contextmanager
 def _full_products(device: str) -> Iterator[None]:
     """Products of float32 in float32 and not in TF32, which keeps three digits, on CUDA."""
-    before = torch.get_float32_matmul_precision() if device.startswith("cuda") else "highest"
-    if before == "highest":
+    if not device.startswith("cuda"):
         yield
         return
-    torch.set_float32_matmul_precision("highest")
+    settings: Any = torch.backends.cuda.matmul
+    # torch 2.9 renamed the setting, and refuses to read the old name where the new one was set.
+    renamed = hasattr(settings, "fp32_precision")
+    name, full = ("fp32_precision", "ieee") if renamed else ("allow_tf32", False)
+    before = getattr(settings, name)
+    setattr(settings, name, full)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        setattr(settings, name, before)
 
 
 def _bank(candidates: Sequence[_Rate], task: Objective, protocol: Protocol) -> Bank:
