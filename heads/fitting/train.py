@@ -118,12 +118,29 @@ def train(
             going = [
                 c for c in candidates if c.may_win(record[c.name], left=left, patience=patience)
             ]
+            going = _halved(going, epoch, steps.taken, protocol)
             if not going:
                 break
             if len(going) < len(candidates):
                 candidates = going
                 steps.keep([place for one in going for place in _places(steps.bank, one)])
         return best.taken()
+
+
+def _halved(going: Sequence[_Rate], epoch: int, taken: int, protocol: Protocol) -> list[_Rate]:
+    """The better of each head's rates after an epoch and so many steps, see `Protocol`.
+
+    0FC keeps all: its one row per rate costs nothing beside the hidden layers of the others.
+    """
+    if protocol.halving_steps is None or protocol.patience is None:
+        return list(going)
+    times = min(epoch, taken // protocol.halving_steps).bit_length()
+    n_kept = -(-len(protocol.learning_rates) // 2**times)
+    dropped: set[int] = set()
+    for name in {one.name for one in going if one.depth}:
+        ranked = sorted((one for one in going if one.name == name), key=lambda one: one.best[-1])
+        dropped |= {id(one) for one in ranked[n_kept:]}
+    return [one for one in going if id(one) not in dropped]
 
 
 @contextmanager
@@ -152,6 +169,7 @@ def _bank(candidates: Sequence[_Rate], task: Objective, protocol: Protocol) -> B
         hidden=protocol.hidden,
         outputs=task.outputs,
         device=protocol.device,
+        products=protocol.products,
     )
     weight, bias = task.start
     if protocol.start == "random":
