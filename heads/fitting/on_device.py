@@ -7,7 +7,7 @@ figures agree to as much.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +19,7 @@ from torch import Tensor
 from embedcache.errors import InputError
 from heads.dataset.rows import Part
 from heads.fitting.linear import RIDGE_STRENGTHS, Linear, as_layer, figure, standard_of
-from heads.fitting.logistic import STRENGTHS, Frame, Loss
-from heads.fitting.logistic import logistic as logistic_here
+from heads.fitting.logistic import Frame, Loss, Losses
 from heads.head import Head, Layer, Link, Standard
 
 Floats = NDArray[np.float64]
@@ -211,23 +210,12 @@ class _Ridge:
         return found if self.rows is None else self.rows.T @ found
 
 
-def logistic(
-    train: Part,
-    dev: Part,
-    standard: Standard,
-    *,
-    outputs: int,
-    memory_bytes: int | None = None,
-    strengths: tuple[float, ...] = STRENGTHS,
-    tick: Callable[[], None] = lambda: None,
-) -> Linear:
-    """`logistic.logistic` of parts on a device; `moved` has seen to memory."""
-    began = time.perf_counter()
-    loss = DeviceLoss(train, standard, outputs)
-    found = logistic_here(
-        train, dev, standard, outputs=outputs, strengths=strengths, tick=tick, loss=loss
-    )
-    return replace(found, seconds=time.perf_counter() - began)
+class DeviceLosses(Losses):
+    """`logistic.Losses` of a train part on a device; `moved` has seen to memory."""
+
+    def by(self, standard: Standard) -> "DeviceLoss":
+        """The loss of rows by this standard, standardised anew: a device does that in no time."""
+        return DeviceLoss(self.train, standard, self.outputs)
 
 
 class DeviceLoss(Loss):

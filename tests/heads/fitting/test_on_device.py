@@ -61,9 +61,9 @@ def test_logistic_regression_is_numpys(sample: Sample, device: str, dim: int, ta
     standard, outputs = linear.fit_standard(part), 1 if task == "binary" else 3
     here = logistic.logistic(part, dev, standard, outputs=outputs)
     ticks: list[int] = []
-    found = on_device.logistic(
-        *parts(data, device), standard, outputs=outputs, tick=lambda: ticks.append(1)
-    )
+    there, their_dev = parts(data, device)
+    losses = on_device.DeviceLosses(there, outputs)
+    found = logistic.search(losses, their_dev, standard, tick=lambda: ticks.append(1)).exact()
     assert len(ticks) == len(found.curve) == len(here.curve)
     assert found.strength == here.strength
     assert found.dev == pytest.approx(here.dev, rel=1e-6)
@@ -75,7 +75,8 @@ def test_a_class_without_a_train_row_is_about_impossible_there_too(sample: Sampl
     data = sample(task="classes")
     data = replace(data, subset=np.where(data.targets == 1, 1, data.subset).astype(np.uint8))
     part, dev = parts(data, "cpu")
-    found = on_device.logistic(part, dev, linear.fit_standard(part), outputs=3)
+    losses = on_device.DeviceLosses(part, 3)
+    found = logistic.search(losses, dev, linear.fit_standard(part)).exact()
     here = logistic.logistic(
         data.part("train"), data.part("dev"), linear.fit_standard(part), outputs=3
     )
