@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from embedcache.errors import InputError
 from heads.dataset.rows import Dataset, Part
 from heads.fitting import linear, metrics
 from heads.fitting.linear import Linear
-from heads.fitting.logistic import logistic
+from heads.fitting.logistic import Losses, Search, search
 from heads.fitting.protocol import FC_NAMES, NAMES, Protocol
 from heads.fitting.scores import predict_part, row_scores
 from heads.head import Head, Layer, Link, Standard, rebased
@@ -125,23 +126,28 @@ class _Solvers:
 
     fit_standard: Callable[[Part], Standard]
     ridge: Callable[[Part, Part, Standard], Linear]
-    logistic: Callable[..., Linear]
+    losses: Callable[[int], Losses]  # of the train part, for so many outputs
 
 
 def _placed(train: Part, dev: Part, protocol: Protocol) -> tuple[Part, Part, _Solvers]:
     """The parts, with their vectors on the CUDA device that trains if one does and has the room."""
-    here = _Solvers(linear.fit_standard, linear.ridge, logistic)
+    here = _Solvers(
+        linear.fit_standard,
+        partial(linear.ridge, known=linear.Equations(train)),
+        partial(Losses, train, memory_bytes=protocol.memory_bytes),
+    )
     if protocol.device == "cpu":
         return train, dev, here
     from heads.fitting import on_device
 
-    device = on_device.resolved(protocol.device)
-    if device == "cpu":
-        return train, dev, here
-    train, dev = on_device.moved((train, dev), device, protocol.memory_bytes)
+    train, dev = on_device.moved((train, dev), protocol.device, protocol.memory_bytes)
     if not on_device.held(train):
         return train, dev, here
-    there = _Solvers(on_device.fit_standard, on_device.ridge, on_device.logistic)
+    there = _Solvers(
+        on_device.fit_standard,
+        on_device.ridge,
+        partial(on_device.DeviceLosses, train),
+    )
     return train, dev, there
 
 
@@ -204,7 +210,6 @@ def _fit_linear(
     """
     outputs = len(dataset.classes) if dataset.task == "multiclass" else train.targets.shape[1]
     plain: Link = "identity" if dataset.task == "regression" else link
-    memory = protocol.memory_bytes
 
     def constant(one: Standard) -> Linear:
         return linear.constant(train, dev, dim=len(one.mean), link=plain, outputs=outputs)
@@ -212,10 +217,10 @@ def _fit_linear(
     def ridge(one: Standard) -> Linear:
         return solvers.ridge(train, dev, one)
 
-    def logit(one: Standard) -> Linear:
-        return solvers.logistic(
-            train, dev, one, outputs=outputs, memory_bytes=memory, tick=lambda: tick(0)
-        )
+    losses = solvers.losses(outputs)
+
+    def logit(one: Standard) -> Search:
+        return search(losses, dev, one, tick=lambda: tick(0))
 
     fits: dict[str, Callable[[], tuple[Linear, Standard]]] = {
         "const": lambda: (constant(standard), standard),

@@ -8,12 +8,14 @@ equal scikit-learn's `Ridge` and `LogisticRegression` on the same rows, by test.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from heads.dataset.rows import Part
 from heads.fitting.metrics import row_log_loss, squared_error
@@ -33,6 +35,10 @@ class Linear:
     dev: float
     curve: tuple[tuple[float, float], ...]
     seconds: float
+
+    def exact(self) -> "Linear":
+        """Itself: see `logistic.Search`, which is not as exact yet."""
+        return self
 
 
 def fit_standard(part: Part) -> Standard:
@@ -70,15 +76,26 @@ def centred(standard: Standard, widths: Sequence[int] = ()) -> Standard:
     return Standard(standard.mean, scale)
 
 
+class Judged(Protocol):
+    """A linear head, or what becomes one, that dev has judged."""
+
+    @property
+    def dev(self) -> float: ...
+    @property
+    def seconds(self) -> float: ...
+    def exact(self) -> Linear: ...
+
+
 def best_scaling(
-    fit_one: Callable[[Standard], Linear], standard: Standard, widths: Sequence[int] = ()
+    fit_one: Callable[[Standard], Judged], standard: Standard, widths: Sequence[int] = ()
 ) -> tuple[Linear, Standard]:
     """The better on dev of a linear head on standardised and one on centred vectors."""
     scalings = (standard, centred(standard, widths))
     fitted = [fit_one(one) for one in scalings]
-    seconds = sum(one.seconds for one in fitted)
     best = min(range(len(fitted)), key=lambda place: fitted[place].dev)
-    return replace(fitted[best], seconds=seconds), scalings[best]
+    found = fitted[best].exact()
+    others = sum(one.seconds for place, one in enumerate(fitted) if place != best)
+    return replace(found, seconds=found.seconds + others), scalings[best]
 
 
 def constant(train: Part, dev: Part, *, dim: int, link: Link, outputs: int) -> Linear:
@@ -104,15 +121,16 @@ def ridge(
     standard: Standard,
     *,
     strengths: tuple[float, ...] = RIDGE_STRENGTHS,
+    known: "Equations | None" = None,
 ) -> Linear:
     """Weighted least squares with an L2 penalty, the strength with the least dev MSE.
 
     Minimises sum of weight x (target - prediction)² + strength x |coefficients|², weights scaled
     to a mean of 1, the intercept free.
+    known: the normal equations of the train rows by another scale, which are these but for it.
     """
     began = time.perf_counter()
-    equations = _Dual if len(train) < len(standard.mean) else _Primal
-    system = equations(train, standard)
+    system = (known or Equations(train)).by(standard)
     solved: list[tuple[float, Floats]] = []
     for strength in sorted(strengths, reverse=True):
         try:
@@ -135,6 +153,22 @@ def ridge(
     curve = tuple((s, float(score)) for (s, _), score in zip(solved, scores, strict=True))
     seconds = time.perf_counter() - began
     return Linear(layer, "identity", strength, float(scores[best]), curve, seconds)
+
+
+class Equations:
+    """The normal equations of train rows, summed once for all scales of their floats."""
+
+    def __init__(self, train: Part) -> None:
+        self.train = train
+        self._first: _Primal | None = None
+
+    def by(self, standard: Standard) -> "_Primal | _Dual":
+        """The equations of rows by this standard; all standards have the same mean."""
+        if len(self.train) < len(standard.mean):
+            return _Dual(self.train, standard)
+        if self._first is None:
+            self._first = _Primal(self.train, standard)
+        return self._first.rescaled(standard)
 
 
 class _Centred:
@@ -170,10 +204,20 @@ class _Primal(_Centred):
             self.cross += rows.T @ targets
         self.diagonal = self.gram.diagonal().copy()
 
+    def rescaled(self, standard: Standard) -> "_Primal":
+        """These equations, by another scale of each float."""
+        if standard is self.standard:
+            return self
+        ratio = self.standard.scale.astype(np.float64) / standard.scale
+        found = copy(self)
+        found.standard, found.centre = standard, self.centre * ratio
+        found.gram, found.cross = self.gram * ratio * ratio[:, None], self.cross * ratio[:, None]
+        found.diagonal = self.diagonal * ratio * ratio
+        return found
+
     def solve(self, strength: float) -> Floats:
         """Coefficients (dim, k)."""
-        np.fill_diagonal(self.gram, self.diagonal + strength)
-        return np.asarray(solve(self.gram, self.cross, assume_a="pos", check_finite=False))
+        return _solved(self.gram, self.diagonal + strength, self.cross)
 
 
 class _Dual(_Centred):
@@ -188,9 +232,19 @@ class _Dual(_Centred):
 
     def solve(self, strength: float) -> Floats:
         """Coefficients (dim, k)."""
-        np.fill_diagonal(self.gram, self.diagonal + strength)
-        dual = solve(self.gram, self.targets, assume_a="pos", check_finite=False)
+        dual = _solved(self.gram, self.diagonal + strength, self.targets)
         return np.asarray(self.rows.T @ dual)
+
+
+def _solved(gram: Floats, diagonal: Floats, right: Floats) -> Floats:
+    """The solution x of gram x = right, gram symmetric and with another diagonal; it is kept.
+
+    `scipy.linalg.solve` also estimates how near to singular it is, for as much time again.
+    """
+    np.fill_diagonal(gram, diagonal)
+    # Symmetric: its transpose is the same matrix in the order that LAPACK factors in place.
+    factor = cho_factor(np.array(gram.T, order="F"), overwrite_a=True, check_finite=False)
+    return np.asarray(cho_solve(factor, right, check_finite=False))
 
 
 def figure(part: Part, outputs: Floats, link: Link) -> float:

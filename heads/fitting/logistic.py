@@ -12,6 +12,8 @@ are sought among these: n numbers for n rows, whatever the number of floats.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,52 @@ Floats = NDArray[np.float64]
 Block = tuple[NDArray[np.int64], NDArray[np.floating[Any]]]
 
 
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The strengths that were tried, and the best of them as far as dev can tell it from others.
+
+    dev: its log-loss there. curve: strength and log-loss of each.
+    """
+
+    loss: "Loss"
+    part: Part
+    outputs: int
+    theta: Floats
+    strength: float
+    dev: float
+    curve: tuple[tuple[float, float], ...]
+    seconds: float
+
+    def exact(self) -> Linear:
+        """The regression of the best strength, solved to the rounding of float32 coefficients."""
+        began = time.perf_counter()
+        theta = self.loss.minimum(self.theta, self.strength, exact=True)
+        layer = self.loss.layer(theta, self.outputs)
+        link = _link(self.outputs)
+        dev = self.loss.dev_figure(self.part, layer, link)
+        seconds = self.seconds + time.perf_counter() - began
+        return Linear(layer, link, self.strength, dev, self.curve, seconds)
+
+
+class Losses:
+    """The losses of train rows by several standards of one mean, whose rows are read once.
+
+    outputs: 1 for two classes, else the number of classes; one without a train row gets a
+        probability of about zero.
+    memory_bytes: standardised rows are kept only if they and the rows as read take less.
+    """
+
+    def __init__(self, train: Part, outputs: int, memory_bytes: int | None = None) -> None:
+        self.train, self.outputs, self.memory_bytes = train, outputs, memory_bytes
+        self._first: Loss | None = None
+
+    def by(self, standard: Standard) -> "Loss":
+        """The loss of rows by this standard."""
+        if self._first is None or self._first.basis is not None:
+            self._first = Loss(self.train, standard, self.outputs, self.memory_bytes)
+        return self._first.rescaled(standard)
+
+
 def logistic(
     train: Part,
     dev: Part,
@@ -37,28 +85,34 @@ def logistic(
     outputs: int,
     strengths: tuple[float, ...] = STRENGTHS,
     memory_bytes: int | None = None,
-    tick: Callable[[], None] = lambda: None,
-    loss: "Loss | None" = None,
 ) -> Linear:
-    """The regression whose strength C has the least dev log-loss.
+    """The regression whose strength C has the least dev log-loss; see `Losses` and `search`."""
+    losses = Losses(train, outputs, memory_bytes)
+    return search(losses, dev, standard, strengths=strengths).exact()
 
-    outputs: 1 for two classes, else the number of classes; one without a train row gets a
-        probability of about zero.
+
+def search(
+    losses: Losses,
+    dev: Part,
+    standard: Standard,
+    *,
+    strengths: tuple[float, ...] = STRENGTHS,
+    tick: Callable[[], None] = lambda: None,
+) -> Search:
+    """Try strengths C, and keep the one with the least dev log-loss.
+
     strengths: tried from the most regularised on, each from the last one's solution, until dev is
         clearly past its best.
-    memory_bytes: standardised rows are kept only if they and the rows as read take less.
     tick: called after each strength.
-    loss: of the train rows, where they lie elsewhere than in numpy's arrays.
     """
     began = time.perf_counter()
-    loss = loss or Loss(train, standard, outputs, memory_bytes)
-    link: Link = "sigmoid" if outputs == 1 else "softmax"
+    loss, outputs = losses.by(standard), losses.outputs
     scores: list[tuple[float, float]] = []
     theta = np.zeros((loss.outputs, loss.width + 1))
     best, best_theta = math.inf, theta
     for strength in strengths:
         theta = loss.minimum(theta, strength, exact=False)
-        score = loss.dev_figure(dev, loss.layer(theta, outputs), link)
+        score = loss.dev_figure(dev, loss.layer(theta, outputs), _link(outputs))
         scores.append((strength, score))
         tick()
         if score < best:
@@ -66,9 +120,12 @@ def logistic(
         # Clearly, because under the strongest penalties every figure is the constant's.
         elif len(scores) > 3 and min(score for _, score in scores[-3:]) > 1.02 * best:
             break
-    layer = loss.layer(loss.minimum(best_theta, chosen, exact=True), outputs)
-    best = loss.dev_figure(dev, layer, link)
-    return Linear(layer, link, chosen, best, tuple(scores), time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Search(loss, dev, outputs, best_theta, chosen, best, tuple(scores), seconds)
+
+
+def _link(outputs: int) -> Link:
+    return "sigmoid" if outputs == 1 else "softmax"
 
 
 class Loss:
@@ -100,8 +157,20 @@ class Loss:
         self.present = np.array([0]) if outputs == 1 else np.unique(truth)
         self.outputs = len(self.present)
         self.truth = truth if outputs == 1 else np.searchsorted(self.present, truth)
+        # What each float's coefficient is multiplied with where rows are by another scale.
+        self.ratio: Floats | None = None
         # Floats of a vector per coordinate, (dim, coordinates); None where both are the same.
         self.basis: Floats | None = None
+
+    def rescaled(self, standard: Standard) -> "Loss":
+        """The loss by a standard with another scale, of the same rows, in float64's rounding."""
+        if standard is self.standard:
+            return self
+        found = copy(self)
+        found.standard = standard
+        found.ratio = ratio = self.standard.scale.astype(np.float64) / standard.scale
+        found.gram = None if self.gram is None else self.gram * ratio * ratio[:, None]
+        return found
 
     def _turn(self) -> "list[Block]":
         """The rows in coordinates along which they lie, at most one per row; sets `basis`.
@@ -181,7 +250,8 @@ class Loss:
         precision: of the two products with each block; the sums are in float64.
         """
         total, slope = 0.0, np.zeros_like(theta)
-        weight = theta[:, :-1].astype(precision)
+        weight = theta[:, :-1] if self.ratio is None else theta[:, :-1] * self.ratio
+        weight = weight.astype(precision)
         for places, block in self.blocks():
             rows = block.astype(precision, copy=False)
             seen = (rows @ weight.T).astype(np.float64) + theta[:, -1]
@@ -201,6 +271,8 @@ class Loss:
             gap *= share[:, None]
             slope[:, :-1] += gap.T.astype(precision) @ rows
             slope[:, -1] += gap.sum(0)
+        if self.ratio is not None:
+            slope[:, :-1] *= self.ratio
         return total, slope
 
     def dev_figure(self, dev: Part, layer: Layer, link: Link) -> float:

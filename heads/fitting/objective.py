@@ -18,7 +18,7 @@ from heads.dataset.rows import Part
 from heads.fitting.choice import errors
 from heads.fitting.fc import Bank
 from heads.fitting.intervals import Sample
-from heads.fitting.on_device import DeviceVectors
+from heads.fitting.on_device import DeviceVectors, through
 from heads.fitting.protocol import Protocol
 from heads.head import Layer, Link, Standard
 
@@ -159,9 +159,7 @@ class Objective:
 
     def linked(self, outputs: Tensor) -> Tensor:
         """Outputs (..., k) through the link."""
-        if self.link == "identity":
-            return outputs
-        return outputs.sigmoid() if self.link == "sigmoid" else outputs.softmax(-1)
+        return through(outputs, self.link)
 
     def slope(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The loss per member (members,) and its slope by the outputs (members, rows, k)."""

@@ -7,7 +7,7 @@ figures agree to as much.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +19,8 @@ from torch import Tensor
 from embedcache.errors import InputError
 from heads.dataset.rows import Part
 from heads.fitting.linear import RIDGE_STRENGTHS, Linear, as_layer, figure, standard_of
-from heads.fitting.logistic import STRENGTHS, Frame, Loss
-from heads.fitting.logistic import logistic as logistic_here
-from heads.head import Layer, Link, Standard
+from heads.fitting.logistic import Frame, Loss, Losses
+from heads.head import Head, Layer, Link, Standard
 
 Floats = NDArray[np.float64]
 _BLOCK_ROWS = 16_384
@@ -53,25 +52,56 @@ class DeviceVectors:
     def __getitem__(self, places: NDArray[np.int64], /) -> NDArray[np.float32]:
         return self.part.read(places)
 
+    def predict(self, head: Head) -> Floats:
+        """`head.predict` of all rows, by place: (n,), or (n, outputs) when there are several."""
+        arrays = [head.standard.mean, head.standard.scale]
+        arrays += [one for layer in head.layers for one in (layer.weight, layer.bias)]
+        mean, scale, *layers = (
+            torch.from_numpy(np.ascontiguousarray(one)).to(self.tensor.device) for one in arrays
+        )
+        blocks = []
+        for block in torch.split(self.tensor, _BLOCK_ROWS):
+            rows = (block - mean).div_(scale)
+            total = rows.new_zeros(len(rows), head.outputs, dtype=torch.float64)
+            for member in range(len(layers[0])):
+                hidden = rows
+                for depth, (weight, bias) in enumerate(zip(layers[::2], layers[1::2], strict=True)):
+                    hidden = hidden.clamp(min=0) if depth else hidden
+                    hidden = torch.addmm(bias[member], hidden, weight[member].T)
+                total += through(hidden.double(), head.link)
+            blocks.append(total / len(layers[0]))
+        found = torch.cat(blocks).cpu().numpy()
+        return np.asarray(found[:, 0] if head.outputs == 1 else found)
+
     def take(self, places: NDArray[np.int64]) -> Tensor:
         """The rows at some places, a new tensor on the device."""
         return self.tensor[torch.from_numpy(places).to(self.tensor.device)]
 
 
-def moved(parts: tuple[Part, Part], device: str, memory_bytes: int | None) -> tuple[Part, Part]:
-    """Train and dev parts with their vectors on a CUDA device, as they are where they do not fit.
+def moved(parts: Sequence[Part], device: str, memory_bytes: int | None) -> list[Part]:
+    """Parts with their vectors on a CUDA device; as they are elsewhere, and where they do not fit.
 
     Half of the device's free memory, and of `memory_bytes`, is left to those who work with them.
     """
+    device = resolved(device)
+    if device == "cpu":
+        return list(parts)
     free, _ = torch.cuda.mem_get_info(device)
     limit = min(free, memory_bytes or free)
     if 2 * sum(4 * len(part) * part.vectors.shape[1] for part in parts) > limit:
-        return parts
-    return _moved(parts[0], device), _moved(parts[1], device)
+        return list(parts)
+    return [_moved(part, device) for part in parts]
 
 
 def _moved(part: Part, device: str) -> Part:
     return replace(part, vectors=DeviceVectors(part, device), rows=np.arange(len(part)))
+
+
+def through(outputs: Tensor, link: Link) -> Tensor:
+    """Outputs (..., k) through the link."""
+    if link == "identity":
+        return outputs
+    return outputs.sigmoid() if link == "sigmoid" else outputs.softmax(-1)
 
 
 def held(part: Part) -> bool:
@@ -180,23 +210,12 @@ class _Ridge:
         return found if self.rows is None else self.rows.T @ found
 
 
-def logistic(
-    train: Part,
-    dev: Part,
-    standard: Standard,
-    *,
-    outputs: int,
-    memory_bytes: int | None = None,
-    strengths: tuple[float, ...] = STRENGTHS,
-    tick: Callable[[], None] = lambda: None,
-) -> Linear:
-    """`logistic.logistic` of parts on a device; `moved` has seen to memory."""
-    began = time.perf_counter()
-    loss = DeviceLoss(train, standard, outputs)
-    found = logistic_here(
-        train, dev, standard, outputs=outputs, strengths=strengths, tick=tick, loss=loss
-    )
-    return replace(found, seconds=time.perf_counter() - began)
+class DeviceLosses(Losses):
+    """`logistic.Losses` of a train part on a device; `moved` has seen to memory."""
+
+    def by(self, standard: Standard) -> "DeviceLoss":
+        """The loss of rows by this standard, standardised anew: a device does that in no time."""
+        return DeviceLoss(self.train, standard, self.outputs)
 
 
 class DeviceLoss(Loss):

@@ -193,7 +193,7 @@ class Steps:
 
     def _work(self, inputs: Tensor, targets: Tensor, weights: Tensor) -> None:
         masks = self._dropout.factors(self.bank, len(inputs), self.taken)
-        given, kept = self.bank.forward(inputs, masks)
+        given, kept = self.bank.forward(inputs, masks, training=True)
         losses, slope = self.task.slope(given, targets, weights)
         self.bank.backward(inputs, slope, kept, masks)
         self._optimizer.step(self.taken)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,6 +118,7 @@ def train(
             going = [
                 c for c in candidates if c.may_win(record[c.name], left=left, patience=patience)
             ]
+            going = _halved(going, epoch, steps.taken, protocol)
             if not going:
                 break
             if len(going) < len(candidates):
@@ -125,18 +127,38 @@ def train(
         return best.taken()
 
 
+def _halved(going: Sequence[_Rate], epoch: int, taken: int, protocol: Protocol) -> list[_Rate]:
+    """The better of each head's rates after an epoch and so many steps, see `Protocol`.
+
+    0FC keeps all: its one row per rate costs nothing beside the hidden layers of the others.
+    """
+    if protocol.halving_steps is None or protocol.patience is None:
+        return list(going)
+    times = min(epoch, taken // protocol.halving_steps).bit_length()
+    n_kept = -(-len(protocol.learning_rates) // 2**times)
+    dropped: set[int] = set()
+    for name in {one.name for one in going if one.depth}:
+        ranked = sorted((one for one in going if one.name == name), key=lambda one: one.best[-1])
+        dropped |= {id(one) for one in ranked[n_kept:]}
+    return [one for one in going if id(one) not in dropped]
+
+
 @contextmanager
 def _full_products(device: str) -> Iterator[None]:
     """Products of float32 in float32 and not in TF32, which keeps three digits, on CUDA."""
-    before = torch.get_float32_matmul_precision() if device.startswith("cuda") else "highest"
-    if before == "highest":
+    if not device.startswith("cuda"):
         yield
         return
-    torch.set_float32_matmul_precision("highest")
+    settings: Any = torch.backends.cuda.matmul
+    # torch 2.9 renamed the setting, and refuses to read the old name where the new one was set.
+    renamed = hasattr(settings, "fp32_precision")
+    name, full = ("fp32_precision", "ieee") if renamed else ("allow_tf32", False)
+    before = getattr(settings, name)
+    setattr(settings, name, full)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        setattr(settings, name, before)
 
 
 def _bank(candidates: Sequence[_Rate], task: Objective, protocol: Protocol) -> Bank:
@@ -147,6 +169,7 @@ def _bank(candidates: Sequence[_Rate], task: Objective, protocol: Protocol) -> B
         hidden=protocol.hidden,
         outputs=task.outputs,
         device=protocol.device,
+        products=protocol.products,
     )
     weight, bias = task.start
     if protocol.start == "random":

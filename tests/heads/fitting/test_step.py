@@ -152,16 +152,21 @@ def test_a_cuda_device_trains_the_same_heads_in_graphs(
         assert shapes[0] == shapes[1]
 
 
-def test_products_are_not_rounded_to_tf32_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_float32_matmul_precision("high")
+@pytest.mark.parametrize("before", ["tf32", "ieee", "none"])
+def test_products_are_not_rounded_to_tf32_on_a_device(before: str) -> None:
+    settings: Any = torch.backends.cuda.matmul
+    if not hasattr(settings, "fp32_precision"):
+        pytest.skip("this torch has the setting by its old name")
+    was = settings.fp32_precision
+    settings.fp32_precision = before
     try:
-        with train._full_products("cuda"):
-            assert torch.get_float32_matmul_precision() == "highest"
-        assert torch.get_float32_matmul_precision() == "high"
+        with train._full_products("cuda:0"):
+            assert settings.fp32_precision == "ieee"
+        assert settings.fp32_precision == before
         with train._full_products("cpu"):
-            assert torch.get_float32_matmul_precision() == "high"
+            assert settings.fp32_precision == before
     finally:
-        torch.set_float32_matmul_precision("highest")
+        settings.fp32_precision = was
 
 
 def test_training_loads_no_compiler() -> None:
