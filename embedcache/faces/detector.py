@@ -40,12 +40,12 @@ class Detector:
         """
         import torch
 
-        from embedcache.faces import mtcnn
+        from embedcache.faces import mtcnn, networks, pixels
 
-        if min_face_size < mtcnn.CELL:
-            raise ValueError(f"min_face_size is at least {mtcnn.CELL}; got {min_face_size}")
+        if min_face_size < pixels.CELL:
+            raise ValueError(f"min_face_size is at least {pixels.CELL}; got {min_face_size}")
         self._settings = mtcnn.Settings(min_face_size=min_face_size)
-        self._networks = mtcnn.Networks(device)
+        self._networks = networks.Networks(device)
         self._pool = ThreadPoolExecutor(max(1, torch.get_num_threads()), "detect")
         self.document: dict[str, Json] = {
             "detector": VERSION,
@@ -70,8 +70,8 @@ class Detector:
         found: list[mtcnn.Found | None] = [None] * len(photos)
         times = _ON_CUDA if self._networks.device.type == "cuda" else 1
         for some in _batches([photo.size for photo in photos], times * _BATCH_PIXELS):
-            pixels = [_packed(photos[i]) for i in some]
-            results = mtcnn.find(pixels, self._networks, self._settings, self._pool)
+            pictures = [photos[i] for i in some]
+            results = mtcnn.find(pictures, self._networks, self._settings, self._pool)
             for i, result in zip(some, results, strict=True):
                 found[i] = result
         each = [result for result in found if result is not None]
@@ -96,12 +96,6 @@ def _batches(sizes: Sequence[tuple[int, int]], n_most: int) -> Iterator[list[int
         held += n_pixels
     if batch:
         yield batch
-
-
-def _packed(photo: Image.Image) -> NDArray[np.uint32]:
-    """(h, w), red in the lowest byte: Pillow's own layout, so a plain copy."""
-    packed = photo.convert("RGB").tobytes("raw", "RGBX")
-    return np.frombuffer(packed, "<u4").reshape(photo.height, photo.width)
 
 
 def choose(boxes: ArrayLike, *, select: Select, size: tuple[int, int]) -> NDArray[np.float32]:
