@@ -582,7 +582,8 @@ def heads(bench: Bench) -> None:
     """The paper's tables at its size, where heads are trained on the device."""
     from benchmarks.tables import tables_on
 
-    for name, value in tables_on(DEVICE, n_photos=76_000 if CUDA else 2_000).items():
+    found = tables_on(DEVICE, n_photos=76_000 if CUDA else 2_000)
+    for name, value in found.items():
         bench.say(name, value)
 
 
