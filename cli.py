@@ -109,6 +109,8 @@ def fit_head(
     weight_decay: fit_options.WeightDecay = None,
     members: fit_options.Members = None,
     patience: fit_options.Patience = None,
+    halving_steps: fit_options.HalvingSteps = None,
+    products: fit_options.ProductsOption = None,
     start: fit_options.StartOption = None,
     margin: fit_options.Margin = None,
     drop_missing: fit_options.DropMissing = False,
@@ -144,11 +146,14 @@ def fit_head(
         "members": members,
         "start": start,
         "margin": margin,
+        "products": products,
         "memory_bytes": memory_bytes,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if patience is not None:
         given["patience"] = patience or None
+    if halving_steps is not None:
+        given["halving_steps"] = halving_steps or None
     replaces = check_out(out)
     opened = open_cache(cache, ref=ref)
     together = []

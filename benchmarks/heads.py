@@ -38,6 +38,7 @@ if __name__ == "heads":
 
 from benchmarks import plain_loop  # noqa: E402
 from benchmarks.plain_loop import BATCH, HIDDEN  # noqa: E402
+from benchmarks.tables import FITS, NETWORKS, Photos  # noqa: E402
 from embedcache.spec import foreign  # noqa: E402
 from embedcache.store.cache import Cache  # noqa: E402
 from embedcache.store.faces import Faces  # noqa: E402
@@ -51,29 +52,6 @@ from heads.fitting.train import train  # noqa: E402
 from heads.head import Layer  # noqa: E402
 
 F32 = NDArray[np.float32]
-
-
-class Photos:
-    """n photos of people who differ in 64 ways, seen by two networks, with votes and a gender."""
-
-    def __init__(self, n: int, *, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        self.hidden = rng.standard_normal((n, 64), dtype=np.float32)
-        score = 3 * np.tanh(self.hidden[:, :16] @ rng.normal(size=(16, 8)) / 3)
-        score = score @ rng.normal(size=8) / 3
-        self.swipes = rng.integers(20, 300, n)
-        self.ratio = rng.binomial(self.swipes, 1 / (1 + np.exp(score.mean() - score))) / self.swipes
-        told = self.hidden[:, 16:24] @ rng.normal(size=8)
-        told += 2 * np.tanh(self.hidden[:, 24:32] @ rng.normal(size=8)) * self.hidden[:, 32]
-        self.gender = np.where(told + 0.5 * rng.standard_normal(n) > 0, "F", "M")
-
-    def vectors(self, dim: int, *, noise: float) -> F32:
-        """Float32 (n, dim): rectified mixtures of what people differ in, and noise."""
-        rng = np.random.default_rng(dim)
-        mix = rng.standard_normal((64, dim), dtype=np.float32) / 8
-        seen = self.hidden @ mix
-        seen += np.float32(noise) * rng.standard_normal(seen.shape, dtype=np.float32)
-        return np.maximum(seen, 0, out=seen)
 
 
 def ratios(n: int, dim: int) -> Dataset:
@@ -179,14 +157,14 @@ def make_cache(folder: Path, n: int) -> Path:
     digests = np.random.default_rng(1).integers(0, 256, (n, 32), dtype=np.uint8)
     cache = Cache.open(folder / "photos.cache", create=True)
     cache.record_photos("photos", ids, digests)
-    for name, dim, noise in (("inception", 2048, 0.5), ("facenet", 512, 0.1)):
+    for name, dim, noise in NETWORKS:
         space = cache.space(foreign(name, dim), create=True)
         vectors = photos.vectors(dim, noise=noise)
         for start in range(0, n, 16_384):
             some = slice(start, start + 16_384)
             with space.writer(n_rows=len(digests[some]), name=name, about={}) as writer:
                 writer.add(digests[some], vectors[some])
-    counts = np.where(np.arange(n) % 4 == 0, 2, 1)
+    counts = np.where(photos.one_face, 1, 2)
     total = int(counts.sum())
     faces = Faces(
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -209,13 +187,6 @@ def evict(folder: Path) -> None:
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
-
-
-FITS = [
-    (target, *subset)
-    for target in ("like_ratio", "gender")
-    for subset in (("inception", None), ("inception", 1), ("facenet", 1))
-]
 
 
 def tables(n: int, place: Path, numbers: list[int], options: dict[str, Any]) -> None:

@@ -4,7 +4,9 @@ import math
 import os
 import platform
 import resource
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -94,3 +96,24 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+_LAUNCHING = threading.Lock()
+
+
+@contextmanager
+def arithmetic(*, tf32: bool) -> Iterator[None]:
+    """Launch work on a CUDA device whose float32 products may be rounded to TF32, or may not.
+
+    torch has one switch for the process and reads it at each launch, so one thread at a time
+    launches. A CUDA graph keeps what it was recorded with.
+    """
+    import torch
+
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    with _LAUNCHING:
+        convolutions.allow_tf32 = products.allow_tf32 = tf32
+        try:
+            yield
+        finally:
+            convolutions.allow_tf32 = products.allow_tf32 = False

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_DIM = 65_536
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 Select = Literal["only", "largest", "central"]
 CROPS: dict[str, Select] = {"face": "only", "largest-face": "largest", "central-face": "central"}
 """What may follow the @ of a backbone's name: which face of a photo is cropped."""

@@ -2,14 +2,18 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from embedcache.backbones.forward import Forward, Network
 from embedcache.backbones.loading import Backbone, decoding
+from embedcache.backbones.resize import pack, resized
 from embedcache.extraction.outcome import Extraction
+from embedcache.photos.resampling import Uncut
 from embedcache.photos.table import Photos
 from embedcache.spec import FaceCrop, Json, Preprocessing, Spec, canonical_json
 from embedcache.store.cache import Cache
@@ -28,12 +32,14 @@ def backbone(
     compiler: str = "",
     before_compiled: Callable[[int], None] = lambda n: None,
     precision: str = "float32",
+    resizes: bool = False,
 ) -> Backbone:
     """A backbone whose vectors are a fixed linear map of the pixels.
 
     before: sees the size of every batch of the plain form; a pause in it makes that form slower.
     compiler: gives the network a compiled form, which refuses any batch but its own size;
         `before_compiled` sees the sizes that it gets.
+    resizes: as a CUDA device's lanes do, and so named.
     """
     spec = Spec(
         kind="computed",
@@ -59,9 +65,9 @@ def backbone(
         # Row by row: BLAS gives a row other last bits in a batch of another size.
         return np.stack([row @ weights for row in rows]).astype(np.float32)
 
-    def forward(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def forward(pixels: Any) -> npt.NDArray[np.float32]:
         before(len(pixels))
-        return vectors_of(pixels)
+        return vectors_of(np.stack([cut(one) for one in pixels]) if resizes else pixels)
 
     def compiled(n_batch: int) -> tuple[Forward, ...]:
         def of_one_size(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -72,8 +78,19 @@ def backbone(
 
         return (of_one_size,) * n_lanes
 
-    network = Network(lanes=(forward,) * n_lanes, compiler=compiler, compiled=compiled)
+    network = Network(
+        lanes=(forward,) * n_lanes, resizes=resizes, compiler=compiler, compiled=compiled
+    )
     return Backbone(name=name, place=name, spec=spec, open=lambda: network)
+
+
+def cut(photo: npt.NDArray[np.uint8] | Uncut) -> npt.NDArray[np.uint8]:
+    """A photo as the network takes it, resized as a device does where it is not yet."""
+    if not isinstance(photo, Uncut):
+        return photo
+    packed = pack([photo], torch.empty(photo.nbytes, dtype=torch.uint8))
+    small: npt.NDArray[np.uint8] = resized(packed, [photo], (SIZE, SIZE))[0].numpy()
+    return small
 
 
 class Detector:

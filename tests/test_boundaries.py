@@ -151,7 +151,7 @@ def test_every_room_says_what_it_owns() -> None:
 def test_each_outside_library_has_one_home() -> None:
     networks, facenet = (f"embedcache/backbones/{name}.py" for name in ("timm_networks", "facenet"))
     assert importers("timm") <= {networks, "embedcache/example.py"}
-    assert importers("facenet_pytorch") <= {facenet, "embedcache/faces/mtcnn.py"}
+    assert importers("facenet_pytorch") <= {facenet, "embedcache/faces/networks.py"}
     assert importers("pickle") == set()
     assert importers("zarr") <= {"embedcache/store/zarr_view.py"}
 

@@ -5,6 +5,7 @@ This room owns timm and facenet-pytorch and everything that decides a vector's s
 """
 
 __all__ = [
+    "cuda_lane",
     "facenet",
     "forward",
     "listing",

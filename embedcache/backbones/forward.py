@@ -4,11 +4,11 @@
     network.lanes[0](pixels)     uint8 (b, h, w, 3) -> float32 (b, dim)
 
 A lane is one thread that runs forward passes. Every GPU has two, so that one batch computes while
-another is copied; a CPU has one per core (up to MAX_CPU_LANES, which then share the cores), because
-two passes on one thread each beat one pass on two (docs/decisions/025). All lanes of a device share
-the weights. Layers inside the network are outputs beside its own, all from one pass (`taps`). The
-changes made here move vectors by rounding only, within the tolerance in docs/format.md, so they are
-not part of a spec.
+another is copied (`cuda_lane`); a CPU has one per core (up to MAX_CPU_LANES, which then share the
+cores), because two passes on one thread each beat one pass on two (docs/decisions/025). All lanes
+of a device share the weights. Layers inside the network are outputs beside its own, all from one
+pass (`taps`). The changes made here move vectors by rounding only, within the tolerance in
+docs/format.md, so they are not part of a spec.
 """
 
 import threading
@@ -37,12 +37,15 @@ CORNER_PIXELS = 96
 TOLERANCE = 1e-4
 """Largest relative difference, in the 2-norm of a vector, that a faster form of a network may have
 from its plain form on the same device. A form that differs more is not used."""
+TOLERANCES = {"float32": TOLERANCE, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 2e-2}
+"""The same for each precision: a few times what it rounds by itself (docs/decisions/104)."""
 LAYER_TOLERANCE = 1e-5
 """The same where layers inside the network are asked for, of each of its outputs."""
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
-Forward = Callable[[U8], F32]
+Forward = Callable[[Any], F32]
+"""uint8 (b, h, w, 3) -> float32 (b, dim); where it resizes, it takes a list too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,8 @@ class Network:
     """A network on its devices.
 
     lanes: one function per lane: uint8 (b, h, w, 3) of preprocessed pixels -> float32 (b, dim).
+    resizes: the lanes take a list too, of photos uint8 (h, w, 3) or of `Uncut`, resized there.
+    tolerance: that a compiled form keeps, as in TOLERANCES.
     widths: floats of each output that stands in these vectors side by side; () where no layer is
         asked for.
     device: the first lane's, as torch names it.
@@ -79,6 +84,8 @@ class Network:
     """
 
     lanes: tuple[Forward, ...]
+    resizes: bool = False
+    tolerance: float = TOLERANCE
     widths: tuple[int, ...] = ()
     device: str = "cpu"
     threads: int | None = None
@@ -141,7 +148,8 @@ def build(
 
     # Otherwise cuDNN rounds to TF32, and one spec would hold vectors 1e-3 apart.
     torch.backends.cudnn.allow_tf32 = False
-    dtype = getattr(torch, precision)
+    tf32 = precision == "tf32"
+    dtype = torch.float32 if tf32 else getattr(torch, precision)
     example = torch.rand(2, 3, *preprocessing.size, generator=torch.Generator().manual_seed(0))
     model, widths = _folded(model, _corner(model, example), layers=layers, whole=whole)
     models = [
@@ -157,11 +165,18 @@ def build(
     first = devices[0]
     cores = processors()
     per_device = LANES_PER_GPU if first.type == "cuda" else min(cores, MAX_CPU_LANES)
-    threads = cores // per_device if first.type == "cpu" else None
+    threads = cores // per_device if first.type == "cpu" else 1  # the rest decode
     # Consecutive lanes use different devices, so that the first batches reach all of them.
     places = list(zip(models, devices, strict=True)) * per_device
     plain_cpu = [where.type for where in devices] == ["cpu"] and precision == "float32"
     compiler = "openvino" if plain_cpu and find_spec("openvino") else "inductor"
+
+    def lane(run: "Callable[[torch.Tensor], torch.Tensor]", where: "torch.device") -> Forward:
+        if where.type == "cuda":
+            from embedcache.backbones.cuda_lane import CudaLane
+
+            return CudaLane(run, preprocessing, where, dtype, tf32=tf32)
+        return _forward(run, preprocessing, where, dtype)
 
     def compiled(n_batch: int) -> tuple[Forward, ...]:
         if compiler == "openvino":
@@ -171,10 +186,12 @@ def build(
             where: _inductor(one, n_batch, preprocessing, where, dtype, threads, layers)
             for one, where in zip(models, devices, strict=True)
         }
-        return tuple(_forward(faster[where], preprocessing, where, dtype) for _, where in places)
+        return tuple(lane(faster[where], where) for _, where in places)
 
     return Network(
-        lanes=tuple(_forward(one, preprocessing, where, dtype) for one, where in places),
+        lanes=tuple(lane(one, where) for one, where in places),
+        resizes=first.type == "cuda",
+        tolerance=TOLERANCES[precision],
         widths=widths,
         device=str(first),
         threads=threads,
@@ -316,13 +333,16 @@ def _outputs(
             tapped.remove()
 
 
-def close(found: F32, expected: F32, widths: Sequence[int] = ()) -> bool:
-    """Whether vectors, (b, dim), equal those of the plain network within TOLERANCE.
+def close(
+    found: F32, expected: F32, widths: Sequence[int] = (), *, tolerance: float = TOLERANCE
+) -> bool:
+    """Whether vectors, (b, dim), equal those of the plain network within the tolerance.
 
     widths: floats of each output that stands in them where there are layers; each is compared for
-        itself, within LAYER_TOLERANCE.
+        itself, within LAYER_TOLERANCE where the arithmetic is float32.
     """
-    tolerance = LAYER_TOLERANCE if widths else TOLERANCE
+    if widths and tolerance == TOLERANCE:
+        tolerance = LAYER_TOLERANCE
     for start, width in zip(accumulate((0, *widths)), widths or (found.shape[1],), strict=False):
         here = slice(start, start + width)
         gap = np.linalg.norm(found[:, here] - expected[:, here], axis=1)
@@ -364,19 +384,16 @@ def _forward(
 ) -> Forward:
     import torch
 
-    # As torchvision's ToTensor and Normalize do it, on the device: (x / 255 - mean) / std.
+    # As torchvision's ToTensor and Normalize do it: (x / 255 - mean) / std.
     shape = (1, 3, 1, 1)
     mean = torch.tensor(preprocessing.mean, device=device).reshape(shape)
     std = torch.tensor(preprocessing.std, device=device).reshape(shape)
 
     def forward(pixels: U8) -> F32:
         with torch.inference_mode():
-            batch = torch.from_numpy(pixels)
-            if device.type == "cuda":
-                batch = batch.pin_memory()
-            batch = batch.to(device, non_blocking=True).permute(0, 3, 1, 2)
+            batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
             batch = (batch.to(torch.float32).div_(255.0) - mean) / std
             vectors = model(batch.to(dtype).contiguous(memory_format=torch.channels_last))
-            return cast(F32, vectors.float().cpu().numpy())
+            return cast(F32, vectors.float().numpy())
 
     return forward

@@ -12,6 +12,7 @@ import typer
 Optimizer = Literal["adam", "sgd"]
 Loss = Literal["auto", "mse", "log_loss", "binomial"]
 Start = Literal["linear", "constant", "random"]
+Products = Literal["float32", "bfloat16"]
 ProtocolName = Literal["paper", "warm"]
 
 LabelTable = Annotated[Path, typer.Option(help="A .csv/.parquet table with ids and labels.")]
@@ -87,6 +88,21 @@ Patience = Annotated[
     int | None,
     typer.Option(
         min=0, help="Stop after N epochs without a dev gain; 0: never. [default: 4; paper: 0]"
+    ),
+]
+HalvingSteps = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Drop the worse half of the rates of 1fc and 2fc after N steps, 2N, 4N, by dev; "
+        "0: never. [default: 32; paper: 0]",
+    ),
+]
+ProductsOption = Annotated[
+    Products | None,
+    typer.Option(
+        help="Arithmetic of the FC heads' first layers while they train. bfloat16 is faster where "
+        "the processor has it, and rounds. [default: float32]"
     ),
 ]
 StartOption = Annotated[

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_BACKBONE = "inception_v3.tf_in1k"
 INTERRUPTED = 130
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 Decode = Literal["full", "reduced"]
 Compile = Literal["auto", "on", "off"]
 

@@ -8,6 +8,7 @@ __all__ = [
     "batches",
     "clock",
     "cluster",
+    "decoders",
     "detection",
     "engine",
     "face_finder",

@@ -4,22 +4,18 @@ A network is known by the position of the first backbone that shares its pass.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from embedcache.extraction.prefetch import Job
-
-U8 = npt.NDArray[np.uint8]
+from embedcache.extraction.prefetch import Job, Pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """b photos for one forward pass: their jobs, and their pixels, uint8 (b, h, w, 3)."""
+    """b photos for one forward pass: their jobs, and the pixels of each, cut or uncut."""
 
     jobs: tuple[Job, ...]
-    pixels: U8
+    pixels: Sequence[Pixels]
 
     def __len__(self) -> int:
         return len(self.jobs)
@@ -29,10 +25,10 @@ class Batches:
     """Photos that wait for a forward pass, by position of a backbone. `put` starts nothing."""
 
     def __init__(self, n_backbones: int) -> None:
-        self._queues: list[deque[tuple[Job, U8]]] = [deque() for _ in range(n_backbones)]
+        self._queues: list[deque[tuple[Job, Pixels]]] = [deque() for _ in range(n_backbones)]
 
-    def put(self, job: Job, b: int, pixels: U8) -> None:
-        """Add one photo's pixels, uint8 (h, w, 3), for backbone number b."""
+    def put(self, job: Job, b: int, pixels: Pixels) -> None:
+        """Add one photo's pixels for backbone number b."""
         self._queues[b].append((job, pixels))
 
     def waiting(self, b: int) -> int:
@@ -43,4 +39,4 @@ class Batches:
         """The next `size` photos, or as many as there are."""
         queue = self._queues[b]
         taken = [queue.popleft() for _ in range(min(size, len(queue)))]
-        return Batch(tuple(job for job, _ in taken), np.stack([pixels for _, pixels in taken]))
+        return Batch(tuple(job for job, _ in taken), [pixels for _, pixels in taken])

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -27,10 +27,17 @@ class Clock:
         with self._lock:
             self.seconds[step] += seconds
 
-    def count(self) -> None:
-        """One more photo is decoded."""
+    def take(self, seconds: Mapping[str, float], *, reducible: int) -> None:
+        """Add what another process has counted."""
         with self._lock:
-            self.decoded += 1
+            for step, n in seconds.items():
+                self.seconds[step] += n
+            self.reducible += reducible
+
+    def count(self, n: int = 1) -> None:
+        """n more photos are decoded."""
+        with self._lock:
+            self.decoded += n
 
     def count_reducible(self) -> None:
         """One more of them is a large JPEG."""

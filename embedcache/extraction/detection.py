@@ -12,7 +12,6 @@ from embedcache.extraction.prefetch import Ready, cut
 from embedcache.extraction.sink import Sinks
 from embedcache.store.faces import Faces
 
-DETECT_BATCH = 32
 DETECT_PIXELS = 48_000_000
 
 
@@ -45,7 +44,7 @@ class Detection:
     @property
     def full(self) -> bool:
         """Whether enough photos wait to be searched together."""
-        return len(self._waiting) >= DETECT_BATCH or self._n_pixels >= DETECT_PIXELS
+        return len(self._waiting) >= self._finder.together or self._n_pixels >= DETECT_PIXELS
 
     def put(self, ready: Ready) -> None:
         """Add one decoded photo."""

@@ -1,8 +1,9 @@
 """One network during a run: plain or compiled, in batches that fit the memory."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from embedcache.backbones.forward import Forward, Network, close, is_out_of_memory
 from embedcache.extraction.lanes import Lanes
 from embedcache.extraction.pace import Pace
+from embedcache.extraction.prefetch import Pixels
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -26,21 +28,23 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A network's lanes compiled for batches of exactly `size`; takes batches of any size."""
+    """A network's lanes compiled for batches of exactly `size`; takes batches of any size.
+
+    resizes: as in `Network`.
+    """
 
     lanes: tuple[Forward, ...]
     size: int
+    resizes: bool = False
 
-    def forward(self, lane: int, pixels: U8) -> F32:
-        """uint8 (b, h, w, 3) -> float32 (b, dim); a short batch is padded with its last photo."""
+    def forward(self, lane: int, pixels: Sequence[Pixels]) -> F32:
+        """b photos -> float32 (b, dim); a short batch is padded with its last photo."""
         run = self.lanes[lane % len(self.lanes)]
         parts = []
         for start in range(0, len(pixels), self.size):
             some = pixels[start : start + self.size]
-            missing = self.size - len(some)
-            if missing:
-                some = np.concatenate([some, np.repeat(some[-1:], missing, axis=0)])
-            parts.append(run(some)[: self.size - missing])
+            padded = [*some, *[some[-1]] * (self.size - len(some))]
+            parts.append(run(_given(padded, self.resizes))[: len(some)])
         return np.concatenate(parts)
 
 
@@ -66,7 +70,7 @@ class Engine:
             return None
         return self.pace.rate or len(self.network.lanes) * self.forwarded / self.busy_seconds
 
-    def run(self, lane: int, pixels: U8) -> Pass:
+    def run(self, lane: int, pixels: Sequence[Pixels]) -> Pass:
         """One batch's vectors, on a lane; in halves from the moment that the memory runs out."""
         began = time.perf_counter()
         done, start = [], 0
@@ -88,14 +92,26 @@ class Engine:
         self.forwarded += len(done.vectors)
         self.busy_seconds += done.ended - done.began
 
-    def _forward(self, lane: int, pixels: U8) -> F32:
+    def _forward(self, lane: int, pixels: Sequence[Pixels]) -> F32:
         form = self.compiled  # another lane may drop it at any time
         if form is not None:
             return form.forward(lane, pixels)
-        return self.network.lanes[lane % len(self.network.lanes)](pixels)
+        return self.plain(lane, pixels)
+
+    def plain(self, lane: int, pixels: Sequence[Pixels]) -> F32:
+        """The network's own vectors of b photos, float32 (b, dim)."""
+        run = self.network.lanes[lane % len(self.network.lanes)]
+        return run(_given(pixels, self.network.resizes))
 
 
-def compile_engine(engine: Engine, pixels: U8, lanes: Lanes, *, log: Callable[[str], None]) -> None:
+def _given(pixels: Sequence[Pixels], resizes: bool) -> U8 | Sequence[Pixels]:
+    """What a lane takes: the photos as they are where it resizes, else uint8 (b, h, w, 3)."""
+    return pixels if resizes else np.stack(cast(Sequence[U8], pixels))
+
+
+def compile_engine(
+    engine: Engine, pixels: Sequence[Pixels], lanes: Lanes, *, log: Callable[[str], None]
+) -> None:
     """Compile a network, and use that form if its vectors are the same and it is faster.
 
     pixels: a batch of the size that the run uses, whose pace is known.
@@ -106,7 +122,7 @@ def compile_engine(engine: Engine, pixels: U8, lanes: Lanes, *, log: Callable[[s
     log(f"compiling {engine.name} with {network.compiler} (up to a minute) ...")
     began = time.perf_counter()
     try:
-        form = Compiled(network.compiled(len(pixels)), len(pixels))
+        form = Compiled(network.compiled(len(pixels)), len(pixels), network.resizes)
         _pass_on_lanes(form, pixels, lanes, n=1)  # some compile at the first pass
         _pass_on_lanes(form, pixels, lanes, n=len(form.lanes))
         passes = _pass_on_lanes(form, pixels, lanes, n=len(form.lanes))
@@ -114,7 +130,8 @@ def compile_engine(engine: Engine, pixels: U8, lanes: Lanes, *, log: Callable[[s
         log(f"{engine.name} cannot be compiled here ({_first_line(error)}); continuing without")
         return
     rate = len(pixels) * len(passes) / elapsed(passes)
-    same = close(passes[0].vectors, network.lanes[0](pixels), network.widths)
+    expected = engine.plain(0, pixels)
+    same = close(passes[0].vectors, expected, network.widths, tolerance=network.tolerance)
     took = f"compiled {engine.name} in {time.perf_counter() - began:.0f} s"
     if same and rate > pace.rate:
         log(f"{took}: {rate:.1f} photos/s instead of {pace.rate:.1f}")
@@ -129,7 +146,7 @@ def elapsed(passes: list[Pass]) -> float:
     return max(done.ended for done in passes) - min(done.began for done in passes)
 
 
-def _pass_on_lanes(form: Compiled, pixels: U8, lanes: Lanes, *, n: int) -> list[Pass]:
+def _pass_on_lanes(form: Compiled, pixels: Sequence[Pixels], lanes: Lanes, *, n: int) -> list[Pass]:
     """Run n passes at once; the first error, if any, is raised when all have ended."""
     found: list[Pass | Exception] = []
 

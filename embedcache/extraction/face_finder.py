@@ -21,6 +21,9 @@ from embedcache.store.space import FaceSpace
 if TYPE_CHECKING:
     from embedcache.faces.detector import Detector
 
+DETECT_BATCH, CUDA_DETECT_BATCH = 32, 128
+"""Photos that are searched together."""
+
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
@@ -38,6 +41,11 @@ class FaceFinder:
         from embedcache.faces.detector import Detector
 
         return Detector(self._where)
+
+    @cached_property
+    def together(self) -> int:
+        """Photos to search together."""
+        return CUDA_DETECT_BATCH if self._where.startswith("cuda") else DETECT_BATCH
 
     @cached_property
     def _where(self) -> str:

@@ -1,6 +1,7 @@
 """The pixels of photos as backbones see them, for looking at; nothing is stored."""
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,4 +39,4 @@ def inputs(
             yield place, "the cache holds no faces of it"
         else:
             ready = prepare(job, clock)
-            yield place, ready.reason if ready.reason else ready.pixels
+            yield place, ready.reason if ready.reason else cast(dict[int, U8], ready.pixels)

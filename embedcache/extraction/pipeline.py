@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from embedcache.backbones.loading import Backbone, leaders_of
 from embedcache.extraction.batches import Batch, Batches
 from embedcache.extraction.clock import Clock
-from embedcache.extraction.detection import DETECT_BATCH, Detection
+from embedcache.extraction.detection import Detection
 from embedcache.extraction.engine import Engine, Pass, compile_engine, elapsed
 from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.lanes import Lanes
@@ -48,6 +48,7 @@ class Pipeline:
         self._detection = Detection(
             finder, backbones, batches=self._batches, sinks=sinks, clock=clock
         )
+        self._finder = finder
         self._engines = engines
         self._lanes = lanes
         self._sinks = sinks
@@ -57,8 +58,9 @@ class Pipeline:
     @property
     def ahead(self) -> int:
         """Photos to decode in advance: twice what is gathered before a batch goes."""
+        together = self._finder.together if self._engines else 0
         wanted = max((engine.pace.wanted for engine in self._engines.values()), default=0)
-        return 2 * max(wanted, self._lanes.n * 8) + DETECT_BATCH
+        return 2 * max(wanted, self._lanes.n * 8) + together
 
     def expect(self, part: Plan) -> None:
         """Announce what comes next, so that segments get the size that it fills."""

@@ -4,10 +4,11 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,11 @@ from embedcache.extraction.clock import Clock
 from embedcache.machine import processors
 from embedcache.photos import images
 from embedcache.photos.digests import read_file, reason_of
+from embedcache.photos.resampling import Uncut
+from embedcache.photos.resizing import can_stay_uncut, place
 from embedcache.spec import FaceCrop, Preprocessing
+
+Pixels = npt.NDArray[np.uint8] | Uncut
 
 MAX_WORKERS = 16  # until a run has measured what it needs
 READY_BYTES = 2**30
@@ -71,7 +76,7 @@ class Ready:
     """A job's outcome: pixels by network, the upright image for detection, or a reason."""
 
     job: Job
-    pixels: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    pixels: dict[int, Pixels] = field(default_factory=dict)
     image: Image.Image | None = None
     reason: str | None = None
 
@@ -132,42 +137,72 @@ class Gate:
                 self._changed.notify_all()
 
 
-def prefetch(
-    jobs: Iterable[Job], *, gate: Gate, ahead: Callable[[], int], clock: Clock
-) -> Generator[Ready, None, None]:
-    """Yield every job's outcome, in the jobs' order, reading up to `ahead()` jobs in advance."""
-    held = _Held()
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How photos are read and decoded: `bundle` at once, on a thread that a gate has let in."""
 
-    def work(job: Job) -> Ready:
+    work: Callable[[Sequence[Job]], list[Ready]]
+    bundle: int = 1
+
+
+def here(clock: Clock, uncut: Collection[int] = frozenset()) -> Decoding:
+    """On the thread itself.
+
+    uncut: the networks, as in `Need.backbone`, that take photos which are still to be resized.
+    """
+    return Decoding(lambda some: [prepare(job, clock, uncut) for job in some])
+
+
+def prefetch(
+    jobs: Iterable[Job],
+    *,
+    gate: Gate,
+    ahead: Callable[[], int],
+    clock: Clock,
+    decoding: Decoding | None = None,
+) -> Generator[Ready, None, None]:
+    """Yield every job's outcome, in the jobs' order, reading up to `ahead()` jobs in advance.
+
+    decoding: how; `here` where it is not given.
+    """
+    held = _Held()
+    decoding = decoding or here(clock)
+    bundle = decoding.bundle
+
+    def prepared(some: Sequence[Job]) -> list[Ready]:
         with gate:
-            ready = prepare(job, clock)
-        clock.count()
-        held.add(ready.n_bytes)
-        return ready
+            found = decoding.work(some)
+        clock.count(len(found))
+        held.add(sum(ready.n_bytes for ready in found))
+        return found
 
     pool = ThreadPoolExecutor(gate.most, thread_name_prefix="decode")
-    waiting: deque[Future[Ready]] = deque()
+    waiting: deque[Future[list[Ready]]] = deque()
     coming = iter(jobs)
     try:
         while True:
-            while len(waiting) < ahead() and (held.bytes < READY_BYTES or not waiting):
-                job = next(coming, None)
-                if job is None:
+            while bundle * len(waiting) < ahead() and (held.bytes < READY_BYTES or not waiting):
+                some = list(islice(coming, bundle))
+                if not some:
                     break
-                waiting.append(pool.submit(work, job))
+                waiting.append(pool.submit(prepared, some))
             if not waiting:
                 return
             start = time.perf_counter()
-            ready = waiting.popleft().result()
+            found = waiting.popleft().result()
             clock.add("idle", time.perf_counter() - start)
-            held.add(-ready.n_bytes)
-            yield ready
+            for ready in found:
+                held.add(-ready.n_bytes)
+                yield ready
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def prepare(job: Job, clock: Clock) -> Ready:
-    """Read, check and decode one photo, and cut it to what each network needs."""
+def prepare(job: Job, clock: Clock, uncut: Collection[int] = frozenset()) -> Ready:
+    """Read, check and decode one photo, and cut it to what each network needs.
+
+    uncut: as in `here`.
+    """
     if not job.needs and not job.detect:
         return Ready(job)
     try:
@@ -188,13 +223,21 @@ def prepare(job: Job, clock: Clock) -> Ready:
                 for need, image in zip(job.needs, decoded, strict=False)
             ):
                 clock.count_reducible()
-            pixels = {
-                need.backbone: cut(image, need)
+            pixels: dict[int, Pixels] = {
+                need.backbone: input_of(image, need, uncut)
                 for need, image in zip(job.needs, decoded, strict=False)
             }
     except images.DecodeError as error:
         return Ready(job, reason=str(error.reason))
     return Ready(job, pixels, decoded[-1] if job.detect else None)
+
+
+def input_of(image: Image.Image, need: Need, uncut: Collection[int]) -> Pixels:
+    """What the network gets of a decoded photo."""
+    p = need.preprocessing
+    if need.backbone in uncut and need.face is None and can_stay_uncut(image.size, p):
+        return place(np.array(image), p)  # writable, as torch wants it
+    return cut(image, need)
 
 
 def cut(image: Image.Image, need: Need) -> npt.NDArray[np.uint8]:

@@ -22,6 +22,7 @@ from embedcache.backbones.loading import Backbone, Decode, leaders_of, load_seve
 from embedcache.backbones.names import DEFAULT, Name
 from embedcache.errors import NoSuchSpace, PhotosError, WeightsError
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
+from embedcache.extraction.decoders import decoding
 from embedcache.extraction.engine import Engine
 from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.handing import HandedWork
@@ -31,7 +32,7 @@ from embedcache.extraction.outcome import Extraction, SpaceOutcome
 from embedcache.extraction.pace import Compile, PaceFinder
 from embedcache.extraction.parts import WorkPart
 from embedcache.extraction.pipeline import Pipeline
-from embedcache.extraction.prefetch import Gate, prefetch
+from embedcache.extraction.prefetch import Decoding, Gate, prefetch
 from embedcache.extraction.process import note_networks, refuse_fork, without_collection
 from embedcache.extraction.provenance import about
 from embedcache.extraction.sink import F32, OpenSegment, Sink, Sinks
@@ -239,7 +240,9 @@ class Run:
                 pace_finder=pace_finder,
                 clock=self.clock,
             )
-            stopped = self._embed_parts(work, backbones, pipeline, sinks, strict=strict)
+            uncut = {b for b, engine in engines.items() if engine.network.resizes}
+            with decoding(work.n_photos, self.clock, uncut) as how:
+                stopped = self._embed_parts(work, backbones, pipeline, sinks, how, strict=strict)
         return Embedded(stopped, engines, lanes.n)
 
     def _embed_parts(
@@ -248,6 +251,7 @@ class Run:
         backbones: Sequence[Backbone],
         pipeline: Pipeline,
         sinks: Sinks,
+        how: Decoding,
         *,
         strict: bool,
     ) -> bool:
@@ -256,7 +260,13 @@ class Run:
         for part in work.parts():
             pipeline.expect(part)
             jobs = work.jobs(part, backbones, self.faces)
-            decoded = prefetch(jobs, gate=self.gate, ahead=lambda: pipeline.ahead, clock=self.clock)
+            decoded = prefetch(
+                jobs,
+                gate=self.gate,
+                ahead=lambda: pipeline.ahead,
+                clock=self.clock,
+                decoding=how,
+            )
             with closing(decoded):
                 for ready in decoded:
                     done += 1

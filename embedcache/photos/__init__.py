@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from embedcache.photos.table import Photos
 
-__all__ = ["Photos", "digests", "folder", "images", "kinds", "matching", "rows", "table"]
+__all__ = [
+    "Photos",
+    "digests",
+    "folder",
+    "images",
+    "kinds",
+    "matching",
+    "resampling",
+    "resizing",
+    "rows",
+    "table",
+]
 
 
 def __getattr__(name: str) -> Any:

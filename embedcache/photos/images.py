@@ -18,7 +18,6 @@ reasons and the measurements.
 """
 
 import io
-import math
 import re
 import threading
 import warnings
@@ -51,25 +50,40 @@ from embedcache.photos.kinds import (
     webp_size,
     without_profiles,
 )
+from embedcache.photos.resizing import needed_side, resize_crop, stretched
 from embedcache.spec import Preprocessing
 
 __all__ = [
     "VERSION",
     "DecodeError",
     "Reason",
+    "TooLargeHere",
     "decode",
     "decode_each",
     "decoding",
     "needed_side",
     "reducible",
+    "refuse_above",
     "resize_crop",
+    "stretched",
 ]
 
 VERSION = "images-1"
 MAX_PIXELS = 120_000_000  # 480 MB while decoded; above the 108 megapixels of common phones
 MEMORY_BYTES = 2**30
 """All threads together hold so much while they decode; a larger photo waits to be alone."""
-_LONG = 8  # a photo longer than this many times its shorter side is resized in its centre only
+
+
+class TooLargeHere(Exception):
+    """A photo takes more memory than this process may give it; see `refuse_above`."""
+
+
+def refuse_above(n_bytes: int) -> None:
+    """From now on, raise TooLargeHere for a photo that takes more while it is decoded.
+
+    For one of several processes that share the memory of one.
+    """
+    _MEMORY.most = n_bytes
 
 
 def decode(
@@ -153,52 +167,9 @@ def _as_decode_errors(data: bytes, kind: str) -> Iterator[None]:
         raise DecodeError(Reason.truncated if cut else Reason.damaged, detail) from error
 
 
-def needed_side(preprocessing: Preprocessing) -> int:
-    """Pixels of a photo's shorter side that `resize_crop` makes use of."""
-    return math.ceil(max(preprocessing.size) / preprocessing.crop_fraction)
-
-
 def reducible(data: bytes, size: tuple[int, int], preprocessing: Preprocessing) -> bool:
     """Whether a photo of (width, height) `size` is a JPEG that a reduced scale would serve."""
     return data.startswith(b"\xff\xd8\xff") and _scale(size, needed_side(preprocessing)) > 1
-
-
-def resize_crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Resize and centre-crop as timm's evaluation transform does, pixel for pixel.
-
-    "shortest": the shorter side to floor(size / crop_fraction), then the centre.
-    "squash": each side to floor(size / crop_fraction), then the centre; all of the photo when
-        crop_fraction is 1.
-    A photo more than eight times longer than wide is resized in its central part only: the full
-    strip could take any amount of memory, and its ends are cropped away.
-    Returns (height, width, 3).
-    """
-    height, width = preprocessing.size
-    target = (
-        math.floor(width / preprocessing.crop_fraction),
-        math.floor(height / preprocessing.crop_fraction),
-    )
-    resample = Image.Resampling[preprocessing.interpolation.upper()]
-    size = target if preprocessing.resize == "squash" else _cover(image.size, target)
-    left, top = (round((have - want) / 2) for have, want in zip(size, (width, height), strict=True))
-    if max(image.size) > _LONG * min(image.size) and size != target:
-        across, down = (old / new for old, new in zip(image.size, size, strict=True))
-        box = (left * across, top * down, (left + width) * across, (top + height) * down)
-        return np.asarray(image.resize((width, height), resample, box=box))
-    resized = image if image.size == size else image.resize(size, resample)
-    return np.asarray(resized.crop((left, top, left + width, top + height)))
-
-
-def _cover(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) that covers `target` with the photo's aspect, rounded as timm rounds."""
-    width, height = size
-    if target[0] == target[1]:
-        short = target[0]  # torchvision's Resize truncates, timm's ResizeKeepRatio rounds
-        if width <= height:
-            return short, int(short * height / width)
-        return int(short * width / height), short
-    ratio = min(height / target[1], width / target[0])
-    return round(width / ratio), round(height / ratio)
 
 
 def _heif(data: io.BytesIO) -> ImageFile.ImageFile:
@@ -338,14 +309,20 @@ def _high_byte(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
 
 
 class _Memory:
-    """Bytes that all threads share; one that asks for more than all of them waits to be alone."""
+    """Bytes that all threads share; one that asks for more than all of them waits to be alone.
+
+    most: a photo that takes more is refused.
+    """
 
     def __init__(self) -> None:
+        self.most: int | None = None
         self._held = 0
         self._changed = threading.Condition()
 
     @contextmanager
     def hold(self, n_bytes: int) -> Iterator[None]:
+        if self.most is not None and n_bytes > self.most:
+            raise TooLargeHere
         with self._changed:
             self._changed.wait_for(lambda: not self._held or self._held + n_bytes <= MEMORY_BYTES)
             self._held += n_bytes

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from embedcache.errors import InputError
 from heads.dataset.rows import Dataset, Part
 from heads.fitting import linear, metrics
 from heads.fitting.linear import Linear
-from heads.fitting.logistic import logistic
+from heads.fitting.logistic import Losses, Search, search
 from heads.fitting.protocol import FC_NAMES, NAMES, Protocol
 from heads.fitting.scores import predict_part, row_scores
 from heads.head import Head, Layer, Link, Standard, rebased
@@ -85,14 +86,15 @@ def fit_candidates(
     """
     link = _link(dataset)
     loss = _loss(protocol, dataset, link)
-    standard = linear.fit_standard(train)
+    # OpenMP threads that wait for each other by spinning lose most of the machine as soon as
+    # something else runs on it. Without effect once torch is loaded (docs/decisions/030).
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    train, dev, solvers = _placed(train, dev, protocol)
+    standard = solvers.fit_standard(train)
     found = _fit_linear(
-        train, dev, names, standard, link, dataset=dataset, protocol=protocol, tick=tick
+        train, dev, names, standard, link, solvers, dataset=dataset, protocol=protocol, tick=tick
     )
     if deep := [name for name in names if name in FC_NAMES]:
-        # OpenMP threads that wait for each other by spinning lose most of the machine as soon as
-        # something else runs on it. Without effect once torch is loaded (docs/decisions/030).
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         from heads.fitting.train import train as train_fc
 
         began = time.perf_counter()
@@ -116,6 +118,37 @@ def fit_candidates(
                 seconds=seconds,
             )  # fmt: skip
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Solvers:
+    """What fits linear heads: for parts in memory or in a cache, or for parts on a device."""
+
+    fit_standard: Callable[[Part], Standard]
+    ridge: Callable[[Part, Part, Standard], Linear]
+    losses: Callable[[int], Losses]  # of the train part, for so many outputs
+
+
+def _placed(train: Part, dev: Part, protocol: Protocol) -> tuple[Part, Part, _Solvers]:
+    """The parts, with their vectors on the CUDA device that trains if one does and has the room."""
+    here = _Solvers(
+        linear.fit_standard,
+        partial(linear.ridge, known=linear.Equations(train)),
+        partial(Losses, train, memory_bytes=protocol.memory_bytes),
+    )
+    if protocol.device == "cpu":
+        return train, dev, here
+    from heads.fitting import on_device
+
+    train, dev = on_device.moved((train, dev), protocol.device, protocol.memory_bytes)
+    if not on_device.held(train):
+        return train, dev, here
+    there = _Solvers(
+        on_device.fit_standard,
+        on_device.ridge,
+        partial(on_device.DeviceLosses, train),
+    )
+    return train, dev, there
 
 
 def _trained(
@@ -165,6 +198,7 @@ def _fit_linear(
     names: Sequence[str],
     standard: Standard,
     link: Link,
+    solvers: _Solvers,
     *,
     dataset: Dataset,
     protocol: Protocol,
@@ -176,16 +210,17 @@ def _fit_linear(
     """
     outputs = len(dataset.classes) if dataset.task == "multiclass" else train.targets.shape[1]
     plain: Link = "identity" if dataset.task == "regression" else link
-    memory = protocol.memory_bytes
 
     def constant(one: Standard) -> Linear:
         return linear.constant(train, dev, dim=len(one.mean), link=plain, outputs=outputs)
 
     def ridge(one: Standard) -> Linear:
-        return linear.ridge(train, dev, one)
+        return solvers.ridge(train, dev, one)
 
-    def logit(one: Standard) -> Linear:
-        return logistic(train, dev, one, outputs=outputs, memory_bytes=memory, tick=lambda: tick(0))
+    losses = solvers.losses(outputs)
+
+    def logit(one: Standard) -> Search:
+        return search(losses, dev, one, tick=lambda: tick(0))
 
     fits: dict[str, Callable[[], tuple[Linear, Standard]]] = {
         "const": lambda: (constant(standard), standard),

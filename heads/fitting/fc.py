@@ -32,6 +32,8 @@ class Bank:
 
     members: sorted by depth, so that a depth's members are adjacent.
     dim, hidden, outputs: floats in, per hidden layer and out.
+    products: "bfloat16" rounds what the first layers' products take and give while they train; the
+        parameters stay float32, and so does what `forward` gives otherwise.
     """
 
     def __init__(
@@ -42,10 +44,11 @@ class Bank:
         hidden: int,
         outputs: int,
         device: str = "cpu",
+        products: str = "float32",
     ) -> None:
         self.members = tuple(members)
         assert list(self.members) == sorted(self.members, key=lambda member: member.depth)
-        self.dim, self.hidden, self.outputs = dim, hidden, outputs
+        self.dim, self.hidden, self.outputs, self.products = dim, hidden, outputs, products
         self.count = tuple(sum(member.depth == depth for member in members) for depth in range(3))
         m0, m1, m2 = self.count
         # Spare rows, always zero, keep the hidden columns of `first` aligned, and the strides of
@@ -53,7 +56,7 @@ class Bank:
         spare = -(m0 * outputs) % 16 or (16 if m2 else 0)
         wide = m0 * outputs + spare
         self.cuts = (wide, wide + m1 * hidden, wide + (m1 + m2) * hidden)
-        shapes = {
+        self._shapes = {
             "first": (self.cuts[2], dim),
             "first_bias": (self.cuts[2],),
             "middle": (m2, hidden, hidden),
@@ -61,14 +64,26 @@ class Bank:
             "last": (m1 + m2, outputs, hidden),
             "last_bias": (m1 + m2, 1, outputs),
         }
-        sizes = [torch.Size(shape).numel() for shape in shapes.values()]
-        self.flat = torch.zeros(sum(sizes), device=device)
-        self.flat_gradient = torch.zeros(sum(sizes), device=device)
-        self._names = list(shapes)
-        pieces = zip(torch.split(self.flat, sizes), shapes.values(), strict=True)
-        slopes = zip(torch.split(self.flat_gradient, sizes), shapes.values(), strict=True)
-        self._value = {n: t.view(s) for n, (t, s) in zip(shapes, pieces, strict=True)}
-        self._slope = {n: t.view(s) for n, (t, s) in zip(shapes, slopes, strict=True)}
+        self._sizes = [torch.Size(shape).numel() for shape in self._shapes.values()]
+        self.flat = torch.zeros(sum(self._sizes), device=device)
+        self.flat_gradient = torch.zeros(sum(self._sizes), device=device)
+        self._value, self._slope = self._pieces(self.flat), self._pieces(self.flat_gradient)
+        self._rounded = self._value["first"].to(getattr(torch, products))
+
+    def _pieces(self, flat: Tensor) -> dict[str, Tensor]:
+        pieces = zip(torch.split(flat, self._sizes), self._shapes.items(), strict=True)
+        return {name: tensor.view(shape) for tensor, (name, shape) in pieces}
+
+    def smaller(self, places: Sequence[int]) -> "Bank":
+        """A bank for some of the members, all its parameters zero."""
+        return Bank(
+            [self.members[place] for place in places],
+            dim=self.dim,
+            hidden=self.hidden,
+            outputs=self.outputs,
+            device=str(self.flat.device),
+            products=self.products,
+        )
 
     def parameters(self, member: int) -> list[Tensor]:
         """Views of one member's parameters: weight, bias of each layer, in order."""
@@ -77,6 +92,10 @@ class Bank:
     def gradients(self, member: int) -> list[Tensor]:
         """Views of one member's gradients, shaped as its parameters."""
         return self._views(self._slope, member)
+
+    def views(self, flat: Tensor, member: int) -> list[Tensor]:
+        """Views of one member's share of a tensor laid out as `flat`, shaped as its parameters."""
+        return self._views(self._pieces(flat), member)
 
     def _views(self, held: dict[str, Tensor], member: int) -> list[Tensor]:
         m0, m1, _ = self.count
@@ -141,16 +160,22 @@ class Bank:
             views[-1].copy_(bias)
 
     def forward(
-        self, inputs: Tensor, masks: Sequence[Tensor] | None = None
+        self, inputs: Tensor, masks: Sequence[Tensor] | None = None, *, training: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
         """Outputs (members, rows, outputs) for inputs (rows, dim), before the link.
 
         masks: for dropout, see `train`; factors for the hidden layer of depth 1, and the first and
-        second of depth 2. Also returns what `backward` needs.
+        second of depth 2. training: by the products that the bank trains with. Also returns what
+        `backward` needs.
         """
         value, (m0, m1, m2), (a, b, c) = self._value, self.count, self.cuts
         rows = len(inputs)
-        first = torch.addmm(value["first_bias"], inputs, value["first"].T)
+        if training and self.products != "float32":
+            self._rounded.copy_(value["first"])
+            first = torch.mm(inputs.to(self._rounded.dtype), self._rounded.T).float()
+            first += value["first_bias"]
+        else:
+            first = torch.addmm(value["first_bias"], inputs, value["first"].T)
         outputs = torch.empty(len(self.members), rows, self.outputs, device=inputs.device)
         linear = first[:, : m0 * self.outputs].view(rows, m0, self.outputs)
         outputs[:m0] = linear.transpose(0, 1)
@@ -214,5 +239,9 @@ class Bank:
             if masks is not None:
                 target.mul_(masks[1])
         down[:, a:].mul_(first[:, a:].sign_())
-        torch.mm(down.T, inputs, out=grad["first"])
+        if self.products == "float32":
+            torch.mm(down.T, inputs, out=grad["first"])
+        else:
+            kind = self._rounded.dtype
+            grad["first"].copy_(torch.mm(down.to(kind).T, inputs.to(kind)))
         torch.sum(down, 0, out=grad["first_bias"])

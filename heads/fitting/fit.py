@@ -173,7 +173,9 @@ def _fit_round(
     if dev_only:
         return _Round(dataset, found, choice, loss, None)
     fitted = {name: one.head for name, one in found.items()}
-    tested = predict_test(dataset, fitted, fold=fold or 0)
+    tested = predict_test(
+        dataset, fitted, fold=fold or 0, device=protocol.device, memory_bytes=protocol.memory_bytes
+    )
     if fold is not None:
         chosen = {CHOICE: tested.predictions[choice]}
         tested = replace(tested, predictions={**tested.predictions, **chosen})

@@ -25,6 +25,7 @@ WIDEST = 1000.0  # a loss whose interval has ends more than so many-fold apart i
 _LEAST = 1.5  # effective groups below which there is no spread to speak of
 _LEAST_SPREAD = 1e-9  # as a share of the figure: what rounding alone may show
 _CHUNK_CELLS = 4_000_000
+_KEPT_CELLS = 64_000_000  # of two bytes
 _NONE = (float("nan"), float("nan"))
 _Z = float(stats.norm.ppf((1 + LEVEL) / 2))
 
@@ -368,9 +369,12 @@ def holm(values: Sequence[float]) -> list[float]:
     return [float(value) for value in found]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bootstrap:
-    """Resamples of whole groups, for figures with no interval of their own (explained share)."""
+    """Resamples of whole groups, for figures with no interval of their own (explained share).
+
+    They are drawn once for all figures, where how often each has each group takes little memory.
+    """
 
     sample: Sample
     resamples: int = 2000
@@ -379,14 +383,23 @@ class Bootstrap:
     def sums(self, values: Floats) -> Iterator[Floats]:
         """Blocks (some resamples, k) of weighted sums of the columns of `values` (n, k)."""
         held = self.sample.sums(values)
-        n = len(held)
+        few = self.resamples * len(held) <= _KEPT_CELLS and len(held) <= np.iinfo(np.uint16).max
+        for counts in self._kept if few else self._drawn():
+            yield counts @ held
+
+    @cached_property
+    def _kept(self) -> list[NDArray[np.uint16]]:
+        return [counts.astype(np.uint16) for counts in self._drawn()]
+
+    def _drawn(self) -> Iterator[NDArray[np.intp]]:
+        """How often each group is in each resample, (some resamples, groups)."""
+        n = self.sample.n_groups
         source = np.random.default_rng(self.seed)
         step = max(1, _CHUNK_CELLS // max(n, 1))
         for start in range(0, self.resamples, step):
             rows = min(step, self.resamples - start)
             drawn = source.integers(0, n, (rows, n)) + np.arange(rows)[:, None] * n
-            counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-            yield counts @ held
+            yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
 
     def interval(self, values: Floats, figure: Callable[[Floats], Floats]) -> tuple[float, float]:
         """The percentile interval of figure(sums (resamples, k)) -> (resamples,)."""

@@ -116,11 +116,26 @@ class Judged(TestRows):
     reliability: Mapping[str, metrics.Reliability]
 
 
-def predict_test(dataset: Dataset, heads: Mapping[str, Head], *, fold: int = 0) -> TestRows:
-    """Apply heads to a dataset's test rows, and the constants of each column's groups."""
+def predict_test(
+    dataset: Dataset,
+    heads: Mapping[str, Head],
+    *,
+    fold: int = 0,
+    device: str = "cpu",
+    memory_bytes: int | None = None,
+) -> TestRows:
+    """Apply heads to a dataset's test rows, and the constants of each column's groups.
+
+    device: where heads predict. memory_bytes: see `Protocol`.
+    """
     part = dataset.part("test")
     rows = part.rows
-    predictions = predict_part(heads, part)
+    if device == "cpu":
+        predictions = predict_part(heads, part)
+    else:
+        from heads.fitting.on_device import moved
+
+        predictions = predict_part(heads, *moved([part], device, memory_bytes))
     for column in dataset.by:
         if column != dataset.target:
             predictions[BY + column] = _constants(dataset, column, rows)
@@ -242,6 +257,10 @@ class _Scene:
     @cached_property
     def sample(self) -> Sample:
         return self.tested.sample
+
+    @cached_property
+    def bootstrap(self) -> Bootstrap:
+        return Bootstrap(self.sample, self.resamples, self.seed)
 
     @property
     def widened(self) -> float:
@@ -375,7 +394,7 @@ class _Scene:
         value = float(share(sample.sums(columns).sum(0)[None])[0])
         low = high = math.nan
         if sample.n_effective >= FEW:  # of fewer groups a bootstrap holds too seldom
-            low, high = Bootstrap(sample, self.resamples, self.seed).interval(columns, share)
+            low, high = self.bootstrap.interval(columns, share)
         capped = [min(one, 1.0) if math.isfinite(one) else one for one in (value, low, high)]
         names = ("explainable_share", "explainable_share_low", "explainable_share_high")
         at_floor = float(sample.mean(error) <= floor)

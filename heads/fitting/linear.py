@@ -8,12 +8,14 @@ equal scikit-learn's `Ridge` and `LogisticRegression` on the same rows, by test.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from heads.dataset.rows import Part
 from heads.fitting.metrics import row_log_loss, squared_error
@@ -34,6 +36,10 @@ class Linear:
     curve: tuple[tuple[float, float], ...]
     seconds: float
 
+    def exact(self) -> "Linear":
+        """Itself: see `logistic.Search`, which is not as exact yet."""
+        return self
+
 
 def fit_standard(part: Part) -> Standard:
     """Mean and scale of the training vectors, unweighted, in float64 block by block."""
@@ -45,7 +51,12 @@ def fit_standard(part: Part) -> Standard:
     for _, block in part.blocks():
         gap = block - mean
         square += np.einsum("ij,ij->j", gap, gap)
-    scale = np.sqrt(square / n)
+    return standard_of(mean, square / n)
+
+
+def standard_of(mean: Floats, variance: Floats) -> Standard:
+    """The standard of vectors with these moments, per float."""
+    scale = np.sqrt(variance)
     # A float that hardly moves holds nothing but rounding: leave it as small as it is.
     flat = scale <= 1e-6 * np.maximum(1e-6, np.abs(mean))
     return Standard(mean.astype(np.float32), np.where(flat, 1.0, scale).astype(np.float32))
@@ -65,15 +76,26 @@ def centred(standard: Standard, widths: Sequence[int] = ()) -> Standard:
     return Standard(standard.mean, scale)
 
 
+class Judged(Protocol):
+    """A linear head, or what becomes one, that dev has judged."""
+
+    @property
+    def dev(self) -> float: ...
+    @property
+    def seconds(self) -> float: ...
+    def exact(self) -> Linear: ...
+
+
 def best_scaling(
-    fit_one: Callable[[Standard], Linear], standard: Standard, widths: Sequence[int] = ()
+    fit_one: Callable[[Standard], Judged], standard: Standard, widths: Sequence[int] = ()
 ) -> tuple[Linear, Standard]:
     """The better on dev of a linear head on standardised and one on centred vectors."""
     scalings = (standard, centred(standard, widths))
     fitted = [fit_one(one) for one in scalings]
-    seconds = sum(one.seconds for one in fitted)
     best = min(range(len(fitted)), key=lambda place: fitted[place].dev)
-    return replace(fitted[best], seconds=seconds), scalings[best]
+    found = fitted[best].exact()
+    others = sum(one.seconds for place, one in enumerate(fitted) if place != best)
+    return replace(found, seconds=found.seconds + others), scalings[best]
 
 
 def constant(train: Part, dev: Part, *, dim: int, link: Link, outputs: int) -> Linear:
@@ -88,7 +110,7 @@ def constant(train: Part, dev: Part, *, dim: int, link: Link, outputs: int) -> L
         bias = np.log(rate / (1 - rate))
     else:
         bias = share @ train.targets
-    layer = _layer(np.zeros((outputs, dim)), bias)
+    layer = as_layer(np.zeros((outputs, dim)), bias)
     score = figure(dev, np.broadcast_to(bias, (len(dev), outputs)), link)
     return Linear(layer, link, float("nan"), score, (), time.perf_counter() - began)
 
@@ -99,15 +121,16 @@ def ridge(
     standard: Standard,
     *,
     strengths: tuple[float, ...] = RIDGE_STRENGTHS,
+    known: "Equations | None" = None,
 ) -> Linear:
     """Weighted least squares with an L2 penalty, the strength with the least dev MSE.
 
     Minimises sum of weight x (target - prediction)² + strength x |coefficients|², weights scaled
     to a mean of 1, the intercept free.
+    known: the normal equations of the train rows by another scale, which are these but for it.
     """
     began = time.perf_counter()
-    equations = _Dual if len(train) < len(standard.mean) else _Primal
-    system = equations(train, standard)
+    system = (known or Equations(train)).by(standard)
     solved: list[tuple[float, Floats]] = []
     for strength in sorted(strengths, reverse=True):
         try:
@@ -126,10 +149,26 @@ def ridge(
     scores = errors.reshape(-1, k).mean(1)
     best = int(np.argmin(scores))
     strength, coefficients = solved[best]
-    layer = _layer(coefficients.T, system.middle - system.centre @ coefficients)
+    layer = as_layer(coefficients.T, system.middle - system.centre @ coefficients)
     curve = tuple((s, float(score)) for (s, _), score in zip(solved, scores, strict=True))
     seconds = time.perf_counter() - began
     return Linear(layer, "identity", strength, float(scores[best]), curve, seconds)
+
+
+class Equations:
+    """The normal equations of train rows, summed once for all scales of their floats."""
+
+    def __init__(self, train: Part) -> None:
+        self.train = train
+        self._first: _Primal | None = None
+
+    def by(self, standard: Standard) -> "_Primal | _Dual":
+        """The equations of rows by this standard; all standards have the same mean."""
+        if len(self.train) < len(standard.mean):
+            return _Dual(self.train, standard)
+        if self._first is None:
+            self._first = _Primal(self.train, standard)
+        return self._first.rescaled(standard)
 
 
 class _Centred:
@@ -165,10 +204,20 @@ class _Primal(_Centred):
             self.cross += rows.T @ targets
         self.diagonal = self.gram.diagonal().copy()
 
+    def rescaled(self, standard: Standard) -> "_Primal":
+        """These equations, by another scale of each float."""
+        if standard is self.standard:
+            return self
+        ratio = self.standard.scale.astype(np.float64) / standard.scale
+        found = copy(self)
+        found.standard, found.centre = standard, self.centre * ratio
+        found.gram, found.cross = self.gram * ratio * ratio[:, None], self.cross * ratio[:, None]
+        found.diagonal = self.diagonal * ratio * ratio
+        return found
+
     def solve(self, strength: float) -> Floats:
         """Coefficients (dim, k)."""
-        np.fill_diagonal(self.gram, self.diagonal + strength)
-        return np.asarray(solve(self.gram, self.cross, assume_a="pos", check_finite=False))
+        return _solved(self.gram, self.diagonal + strength, self.cross)
 
 
 class _Dual(_Centred):
@@ -183,9 +232,19 @@ class _Dual(_Centred):
 
     def solve(self, strength: float) -> Floats:
         """Coefficients (dim, k)."""
-        np.fill_diagonal(self.gram, self.diagonal + strength)
-        dual = solve(self.gram, self.targets, assume_a="pos", check_finite=False)
+        dual = _solved(self.gram, self.diagonal + strength, self.targets)
         return np.asarray(self.rows.T @ dual)
+
+
+def _solved(gram: Floats, diagonal: Floats, right: Floats) -> Floats:
+    """The solution x of gram x = right, gram symmetric and with another diagonal; it is kept.
+
+    `scipy.linalg.solve` also estimates how near to singular it is, for as much time again.
+    """
+    np.fill_diagonal(gram, diagonal)
+    # Symmetric: its transpose is the same matrix in the order that LAPACK factors in place.
+    factor = cho_factor(np.array(gram.T, order="F"), overwrite_a=True, check_finite=False)
+    return np.asarray(cho_solve(factor, right, check_finite=False))
 
 
 def figure(part: Part, outputs: Floats, link: Link) -> float:
@@ -197,5 +256,6 @@ def figure(part: Part, outputs: Floats, link: Link) -> float:
     return float(part.share @ row_log_loss(part.targets[:, 0], chance))
 
 
-def _layer(weight: Floats, bias: Floats) -> Layer:
+def as_layer(weight: Floats, bias: Floats) -> Layer:
+    """A layer of one member from weight (outputs, dim) and bias (outputs,)."""
     return Layer(weight[None].astype(np.float32), np.asarray(bias, np.float32)[None])

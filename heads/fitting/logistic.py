@@ -12,6 +12,8 @@ are sought among these: n numbers for n rows, whatever the number of floats.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,52 @@ Floats = NDArray[np.float64]
 Block = tuple[NDArray[np.int64], NDArray[np.floating[Any]]]
 
 
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The strengths that were tried, and the best of them as far as dev can tell it from others.
+
+    dev: its log-loss there. curve: strength and log-loss of each.
+    """
+
+    loss: "Loss"
+    part: Part
+    outputs: int
+    theta: Floats
+    strength: float
+    dev: float
+    curve: tuple[tuple[float, float], ...]
+    seconds: float
+
+    def exact(self) -> Linear:
+        """The regression of the best strength, solved to the rounding of float32 coefficients."""
+        began = time.perf_counter()
+        theta = self.loss.minimum(self.theta, self.strength, exact=True)
+        layer = self.loss.layer(theta, self.outputs)
+        link = _link(self.outputs)
+        dev = self.loss.dev_figure(self.part, layer, link)
+        seconds = self.seconds + time.perf_counter() - began
+        return Linear(layer, link, self.strength, dev, self.curve, seconds)
+
+
+class Losses:
+    """The losses of train rows by several standards of one mean, whose rows are read once.
+
+    outputs: 1 for two classes, else the number of classes; one without a train row gets a
+        probability of about zero.
+    memory_bytes: standardised rows are kept only if they and the rows as read take less.
+    """
+
+    def __init__(self, train: Part, outputs: int, memory_bytes: int | None = None) -> None:
+        self.train, self.outputs, self.memory_bytes = train, outputs, memory_bytes
+        self._first: Loss | None = None
+
+    def by(self, standard: Standard) -> "Loss":
+        """The loss of rows by this standard."""
+        if self._first is None or self._first.basis is not None:
+            self._first = Loss(self.train, standard, self.outputs, self.memory_bytes)
+        return self._first.rescaled(standard)
+
+
 def logistic(
     train: Part,
     dev: Part,
@@ -37,26 +85,34 @@ def logistic(
     outputs: int,
     strengths: tuple[float, ...] = STRENGTHS,
     memory_bytes: int | None = None,
-    tick: Callable[[], None] = lambda: None,
 ) -> Linear:
-    """The regression whose strength C has the least dev log-loss.
+    """The regression whose strength C has the least dev log-loss; see `Losses` and `search`."""
+    losses = Losses(train, outputs, memory_bytes)
+    return search(losses, dev, standard, strengths=strengths).exact()
 
-    outputs: 1 for two classes, else the number of classes; one without a train row gets a
-        probability of about zero.
+
+def search(
+    losses: Losses,
+    dev: Part,
+    standard: Standard,
+    *,
+    strengths: tuple[float, ...] = STRENGTHS,
+    tick: Callable[[], None] = lambda: None,
+) -> Search:
+    """Try strengths C, and keep the one with the least dev log-loss.
+
     strengths: tried from the most regularised on, each from the last one's solution, until dev is
         clearly past its best.
-    memory_bytes: standardised rows are kept only if they and the rows as read take less.
     tick: called after each strength.
     """
     began = time.perf_counter()
-    loss = _Loss(train, standard, outputs, memory_bytes)
-    link: Link = "sigmoid" if outputs == 1 else "softmax"
+    loss, outputs = losses.by(standard), losses.outputs
     scores: list[tuple[float, float]] = []
     theta = np.zeros((loss.outputs, loss.width + 1))
     best, best_theta = math.inf, theta
     for strength in strengths:
         theta = loss.minimum(theta, strength, exact=False)
-        score = _log_loss(dev, standard, loss.layer(theta, outputs), link)
+        score = loss.dev_figure(dev, loss.layer(theta, outputs), _link(outputs))
         scores.append((strength, score))
         tick()
         if score < best:
@@ -64,12 +120,15 @@ def logistic(
         # Clearly, because under the strongest penalties every figure is the constant's.
         elif len(scores) > 3 and min(score for _, score in scores[-3:]) > 1.02 * best:
             break
-    layer = loss.layer(loss.minimum(best_theta, chosen, exact=True), outputs)
-    best = _log_loss(dev, standard, layer, link)
-    return Linear(layer, link, chosen, best, tuple(scores), time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Search(loss, dev, outputs, best_theta, chosen, best, tuple(scores), seconds)
 
 
-class _Loss:
+def _link(outputs: int) -> Link:
+    return "sigmoid" if outputs == 1 else "softmax"
+
+
+class Loss:
     """The mean weighted log-loss of the training rows, its slope, and its minimum under a penalty.
 
     theta: (outputs, width + 1), coefficients and then the intercept. width: floats of a vector, or
@@ -80,15 +139,8 @@ class _Loss:
     def __init__(
         self, train: Part, standard: Standard, outputs: int, memory_bytes: int | None
     ) -> None:
-        self.train, self.standard, self.share = train, standard, train.share
-        self.dim = len(standard.mean)
-        truth = train.targets[:, 0].astype(np.int64)
-        self.present = np.array([0]) if outputs == 1 else np.unique(truth)
-        self.outputs = len(self.present)
-        self.truth = truth if outputs == 1 else np.searchsorted(self.present, truth)
+        self.begin(train, standard, outputs)
         n, limit = len(train), memory_bytes or 1 << 62
-        # Floats of a vector per coordinate, (dim, coordinates); None where both are the same.
-        self.basis: Floats | None = None
         self.held: list[Block] | None = None
         if 2 * 4 * n * self.dim <= limit:
             self.held = list(self._read())
@@ -96,6 +148,29 @@ class _Loss:
             self.held = self._turn()
         self.width = self.dim if self.basis is None else self.basis.shape[1]
         self.gram = self._gram() if self.width <= n else None
+
+    def begin(self, train: Part, standard: Standard, outputs: int) -> None:
+        """What does not depend on where the rows lie."""
+        self.train, self.standard, self.share = train, standard, train.share
+        self.dim = len(standard.mean)
+        truth = train.targets[:, 0].astype(np.int64)
+        self.present = np.array([0]) if outputs == 1 else np.unique(truth)
+        self.outputs = len(self.present)
+        self.truth = truth if outputs == 1 else np.searchsorted(self.present, truth)
+        # What each float's coefficient is multiplied with where rows are by another scale.
+        self.ratio: Floats | None = None
+        # Floats of a vector per coordinate, (dim, coordinates); None where both are the same.
+        self.basis: Floats | None = None
+
+    def rescaled(self, standard: Standard) -> "Loss":
+        """The loss by a standard with another scale, of the same rows, in float64's rounding."""
+        if standard is self.standard:
+            return self
+        found = copy(self)
+        found.standard = standard
+        found.ratio = ratio = self.standard.scale.astype(np.float64) / standard.scale
+        found.gram = None if self.gram is None else self.gram * ratio * ratio[:, None]
+        return found
 
     def _turn(self) -> "list[Block]":
         """The rows in coordinates along which they lie, at most one per row; sets `basis`.
@@ -134,38 +209,33 @@ class _Loss:
         exact: to the rounding of float32 coefficients; else to what dev can distinguish.
         """
         penalty = 1 / (strength * len(self.train))
-        if self.gram is None:
-            root = np.eye(1)
-        else:
-            curve = (0.25 if self.outputs == 1 else 0.5) * self.gram
-            np.fill_diagonal(curve, curve.diagonal() + penalty)
-            root = cholesky(curve, overwrite_a=True, check_finite=False)
-
-        def straight(turned: Floats, *, transposed: bool = False) -> Floats:
-            if self.gram is None:
-                return turned
-            solved = solve_triangular(root, turned.T, trans=int(transposed), check_finite=False)
-            return np.asarray(solved.T)
+        frame = self.frame(penalty)
 
         def look(flat: Floats) -> tuple[float, Floats]:
             turned = flat.reshape(theta.shape)
-            weight = straight(turned[:, :-1])
+            weight = frame.straight(turned[:, :-1])
             value, slope = self.value(
                 np.column_stack([weight, turned[:, -1]]), np.float64 if exact else np.float32
             )
             value += 0.5 * penalty * float((weight * weight).sum())
-            slope[:, :-1] = straight(slope[:, :-1] + penalty * weight, transposed=True)
+            slope[:, :-1] = frame.slope(slope[:, :-1] + penalty * weight)
             return value, slope.ravel()
 
-        first = theta.copy()
-        if self.gram is not None:
-            first[:, :-1] = theta[:, :-1] @ root.T
+        first = np.column_stack([frame.turned(theta[:, :-1]), theta[:, -1]])
         # A loss from float32 products does not resolve steps below 1e-7.
         options = {"gtol": 1e-9, "ftol": 0.0} if exact else {"gtol": 1e-5, "ftol": 1e-7}
         options |= {"maxiter": 1000, "maxls": 50}
         found = minimize(look, first.ravel(), jac=True, method="L-BFGS-B", options=options)
         turned = found.x.reshape(theta.shape)
-        return np.column_stack([straight(turned[:, :-1]), turned[:, -1]])
+        return np.column_stack([frame.straight(turned[:, :-1]), turned[:, -1]])
+
+    def frame(self, penalty: float) -> "Frame":
+        """The coordinates in which the loss at its most curved is round."""
+        if self.gram is None:
+            return Frame()
+        curve = (0.25 if self.outputs == 1 else 0.5) * self.gram
+        np.fill_diagonal(curve, curve.diagonal() + penalty)
+        return _Triangular(cholesky(curve, overwrite_a=True, check_finite=False))
 
     def layer(self, theta: Floats, outputs: int) -> Layer:
         """Theta as a head's layer, with lines for all classes."""
@@ -180,7 +250,8 @@ class _Loss:
         precision: of the two products with each block; the sums are in float64.
         """
         total, slope = 0.0, np.zeros_like(theta)
-        weight = theta[:, :-1].astype(precision)
+        weight = theta[:, :-1] if self.ratio is None else theta[:, :-1] * self.ratio
+        weight = weight.astype(precision)
         for places, block in self.blocks():
             rows = block.astype(precision, copy=False)
             seen = (rows @ weight.T).astype(np.float64) + theta[:, -1]
@@ -200,11 +271,46 @@ class _Loss:
             gap *= share[:, None]
             slope[:, :-1] += gap.T.astype(precision) @ rows
             slope[:, -1] += gap.sum(0)
+        if self.ratio is not None:
+            slope[:, :-1] *= self.ratio
         return total, slope
 
+    def dev_figure(self, dev: Part, layer: Layer, link: Link) -> float:
+        """The log-loss of the dev rows."""
+        outputs = np.empty((len(dev), layer.bias.shape[1]))
+        for places, block in dev.blocks():
+            outputs[places] = self.standard.apply(block) @ layer.weight[0].T + layer.bias[0]
+        return figure(dev, outputs, link)
 
-def _log_loss(part: Part, standard: Standard, layer: Layer, link: Link) -> float:
-    outputs = np.empty((len(part), layer.bias.shape[1]))
-    for places, block in part.blocks():
-        outputs[places] = standard.apply(block) @ layer.weight[0].T + layer.bias[0]
-    return figure(part, outputs, link)
+
+class Frame:
+    """Coordinates for coefficients (outputs, width); these are the coefficients themselves."""
+
+    def turned(self, weight: Floats) -> Floats:
+        """Coefficients in these coordinates."""
+        return weight
+
+    def straight(self, turned: Floats) -> Floats:
+        """The coefficients again."""
+        return turned
+
+    def slope(self, slope: Floats) -> Floats:
+        """A slope by coefficients as one by these coordinates."""
+        return slope
+
+
+class _Triangular(Frame):
+    """Coordinates root @ weight, of a root that is upper triangular."""
+
+    def __init__(self, root: Floats) -> None:
+        self._root = root
+
+    def turned(self, weight: Floats) -> Floats:
+        return np.asarray(weight @ self._root.T)
+
+    def straight(self, turned: Floats) -> Floats:
+        return np.asarray(solve_triangular(self._root, turned.T, check_finite=False).T)
+
+    def slope(self, slope: Floats) -> Floats:
+        solved = solve_triangular(self._root, slope.T, trans=1, check_finite=False)
+        return np.asarray(solved.T)

@@ -18,11 +18,13 @@ from heads.dataset.rows import Part
 from heads.fitting.choice import errors
 from heads.fitting.fc import Bank
 from heads.fitting.intervals import Sample
+from heads.fitting.on_device import DeviceVectors, through
 from heads.fitting.protocol import Protocol
 from heads.head import Layer, Link, Standard
 
 BLOCK_ROWS = 2048
 _DEV_ROWS = 1024
+_DEV_ROWS_ON_DEVICE = 8192
 
 
 class Objective:
@@ -65,13 +67,18 @@ class Objective:
         self.dev_share = self._tensor(dev_weights / dev_weights.sum())
         sample = Sample(dev_weights, dev_part.groups)
         self.margin = errors(protocol.margin, sample)
+        self._dev_units = self._tensor(self.spread**2)
+        self._dev_order = torch.from_numpy(dev_part.order).to(self.device)
         self._dev_place = torch.from_numpy(sample.place.clip(min=0)).to(self.device)
         self._dev_rest = self._tensor(1 - sample.group_mass / sample.group_mass.sum())
         self.groups = self._group_rows()
         held = self.groups >= len(train_part)
         self.inputs = self._read(train_part, np.arange(len(train_part))) if held else None
+        self._stored = torch.from_numpy(train_part.order)
+        size, k = protocol.batch_size, self.targets.shape[1]
+        shapes = ((size, len(standard.mean)), (size, k), (size, 1))
+        self._batch = [torch.empty(shape, device=self.device) for shape in shapes]
         self.dev_inputs = self._read(dev_part, np.arange(len(dev_part))) if held else None
-        size = protocol.batch_size
         lengths = [len(order) for order in self._order(0)]
         self.steps_per_epoch = sum(-(-length // size) for length in lengths)
 
@@ -79,19 +86,34 @@ class Objective:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
 
     def _read(self, part: Part, places: NDArray[np.int64]) -> Tensor:
-        """The standardised rows at some places, read in this order."""
-        found = torch.empty(len(places), len(self.standard.mean))
+        """The standardised rows at some places, read in this order, on the device.
+
+        They are standardised there, by the same two roundings.
+        """
+        mean, scale = (
+            torch.from_numpy(one).to(self.device)
+            for one in (self.standard.mean, self.standard.scale)
+        )
+        if isinstance(part.vectors, DeviceVectors):
+            return part.vectors.take(part.rows[places]).sub_(mean).div_(scale)
+        found = torch.empty(len(places), len(mean), device=self.device)
         for start in range(0, len(places), READ_ROWS):
             rows = part.read(places[start : start + READ_ROWS])
-            found[start : start + READ_ROWS] = torch.from_numpy(self.standard.apply(rows))
-        return found.to(self.device)
+            here = found[start : start + READ_ROWS]
+            here.copy_(torch.from_numpy(np.ascontiguousarray(rows, np.float32)))
+            here.sub_(mean).div_(scale)
+        return found
 
     def _group_rows(self) -> int:
         """How many training rows are held at a time: all, or what half the memory limit allows.
 
-        The other half is for the vectors as they were read, if they are in memory too.
+        The other half is for the vectors as they were read, if they are in memory too. On a
+        CUDA device its free memory is a limit too.
         """
         limit, n = self.protocol.memory_bytes, len(self.part)
+        if self.device.startswith("cuda"):
+            free, _ = torch.cuda.mem_get_info(self.device)
+            limit = min(free, limit or free)
         row_bytes = 4 * len(self.standard.mean)
         if limit is None or 2 * row_bytes * (n + len(self.dev)) <= limit:
             return n
@@ -116,38 +138,35 @@ class Objective:
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Inputs (rows, dim), targets (rows, k) and weights (rows, 1) of each step.
 
-        The inputs of all steps lie in one buffer: use a step's before asking for the next.
+        All full batches lie in the same three tensors: use a step's before asking for the next.
         """
         size = self.protocol.batch_size
-        buffer = torch.empty(size, len(self.standard.mean), device=self.device)
-        stored = torch.from_numpy(self.part.order)
         for order in self._order(epoch):
-            rows = stored[order]
+            rows = self._stored[order]
             held, place = self.inputs, rows
             if held is None:
                 near, place = order.sort()
                 held, place = self._read(self.part, self.part.order[near.numpy()]), place.argsort()
             rows, place = rows.to(self.device), place.to(self.device)
-            targets, weights = self.targets[rows], self.weights[rows]
             for start in range(0, len(rows), size):
                 step = slice(start, start + size)
-                inputs = buffer[: len(rows) - start]
+                inputs, targets, weights = (one[: len(rows) - start] for one in self._batch)
                 torch.index_select(held, 0, place[step], out=inputs)
-                yield inputs, targets[step], weights[step]
+                torch.index_select(self.targets, 0, rows[step], out=targets)
+                torch.index_select(self.weights, 0, rows[step], out=weights)
+                yield inputs, targets, weights
             del held  # before the next group is read
 
     def linked(self, outputs: Tensor) -> Tensor:
         """Outputs (..., k) through the link."""
-        if self.link == "identity":
-            return outputs
-        return outputs.sigmoid() if self.link == "sigmoid" else outputs.softmax(-1)
+        return through(outputs, self.link)
 
     def slope(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The loss per member (members,) and its slope by the outputs (members, rows, k)."""
         seen = self.linked(outputs)
         rows, k = targets.shape
         if self.link == "softmax":
-            truth = torch.nn.functional.one_hot(targets[:, 0].long(), self.outputs).float()
+            truth = (targets == torch.arange(self.outputs, device=targets.device)).float()
             losses = -(outputs.log_softmax(-1) * truth).sum(-1) * weights[:, 0]
             return losses.mean(1), (seen - truth) * (weights / rows)
         gap = seen - targets
@@ -168,36 +187,40 @@ class Objective:
         averaged: per line of the result, the members whose predictions are averaged.
         """
         scores = torch.empty(len(averaged), len(self.dev), device=self.device)
-        for start in range(0, len(self.dev), _DEV_ROWS):
-            rows = self.dev.order[start : start + _DEV_ROWS]
-            held = self.dev_inputs
-            inputs = self._read(self.dev, rows) if held is None else held[rows]
+        size = _DEV_ROWS if scores.device.type == "cpu" else _DEV_ROWS_ON_DEVICE
+        for start in range(0, len(self.dev), size):
+            rows = self._dev_order[start : start + size]
+            if self.dev_inputs is None:
+                inputs = self._read(self.dev, self.dev.order[start : start + size])
+            else:
+                inputs = self.dev_inputs[rows]
             seen, truth = self.linked(bank.forward(inputs)[0]), self.dev_targets[rows]
             for place, members in enumerate(averaged):
-                mean = seen[list(members)].mean(0)
+                mean = seen[members[0] : members[-1] + 1].mean(0)  # neighbours, by `Bank`
                 if self.link == "softmax":
                     each = -mean.clamp(min=1e-12).gather(1, truth.long()).log()
                 elif self.loss == "log_loss":
                     mean = mean.clamp(1e-7, 1 - 1e-7)
                     each = -(truth * mean.log() + (1 - truth) * (-mean).log1p())
                 else:
-                    each = (mean - truth).square() * self._tensor(self.spread**2)
+                    each = (mean - truth).square() * self._dev_units
                 scores[place, rows] = each.mean(1)
         return scores
 
-    def clear(self, gain: Tensor) -> bool:
+    def clear(self, gain: Tensor) -> Tensor:
         """Whether the mean of a gain per dev row (n_dev,) is `margin` standard errors or more.
 
-        The error is `Sample.error`'s: the jackknife over groups. Of one group nothing is clear.
+        The error is `Sample.error`'s: the jackknife over groups. Of one group nothing is clear. The
+        answer is a tensor, which leaves it on the device.
         """
         mean = gain @ self.dev_share
         n = len(self._dev_rest)
         if n < 2:
-            return False
+            return torch.zeros_like(mean, dtype=torch.bool)
         parts = (gain - mean) * self.dev_share
         sums = torch.zeros(n, device=self.device).index_add_(0, self._dev_place, parts)
         error = (sums / self._dev_rest).square().sum().mul((n - 1) / n).sqrt()
-        return bool(mean > self.margin * error)
+        return mean > self.margin * error
 
     def unscale(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         """Convert the last layer to the target's own units."""

@@ -22,6 +22,7 @@ FC_NAMES = ("0fc", "1fc", "2fc")
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 PAPER_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 STARTS = ("linear", "constant", "random")
+PRODUCTS = ("float32", "bfloat16")
 LOSSES = ("auto", "mse", "log_loss", "binomial")
 
 
@@ -43,6 +44,12 @@ class Protocol:
         of ratios whose weights are counts.
     patience: stop a rate after so many epochs without a better dev figure, or once its mean gain in
         as many, kept up to the end, would leave it behind another rate; None never does.
+    halving_steps: with a patience, keep the better half of the rates of 1FC and of 2FC, by dev, at
+        the end of epochs 1, 2, 4, ... that come after this many steps, twice, four times as many,
+        ...; None never does.
+    products: of the first layers while FC heads train: "bfloat16" rounds their factors and results
+        to three digits, which is faster where the processor or the device multiplies such numbers
+        itself; parameters, sums and all that is judged stay float32.
     memory_bytes: vectors held in memory at a time when they are read from a cache.
     device: of FC training; cpu, cuda, cuda:N, or auto.
     """
@@ -60,6 +67,8 @@ class Protocol:
     weight_decay: float = 0.0
     dropout: float = 0.0
     patience: int | None = 4
+    halving_steps: int | None = 32
+    products: Literal["float32", "bfloat16"] = "float32"
     memory_bytes: int | None = None
     device: str = "cpu"
 
@@ -85,12 +94,18 @@ class Protocol:
             raise InputError(f"weight_decay must be 0 or more; got {self.weight_decay}")
         if not 0 <= self.margin < float("inf"):
             raise InputError(f"margin must be 0 or more; got {self.margin}")
+        if self.products not in PRODUCTS:
+            raise InputError(
+                f"products must be one of {', '.join(PRODUCTS)}; got {self.products!r}"
+            )
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise InputError(f"device must be auto, cpu, cuda or cuda:N; got {self.device!r}")
         if self.memory_bytes is not None and self.memory_bytes < 1:
             raise InputError(f"memory_bytes must be 1 or more; got {self.memory_bytes}")
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience must be 1 or more epochs; got {self.patience}")
+        if self.halving_steps is not None and self.halving_steps < 1:
+            raise InputError(f"halving_steps must be 1 or more; got {self.halving_steps}")
 
     @property
     def name(self) -> str:
@@ -111,6 +126,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "start": "random",
         "margin": 0.0,
         "patience": None,
+        "halving_steps": None,
         "learning_rates": list(PAPER_RATES),
     },
 }

@@ -1,27 +1,27 @@
 """One loop that trains every learning rate, depth and member of a task at once.
 
 The rows of a step are shared by all members, so that the first layers of the whole sweep are one
-matrix product (`fc.Bank`). A member's start, rate and dropout depend on nothing but its own depth,
-rate and seed, and no sum runs across members: a head trained alone is the same head, up to the
-rounding of a product of another width.
+matrix product (`fc.Bank`); `step.Steps` has what a step is. A member's start, rate and dropout
+depend on nothing but its own depth, rate and seed, and no sum runs across members: a head trained
+alone is the same head, up to the rounding of a product of another width.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from embedcache.errors import InputError
 from heads.dataset.rows import Part
 from heads.fitting.fc import DEPTHS, Bank, Member
 from heads.fitting.objective import Objective
+from heads.fitting.on_device import resolved
 from heads.fitting.protocol import Protocol
+from heads.fitting.step import Steps
 from heads.head import Layer, Link, Standard
-
-_MOMENTUM = 0.9
-_DECAY = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,82 +90,93 @@ def train(
     start: the linear map, before the link, that every head is at epoch 0: weight (1, k, dim).
     tick: called with the number of each epoch when it is done.
     Returns a `Trained` per name. A rate that diverges drops out and disturbs no other.
+    On a CUDA device products are summed in another order and dropout draws other units, so that dev
+    figures differ from the CPU's by rounding, or with dropout by chance, and dev may choose another
+    of two epochs that are equal but for that.
     """
-    protocol = replace(protocol, device=_device(protocol.device))
-    task = Objective(train_part, dev_part, standard, link, loss, start, protocol)
-    found = {name: Trained(name) for name in names}
-    candidates = [
-        _Rate(name, DEPTHS[name], rate)
-        for name in sorted(set(names), key=DEPTHS.__getitem__)
-        for rate in protocol.learning_rates
-    ]
+    protocol = replace(protocol, device=resolved(protocol.device))
+    with _full_products(protocol.device):
+        task = Objective(train_part, dev_part, standard, link, loss, start, protocol)
+        best = _Best(names, task, protocol)
+        candidates = [
+            _Rate(name, DEPTHS[name], rate)
+            for name in sorted(set(names), key=DEPTHS.__getitem__)
+            for rate in protocol.learning_rates
+        ]
+        steps = Steps(_bank(candidates, task, protocol), task, protocol)
+        untrained = steps.bank.flat.new_full((len(steps.bank.members),), math.nan)
+        best.judge(steps.bank, candidates, epoch=0, losses=untrained)
+        patience = protocol.patience or protocol.epochs
+        record = dict.fromkeys(best.found, math.inf)
+        for epoch in range(1, protocol.epochs + 1):
+            losses = steps.epoch(epoch)
+            best.judge(steps.bank, candidates, epoch=epoch, losses=losses)
+            tick(epoch)
+            for one in candidates:
+                record[one.name] = min(record[one.name], one.best[-1])
+            left = protocol.epochs - epoch
+            going = [
+                c for c in candidates if c.may_win(record[c.name], left=left, patience=patience)
+            ]
+            going = _halved(going, epoch, steps.taken, protocol)
+            if not going:
+                break
+            if len(going) < len(candidates):
+                candidates = going
+                steps.keep([place for one in going for place in _places(steps.bank, one)])
+        return best.taken()
+
+
+def _halved(going: Sequence[_Rate], epoch: int, taken: int, protocol: Protocol) -> list[_Rate]:
+    """The better of each head's rates after an epoch and so many steps, see `Protocol`.
+
+    0FC keeps all: its one row per rate costs nothing beside the hidden layers of the others.
+    """
+    if protocol.halving_steps is None or protocol.patience is None:
+        return list(going)
+    times = min(epoch, taken // protocol.halving_steps).bit_length()
+    n_kept = -(-len(protocol.learning_rates) // 2**times)
+    dropped: set[int] = set()
+    for name in {one.name for one in going if one.depth}:
+        ranked = sorted((one for one in going if one.name == name), key=lambda one: one.best[-1])
+        dropped |= {id(one) for one in ranked[n_kept:]}
+    return [one for one in going if id(one) not in dropped]
+
+
+@contextmanager
+def _full_products(device: str) -> Iterator[None]:
+    """Products of float32 in float32 and not in TF32, which keeps three digits, on CUDA."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    settings: Any = torch.backends.cuda.matmul
+    # torch 2.9 renamed the setting, and refuses to read the old name where the new one was set.
+    renamed = hasattr(settings, "fp32_precision")
+    name, full = ("fp32_precision", "ieee") if renamed else ("allow_tf32", False)
+    before = getattr(settings, name)
+    setattr(settings, name, full)
+    try:
+        yield
+    finally:
+        setattr(settings, name, before)
+
+
+def _bank(candidates: Sequence[_Rate], task: Objective, protocol: Protocol) -> Bank:
+    """All members at their start."""
     bank = Bank(
         _members(candidates, protocol),
-        dim=len(standard.mean),
+        dim=len(task.standard.mean),
         hidden=protocol.hidden,
         outputs=task.outputs,
         device=protocol.device,
+        products=protocol.products,
     )
+    weight, bias = task.start
     if protocol.start == "random":
-        bank.initialise_at_random(seed=protocol.seed, bias=task.start[1])
+        bank.initialise_at_random(seed=protocol.seed, bias=bias)
     else:
-        bank.initialise(seed=protocol.seed, weight=task.start[0], bias=task.start[1])
-    optimizer = _optimizer(bank, protocol)
-    untrained = torch.full((len(bank.members),), math.nan)
-    _judge(task, bank, candidates, found, epoch=0, losses=untrained, protocol=protocol)
-    steps, patience = 0, protocol.patience or protocol.epochs
-    record = dict.fromkeys(found, math.inf)
-    for epoch in range(1, protocol.epochs + 1):
-        losses, steps = _epoch(task, bank, optimizer, epoch, steps, protocol)
-        _judge(task, bank, candidates, found, epoch=epoch, losses=losses, protocol=protocol)
-        tick(epoch)
-        for one in candidates:
-            record[one.name] = min(record[one.name], one.best[-1])
-        left = protocol.epochs - epoch
-        going = [c for c in candidates if c.may_win(record[c.name], left=left, patience=patience)]
-        if not going:
-            break
-        if len(going) < len(candidates):
-            candidates = going
-            bank, optimizer = _keep(bank, optimizer, candidates, protocol)
-    for head in found.values():
-        head.layers = task.unscale(head.layers)
-    return found
-
-
-def _epoch(
-    task: Objective,
-    bank: Bank,
-    optimizer: torch.optim.Optimizer,
-    epoch: int,
-    steps: int,
-    protocol: Protocol,
-) -> tuple[Tensor, int]:
-    """One pass over the train rows: the mean loss per member, and the steps taken so far."""
-    total, seen = torch.zeros(len(bank.members), device=protocol.device), 0
-    for inputs, targets, weights in task.batches(epoch):
-        for group in optimizer.param_groups:
-            share = steps / (task.steps_per_epoch * protocol.epochs)
-            group["lr"] = group["start"] * _DECAY**share
-        masks = _masks(bank, len(inputs), protocol, steps)
-        given, kept = bank.forward(inputs, masks)
-        losses, slope = task.slope(given, targets, weights)
-        bank.backward(inputs, slope, kept, masks)
-        optimizer.step()
-        total += losses * len(inputs)
-        seen += len(inputs)
-        steps += 1
-    return total / seen, steps
-
-
-def _device(asked: str) -> str:
-    """The device to train on; InputError for one that this machine lacks."""
-    n = torch.cuda.device_count()
-    if asked == "auto":
-        return "cuda" if n else "cpu"
-    if asked.startswith("cuda") and int(asked.partition(":")[2] or 0) >= n:
-        raise InputError(f"{n} CUDA devices here, and {asked} was asked for: use `device='cpu'`")
-    return asked
+        bank.initialise(seed=protocol.seed, weight=weight, bias=bias)
+    return bank
 
 
 def _members(candidates: Sequence[_Rate], protocol: Protocol) -> list[Member]:
@@ -185,108 +196,68 @@ def _places(bank: Bank, candidate: _Rate) -> list[int]:
     ]
 
 
-def _judge(
-    task: Objective,
-    bank: Bank,
-    candidates: Sequence[_Rate],
-    found: dict[str, Trained],
-    *,
-    epoch: int,
-    losses: Tensor,
-    protocol: Protocol,
-) -> None:
-    """Score the dev rows after an epoch; remember each head's best.
+class _Best:
+    """The best rate and epoch of each head so far, by the dev rows.
 
     A head leaves its linear start only for a gain of `margin` standard errors or more: the smaller
     of two figures picked out of a hundred is often just the luckier one. A random start is no head:
     it is kept only until an epoch has a finite figure.
     """
-    linear = protocol.start != "random"
-    averaged = [_places(bank, candidate) for candidate in candidates]
-    scores = task.dev_scores(bank, averaged)
-    for candidate, places, rows in zip(candidates, averaged, scores, strict=True):
-        head, figure = found[candidate.name], float(rows @ task.dev_share)
-        head.curve.append(Point(candidate.rate, epoch, float(losses[places].mean()), figure))
+
+    def __init__(self, names: Sequence[str], task: Objective, protocol: Protocol) -> None:
+        self.found = {name: Trained(name) for name in names}
+        self._task, self._linear = task, protocol.start != "random"
+        self._held: dict[str, list[Tensor]] = {}  # on the device: weight, bias of each layer
+
+    def judge(self, bank: Bank, candidates: Sequence[_Rate], *, epoch: int, losses: Tensor) -> None:
+        """Score the dev rows after an epoch, and keep each head that is its best.
+
+        losses: the mean train loss of each member. All figures come from the device at once.
+        """
+        averaged = [_places(bank, candidate) for candidate in candidates]
+        scores = self._task.dev_scores(bank, averaged)
+        figures = []
+        for candidate, places, rows in zip(candidates, averaged, scores, strict=True):
+            head = self.found[candidate.name]
+            if epoch == 0:
+                head.start = rows
+            figures += [
+                losses[places[0] : places[-1] + 1].mean(),
+                rows @ self._task.dev_share,
+                self._task.clear(head.start - rows).float(),
+            ]
+        table = torch.stack(figures).view(-1, 3).tolist()
+        for candidate, places, row in zip(candidates, averaged, table, strict=True):
+            self._take(bank, candidate, places, epoch, *row)
+
+    def _take(
+        self,
+        bank: Bank,
+        candidate: _Rate,
+        places: Sequence[int],
+        epoch: int,
+        loss: float,
+        figure: float,
+        clear: float,
+    ) -> None:
+        head = self.found[candidate.name]
+        head.curve.append(Point(candidate.rate, epoch, loss, figure))
         if not math.isfinite(figure):
             candidate.best.append(math.inf)
-            continue
+            return
         candidate.best.append(min([figure, *candidate.best[-1:]]))
-        if epoch == 0:
-            head.start = rows
-        clear = epoch == 0 or not linear or task.clear(head.start - rows)
-        if figure < head.dev and clear:
-            head.dev = figure if epoch or linear else math.inf
+        if figure < head.dev and (clear or epoch == 0 or not self._linear):
+            head.dev = figure if epoch or self._linear else math.inf
             head.rate, head.epoch = candidate.rate, epoch
             views = [bank.parameters(place) for place in places]
-            stacked = [torch.stack(one).cpu().numpy() for one in zip(*views, strict=True)]
-            pairs = zip(stacked[::2], stacked[1::2], strict=True)
-            head.layers = tuple(Layer(weight, bias) for weight, bias in pairs)
+            self._held[candidate.name] = [torch.stack(one) for one in zip(*views, strict=True)]
 
-
-def _optimizer(bank: Bank, protocol: Protocol) -> torch.optim.Optimizer:
-    """One optimizer with a group per rate; a second one of biases, where weights decay."""
-    groups: dict[tuple[float, float], list[Tensor]] = {}
-    for place, member in enumerate(bank.members):
-        pairs = zip(bank.parameters(place), bank.gradients(place), strict=True)
-        for kind, (value, slope) in enumerate(pairs):
-            value.grad = slope
-            decay = 0.0 if kind % 2 else protocol.weight_decay
-            groups.setdefault((member.rate, decay), []).append(value)
-    found = [
-        {"params": tensors, "start": rate, "weight_decay": decay}
-        for (rate, decay), tensors in groups.items()
-    ]
-    if protocol.optimizer == "sgd":
-        return torch.optim.SGD(found, lr=1.0, momentum=_MOMENTUM, fused=True)
-    return torch.optim.AdamW(found, lr=1.0, fused=True)
-
-
-def _masks(bank: Bank, rows: int, protocol: Protocol, step: int) -> list[Tensor] | None:
-    """Dropout factors (members of a depth, rows, hidden): rates share them, seeds do not."""
-    if not protocol.dropout:
-        return None
-    keep = 1 - protocol.dropout
-    drawn: dict[tuple[int, int], Tensor] = {}
-    for member in bank.members:
-        key = (member.depth, member.seed)
-        if member.depth and key not in drawn:
-            place = (protocol.seed * 1_000_003 + step) * 1009 + member.seed * 10 + member.depth
-            source = torch.Generator().manual_seed(place)
-            noise = torch.rand(member.depth, rows, bank.hidden, generator=source)
-            drawn[key] = ((noise < keep) / keep).to(bank.flat.device)
-    layers = []
-    for depth, layer in ((1, 0), (2, 0), (2, 1)):
-        mine = [drawn[depth, m.seed][layer] for m in bank.members if m.depth == depth]
-        layers.append(torch.stack(mine) if mine else bank.flat.new_empty(0, rows, bank.hidden))
-    return layers
-
-
-def _keep(
-    bank: Bank,
-    optimizer: torch.optim.Optimizer,
-    candidates: Sequence[_Rate],
-    protocol: Protocol,
-) -> tuple[Bank, torch.optim.Optimizer]:
-    """A smaller bank of the members that continue, with their optimizer's state."""
-    places = [place for candidate in candidates for place in _places(bank, candidate)]
-    smaller = Bank(
-        [bank.members[place] for place in places],
-        dim=bank.dim,
-        hidden=bank.hidden,
-        outputs=bank.outputs,
-        device=str(bank.flat.device),
-    )
-    state: dict[int, dict[str, Tensor]] = {}
-    old_state = {tensor.data_ptr(): value for tensor, value in optimizer.state.items()}
-    for new, old in enumerate(places):
-        pairs = zip(smaller.parameters(new), bank.parameters(old), strict=True)
-        for mine, theirs in pairs:
-            mine.copy_(theirs)
-            state[mine.data_ptr()] = old_state[theirs.data_ptr()]
-    fresh = _optimizer(smaller, protocol)
-    for group in fresh.param_groups:
-        for tensor in group["params"]:
-            fresh.state[tensor] = {
-                name: value.clone() for name, value in state[tensor.data_ptr()].items()
-            }
-    return smaller, fresh
+    def taken(self) -> dict[str, Trained]:
+        """The heads, in the units of the targets."""
+        for name, held in self._held.items():
+            arrays = [tensor.cpu().numpy() for tensor in held]
+            pairs = zip(arrays[::2], arrays[1::2], strict=True)
+            layers = tuple(Layer(weight, bias) for weight, bias in pairs)
+            self.found[name].layers = self._task.unscale(layers)
+            self.found[name].start = self.found[name].start.cpu()
+        return self.found

@@ -28,7 +28,7 @@ from heads.labels.build import build as build_labels
 _NAME = re.compile(r"[\w .:+@-]{1,60}")
 _PATHS = ("labels", "users", "swipes")
 # The study names the seed for all its fits; the other two belong to the machine.
-_WARM_ONLY = ("start", "margin", "patience")
+_WARM_ONLY = ("start", "margin", "patience", "halving_steps")
 FOLDED_BELOW = 5000  # rows: fewer are judged by folds unless the study says otherwise
 FOLDS = 5
 _FIT_OPTIONS = tuple(sorted(set(OPTIONS) - {"seed", "memory_bytes", "device"}))

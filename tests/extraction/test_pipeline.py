@@ -313,7 +313,7 @@ def test_a_compiled_network_takes_batches_of_any_size() -> None:
     form = Compiled(network.compiled(8), 8)
     for n in (1, 7, 8, 9, 16, 21):
         for lane in range(3):
-            found = form.forward(lane, pixels[:n])
+            found = form.forward(lane, [*pixels[:n]])
             np.testing.assert_array_equal(found, network.lanes[0](pixels[:n]))
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
 from embedcache.errors import WeightsError
-from embedcache.faces import mtcnn
+from embedcache.faces import host, mtcnn, networks
 from embedcache.faces.detector import Detector, crop
 from embedcache.spec import canonical_json
 
@@ -110,7 +111,7 @@ def test_large_levels_in_bands_give_the_same_cells(
     detector: Detector, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = detector.detect(photos)
-    monkeypatch.setattr("embedcache.faces.mtcnn._CELL_PIXELS", 20_000)
+    monkeypatch.setattr(detector._networks, "cell_pixels", 20_000)
     banded = detector.detect(photos)
     assert banded.counts.tolist() == once.counts.tolist()
     assert np.allclose(banded.box, once.box, atol=0.01)
@@ -172,7 +173,7 @@ def packed(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dt
 @pytest.mark.parametrize("size", [(11, 11), (12, 11), (11, 12), (30, 1), (1, 2)])
 def test_pooling_by_slices_is_torchs(size: tuple[int, int]) -> None:
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, *size)))
-    assert torch.equal(mtcnn._pool(x), torch.nn.functional.max_pool2d(x, 2, 2, ceil_mode=True))
+    assert torch.equal(networks.pool(x), torch.nn.functional.max_pool2d(x, 2, 2, ceil_mode=True))
 
 
 def area(pixels: np.ndarray[Any, np.dtype[np.uint8]], height: int, width: int) -> Any:
@@ -185,7 +186,7 @@ def area(pixels: np.ndarray[Any, np.dtype[np.uint8]], height: int, width: int) -
 @pytest.mark.parametrize("size", [(61, 90), (500, 333), (1400, 1203), (24, 2000)])
 def test_averages_are_torchs_to_the_last_bit(size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (*size, 3), dtype=np.uint8)
-    integral = mtcnn.Integral(packed(pixels))
+    integral = host.Integral(packed(pixels))
     assert integral.bits == (32 if size == (1400, 1203) else 21)
     for height, width in [(13, 13), (size[0] // 2, size[1] // 2 + 1), (14, size[1] // 2)]:
         level = np.empty((height, width, 3), np.float32)
@@ -203,7 +204,7 @@ def test_averages_are_torchs_to_the_last_bit(size: tuple[int, int]) -> None:
 def test_white_photos_of_any_size_do_not_overflow_their_fields() -> None:
     white = np.float32((255 - 127.5) * 0.0078125)
     for height, width in [(1030, 1030), (4000, 1000), (30, 9000)]:
-        integral = mtcnn.Integral(packed(np.full((height, width, 3), 255, np.uint8)))
+        integral = host.Integral(packed(np.full((height, width, 3), 255, np.uint8)))
         scale = mtcnn.Settings().scales(height, width)[-1]
         level = np.empty((int(height * scale + 1), int(width * scale + 1), 3), np.float32)
         integral.level(level)
@@ -231,7 +232,10 @@ def test_a_crop_equals_the_packages_to_the_pixel(
     found = crop(
         astronaut, edges, margin=margin / (160 - margin), size=(160, 160), interpolation="bilinear"
     )
-    assert np.array_equal(found, expected.numpy().transpose(1, 2, 0).astype(np.uint8))
+    gap = np.abs(found - expected.numpy().transpose(1, 2, 0))
+    assert gap.max() <= 1  # Pillow since 13 resizes columns first where that is less work
+    if int(PIL.__version__.split(".")[0]) < 13:
+        assert gap.max() == 0
 
 
 def test_a_box_outside_the_photo_or_without_area_still_gives_pixels(astronaut: Image.Image) -> None:

@@ -59,7 +59,8 @@ def test_the_options_of_the_training_reach_it(fit_head: Run, tmp_path: Path) -> 
         fit_head(
             *("--target", "like_ratio", "--weight", "swipes", "--loss", "binomial"),
             *("--dropout", 0.1, "--weight-decay", 0.01, "--optimizer", "sgd", "--members", 2),
-            *("--patience", 0, "--start", "constant", "--margin", 0, "--seed", 3),
+            *("--patience", 0, "--halving-steps", 0, "--products", "bfloat16"),
+            *("--start", "constant", "--margin", 0, "--seed", 3),
             *("--batch-size", 32, "--memory-mb", 1, "--device", "cpu", "--json"),
         )
     )
@@ -79,6 +80,8 @@ def test_the_options_of_the_training_reach_it(fit_head: Run, tmp_path: Path) -> 
         "weight_decay": 0.01,
         "dropout": 0.1,
         "patience": None,
+        "halving_steps": None,
+        "products": "bfloat16",
         "memory_bytes": 1_000_000,
         "device": "cpu",
     }

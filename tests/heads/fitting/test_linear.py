@@ -17,7 +17,7 @@ from heads.dataset import rows
 from heads.dataset.arrays import from_arrays
 from heads.dataset.rows import Dataset
 from heads.fitting import linear
-from heads.fitting.logistic import logistic
+from heads.fitting.logistic import Losses, logistic, search
 from heads.head import Standard
 
 
@@ -139,3 +139,30 @@ def test_the_constant_is_the_weighted_mean(sample: Callable[..., Dataset]) -> No
     light = replace(part, weights=None)
     plain = linear.constant(light, dev, dim=data.dim, link="identity", outputs=1)
     assert plain.layer.bias[0, 0] == pytest.approx(part.targets.mean())
+
+
+@pytest.mark.parametrize("dim", [12, 400])
+@pytest.mark.parametrize("task", ["ratio", "binary", "classes"])
+def test_a_second_scaling_from_the_first_ones_sums_is_that_scaling(
+    sample: Callable[..., Dataset], task: str, dim: int
+) -> None:
+    data = sample(task=task, dim=dim)
+    rng = np.random.default_rng(0)
+    scaled = np.asarray(data.vectors[np.arange(len(data.ids))]) * rng.random(dim, np.float32) + 1
+    data = replace(data, vectors=scaled.astype(np.float32))
+    part, dev = data.part("train"), data.part("dev")
+    standard = linear.fit_standard(part)
+    other = linear.centred(standard)
+    if task == "ratio":
+        known = linear.Equations(part)
+        linear.ridge(part, dev, standard, known=known)
+        found, alone = linear.ridge(part, dev, other, known=known), linear.ridge(part, dev, other)
+    else:
+        losses = Losses(part, 1 if task == "binary" else 3)
+        search(losses, dev, standard)
+        found = search(losses, dev, other).exact()
+        alone = logistic(part, dev, other, outputs=losses.outputs)
+    assert found.strength == alone.strength
+    assert np.array(found.curve) == pytest.approx(np.array(alone.curve), rel=1e-5)
+    assert found.layer.weight == pytest.approx(alone.layer.weight, abs=1e-6)
+    assert found.layer.bias == pytest.approx(alone.layer.bias, abs=1e-6)

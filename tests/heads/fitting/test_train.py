@@ -21,7 +21,7 @@ from heads.fitting.fc import DEPTHS, Bank, Member
 from heads.fitting.intervals import Sample as JudgedBy
 from heads.fitting.objective import Objective
 from heads.fitting.protocol import Protocol
-from heads.fitting.train import Trained, _Rate, train
+from heads.fitting.train import Trained, _halved, _Rate, train
 from heads.head import Layer
 
 Sample = Callable[..., Dataset]
@@ -321,3 +321,87 @@ def test_at_random_each_rate_draws_a_start_of_its_own() -> None:
     alone = Bank(members[1:2], dim=4, hidden=6, outputs=1)
     alone.initialise_at_random(seed=0, bias=torch.zeros(1))
     assert torch.equal(alone.parameters(0)[0], second)  # whatever else is trained beside it
+
+
+def test_the_better_half_of_the_rates_goes_on_after_enough_steps_and_epochs() -> None:
+    def going(epoch: int, taken: int, **choices: Any) -> dict[str, list[float]]:
+        protocol = Protocol(**{"halving_steps": 10} | choices)
+        rates = protocol.learning_rates  # five
+        names = ("0fc", "1fc", "2fc")
+        candidates = [
+            _Rate(name, DEPTHS[name], rate, [1.0, abs(rate - rates[len(name) - 3 + k])])
+            for k, name in enumerate(names)
+            for rate in rates
+        ]
+        kept = _halved(candidates, epoch, taken, protocol)
+        return {name: [one.rate for one in kept if one.name == name] for name in names}
+
+    a, b, c, d, e = Protocol().learning_rates
+    assert going(1, 9)["1fc"] == [a, b, c, d, e]
+    assert going(1, 10)["1fc"] == [a, b, c]
+    assert going(1, 10)["2fc"] == [a, b, c]
+    assert going(1, 10)["0fc"] == [a, b, c, d, e]  # its rates cost nothing
+    assert going(1, 1000)["1fc"] == [a, b, c]  # an epoch is needed each time, however long
+    assert going(2, 1000)["1fc"] == [a, b]
+    assert going(3, 1000)["1fc"] == [a, b]
+    assert going(4, 1000)["1fc"] == [b]
+    assert going(20, 39)["2fc"] == [b, c]
+    assert going(20, 1000, halving_steps=None)["1fc"] == [a, b, c, d, e]
+    assert going(20, 1000, patience=None)["1fc"] == [a, b, c, d, e]
+
+
+def test_halving_leaves_the_rates_that_go_on_as_they_were(sample: Sample) -> None:
+    data = sample(n=600, noise=3.0)
+    options: dict[str, Any] = {"learning_rates": (1e-4, 1e-3, 3e-3, 1e-2), "epochs": 8}
+    options |= {"patience": 8, "hidden": 32}
+    halved = sweep(data, "0fc", "1fc", "2fc", halving_steps=4, **options)
+    whole = sweep(data, "0fc", "1fc", "2fc", halving_steps=None, **options)
+    for name, head in halved.items():
+        every = {(p.rate, p.epoch): p.dev for p in whole[name].curve}
+        assert all(every[p.rate, p.epoch] == pytest.approx(p.dev, rel=1e-4) for p in head.curve)
+        last = {p.rate for p in head.curve if p.epoch == 8}
+        assert len(last) == (4 if name == "0fc" else 1)
+
+
+def test_products_in_bfloat16_round_the_first_layers_and_nothing_else(sample: Sample) -> None:
+    members = [Member(0, 1.0, 0), Member(1, 1.0, 0), Member(2, 1.0, 0)]
+    exact, rounded = (
+        Bank(members, dim=300, hidden=16, outputs=2, products=kind)
+        for kind in ("float32", "bfloat16")
+    )
+    inputs, slope = torch.randn(64, 300), torch.randn(3, 64, 2)
+    gradients = []
+    for bank in (exact, rounded):
+        bank.initialise(
+            seed=0,
+            weight=torch.randn(2, 300, generator=torch.Generator().manual_seed(0)),
+            bias=torch.ones(2),
+        )
+        outputs, kept = bank.forward(inputs, training=True)
+        bank.backward(inputs, slope, kept)
+        gradients.append((outputs, bank.flat_gradient))
+    assert torch.equal(rounded.flat, exact.flat)
+    assert torch.equal(rounded.forward(inputs)[0], exact.forward(inputs)[0])
+    for mine, theirs in zip(*gradients, strict=True):
+        off = float((mine - theirs).square().mean().sqrt() / mine.square().mean().sqrt())
+        assert 1e-4 < off < 0.02
+
+
+@pytest.mark.parametrize("task", ["ratio", "classes"])
+def test_heads_from_rounded_products_are_as_good(sample: Sample, task: str) -> None:
+    data = sample(n=900, task=task)
+    options: dict[str, Any] = {"learning_rates": (1e-3, 1e-2), "hidden": 32, "start": "constant"}
+    figures = []
+    for products in ("float32", "bfloat16"):
+        protocol = Protocol(products=products, **options)
+        fitted = fit_candidates(
+            data.part("train"),
+            data.part("dev"),
+            ("const", "ridge" if task == "ratio" else "logistic", "1fc", "2fc"),
+            dataset=data,
+            protocol=protocol,
+        )
+        metric = "mse" if task == "ratio" else "log_loss"
+        figures.append([fitted[name].dev["target", metric] for name in ("1fc", "2fc")])
+    assert figures[0] != figures[1]
+    assert figures[1] == pytest.approx(figures[0], rel=0.03)
