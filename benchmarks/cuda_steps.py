@@ -38,6 +38,7 @@ from embedcache.backbones.forward import Loaded, Network
 from embedcache.backbones.loading import Backbone, decoding
 from embedcache.backbones.names import Name
 from embedcache.extraction.clock import Clock, RunProgress
+from embedcache.extraction.decoders import children
 from embedcache.extraction.decoders import decoding as in_children
 from embedcache.extraction.engine import Engine
 from embedcache.extraction.lanes import Lanes
@@ -442,7 +443,8 @@ def decode(bench: Bench) -> None:
         some = list(_jobs(paths[: 200 * threads]))
         bench.say(f"cut, {threads} threads", _decoded(some, Gate(threads), here(Clock())))
     some = list(_jobs(paths))
-    with in_children(10**9, Clock(), {0}) as how:
+    with children(10**9, wanted=lambda: True) as decoders:
+        how = in_children(decoders, Clock(), {0})
         _decoded(some[:256], Gate(None), how)  # the children are there
         bench.rates["decode"] = _decoded(some, Gate(None), how)
     bench.say("uncut, as a run does it", bench.rates["decode"])

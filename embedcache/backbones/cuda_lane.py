@@ -19,12 +19,14 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from embedcache.backbones.resize import pack, resized
+from embedcache.backbones.resize import Form, pack, plain, resized
 from embedcache.machine import arithmetic
 from embedcache.photos.resampling import Uncut
 from embedcache.spec import Preprocessing
@@ -92,6 +94,16 @@ def _together(photos: Sequence[tuple[int, Uncut]]) -> Iterator[list[tuple[int, U
         held += one.nbytes
     if group:
         yield group
+
+
+@cache
+def _form() -> Form:
+    """How to resize: in one kernel per axis, where triton is installed with torch."""
+    if find_spec("triton") is None:
+        return plain
+    from embedcache.backbones.resize_kernel import fused
+
+    return fused
 
 
 class CudaLane:
@@ -168,7 +180,7 @@ class CudaLane:
         packed = pack(each, slab.of((sum(one.nbytes for one in each),)))
         there = packed.to(self._device, non_blocking=True)
         slab.used(self._stream)
-        small = resized(there, each, self._shape[:2])
+        small = resized(there, each, self._shape[:2], _form())
         rows = [i for i, _ in photos]
         if rows == list(range(rows[0], rows[0] + len(rows))):
             given[rows[0] : rows[0] + len(rows)] = small

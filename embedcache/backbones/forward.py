@@ -38,7 +38,7 @@ TOLERANCE = 1e-4
 """Largest relative difference, in the 2-norm of a vector, that a faster form of a network may have
 from its plain form on the same device. A form that differs more is not used."""
 TOLERANCES = {"float32": TOLERANCE, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 2e-2}
-"""The same for each precision: a few times what it rounds by itself (docs/decisions/104)."""
+"""The same for each precision: a few times what it rounds by itself (docs/decisions/105)."""
 LAYER_TOLERANCE = 1e-5
 """The same where layers inside the network are asked for, of each of its outputs."""
 
@@ -76,7 +76,8 @@ class Network:
         asked for.
     device: the first lane's, as torch names it.
     threads: torch threads per lane; None keeps torch's default.
-    compiler: "openvino" or "inductor"; "" if the network cannot be compiled.
+    compiler: "openvino", "inductor", or that on a CUDA device, as `extraction.pace` has them; "" if
+        the network cannot be compiled.
     compiled: compiles for one batch size and returns the lanes, in the order of `lanes`.
     origin: as in `Loaded`.
     module: the first device's, normalised pixels (b, 3, h, w) -> (b, dim), for gradients; None for
@@ -170,6 +171,8 @@ def build(
     places = list(zip(models, devices, strict=True)) * per_device
     plain_cpu = [where.type for where in devices] == ["cpu"] and precision == "float32"
     compiler = "openvino" if plain_cpu and find_spec("openvino") else "inductor"
+    if first.type == "cuda":
+        compiler += " on CUDA" + (" in half precision" if dtype.itemsize == 2 else "")
 
     def lane(run: "Callable[[torch.Tensor], torch.Tensor]", where: "torch.device") -> Forward:
         if where.type == "cuda":

@@ -6,8 +6,6 @@ resized(packed, photos, size, device)        uint8 (b, height, width, 3), on the
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -45,6 +43,10 @@ def _int32(values: Sequence[int]) -> np.ndarray:
     return np.array(values, np.int32)
 
 
+Form = Callable[[torch.Tensor, Taps, Taps, int], torch.Tensor]
+"""Packed photos, the taps of their rows and columns, the highest photo -> the resized ones."""
+
+
 def pack(photos: Sequence[Uncut], into: torch.Tensor) -> torch.Tensor:
     """The photos' bytes side by side in `into`, uint8; returns the part that they fill."""
     flat = [torch.from_numpy(one.pixels).reshape(-1) for one in photos]
@@ -53,10 +55,16 @@ def pack(photos: Sequence[Uncut], into: torch.Tensor) -> torch.Tensor:
     return filled
 
 
-def resized(packed: torch.Tensor, photos: Sequence[Uncut], size: tuple[int, int]) -> torch.Tensor:
+def resized(
+    packed: torch.Tensor,
+    photos: Sequence[Uncut],
+    size: tuple[int, int],
+    form: Form | None = None,
+) -> torch.Tensor:
     """Resize and cut photos of different sizes together, rows first.
 
     packed: uint8, their bytes side by side.  size: height and width of what is kept.
+    form: `plain`, or what does the same faster.
     Returns uint8 (b, height, width, 3) on the device of `packed`.
     """
     height, width = size
@@ -65,21 +73,7 @@ def resized(packed: torch.Tensor, photos: Sequence[Uncut], size: tuple[int, int]
     heights, widths = ([one.pixels.shape[axis] for one in photos] for axis in (0, 1))
     rows = Taps.of(across, widths, packed.device)
     columns = Taps.of(down, heights, packed.device)
-    form = _fused() if packed.is_cuda else plain
-    return form(packed, rows, columns, max(heights))
-
-
-Form = Callable[[torch.Tensor, Taps, Taps, int], torch.Tensor]
-
-
-@cache
-def _fused() -> Form:
-    """One kernel per axis, where triton is installed with torch."""
-    if find_spec("triton") is None:
-        return plain
-    from embedcache.backbones.resize_kernel import fused
-
-    return fused
+    return (form or plain)(packed, rows, columns, max(heights))
 
 
 def plain(packed: torch.Tensor, rows: Taps, columns: Taps, highest: int) -> torch.Tensor:

@@ -1,12 +1,12 @@
 """Processes that read and decode, for networks that take photos faster than one interpreter can.
 
 Sixteen threads that decode pass the interpreter's lock round a dozen times a photo, which bounds
-them to some thousand photos a second however many cores there are (docs/decisions/104). Here each
+them to some thousand photos a second however many cores there are (docs/decisions/105). Here each
 core has an interpreter of its own, without torch. A child gets a bundle of photos as paths, and
 writes their pixels into memory that both see; the parent uses them where they lie.
 
-    with decoding(n_photos, clock, uncut) as how:
-        prefetch(jobs, ..., decoding=how)
+    with children(n_photos, wanted=...) as decoders:
+        prefetch(jobs, ..., decoding=decoding(decoders, clock, uncut))
 
 What a child cannot do is done by the calling thread: a photo that is too large for its part of the
 memory, and everything once the child has died. Linux only; `available` says so.
@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -101,17 +101,27 @@ def available() -> bool:
 
 
 @contextmanager
-def decoding(n_photos: int, clock: Clock, uncut: Collection[int]) -> Iterator[Decoding]:
-    """In children where a long run has networks whose device resizes; else on the threads.
+def children(n_photos: int, *, wanted: Callable[[], bool]) -> Iterator["Decoders | None"]:
+    """Children for a run of n_photos, None where it has none: they start while networks load.
 
-    n_photos: of the run.  uncut: those networks, as in `prefetch.here`.
+    wanted: whether the networks' lanes will resize; asked of a long run only.
     """
     n = processors() - 2  # one feeds the networks, one the children
-    if not uncut or n_photos < MIN_PHOTOS or n < 2 or not available():
-        yield here(clock, uncut)
+    if n_photos < MIN_PHOTOS or n < 2 or not available() or not wanted():
+        yield None
         return
     with Decoders(n) as decoders:
-        yield Decoding(lambda jobs: decoders.prepare(jobs, clock, uncut), BUNDLE)
+        yield decoders
+
+
+def decoding(decoders: "Decoders | None", clock: Clock, uncut: Collection[int]) -> Decoding:
+    """By children where there are any, else on the threads.
+
+    uncut: the networks whose lanes resize, as in `prefetch.here`.
+    """
+    if decoders is None or not uncut:
+        return here(clock, uncut)
+    return Decoding(lambda jobs: decoders.prepare(jobs, clock, uncut), BUNDLE)
 
 
 class Decoders:

@@ -45,7 +45,12 @@ class FaceFinder:
     @cached_property
     def together(self) -> int:
         """Photos to search together."""
-        return CUDA_DETECT_BATCH if self._where.startswith("cuda") else DETECT_BATCH
+        return CUDA_DETECT_BATCH if self.on_cuda else DETECT_BATCH
+
+    @cached_property
+    def on_cuda(self) -> bool:
+        """Whether networks run on a CUDA device."""
+        return self._where.startswith("cuda")
 
     @cached_property
     def _where(self) -> str:

@@ -23,8 +23,13 @@ CPU_DEFAULT, CUDA_DEFAULT = 8, 256
 REPEATS = 2
 PATIENCE = 8  # a trial takes at most this part of the photos
 ENOUGH = 0.97  # of the best rate; the smallest batch that reaches it needs the least memory
-COMPILERS = {"inductor": (0.05, 60.0), "openvino": (0.15, 8.0)}
-"""What each gains, as a part of the time, and takes, in seconds (docs/decisions/025)."""
+COMPILERS = {
+    "inductor": (0.05, 60.0),
+    "openvino": (0.15, 8.0),
+    "inductor on CUDA": (0.15, 17.0),
+    "inductor on CUDA in half precision": (0.55, 12.0),
+}
+"""What each gains, as a part of the time, and takes, in seconds (docs/decisions/025 and 105)."""
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ run embeds what the cache lacks, so running it again after a crash is the resume
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from embedcache.backbones.loading import Backbone, Decode, leaders_of, load_seve
 from embedcache.backbones.names import DEFAULT, Name
 from embedcache.errors import NoSuchSpace, PhotosError, WeightsError
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
-from embedcache.extraction.decoders import decoding
+from embedcache.extraction.decoders import children, decoding
 from embedcache.extraction.engine import Engine
 from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.handing import HandedWork
@@ -231,9 +231,13 @@ class Run:
         pace_finder = PaceFinder(
             self.gate, batch_size=batch_size, compiling=compiling, log=self.watch.log
         )
-        engines = _engines(backbones, work, pace_finder)
-        sinks = self._sinks(backbones, spaces, tallies=work.tallies, writer=writer)
-        with Lanes.of([engine.network for engine in engines.values()]) as lanes:
+        with ExitStack() as open_until_the_end:
+            on_cuda = lambda: self.faces.on_cuda  # noqa: E731
+            decoders = open_until_the_end.enter_context(children(work.n_photos, wanted=on_cuda))
+            engines = _engines(backbones, work, pace_finder)
+            sinks = self._sinks(backbones, spaces, tallies=work.tallies, writer=writer)
+            networks = [engine.network for engine in engines.values()]
+            lanes = open_until_the_end.enter_context(Lanes.of(networks))
             pipeline = Pipeline(
                 *(backbones, engines, self.faces, sinks),
                 lanes=lanes,
@@ -241,8 +245,8 @@ class Run:
                 clock=self.clock,
             )
             uncut = {b for b, engine in engines.items() if engine.network.resizes}
-            with decoding(work.n_photos, self.clock, uncut) as how:
-                stopped = self._embed_parts(work, backbones, pipeline, sinks, how, strict=strict)
+            how = decoding(decoders, self.clock, uncut)
+            stopped = self._embed_parts(work, backbones, pipeline, sinks, how, strict=strict)
         return Embedded(stopped, engines, lanes.n)
 
     def _embed_parts(
