@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from contextvars import ContextVar
 from pathlib import Path
@@ -86,7 +87,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 OPTIONS: ContextVar[frozenset[str]] = ContextVar("OPTIONS", default=frozenset())
 """The options of the command that runs, as they are typed: --id-column, --json, ..."""
-OPENED: ContextVar[tuple[Path, ...]] = ContextVar("OPENED", default=())
+OPENED: ContextVar[tuple[tuple[Path, int], ...]] = ContextVar("OPENED", default=())
 """The folders of the caches that the command has opened."""
 _PARAMETER = re.compile(r"`(\w+)(?:='?([^`']+)'?)?`")
 
@@ -129,7 +130,8 @@ def open_cache(path: Path, *, create: bool = False, ref: str | None = None) -> "
 
 def at_work_in(folder: Path) -> None:
     """Note a cache that the command works in: it is missed where somebody renames it away."""
-    OPENED.set((*OPENED.get(), folder.resolve()))
+    place = folder.resolve()
+    OPENED.set((*OPENED.get(), (place, os.open(place, os.O_RDONLY | os.O_DIRECTORY))))
 
 
 def read_photos(path: Path, *, photo_column: str | None, id_column: str | None) -> "Photos":

@@ -103,11 +103,14 @@ def run(app: typer.Typer) -> None:
 
 
 def _miss_caches() -> None:
-    """End with one message where a cache that the command had opened is not there any more."""
-    for path in OPENED.get():
-        if not path.exists():
+    """End with one message where a cache that the command had opened is elsewhere now.
+
+    One that is deleted has no link left; the command deletes its own where it wrote nothing.
+    """
+    for path, folder in OPENED.get():
+        if not path.exists() and os.fstat(folder).st_nlink:
             _fail(
-                f"{path} is gone: it was renamed or deleted while this command ran. What was done "
+                f"{path} is gone: it was renamed while this command ran. What was done "
                 "until then is kept in it. Rerun the command with the place where it is now"
             )
 

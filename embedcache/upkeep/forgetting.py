@@ -251,8 +251,8 @@ def _absent(cache: Cache, table: PhotoTable, contents: set[bytes]) -> set[bytes]
 def _check_known(cache: Cache, wanted: set[str], found: set[Pair]) -> None:
     """Raise for an id that is not recorded, or that stands for different photos in two places."""
     if unknown := sorted(wanted - {name for _, name, _ in found}):
-        for store in cache.sets():
-            finish(store)  # of a run that was cut off at its very end
+        # Of a run that was cut off: others may have removed its ids, and its rows are still stored.
+        forget_forgotten(cache)
         raise CacheError(
             f"{cache.path} knows no photo id or sha256 {unknown[0]!r}"
             + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else "")
