@@ -141,6 +141,8 @@ class Record:
                 left.path, "was left by an interrupted push or pull. Rerun that, or delete this"
             )
         elif _has_lost_its_lease(left.path):
+            if not (left.path / journal.FOLDER).is_dir():
+                return  # it has been published between two looks
             self.find(
                 left.path,
                 f"has no {journal.FOLDER}/lease.json that can be read, and nobody writes it. "
