@@ -485,8 +485,7 @@ def _study(
     if table is None:
         show = show | {"photos": False}
     else:
-        names = vectors.to_embed(asked, opened)
-        wanted = [resolved(name, asked.folder) for name in names]
+        wanted = [resolved(name, asked.folder) for name in vectors.to_embed(asked, opened)]
         if wanted and embed_photos(table, opened, wanted, device=device).interrupted:
             raise typer.Exit(INTERRUPTED)
     results = studies.run(
@@ -509,10 +508,8 @@ def _study(
             progress=counts_on("pictures of why"),
         )
     written = report.write(results, out, why=why, **show)
-    if json_:
-        print(json.dumps(results.document() | written.document()))
-    else:
-        print(f"{results}\n{written}")
+    document = results.document() | written.document()
+    print(json.dumps(document) if json_ else f"{results}\n{written}")
 
 
 def _demo_study() -> str:

@@ -58,7 +58,7 @@ class _Recorded:
 
 
 class _Slab:
-    """Page-locked memory that a device copies from, as large as was ever needed."""
+    """Page-locked memory that a device copies from; it grows to what is needed."""
 
     def __init__(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)

@@ -153,26 +153,14 @@ def build(
     dtype = torch.float32 if tf32 else getattr(torch, precision)
     example = torch.rand(2, 3, *preprocessing.size, generator=torch.Generator().manual_seed(0))
     model, widths = _folded(model, _corner(model, example), layers=layers, whole=whole)
-    models = [
-        (model if i == 0 else deepcopy(model))
-        .to(where, dtype)
-        .to(memory_format=torch.channels_last)
-        for i, where in enumerate(devices)
-    ]
-    if layers:  # after the copies, which would share the hooks
-        from embedcache.backbones.taps import Taps
-
-        models = [Taps(one, layers, whole=whole) for one in models]
+    models = _copies(model, devices, dtype, layers=layers, whole=whole)
     first = devices[0]
     cores = processors()
     per_device = LANES_PER_GPU if first.type == "cuda" else min(cores, MAX_CPU_LANES)
     threads = cores // per_device if first.type == "cpu" else 1  # the rest decode
     # Consecutive lanes use different devices, so that the first batches reach all of them.
     places = list(zip(models, devices, strict=True)) * per_device
-    plain_cpu = [where.type for where in devices] == ["cpu"] and precision == "float32"
-    compiler = "openvino" if plain_cpu and find_spec("openvino") else "inductor"
-    if first.type == "cuda":
-        compiler += " on CUDA" + (" in half precision" if dtype.itemsize == 2 else "")
+    compiler = _compiler(devices, precision)
 
     def lane(run: "Callable[[torch.Tensor], torch.Tensor]", where: "torch.device") -> Forward:
         if where.type == "cuda":
@@ -202,6 +190,39 @@ def build(
         compiled=compiled,
         module=models[0],
     )
+
+
+def _copies(
+    model: "torch.nn.Module",
+    devices: "Sequence[torch.device]",
+    dtype: "torch.dtype",
+    *,
+    layers: Sequence[PooledLayer],
+    whole: bool,
+) -> "list[torch.nn.Module]":
+    """The model on each device, with hooks for its layers."""
+    import torch
+
+    models: list[torch.nn.Module] = [
+        (model if i == 0 else deepcopy(model))
+        .to(where, dtype)
+        .to(memory_format=torch.channels_last)
+        for i, where in enumerate(devices)
+    ]
+    if layers:  # after the copies, which would share the hooks
+        from embedcache.backbones.taps import Taps
+
+        models = [Taps(one, layers, whole=whole) for one in models]
+    return models
+
+
+def _compiler(devices: "Sequence[torch.device]", precision: str) -> str:
+    """What compiles a network on these devices, as `Network.compiler` names it."""
+    if devices[0].type == "cuda":
+        half = " in half precision" if precision in ("float16", "bfloat16") else ""
+        return f"inductor on CUDA{half}"
+    plain_cpu = len(devices) == 1 and precision == "float32"
+    return "openvino" if plain_cpu and find_spec("openvino") else "inductor"
 
 
 def _inductor(

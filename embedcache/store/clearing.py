@@ -1,6 +1,6 @@
 """All segments of a set go because the user says so: `forget` of a whole space.
 
-The one removal that no other rows justify (docs/decisions/102). It goes through the log as every
+The one removal that no other rows justify (docs/decisions/102). It goes through the log like every
 other, so that it and whoever removes or pins meanwhile see each other. What is published after the
 entry came after the wish, and stays; but what others made of the rows that go, and published a
 moment later, goes too. tests/store/model_of_removal.py tries this against all the others.

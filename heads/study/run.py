@@ -90,11 +90,7 @@ def run(
     fits, skipped, reused = _fit_all(tasks, cache, out, together, say=say, counting=counting)
     options: dict[str, Any] = {"say": say, "counting": counting}
     tastes, untried, _ = try_tastes(study, cache, table, out, together, **options)
-    ids = table[study.id_column].drop_nulls().to_list()
-    digests, _ = cache.digests_of(ids, scope=study.scope)
-    fits, warnings = with_remarks(fits, numbers(ids, digests, near))
-    for line in warnings:
-        say(f"warning: {line}")
+    fits = _remarked(study, cache, table, fits, near, say=say)
     fits = [msgspec.structs.replace(one, labels=labels_digest) for one in fits]
     if not fits:
         raise LabelsError(f"no fit could be made: {'; '.join(skipped.values())}")
@@ -113,6 +109,24 @@ def run(
         skipped=skipped | untried,
         tastes=tuple(tastes),
     )
+
+
+def _remarked(
+    study: Study,
+    cache: Cache,
+    table: pl.DataFrame,
+    fits: list[KeptFit],
+    near: Mapping[bytes, int],
+    *,
+    say: Callable[[str], None],
+) -> list[KeptFit]:
+    """The fits, each with what is to be said of it."""
+    ids = table[study.id_column].drop_nulls().to_list()
+    digests, _ = cache.digests_of(ids, scope=study.scope)
+    fits, warnings = with_remarks(fits, numbers(ids, digests, near))
+    for line in warnings:
+        say(f"warning: {line}")
+    return fits
 
 
 def _near(study: Study, alike: Alike | None) -> tuple[Mapping[bytes, int], Mapping[bytes, int]]:
