@@ -52,8 +52,16 @@ def check_explainable(head: Head, folder: Path) -> None:
     """HeadError for a head of which no picture can be drawn, or a folder that is a file."""
     if folder.exists() and not folder.is_dir():
         raise HeadError(f"{folder} is a file; name a folder for the pictures")
+    if odd := next((one for one in _entries(folder) if one.suffix != ".png"), None):
+        raise HeadError(f"{folder} holds {odd.name}: name a folder for pictures only, or a new one")
     if why := unexplained(head):
         raise HeadError(why)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds, hidden files apart."""
+    found = sorted(folder.iterdir()) if folder.exists() else []
+    return [one for one in found if not one.name.startswith(".")]
 
 
 def unexplained(head: Head) -> str:

@@ -15,6 +15,7 @@ from heads.fitting.result import CHOICE
 from heads.study.kept import KeptFit, chosen
 from heads.study.rows import (
     ALL,
+    CONST,
     FACE,
     WHOLE,
     Comparison,
@@ -201,7 +202,7 @@ def compare(first: KeptFit, second: KeptFit) -> Comparison:
         n=len(mine),
         n_groups=sample.n_groups,
         protocol=first.protocol,
-        faces=first.face and not second.face,
+        faces=first.face and not second.face and CONST not in heads,
     )
 
 

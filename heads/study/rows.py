@@ -68,7 +68,8 @@ class Comparison:
     loss of the first (positive: the first is better); low, high: its 95 % interval, paired.
     share, share_low, share_high: the difference as a share of `loss`. p_adjusted: by Holm, for all
     comparisons of the study. n, n_groups: test photos, and the persons or photos that they show.
-    faces: the first is of face vectors and the second of whole photos, as in the paper.
+    faces: the first is of face vectors and the second of whole photos, as in the paper; not where
+        dev chose the constant of one.
     """
 
     target: str

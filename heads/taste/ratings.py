@@ -21,6 +21,7 @@ from heads.dataset.rows import Provenance
 
 RATER_COLUMNS = ("rater_id", "viewer_id", "sender_id", "rater", "viewer")
 PHOTO_COLUMNS = (*ID_COLUMNS, "recipient_id")
+LARGEST = 1e100
 RATING_COLUMNS = ("rating", "score", "liked")
 LEAST_PHOTOS = {"train": 10, "dev": 3, "test": 3}
 LEAST_RATERS = 3
@@ -215,6 +216,11 @@ def _numbers(sheet: Sheet, name: str) -> tuple[Floats, tuple[str, ...]]:
     numbers = np.full(len(values), np.nan)
     there = ~found.missing
     numbers[there] = values.filter(pl.Series(there)).cast(pl.Float64).to_numpy()
+    if there.any() and np.nanmax(np.abs(numbers)) > LARGEST:
+        raise LabelsError(
+            f"column {name!r} of {sheet.path.name} has ratings beyond {LARGEST:g}, whose squares "
+            "have no number"
+        )
     return numbers, ((f"{name}: {found.note}",) if found.note else ())
 
 

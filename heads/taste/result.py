@@ -68,9 +68,12 @@ class TasteFit:
             )
             + f"; rank {self.chosen['rank']}; {self.seconds:.1f} s"
         )
+        dropped = self.ratings.provenance.dropped
+        left_out = ", ".join(f"{n:,} with {why}" for why, n in dropped.items())
         return "\n".join(
             [
                 about,
+                *([f"ratings left out: {left_out}"] if left_out else []),
                 *columns([*lines[: len(MODELS) + 1], viewers, *lines[len(MODELS) + 1 :]]),
                 "* uses other viewers' ratings of the same photo, which a new photo does not have",
                 "Every viewer counts once; intervals (95 %) are over viewers, for these photos.",
