@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -231,7 +232,7 @@ def test_what_a_killed_compaction_left_is_named_and_goes_with_the_next_command(
     [finding] = verify(b).findings
     assert finding.path == f"local/{left.name}"
     assert f"'embedcache compact {b.path}' deletes it" in finding.problem
-    commands = {
+    commands: dict[str, Callable[[], object]] = {
         "compact --remote": lambda: compact_remote(url, b),
         "compact": lambda: compact(b),
         "push": lambda: push(b, url),
