@@ -29,6 +29,7 @@ from embedcache.store.log import MAX_SEGMENTS, Entry, Gone, Log
 from embedcache.store.manifest import MANIFEST
 from embedcache.upkeep.compaction import COMPACT_ROWS, Compacted
 from embedcache.upkeep.compaction import compact as join
+from embedcache.upkeep.local import clear_outgoing
 
 ROWS = ("spaces", "face-spaces", "faces")  # photo ids are never joined: their time counts
 Victim = tuple[ListedSpace, RemoteSegment]
@@ -49,6 +50,7 @@ def compact_remote(
     copy.log.require_conditional()
     folder = cache.local / f"outgoing-{disk.mark_of_process()}"
     with disk.plain_errors("write to", cache.path), alone(cache), workers() as pool:
+        clear_outgoing(cache.path)  # that of one which was killed
         try:
             scratch = Cache.open(folder, create=True)
             problems = pull(copy.remote, scratch).problems

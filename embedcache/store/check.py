@@ -93,9 +93,9 @@ def _files(segment: Segment) -> Iterator[str]:
                 path = here + entry.name
                 if is_left_inside(segment, path):
                     continue  # its writer was killed at the very end
+                if entry.is_symlink():  # asked first: one that leads to itself has no kind
+                    raise Damaged(f"{folder / path} is a link: refused")
                 if not entry.is_dir():
                     yield path
-                elif entry.is_symlink():
-                    raise Damaged(f"{folder / path} is a link: refused")
                 elif entry.name != journal.FOLDER:
                     waiting.append(f"{path}/")

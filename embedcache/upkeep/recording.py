@@ -136,9 +136,17 @@ class Record:
             if self.repair and not collect(left.path, cache=self.root):
                 return  # somebody is at work on it after all, or has removed it
             self.find(left.path, "was left by a process that has ended", mends=REMOVED)
+        elif left.path.name.startswith("outgoing-"):
+            self.find(
+                left.path,
+                "was left by an interrupted push or 'compact --remote', and holds only copies of "
+                f"rows. 'embedcache compact {self.report.cache}' deletes it, and so does rerunning "
+                "the command",
+            )
         elif "local" in (left.path.parent.name, left.path.parent.parent.name):
             self.find(
-                left.path, "was left by an interrupted push or pull. Rerun that, or delete this"
+                left.path,
+                "was left by an interrupted pull: rerun it to use what has come, or delete this",
             )
         elif _has_lost_its_lease(left.path):
             if not (left.path / journal.FOLDER).is_dir():

@@ -1,16 +1,21 @@
 """`compact --remote`: a shared copy of many small segments becomes one of few, without a loss."""
 
 import contextlib
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from embedcache import disk
 from embedcache.errors import EmbedcacheError, RemoteError
 from embedcache.remotes.remote import Remote
 from embedcache.sharing.joining import compact_remote
 from embedcache.sharing.share import pull, push
 from embedcache.sharing.survey import verify_remote
 from embedcache.store.cache import Cache
+from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.forgetting import forget
 from embedcache.upkeep.pinning import write_ref
 from embedcache.upkeep.verify import verify
@@ -204,3 +209,44 @@ def test_cut_off_at_a_request_it_loses_nothing_and_a_rerun_ends_it(
         assert verify_remote(remote).clean, k
         assert not verify(d).findings
     assert n_cut
+
+
+KILLED = """
+import os, sys
+from embedcache.sharing import joining
+from embedcache.store.cache import Cache
+joining.join = lambda *_, **__: os.kill(os.getpid(), 9)
+joining.compact_remote(sys.argv[1], Cache.open(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("again", ["compact --remote", "compact", "push"])
+def test_what_a_killed_compaction_left_is_named_and_goes_with_the_next_command(
+    again: str, tmp_path: Path, make: Make
+) -> None:
+    url = str(tmp_path / "shared")
+    push(make("a", [0, 1], [2], [3]), url)
+    b = make("b", [4])
+    subprocess.run([sys.executable, "-c", KILLED, url, str(b.path)], cwd=Path(__file__).parents[2])
+    [left] = b.local.glob("outgoing-*")
+    [finding] = verify(b).findings
+    assert finding.path == f"local/{left.name}"
+    assert f"'embedcache compact {b.path}' deletes it" in finding.problem
+    commands: dict[str, Callable[[], object]] = {
+        "compact --remote": lambda: compact_remote(url, b),
+        "compact": lambda: compact(b),
+        "push": lambda: push(b, url),
+    }
+    commands[again]()
+    assert not [*b.local.glob("outgoing-*")]
+    assert verify(b).clean
+
+
+def test_a_compaction_leaves_what_another_process_alive_sends(tmp_path: Path, make: Make) -> None:
+    url = str(tmp_path / "shared")
+    push(make("a", [0, 1], [2], [3]), url)
+    b = make("b")
+    mine = b.local / f"outgoing-{disk.mark_of_process()}"
+    mine.mkdir()
+    compact_remote(url, b)
+    assert mine.exists()

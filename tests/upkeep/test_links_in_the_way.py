@@ -63,3 +63,30 @@ def test_the_helpers_that_delete_folders_take_a_link_for_what_it_is(tmp_path: Pa
         assert delete(link)
         assert not link.is_symlink()
         assert sorted((tmp_path / "theirs").rglob("*")) == before
+
+
+@pytest.mark.parametrize("repair", [False, True])
+@pytest.mark.parametrize(
+    "place",
+    ["status/zarr.json", "embedding", "digest/c/0/0", "manifest.json", "notes", "reason_text/c"],
+)
+def test_a_link_that_leads_to_itself_is_a_finding_and_the_rest_is_checked(
+    tmp_path: Path, place: str, repair: bool
+) -> None:
+    cache = make(tmp_path / "a", 1, 2, 3)
+    first, second = (segment.folder for segment in cache.space(SPEC).segments())
+    link = first / place
+    if link.is_dir():
+        disk.delete_folder(link)
+    link.unlink(missing_ok=True)
+    link.symlink_to(link.name)
+    (second / "digest/c/0/0").write_bytes(b"wrong")
+    report = verify(cache.path, repair=repair)
+    found = {Path(finding.path).name: finding for finding in report.findings}
+    assert found.keys() == {first.name, second.name}
+    assert "link" in found[first.name].problem
+    assert place in found[first.name].problem
+    assert all(bool(finding.moved) == repair for finding in found.values())
+    assert ("Run 'embedcache verify --repair" in str(report)) != repair
+    if repair:
+        assert verify(cache.path).clean
