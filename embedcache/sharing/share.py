@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Literal
 
@@ -26,7 +26,7 @@ from embedcache.errors import CacheError, Damaged, InputError
 from embedcache.remotes.remote import Remote
 from embedcache.sharing.announcing import There, send_marks, send_refs
 from embedcache.sharing.confirming import confirm, set_names
-from embedcache.sharing.connecting import connect, memo_of
+from embedcache.sharing.connecting import connect, memo_of, read_only_lock
 from embedcache.sharing.litter import clear_litter
 from embedcache.sharing.moved import MoveCounts, Moved, OnBytes, workers
 from embedcache.sharing.pull_plan import PullPlan, PullPlanner, Wanted
@@ -286,7 +286,10 @@ def _saying_what_was_removed(cache: Cache) -> Iterator[None]:
 def alone(cache: Cache) -> Iterator[None]:
     """Let one process at a time push this cache: two would stage the same files."""
     if not os.access(cache.path, os.W_OK):
-        yield
+        with ExitStack() as held:
+            with suppress(OSError):  # where a folder cannot be locked, each has a name of its own
+                held.enter_context(read_only_lock(cache))
+            yield
         return
     fd = os.open(cache.local / "push.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
