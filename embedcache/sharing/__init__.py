@@ -9,6 +9,7 @@ This room owns what is believed of a shared copy and what moves. It imports `rem
     union        which rows one side holds and the other lacks
     pull_plan, taking, arrival, screen, pulled_refs     a pull, in this order
     push_plan, sending, announcing, purging             a push, in this order
+    live_rows    what a purge publishes in a segment's place
     joining      compaction of a shared copy
     litter       what processes that have ended left on a shared copy
     moved        counters and the summary

@@ -1,7 +1,9 @@
 """The two ends of a push or pull: the remote that an address names, and the cache."""
 
 import contextlib
+import fcntl
 import os
+import platform
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -88,20 +90,64 @@ def staging_of(cache: Cache) -> str:
 
     They follow from random digits in local/staging and from where that file lies. A copy of a cache
     has the same digits in another file, or by a hard link in another folder: two that push at once
-    must not write into each other's files. A cache that is renamed keeps its mark.
+    must not write into each other's files. A cache that is renamed keeps its mark. Of a cache that
+    cannot be written they follow from its folder, the host and the user: a rerun finds them again.
     """
     path = cache.path / "local" / "staging"
     try:
-        text = _staging_digits(path)
-        if not text:
-            disk.replace(cache.local / path.name, os.urandom(4).hex().encode())
-            text = _staging_digits(path)
+        text = _staging_digits(path) or _new_staging_digits(cache)
         # The time of the last change is the file system's; nobody can set it, nor copy it.
         file, folder = path.stat(), path.parent.stat()
         place = f"{text} {file.st_ino} {file.st_ctime_ns} {folder.st_ino}"
-        return sha256(place.encode()).hexdigest()[:8]
-    except (OSError, CacheError):  # a cache that cannot be written
-        return os.urandom(4).hex()
+    except (OSError, CacheError):
+        if (marked := _read_only_mark(cache)) is None:
+            return os.urandom(4).hex()
+        place = marked
+    return sha256(place.encode()).hexdigest()[:8]
+
+
+def _new_staging_digits(cache: Cache) -> str:
+    """Write the digits, unless another process or thread has done so meanwhile; returns them.
+
+    A lock, and no exclusive link: a link changes the time of the file, which is part of the mark,
+    once more after others can read it. It also covers a file without digits, which is replaced.
+    """
+    path = cache.local / "staging"
+    with open(path.with_name("staging.lock"), "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not (text := _staging_digits(path)):
+            text = os.urandom(4).hex()
+            disk.replace(path, text.encode())
+        return text
+
+
+def _read_only_mark(cache: Cache) -> str | None:
+    """Where a cache that cannot be written lies, and who reads it.
+
+    None where its pushes cannot be kept apart by a lock: two at once need names of their own.
+    """
+    try:
+        with read_only_lock(cache, wait=False):
+            found = cache.path.stat()
+    except BlockingIOError:  # a push holds the lock, so there are locks
+        found = cache.path.stat()
+    except OSError:
+        return None
+    return f"{platform.node()} {os.getuid()} {found.st_ino} {found.st_ctime_ns}"
+
+
+@contextlib.contextmanager
+def read_only_lock(cache: Cache, *, wait: bool = True) -> Iterator[None]:
+    """Hold a cache that cannot be written against other pushes of it on this machine.
+
+    Raises OSError where a folder cannot be locked, and BlockingIOError where it is, without `wait`.
+    """
+    fd = os.open(cache.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _staging_digits(path: Path) -> str:

@@ -5,7 +5,6 @@ goes, created only if nobody removed anything meanwhile; then the bytes go. Anyb
 last step. A storage that cannot have a log is never purged.
 """
 
-import contextlib
 from collections.abc import Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,20 +14,19 @@ from numpy.typing import NDArray
 
 from embedcache.errors import Damaged, RemoteError
 from embedcache.remotes.remote import Denied, Unconditional, Unreachable
-from embedcache.sharing.arrival import DeletedHere, arriving
+from embedcache.sharing.arrival import DeletedHere
 from embedcache.sharing.connecting import staging_of
 from embedcache.sharing.listing import ROOTS, ListedSpace
+from embedcache.sharing.live_rows import pairs_of, publish_live
 from embedcache.sharing.moved import MoveCounts
-from embedcache.sharing.outgoing import Kind, RemovedHere, outgoing
+from embedcache.sharing.outgoing import RemovedHere
 from embedcache.sharing.segments import RemoteSegment
-from embedcache.sharing.sending import send_segment
 from embedcache.sharing.shared_copy import Marks, SharedCopy
 from embedcache.sharing.small_objects import TooMuch
 from embedcache.store.cache import Cache
 from embedcache.store.disposal import is_our_name
 from embedcache.store.log import Entry, Gone, Log
-from embedcache.store.manifest import MANIFEST, replacement_id
-from embedcache.store.segment import Segment
+from embedcache.store.manifest import MANIFEST
 from embedcache.store.tombstones import Dead
 
 ROUNDS = 20  # others may forget and push all the while
@@ -108,24 +106,24 @@ def _find(
     for space in spaces if dead else ():
         names = [s for s in space.segments if only is None or s in only]
         for segment in copy.segments.all(space, names, pool=pool):
-            rows = _dead_rows(copy, segment, dead)
+            rows = _dead_rows(copy, cache, segment, dead)
             if rows.any():
                 victims.append(RemoteVictim(space, segment, rows))
     return victims, marks
 
 
-def _dead_rows(copy: SharedCopy, segment: RemoteSegment, dead: Dead) -> Bool:
+def _dead_rows(copy: SharedCopy, cache: Cache, segment: RemoteSegment, dead: Dead) -> Bool:
     """Which rows are dead; none of a segment that is refused, for its bytes are wrong or gone."""
     try:
-        if segment.manifest.kind != "photos":
-            return dead.of(copy.segments.column(segment, "digest"))
-        ids, digests = copy.segments.ids(segment)
-        return dead.of_pairs(segment.manifest.name, ids, digests)
+        ids, digests = pairs_of(copy, cache, segment)
     except (Unreachable, TooMuch):
         raise
     except (RemoteError, Damaged) as error:
         copy.segments.refuse(segment, error)
         return np.zeros(0, dtype=np.bool_)
+    if segment.manifest.kind != "photos":
+        return dead.of(digests)
+    return dead.of_pairs(segment.manifest.name, ids, digests)
 
 
 def _count(victims: Collection[RemoteVictim], counts: MoveCounts) -> None:
@@ -145,7 +143,7 @@ def _replace(
     live = np.flatnonzero(~victim.dead)
     if len(live):
         try:
-            successors = (_send_live(copy, cache, pool, victim, live),)
+            successors = publish_live(copy, cache, pool, victim.space, victim.segment, live)
         except (Unreachable, Denied):
             raise
         except (DeletedHere, RemovedHere):
@@ -164,56 +162,6 @@ def _replace(
         return False
     delete_segment(copy, victim.space, victim.segment.id)
     return True
-
-
-def _send_live(
-    copy: SharedCopy,
-    cache: Cache,
-    pool: ThreadPoolExecutor,
-    victim: RemoteVictim,
-    live: NDArray[np.int64],
-) -> str:
-    """Publish the live rows of a victim as another segment; returns its id.
-
-    They come from the same segment here, else from the shared copy: a segment here may be damaged,
-    or be removed meanwhile, and nothing is wrong there.
-    """
-    kind = _kind(copy, victim.space)
-
-    def send(segment: Segment) -> str:
-        name = replacement_id(victim.segment.id)
-        with outgoing(cache, segment, live, kind=kind, segment_id=name) as successor:
-            send_segment(copy, victim.space.key, successor, pool, lambda n: None)
-        return name
-
-    with contextlib.suppress(Damaged, RemovedHere):
-        if (segment := _here(cache, victim)) is not None:
-            return send(segment)
-    with (
-        ThreadPoolExecutor(1) as syncing,
-        arriving(
-            victim.segment,
-            copy.remote,
-            cache.local / "incoming",
-            fetching=pool,
-            syncing=syncing,
-            count=lambda n: None,
-        ) as segment,
-    ):
-        return send(segment)
-
-
-def _here(cache: Cache, victim: RemoteVictim) -> Segment | None:
-    """The segment of this cache that is the same as a victim."""
-    same = (victim.segment.id, victim.segment.manifest.digest)
-    segments = (segment for store in cache.sets() for segment in store.segments())
-    return next((one for one in segments if (one.id, one.digest) == same), None)
-
-
-def _kind(copy: SharedCopy, space: ListedSpace) -> Kind:
-    if space.kind == "photos":
-        return None
-    return copy.detector(space) if space.kind == "faces" else copy.spec(space)
 
 
 def delete_segment(copy: SharedCopy, space: ListedSpace, segment: str) -> None:

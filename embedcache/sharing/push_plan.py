@@ -66,7 +66,8 @@ class PushPlan:
 
     there: the segments that the shared copy holds: (name of the set, segment id). stand_ins: {(name
     of the set, id of a segment here): id of one there with exactly its rows}, for segments that
-    refs pin and that are lost there. The counts are those of `moved.Moved`.
+    refs pin and that are lost there. unhealed: {id of a damaged segment there with forgotten rows,
+    which only a purge may replace: how many of its files}. The counts are those of `moved.Moved`.
     """
 
     parcels: list[Parcel] = field(default_factory=list)
@@ -81,6 +82,7 @@ class PushPlan:
     withheld: int = 0
     still_here: int = 0
     notes: list[str] = field(default_factory=list)
+    unhealed: dict[str, int] = field(default_factory=dict)
 
     @property
     def n_bytes(self) -> int:
@@ -241,7 +243,10 @@ class PushPlanner:
                 yield digests, segment.manifest.n_ok
 
     def _mend(self, segment: Segment, space: ListedSpace, store: Store | PhotoIds) -> None:
-        """Send again the files that a segment there lacks, or has with other bytes."""
+        """Send again the files that a segment there lacks, or has with other bytes.
+
+        Of one with forgotten rows only the manifest, by which a purge knows what to replace.
+        """
         listed = space.segments[segment.id]
         missing = tuple(
             path
@@ -249,14 +254,16 @@ class PushPlanner:
             if path not in listed or listed[path].size != size
         )
         damaged: tuple[str, ...] = ()
-        forgotten = store.dead_rows(segment, self._dead).any()  # a purge replaces it
-        if not forgotten and (missing or not self._seen.is_whole(space, segment.id)):
+        if missing or not self._seen.is_whole(space, segment.id):
             found = self._damaged(segment, space, but=missing)
             if found is None:
                 return
             damaged = found
             if not (missing or damaged):
                 self._seen.add(space, segment.id)
+        if (missing or damaged) and store.dead_rows(segment, self._dead).any():
+            self._plan.unhealed[segment.id] = len(missing) + len(damaged)
+            missing, damaged = (), tuple(path for path in damaged if path == MANIFEST)
         for what, files in (("lacked {}", missing), ("had {} with wrong bytes", damaged)):
             if files:
                 what = what.format(counted(len(files), "file"))

@@ -12,9 +12,9 @@ anything that names a person or a path, stay home unless they are asked for.
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Literal
 
@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.errors import CacheError, Damaged, InputError
+from embedcache.errors import CacheError, Damaged, InputError, RemoteError
 from embedcache.remotes.remote import Remote
 from embedcache.sharing.announcing import There, send_marks, send_refs
 from embedcache.sharing.confirming import confirm, set_names
-from embedcache.sharing.connecting import connect, memo_of
+from embedcache.sharing.connecting import connect, memo_of, read_only_lock
 from embedcache.sharing.litter import clear_litter
 from embedcache.sharing.moved import MoveCounts, Moved, OnBytes, workers
 from embedcache.sharing.pull_plan import PullPlan, PullPlanner, Wanted
@@ -41,6 +41,7 @@ from embedcache.sharing.taking import Taking, planned
 from embedcache.store.cache import Cache
 from embedcache.store.tombstones import Dead
 from embedcache.upkeep.local import clear_outgoing
+from embedcache.wording import counted
 
 U8 = NDArray[np.uint8]
 
@@ -260,11 +261,25 @@ def push(
         seen.save()
         if purge:
             purge_segments(copy, cache, pool, counts, dry_run=dry_run)
+        else:
+            counts.problems += _unhealed(copy, cache, plan.unhealed)
     counts.segments, counts.rows, counts.failures = plan.segments, plan.rows, plan.failures
     counts.bytes, counts.ids, counts.already_there = plan.n_bytes, plan.ids, plan.already_there
     counts.withheld, counts.still_here = plan.withheld, plan.still_here
     counts.notes += plan.notes
     return _moved("push", copy, cache, counts, dry_run=dry_run, started=started)
+
+
+def _unhealed(copy: SharedCopy, cache: Cache, segments: Mapping[str, int]) -> Iterator[RemoteError]:
+    """The problems of damaged segments there that hold forgotten rows: {id: how many files}."""
+    for segment, n_files in segments.items():
+        yield RemoteError(
+            f"{counted(n_files, 'file')} of it missing or with wrong bytes, and not sent "
+            "again because the segment holds rows of forgotten photos",
+            asked=f"segment {segment} at {copy.remote.name}",
+            advice=f"'embedcache push --purge {cache.path} {copy.remote.name}' replaces it by a "
+            "segment of its other rows",
+        )
 
 
 @contextmanager
@@ -286,7 +301,10 @@ def _saying_what_was_removed(cache: Cache) -> Iterator[None]:
 def alone(cache: Cache) -> Iterator[None]:
     """Let one process at a time push this cache: two would stage the same files."""
     if not os.access(cache.path, os.W_OK):
-        yield
+        with ExitStack() as held:
+            with suppress(OSError):  # where a folder cannot be locked, each has a name of its own
+                held.enter_context(read_only_lock(cache))
+            yield
         return
     fd = os.open(cache.local / "push.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:

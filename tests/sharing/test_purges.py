@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from embedcache.remotes.remote import Remote, Unreachable
-from embedcache.sharing import purging
+from embedcache.sharing import live_rows
 from embedcache.sharing.connecting import staging_of
 from embedcache.sharing.outgoing import outgoing
 from embedcache.sharing.share import pull, push
@@ -198,7 +198,7 @@ def test_a_purge_does_not_blame_the_shared_copy_for_a_forget_here(
             forget_elsewhere(a, once.pop())
         return made(cache, segment, *args, **options)
 
-    monkeypatch.setattr(purging, "outgoing", meanwhile)
+    monkeypatch.setattr(live_rows, "outgoing", meanwhile)
     did = push(a, remote, purge=True)
     assert not once
     assert did.problems == ()
