@@ -33,9 +33,9 @@ from embedcache.sharing.pull_plan import PullPlan, PullPlanner, Wanted
 from embedcache.sharing.pulled_refs import take_refs
 from embedcache.sharing.purging import ROUNDS
 from embedcache.sharing.purging import purge as purge_segments
-from embedcache.sharing.push_plan import PushPlanner
+from embedcache.sharing.push_plan import PushPlan, PushPlanner
 from embedcache.sharing.seen import SeenWhole
-from embedcache.sharing.sending import send
+from embedcache.sharing.sending import Published, send
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.sharing.taking import Taking, planned
 from embedcache.store.cache import Cache
@@ -250,9 +250,7 @@ def push(
         send_marks(copy, cache, counts, dry_run=dry_run)
         published = {} if dry_run else send(copy, cache, plan, pool, progress)
         if not (backbones or specs):
-            sent = [(set_names([key]), one.digest) for key, one in published.items()]
-            made = {name: digest for names, digest in sent for name in names}
-            there = There(plan.there | set_names(plan.whole) | made.keys(), made, plan.stand_ins)
+            there = _there(plan, published)
             send_refs(copy, cache, counts, there, with_ids=with_ids, dry_run=dry_run)
         if not dry_run:
             clear_litter(copy, cache)
@@ -268,6 +266,13 @@ def push(
     counts.withheld, counts.still_here = plan.withheld, plan.still_here
     counts.notes += plan.notes
     return _moved("push", copy, cache, counts, dry_run=dry_run, started=started)
+
+
+def _there(plan: PushPlan, published: Published) -> There:
+    """What the shared copy has once `published` is there."""
+    sent = [(set_names([key]), one.digest) for key, one in published.items()]
+    made = {name: digest for names, digest in sent for name in names}
+    return There(plan.there | set_names(plan.whole) | made.keys(), made, plan.stand_ins)
 
 
 def _unhealed(copy: SharedCopy, cache: Cache, segments: Mapping[str, int]) -> Iterator[RemoteError]:
