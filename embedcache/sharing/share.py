@@ -227,8 +227,7 @@ def push(
     progress: called with (bytes that have gone, bytes that will).
     Raises RemoteError where the remote cannot be reached or refuses.
     """
-    started = time.perf_counter()
-    copy = open_copy(remote, cache)
+    started, copy = time.perf_counter(), open_copy(remote, cache)
     counts = MoveCounts(new_copy=not copy.exists())
     if counts.new_copy:
         copy.require_place()
