@@ -36,17 +36,6 @@ def abandoned(copy: SharedCopy) -> Iterator[str]:
                     yield key
 
 
-def n_staged(copy: SharedCopy) -> int:
-    """How many segments lie in hidden folders of pushes that may still be at work."""
-    found = 0
-    for space in [space for root in ROOTS for space in copy.listing.spaces(root).values()]:
-        with contextlib.suppress(Denied):
-            for key in copy.remote.leftovers(f"{space.key}/segments"):
-                staged = key.rpartition("/")[2].startswith(".push-")
-                found += staged and not _is_abandoned(copy, key)
-    return found
-
-
 def clear_litter(copy: SharedCopy, cache: Cache) -> None:
     """Delete what pushes that were cut off left and no push finishes any more.
 

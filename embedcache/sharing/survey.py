@@ -9,7 +9,7 @@ from embedcache.errors import Damaged, EmbedcacheError, RemoteError
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.remote import Denied, Remote, Unreachable
 from embedcache.sharing.listing import ROOTS, ListedSpace
-from embedcache.sharing.litter import abandoned, advice_on, n_staged
+from embedcache.sharing.litter import abandoned, advice_on
 from embedcache.sharing.moved import workers
 from embedcache.sharing.segments import RemoteSegment, has_bytes
 from embedcache.sharing.shared_copy import SharedCopy
@@ -125,8 +125,11 @@ class Checked:
         ]
         if self.unfinished:
             lines.append(_unfinished(self.unfinished))
-        if any("'embedcache " not in text for text in self.findings):
-            lines.append(_repair(self.remote))
+        if not self.clean:
+            lines.append(
+                "To repair a segment, remove its folder there and push again from a cache that "
+                "holds it"
+            )
         return "\n".join(lines)
 
 
@@ -187,7 +190,6 @@ def verify_remote(remote: Remote | str) -> Checked:
     findings += [text for found in damage.values() for text in found]
     findings += _missing_pins(copy, {segment.id for segment in checked.values()})
     findings += _left_behind(copy)
-    unfinished += n_staged(copy)
     # A part that this member may not read is a finding too: nobody checked it.
     refused = [problem.fact for problem in copy.problems()]
     return Checked(
@@ -283,19 +285,6 @@ def _left_behind(copy: SharedCopy) -> list[str]:
         f"{key} was left by a process that has ended. {advice_on(copy, key)}"
         for key in abandoned(copy)
     ]
-
-
-def _repair(remote: str) -> str:
-    """How damaged segments get right again. A push reads whole segments only in a folder."""
-    if "://" not in remote:
-        return (
-            f"To repair a segment, run 'embedcache push DIR {remote}' from a cache that holds it: "
-            "it sends again what is wrong or missing there"
-        )
-    return (
-        f"To repair a segment, run 'embedcache push DIR {remote}' from a cache that holds it; if "
-        "it stays wrong, remove its folder there and push again"
-    )
 
 
 def _unfinished(n: int) -> str:

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from embedcache import disk
-from embedcache.remotes.remote import Unreachable
-from embedcache.sharing.connecting import staging_of
 from embedcache.sharing.share import push
 from embedcache.sharing.survey import verify_remote
 from embedcache.store.layout import OLD_FORMAT, root_document
@@ -18,7 +16,6 @@ from embedcache.store.zarr_json import encode_document
 from embedcache.upkeep.forgetting import forget
 from embedcache.upkeep.pinning import write_ref
 from embedcache.upkeep.verify import verify
-from tests import fakes
 from tests.sharing.members import SPEC, Make
 from tests.stores import photos
 
@@ -138,39 +135,3 @@ def test_a_shared_folder_of_format_1_is_brought_over_inside_it(tmp_path: Path, m
     assert not push(a, str(folder), purge=True).problems
     assert (folder / "zarr.json").read_bytes() == encode_document(root_document())
     assert verify(folder).clean
-
-
-def test_what_a_push_has_staged_lately_is_counted_by_the_url(tmp_path: Path, make: Make) -> None:
-    folder = tmp_path / "shared"
-    push(make("c", [9]), str(folder))
-    mine = fakes.folder(folder, staging=staging_of(a := make("a", [0, 1, 2])))
-    with pytest.raises(Unreachable):
-        push(a, fakes.Flaky(mine, fakes.since(22, "after")))
-    [staged] = folder.rglob(".push-*")
-    checked = verify_remote(str(folder))
-    assert (checked.unfinished, checked.findings) == (1, ())
-    assert "1 segment without a manifest" in str(checked)
-    os.utime(staged, (0, 0))
-    for path in staged.rglob("*"):
-        os.utime(path, (0, 0))
-    checked = verify_remote(str(folder))
-    assert checked.unfinished == 0
-    [finding] = checked.findings
-    assert staged.name in finding
-    push(a, str(folder))
-    assert verify_remote(str(folder)).unfinished == 0
-    assert verify_remote(str(folder)).clean
-
-
-def test_the_advice_for_damage_in_a_shared_folder_is_the_push_that_heals_it(
-    tmp_path: Path, make: Make
-) -> None:
-    folder = tmp_path / "shared"
-    push(a := make("a", [0, 1]), str(folder))
-    [shard] = (folder / "spaces").rglob("embedding/c/0/0")
-    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    told = str(verify_remote(f"file://{folder}"))
-    assert f"'embedcache push DIR {folder}'" in told
-    assert "remove" not in told
-    push(a, str(folder))
-    assert verify_remote(str(folder)).clean
