@@ -139,8 +139,8 @@ class Record:
         elif left.path.name.startswith("outgoing-"):
             self.find(
                 left.path,
-                "was left by an interrupted push or 'compact --remote', and holds only copies of "
-                f"rows. 'embedcache compact {self.report.cache}' deletes it, and so does rerunning "
+                "was left by an interrupted push or compact of a shared copy, and holds only "
+                f"copies of rows. 'embedcache compact {self.report.cache}' deletes it, and so does rerunning "
                 "the command",
             )
         elif "local" in (left.path.parent.name, left.path.parent.parent.name):
