@@ -140,8 +140,8 @@ class Record:
             self.find(
                 left.path,
                 "was left by an interrupted push or compact of a shared copy, and holds only "
-                f"copies of rows. 'embedcache compact {self.report.cache}' deletes it, and so does rerunning "
-                "the command",
+                f"copies of rows. 'embedcache compact {self.report.cache}' deletes it, and so does "
+                "rerunning the command",
             )
         elif "local" in (left.path.parent.name, left.path.parent.parent.name):
             self.find(
