@@ -10,11 +10,19 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from embedcache.commands import alike, caches, fit_options, pictures, shared_copies, shell
+from embedcache.commands import (
+    alike,
+    caches,
+    fit_options,
+    pictures,
+    shared_copies,
+    shell,
+    study_options,
+)
 from embedcache.commands.embedding import embed_photos, extract, reasons_of, upgrade
 from embedcache.commands.options import (
     DEFAULT_BACKBONE,
@@ -51,26 +59,16 @@ app = typer.Typer(
     "light heads on them in seconds.",
 )
 
-Format = Literal["csv", "parquet"]
-
-
 app.callback()(shell.options)
 app.command()(extract)  # of stage one alone, but first in the list
 
 
 @app.command()
 def labels(
-    users: Annotated[
-        Path, typer.Option(help="A table: user_id, gender, photo [, photo_updated_at].")
-    ],
-    swipes: Annotated[
-        Path,
-        typer.Option(help="A table: recipient_id, liked [, sender_id, sender_gender, swiped_at]."),
-    ],
-    out: Annotated[Path, typer.Option(help="The label table to write, .csv or .parquet.")],
-    keep_unswiped: Annotated[
-        bool, typer.Option(help="Also write users who have a photo but no kept swipe.")
-    ] = False,
+    users: study_options.Users,
+    swipes: study_options.Swipes,
+    out: study_options.LabelsFile,
+    keep_unswiped: study_options.KeepUnswiped = False,
     json_: JsonOption = False,
 ) -> None:
     """Turn a swipe log into a like ratio per photo."""
@@ -150,10 +148,8 @@ def fit_head(
         "memory_bytes": memory_bytes,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    if patience is not None:
-        given["patience"] = patience or None
-    if halving_steps is not None:
-        given["halving_steps"] = halving_steps or None
+    counts = {"patience": patience, "halving_steps": halving_steps}
+    given |= {name: n or None for name, n in counts.items() if n is not None}  # 0: never
     replaces = check_out(out)
     opened = open_cache(cache, ref=ref)
     together = []
@@ -317,8 +313,8 @@ def predict(
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="HEAD_DIR", help="A folder of 'fit-head'.")],
-    second: Annotated[Path, typer.Argument(metavar="HEAD_DIR", help="Another one, same label.")],
+    first: fit_options.FittedHead,
+    second: fit_options.OtherHead,
     json_: JsonOption = False,
 ) -> None:
     """Say which of two heads is better. Paired, on the test photos of both, with an interval."""
@@ -329,30 +325,14 @@ def compare(
 
 @app.command()
 def study(
-    study_toml: Annotated[
-        Path, typer.Argument(metavar="STUDY.toml", help="The study; --init writes one.")
-    ] = Path("study.toml"),
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the page and its files.")
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The cache. [default: OUT/photos.cache]")
-    ] = None,
-    init: Annotated[bool, typer.Option("--init", help="Write a commented STUDY.toml.")] = False,
-    labels: Annotated[
-        Path | None,
-        typer.Option(help="With --init: a label table of yours, in place of a swipe log."),
-    ] = None,
-    photos: Annotated[
-        bool, typer.Option(help="Show photos on the page; use --no-photos to share it.")
-    ] = True,
-    link: Annotated[
-        bool, typer.Option("--link", help="Save thumbnails beside the page, not in it.")
-    ] = False,
-    explain: Annotated[
-        bool,
-        typer.Option(help="Draw what moved the predictions of a few photos; it is not a cause."),
-    ] = True,
+    study_toml: study_options.StudyFile = Path("study.toml"),
+    out: study_options.PageFolder = None,
+    cache: study_options.StudyCache = None,
+    init: study_options.Init = False,
+    labels: study_options.InitLabels = None,
+    photos: study_options.ShowPhotos = True,
+    link: study_options.LinkPhotos = False,
+    explain: study_options.Explain = True,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
@@ -375,11 +355,11 @@ def study(
 
 @app.command()
 def simulate(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for users and swipes.")],
-    users: Annotated[int, typer.Option(min=1, help="Users before any filter.")] = 85_000,
-    swipes: Annotated[int, typer.Option(min=1, help="Swipes before any filter.")] = 40_000_000,
-    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
-    format_: Annotated[Format, typer.Option("--format", help="Format of both tables.")] = "csv",
+    out: study_options.SimulatedFolder,
+    users: study_options.NumberOfUsers = 85_000,
+    swipes: study_options.NumberOfSwipes = 40_000_000,
+    seed: study_options.Seed = 0,
+    format_: study_options.TableFormat = "csv",
     json_: JsonOption = False,
 ) -> None:
     """Write simulated users and swipes. The true like ratios are known."""
@@ -391,9 +371,9 @@ def simulate(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for everything.")],
-    photos: Annotated[int, typer.Option(min=60, help="Number of photos to make.")] = 600,
-    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
+    out: study_options.DemoFolder,
+    photos: study_options.DemoPhotos = 600,
+    seed: study_options.Seed = 0,
     json_: JsonOption = False,
 ) -> None:
     """Run everything on an example. Photos, vectors, heads and a page; offline."""
@@ -519,9 +499,7 @@ def _demo_study() -> str:
 
     wanted = {"Inception": DEFAULT_BACKBONE, "FaceNet": "facenet:casia-webface"}
     here, notes = doctor.networks_here(wanted)
-    rows = "".join(f'\n[[backbone]]\nname = "{wanted[k]}"\nlabel = "{k}"\n' for k in here)
-    note = f'note = "{" ".join([example.CONCLUSIONS, *notes])}"\n'
-    return note + design.template("demo.toml") + rows
+    return design.demo({k: wanted[k] for k in here}, notes=[example.CONCLUSIONS, *notes])
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.decode import jpeg
+from benchmarks.decode import NETWORK, jpeg
 from benchmarks.detect import overlap
 from embedcache import example
 from embedcache.backbones import cuda_lane, facenet, forward, timm_networks
@@ -66,15 +66,7 @@ F32 = NDArray[np.float32]
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 SIZES = (64, 128, 256, 512) if CUDA else (4, 8)
-INCEPTION = Preprocessing(
-    size=(299, 299),
-    resize="shortest",
-    crop_fraction=0.875,
-    interpolation="bicubic",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    decode=decoding("full"),
-)
+INCEPTION = replace(NETWORK, decode=decoding("full"))
 
 
 class Bench:

@@ -27,6 +27,19 @@ _STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 _MAX_SHOWN = 60
 
 
+def read_kept(path: Path, kind: type[T], *, limit: int) -> T | None:
+    """What was written to `path` as JSON of a type; None when there is none, or it is damaged.
+
+    limit: bytes of the largest file that is read.
+    """
+    try:
+        if path.stat().st_size > limit:
+            return None
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError, RecursionError):
+        return None
+
+
 def read_json(path: Path, *, limit: int, error: type[InputError]) -> dict[str, Any]:
     """The JSON object in a file of at most `limit` bytes; `error` for anything else."""
     if (size := path.stat().st_size) > limit:

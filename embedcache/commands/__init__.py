@@ -13,4 +13,5 @@ __all__ = [
     "pictures",
     "shared_copies",
     "shell",
+    "study_options",
 ]

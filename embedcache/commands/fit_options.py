@@ -151,6 +151,7 @@ TasteSeed = Annotated[int, typer.Option(help="Seed of the split and of the compa
 FittedHead = Annotated[
     Path, typer.Argument(metavar="HEAD_DIR", help="A folder that fit-head wrote.")
 ]
+OtherHead = Annotated[Path, typer.Argument(metavar="HEAD_DIR", help="Another one, same label.")]
 PredictionsFile = Annotated[
     str, typer.Option(metavar="FILE", help="The predictions: .csv, .parquet, or - for stdout.")
 ]

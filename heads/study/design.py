@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -302,6 +302,12 @@ def code() -> str:
 def template(name: str) -> str:
     """The text of one of the files under heads/study/templates."""
     return resources.files("heads.study").joinpath("templates", name).read_text("utf-8")
+
+
+def demo(networks: Mapping[str, str], *, notes: Iterable[str]) -> str:
+    """The demo's study, with a row for each of some networks (label: name) and notes for its page."""
+    rows = [f'\n[[backbone]]\nname = "{name}"\nlabel = "{k}"\n' for k, name in networks.items()]
+    return f'note = "{" ".join(notes)}"\n' + template("demo.toml") + "".join(rows)
 
 
 def init(path: str | os.PathLike[str], *, labels: str | os.PathLike[str] | None = None) -> Path:

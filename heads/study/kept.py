@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
+from heads.documents import read_kept
 from heads.fitting import metrics
 from heads.fitting.intervals import Sample
 from heads.fitting.judge import BY, TestRows, judge
@@ -80,13 +81,8 @@ class KeptFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @classmethod
     def read(cls, path: Path, *, key: str) -> Self | None:
         """The fit kept at `path`; None when there is none with this key, or it is damaged."""
-        try:
-            if path.stat().st_size > _MAX_BYTES:
-                return None
-            found = msgspec.json.decode(path.read_bytes(), type=cls)
-        except (OSError, msgspec.MsgspecError, RecursionError):
-            return None
-        return found if found.key == key else None
+        found = read_kept(path, cls, limit=_MAX_BYTES)
+        return found if found is not None and found.key == key else None
 
     @property
     def heads(self) -> tuple[str, ...]:

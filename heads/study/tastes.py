@@ -20,6 +20,7 @@ from embedcache import disk
 from embedcache.errors import LabelsError
 from embedcache.spec import canonical_json
 from embedcache.store.cache import Cache
+from heads.documents import read_kept
 from heads.study.design import NamedBackbone, RatingsTable, Study, code
 from heads.taste import trial
 from heads.taste.ratings import Ratings, check, load
@@ -51,13 +52,8 @@ class KeptTaste(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @classmethod
     def read(cls, path: Path, *, key: str) -> Self | None:
         """The trial kept at `path`; None when there is none with this key, or it is damaged."""
-        try:
-            if path.stat().st_size > _MAX_BYTES:
-                return None
-            found = msgspec.json.decode(path.read_bytes(), type=cls)
-        except (OSError, msgspec.MsgspecError, RecursionError):
-            return None
-        return found if found.key == key else None
+        found = read_kept(path, cls, limit=_MAX_BYTES)
+        return found if found is not None and found.key == key else None
 
     def row(self, model: str, versus: str | None = None) -> Mapping[str, Any]:
         """The errors of a model, or what the taste differs from another by."""
