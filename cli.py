@@ -6,6 +6,7 @@ but `embedcache/__main__.py`, which runs it. Heavy imports stand inside the comm
 `--help` and `info` answer at once. Data goes to stdout, progress and warnings to stderr.
 """
 
+import functools
 import json
 import logging
 import sys
@@ -18,28 +19,13 @@ from embedcache.commands import (
     alike,
     caches,
     fit_options,
+    options,
     pictures,
     shared_copies,
     shell,
     study_options,
 )
 from embedcache.commands.embedding import embed_photos, extract, reasons_of, upgrade
-from embedcache.commands.options import (
-    DEFAULT_BACKBONE,
-    INTERRUPTED,
-    BackboneOption,
-    CacheOption,
-    DeviceOption,
-    IdColumn,
-    JsonOption,
-    PhotoColumn,
-    PhotosPath,
-    SeveralBackbones,
-    Workers,
-    open_cache,
-    print_result,
-    read_photos,
-)
 from embedcache.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,22 +55,22 @@ def labels(
     swipes: study_options.Swipes,
     out: study_options.LabelsFile,
     keep_unswiped: study_options.KeepUnswiped = False,
-    json_: JsonOption = False,
+    json_: options.JsonOption = False,
 ) -> None:
     """Turn a swipe log into a like ratio per photo."""
     from heads.labels.build import build
 
-    print_result(build(users, swipes, out, keep_unswiped=keep_unswiped), json_)
+    options.print_result(build(users, swipes, out, keep_unswiped=keep_unswiped), json_)
 
 
 @app.command()
 def fit_head(
-    cache: CacheOption,
-    backbone: SeveralBackbones,
+    cache: options.CacheOption,
+    backbone: options.SeveralBackbones,
     labels: fit_options.LabelTable,
     target: fit_options.Targets,
     out: fit_options.HeadFolder,
-    id_column: IdColumn = None,
+    id_column: options.IdColumn = None,
     weight: fit_options.WeightColumn = None,
     task: fit_options.Task = "auto",
     head: fit_options.HeadNames = None,
@@ -116,7 +102,7 @@ def fit_head(
     seed: fit_options.Seed = 0,
     device: fit_options.FitDevice = "cpu",
     ref: fit_options.RefOption = None,
-    json_: JsonOption = False,
+    json_: options.JsonOption = False,
 ) -> None:
     """Fit heads on cached vectors. The test set is used once.
 
@@ -132,7 +118,7 @@ def fit_head(
     from heads.saved import check_out
 
     memory_bytes = None if memory_mb is None else memory_mb * 1_000_000
-    options: dict[str, Any] = {
+    typed: dict[str, Any] = {
         "hidden": hidden,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -147,11 +133,11 @@ def fit_head(
         "products": products,
         "memory_bytes": memory_bytes,
     }
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in typed.items() if value is not None}
     counts = {"patience": patience, "halving_steps": halving_steps}
     given |= {name: n or None for name, n in counts.items() if n is not None}  # 0: never
     replaces = check_out(out)
-    opened = open_cache(cache, ref=ref)
+    opened = options.open_cache(cache, ref=ref)
     together = []
     if keep_together is not None:
         cosine = near_duplicates(keep_together)
@@ -189,14 +175,14 @@ def fit_head(
         progress=counts_on("epochs"),
     )
     fitted.save(out)
-    print_result(fitted, json_)
+    options.print_result(fitted, json_)
     log.info("wrote %s%s", out, ", in place of an earlier fit" if replaces else "")
 
 
 @app.command()
 def fit_taste(
-    cache: CacheOption,
-    backbone: BackboneOption,
+    cache: options.CacheOption,
+    backbone: options.BackboneOption,
     ratings: fit_options.Ratings,
     out: fit_options.TasteFolder,
     rater_column: fit_options.RaterColumn = None,
@@ -204,7 +190,7 @@ def fit_taste(
     rating_column: fit_options.RatingColumn = None,
     seed: fit_options.TasteSeed = 0,
     ref: fit_options.RefOption = None,
-    json_: JsonOption = False,
+    json_: options.JsonOption = False,
 ) -> None:
     """Fit one taste per viewer. A new photo needs only its vector.
 
@@ -220,7 +206,7 @@ def fit_taste(
 
     replaces = check_out(out)
     joined = load(
-        open_cache(cache, ref=ref),
+        options.open_cache(cache, ref=ref),
         backbone,
         ratings,
         rater_column=rater_column,
@@ -233,24 +219,24 @@ def fit_taste(
         log.info("%s", note)
     fitted = tastes.fit(joined, seed=seed, progress=counts_on("fits"))
     fitted.save(out)
-    print_result(fitted, json_)
+    options.print_result(fitted, json_)
     log.info("wrote %s%s", out, ", in place of an earlier taste" if replaces else "")
 
 
 @app.command()
 def predict(
     head_dir: fit_options.FittedHead,
-    photos: PhotosPath,
-    cache: CacheOption,
+    photos: options.PhotosPath,
+    cache: options.CacheOption,
     out: fit_options.PredictionsFile,
-    photo_column: PhotoColumn = None,
-    id_column: IdColumn = None,
+    photo_column: options.PhotoColumn = None,
+    id_column: options.IdColumn = None,
     backbone: fit_options.MovedBackbones = None,
     explain: fit_options.PictureFolder = None,
     sort: fit_options.BestFirst = False,
-    device: DeviceOption = "auto",
-    workers: Workers = None,
-    json_: JsonOption = False,
+    device: options.DeviceOption = "auto",
+    workers: options.Workers = None,
+    json_: options.JsonOption = False,
 ) -> None:
     """Apply a fitted head to photos. Photos that the cache lacks are embedded.
 
@@ -274,8 +260,8 @@ def predict(
     card = heads.load(head_dir).card
     if not cache.exists():
         log.info("%s is a new cache", cache)
-    opened = open_cache(cache, create=True)
-    table = read_photos(photos, photo_column=photo_column, id_column=id_column)
+    opened = options.open_cache(cache, create=True)
+    table = options.read_photos(photos, photo_column=photo_column, id_column=id_column)
 
     def embed(_: object) -> None:
         from embedcache.extraction.respec import backbones_of
@@ -283,7 +269,7 @@ def predict(
         wanted = [(name, spec) for name, spec in specs if spec.kind != "foreign"]
         own = backbones_of(wanted, opened, names=backbone, device=device)
         if embed_photos(table, opened, own, device=device, workers=workers).interrupted:
-            raise typer.Exit(INTERRUPTED)
+            raise typer.Exit(options.INTERRUPTED)
 
     specs = specs_of(card)
     imported = bool(specs) and all(spec.kind == "foreign" for _, spec in specs)
@@ -303,7 +289,7 @@ def predict(
     if out == "-":
         log.info("%s", predictions)
     else:
-        print_result(predictions, json_)
+        options.print_result(predictions, json_)
         log.info("wrote %s", out)
     for line in predictions.warnings(card["backbone"], imported=imported):
         log.warning("%s", line)
@@ -315,12 +301,12 @@ def predict(
 def compare(
     first: fit_options.FittedHead,
     second: fit_options.OtherHead,
-    json_: JsonOption = False,
+    json_: options.JsonOption = False,
 ) -> None:
     """Say which of two heads is better. Paired, on the test photos of both, with an interval."""
     from heads.comparison import compare as paired
 
-    print_result(paired(first, second), json_)
+    options.print_result(paired(first, second), json_)
 
 
 @app.command()
@@ -333,8 +319,8 @@ def study(
     photos: study_options.ShowPhotos = True,
     link: study_options.LinkPhotos = False,
     explain: study_options.Explain = True,
-    device: DeviceOption = "auto",
-    json_: JsonOption = False,
+    device: options.DeviceOption = "auto",
+    json_: options.JsonOption = False,
 ) -> None:
     """Fit many heads and write a page. Targets x subsets x backbones x heads."""
     from heads.outputs import refuse_photos
@@ -360,13 +346,15 @@ def simulate(
     swipes: study_options.NumberOfSwipes = 40_000_000,
     seed: study_options.Seed = 0,
     format_: study_options.TableFormat = "csv",
-    json_: JsonOption = False,
+    json_: options.JsonOption = False,
 ) -> None:
     """Write simulated users and swipes. The true like ratios are known."""
     from heads.labels import simulate as simulation
 
     suffix = f".{format_}"
-    print_result(simulation.write(out, users=users, swipes=swipes, seed=seed, suffix=suffix), json_)
+    options.print_result(
+        simulation.write(out, users=users, swipes=swipes, seed=seed, suffix=suffix), json_
+    )
 
 
 @app.command()
@@ -374,7 +362,7 @@ def demo(
     out: study_options.DemoFolder,
     photos: study_options.DemoPhotos = 600,
     seed: study_options.Seed = 0,
-    json_: JsonOption = False,
+    json_: options.JsonOption = False,
 ) -> None:
     """Run everything on an example. Photos, vectors, heads and a page; offline."""
     import polars as pl
@@ -454,23 +442,23 @@ def _study(
     from heads.study.why import Why, explain
 
     asked = Study.read(toml)
-    opened = open_cache(cache or out / "photos.cache", create=True)
+    opened = options.open_cache(cache or out / "photos.cache", create=True)
     path = asked.label_table(out)
     # A wrong column name is told before hours of work.
     asked, rows, _ = joined.labelled(asked, path, opened)
     columns = {"photo_column": asked.photo_column, "id_column": asked.id_column}
-    table = vectors.photos_of(
-        asked, opened, path, rows, read=lambda: read_photos(path, **columns), say=log.info
-    )
+    read = functools.partial(options.read_photos, path, **columns)
+    table = vectors.photos_of(asked, opened, path, rows, read=read, say=log.info)
     if table is None:
         show = show | {"photos": False}
     else:
         wanted = [resolved(name, asked.folder) for name in vectors.to_embed(asked, opened)]
         if wanted and embed_photos(table, opened, wanted, device=device).interrupted:
-            raise typer.Exit(INTERRUPTED)
+            raise typer.Exit(options.INTERRUPTED)
     results = studies.run(
         asked,
-        open_cache(opened.path, ref=pin(opened)),  # every row can name what it was fitted on
+        # Every row can name what it was fitted on.
+        options.open_cache(opened.path, ref=pin(opened)),
         lambda _: None,
         out,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
@@ -497,7 +485,7 @@ def _demo_study() -> str:
     from embedcache import doctor, example
     from heads.study import design
 
-    wanted = {"Inception": DEFAULT_BACKBONE, "FaceNet": "facenet:casia-webface"}
+    wanted = {"Inception": options.DEFAULT_BACKBONE, "FaceNet": "facenet:casia-webface"}
     here, notes = doctor.networks_here(wanted)
     return design.demo({k: wanted[k] for k in here}, notes=[example.CONCLUSIONS, *notes])
 

@@ -305,7 +305,7 @@ def template(name: str) -> str:
 
 
 def demo(networks: Mapping[str, str], *, notes: Iterable[str]) -> str:
-    """The demo's study, with a row for each of some networks (label: name) and notes for its page."""
+    """The demo's study, with a row for each network (label: name) and notes for its page."""
     rows = [f'\n[[backbone]]\nname = "{name}"\nlabel = "{k}"\n' for k, name in networks.items()]
     return f'note = "{" ".join(notes)}"\n' + template("demo.toml") + "".join(rows)
 
