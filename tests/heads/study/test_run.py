@@ -19,27 +19,12 @@ from embedcache.store.cache import Cache
 from embedcache.upkeep.verify import verify
 from heads import dataset
 from heads.fitting.fit import fit
-from heads.study import design, findings, tables
+from heads.study import design, findings
 from heads.study import run as study
-from heads.study.design import Study, init
+from heads.study.design import Study
 from heads.study.kept import KeptFit
 from heads.study.results import Results, compare
 from tests.heads.study import studies
-
-
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    return studies.ran()[0]
-
-
-@pytest.fixture(scope="module")
-def results() -> Results:
-    return studies.ran()[1]
-
-
-@pytest.fixture(scope="module")
-def cache(folder: Path) -> Cache:
-    return Cache.open(folder / "photos.cache")
 
 
 def small(folder: Path, **changes: Any) -> Study:
@@ -337,130 +322,9 @@ def test_the_document_names_no_photo_and_no_folder(results: Results) -> None:
     assert "somebody" not in json.dumps(chosen.document())
 
 
-def test_init_writes_a_study_that_reads_back(tmp_path: Path) -> None:
-    path = init(tmp_path / "study.toml")
-    read = Study.read(path)
-    assert [target.column for target in read.target] == ["like_ratio", "gender"]
-    assert [backbone.shown for backbone in read.backbone] == ["Inception", "FaceNet"]
-    with pytest.raises(LabelsError, match="exists"):
-        init(path)
-
-
-@pytest.mark.parametrize("header", ["user_id,photo,stars,age", "stars,photo_id", "id,path,stars"])
-def test_init_for_a_label_table_begins_with_it(header: str, tmp_path: Path) -> None:
-    (tmp_path / "my data").mkdir()
-    table = tmp_path / "my data" / "labels.csv"
-    table.write_text(f"{header}\n{','.join('1' for _ in header.split(','))}\n")
-    path = init(tmp_path / "study.toml", labels=table)
-    read = Study.read(path)
-    assert (read.labels, read.users, read.swipes) == ("my data/labels.csv", None, None)
-    assert [(target.column, target.weight) for target in read.target] == [("stars", None)]
-    assert read.report_by == ()
-    text = path.read_text()
-    assert f"# its columns: {header.replace(',', ', ')}" in text
-    assert "swipe" not in text
-    assert read.title == "Predicting stars"
-    assert [line for line in text.splitlines() if line[:1].isalpha()][1].startswith("labels = ")
-
-
-def test_init_for_a_table_without_labels_or_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("user_id,photo\n1,a.jpg\n")
-    for name, message in (("t.csv", "has no column but ids and photos"), ("u.csv", "u.csv")):
-        with pytest.raises(LabelsError, match=message):
-            init(tmp_path / "study.toml", labels=tmp_path / name)
-        assert not (tmp_path / "study.toml").exists()
-
-
-BASE = 'labels = "l.csv"\n[[target]]\ncolumn = "x"\n[[backbone]]\nname = "b"\n'
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("labels = ", "study.toml: "),
-        (
-            '[[target]]\ncolumn = "x"\n[[backbone]]\nname = "b"\n',
-            "labels, or users and swipes",
-        ),
-        ('swipes = "s.csv"\n[[target]]\ncolumn = "x"\n', "both users and swipes"),
-        ('labels = "l.csv"\n[[backbone]]\nname = "b"\n', r"at least one \[\[target\]\]"),
-        (BASE + "[[target]]\ncolumn = 3\n", r"target\[1\].column must be text; got 3"),
-        (BASE + '[[target]]\ncolumn = "x"\n', "have the same name"),
-        (BASE + '[[target]]\nweight = "x"\n', r"target\[1\] lacks 'column'"),
-        ('colour = "red"\n' + BASE, "has no 'colour'"),
-        ('heads = ["3fc"]\n' + BASE, "no head '3fc'"),
-        ("heads = 3\n" + BASE, "heads must be a list, each text; got 3"),
-        (BASE + "[fit]\nepoch = 3\n", "no 'epoch'"),
-        (BASE + "[fit]\nepochs = 0\n", "epochs must be 1 or more"),
-        (BASE + '[fit]\nepochs = "many"\n', r"\[fit\]"),
-        (BASE + '[[subset]]\nname = "a/b"\n', "letters, digits"),
-        (BASE.replace('"b"', '"b@face"'), "face vectors need faces = 1"),
-    ],
-)
-def test_a_mistake_in_the_study_is_one_message(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "study.toml"
-    path.write_text(text)
-    with pytest.raises(LabelsError, match=message):
-        Study.read(path)
-
-
 def test_a_missing_column_is_named(folder: Path, cache: Cache) -> None:
     with pytest.raises(LabelsError, match="no column 'height'"):
         run(small(folder, target=[{"column": "height"}]), cache, folder / "out")
-
-
-def test_table_2_stands_as_in_the_paper(results: Results) -> None:
-    table = tables.table_of(results.rows(), "like_ratio")
-    assert table.head == ("Model", "ALL", "1BBOX")
-    names = [row[0].text for row in table.rows]
-    assert names[:2] == ["Const baseline", "Const by gender"]
-    backbones, heads = ("Inception", "FaceNet"), ("0FC", "1FC", "2FC", "dev's choice")
-    paper = [f"{name}-{head}" for name in backbones for head in ("ridge", *heads)]
-    warm = [f"{name}-{head} (warm)" for name in backbones for head in heads]
-    assert names[2:] == [*paper, tables.BLOCK, *warm, "Dev's choice of all"]
-    first = [row[1].text for row in table.rows if row[0].text.startswith("FaceNet")]
-    assert first == ["-"] * 9
-    assert sum(cell.best for row in table.rows for cell in row) == 2
-
-
-def test_tables_have_the_papers_numbers_beside_table_1_and_count_without_it(
-    results: Results,
-) -> None:
-    def numbers(shown: list[tables.PrintedTable]) -> list[str]:
-        return [table.title.partition(".")[0] for table in shown if table.name != "breakdown"]
-
-    rows = results.rows()
-    whole = tables.all_tables(rows, results.label_counts)
-    assert numbers(whole) == ["Table 1", "Table 2", "Table 3"]
-    alone = replace(results, label_counts=None)
-    shown = tables.all_tables(rows, None)
-    assert numbers(shown) == ["Table 1", "Table 2"]
-    assert [table.name for table in shown] == ["table1_like_ratio", "table2_gender"]
-    assert all(table.title in str(alone) for table in shown)
-    turned = tables.all_tables(sorted(rows, key=lambda row: row.target), None)
-    assert [table.name for table in turned] == ["table1_gender", "table2_like_ratio"]
-
-
-def test_tables_hold_the_same_figures_in_every_form(results: Results) -> None:
-    for table in tables.all_tables(results.rows(), results.label_counts):
-        for row in table.rows:
-            for cell in row:
-                for text in (table.as_markdown(), table.as_latex()):
-                    shown = cell.text.replace("%", r"\%") if "tabular" in text else cell.text
-                    assert shown.replace("→", r"$\to$" if "tabular" in text else "→") in text
-        lines = table.as_csv().splitlines()
-        assert len(lines) == 1 + len(table.rows)
-        assert table.as_latex().count("&") == (len(table.head) - 1) * (len(table.rows) + 1)
-    assert r"\textbf{" in tables.table_of(results.rows(), "gender").as_latex()
-
-
-def test_table_1_of_the_study_equals_a_plain_mean(folder: Path, results: Results) -> None:
-    log = pl.read_csv(folder / "swipes.csv").join(
-        pl.read_csv(folder / "users.csv"), left_on="recipient_id", right_on="user_id"
-    )
-    assert results.label_counts is not None
-    cell = log.filter(sender_gender="F", gender="M")["liked"].to_numpy()
-    assert results.label_counts["table1"]["F"]["M"] == pytest.approx(float(np.mean(cell)))
 
 
 def test_the_digest_of_the_code_covers_every_room(
