@@ -4,22 +4,15 @@ from dataclasses import replace
 import pytest
 
 from embedcache.errors import CacheError
-from embedcache.spec import FaceCrop, Preprocessing, Spec, canonical_json, foreign
+from embedcache.spec import FaceCrop, Spec, canonical_json, foreign
+from tests.preprocessings import INCEPTION
 
 SPEC = Spec(
     kind="computed",
     architecture="inception_v3",
     dim=2048,
     weights="ab" * 32,
-    preprocessing=Preprocessing(
-        size=(299, 299),
-        resize="shortest",
-        crop_fraction=0.875,
-        interpolation="bicubic",
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        decode="images-1-reduced",
-    ),
+    preprocessing=replace(INCEPTION, decode="images-1-reduced"),
 )
 
 

@@ -12,18 +12,11 @@ from torch import nn
 from embedcache.backbones.forward import Network, build, close, devices
 from embedcache.photos.resampling import Uncut
 from embedcache.photos.resizing import place, resize_crop
-from embedcache.spec import PRECISIONS, Preprocessing
+from embedcache.spec import PRECISIONS
+from tests.preprocessings import INCEPTION
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-PLAN = Preprocessing(
-    size=(48, 48),
-    resize="shortest",
-    crop_fraction=0.875,
-    interpolation="bicubic",
-    mean=(0.5, 0.4, 0.3),
-    std=(0.2, 0.2, 0.3),
-    decode="x",
-)
+PLAN = replace(INCEPTION, size=(48, 48), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
 U8 = NDArray[np.uint8]
 
 

@@ -14,16 +14,9 @@ from PIL import Image
 from embedcache.backbones.resize import pack, resized
 from embedcache.photos.resizing import can_stay_uncut, place, resize_crop
 from embedcache.spec import Preprocessing
+from tests.preprocessings import INCEPTION
 
-PLAN = Preprocessing(
-    size=(61, 61),
-    resize="shortest",
-    crop_fraction=0.875,
-    interpolation="bicubic",
-    mean=(0.0, 0.0, 0.0),
-    std=(1.0, 1.0, 1.0),
-    decode="x",
-)
+PLAN = replace(INCEPTION, size=(61, 61))
 PLANS = [
     PLAN,
     replace(PLAN, interpolation="bilinear", crop_fraction=1.0),

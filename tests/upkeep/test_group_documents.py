@@ -13,11 +13,12 @@ import pytest
 
 from embedcache.backbones import spec_memo
 from embedcache.backbones.spec_memo import remember
-from embedcache.spec import FaceCrop, PooledLayer, Preprocessing, Spec
+from embedcache.spec import FaceCrop, PooledLayer, Spec
 from embedcache.store.cache import Cache
 from embedcache.store.layout import face_digest
 from embedcache.upkeep.pinning import write_ref
 from embedcache.upkeep.verify import verify
+from tests.preprocessings import INCEPTION
 from tests.stores import DETECTOR, fill, model, photos
 from tests.upkeep.caches import SPEC, make
 
@@ -28,15 +29,7 @@ COMPUTED = Spec(
     dim=8,
     arguments='{"num_classes":0}',
     weights="0123456789abcdef" * 4,
-    preprocessing=Preprocessing(
-        size=(299, 299),
-        resize="shortest",
-        crop_fraction=0.875,
-        interpolation="bicubic",
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        decode="3",
-    ),
+    preprocessing=INCEPTION,
     face=FaceCrop(detector=face_digest(DETECTOR), select="only", margin=0.2),
     layer=PooledLayer(path="blocks.5", pooling="avg_nchw"),
 )

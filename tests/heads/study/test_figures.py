@@ -14,12 +14,6 @@ from heads.fitting import metrics
 from heads.study import charts, figures, gallery
 from heads.study.panels import Chart
 from heads.study.results import Results
-from tests.heads.study import studies
-
-
-@pytest.fixture(scope="module")
-def results() -> Results:
-    return studies.ran()[1]
 
 
 def chart(results: Results, name: str) -> Chart:

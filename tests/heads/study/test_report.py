@@ -16,7 +16,6 @@ import pytest
 from heads.study import figures, findings, report
 from heads.study.design import Study
 from heads.study.results import Results
-from tests.heads.study import studies
 from tests.heads.study.browser import CHROMIUM, Tab, browser
 
 CONTRAST = """(() => {
@@ -38,11 +37,6 @@ CONTRAST = """(() => {
   }
   return low;
 })()"""  # noqa: E501
-
-
-@pytest.fixture(scope="module")
-def results() -> Results:
-    return studies.ran()[1]
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,6 @@ def folder() -> Path:
     return studies.ran()[0] / "out"
 
 
-@pytest.fixture(scope="module")
-def results() -> Results:
-    return studies.ran()[1]
-
-
 class Eyes:
     """Networks that see every photo grey; what they were asked for."""
 
