@@ -8,8 +8,8 @@ that the threads of decoders take too. A CUDA graph launches them as one. Each l
 for each batch size that is a multiple of GRAPHED, and pads a shorter last batch up to the next; a
 pass that cannot be recorded runs kernel by kernel, and gives the same vectors.
 
-Photos that are still uncut are resized here, to the pixels that Pillow would give (`resize`): where
-the network is faster than the processors can decode and resize.
+Photos that are still uncut are resized here, to the pixels that Pillow would give (`resize`): the
+processors have enough to do with decoding them.
 
 A call returns when its vectors are on the host, so that a lane has one set of buffers; two lanes of
 a device copy and compute by turns.

@@ -1,7 +1,7 @@
 """Pillow's resize on torch's device, bit for bit: integers all the way. Imports torch.
 
-packed = pack(photos)                        one after the other in memory, on the host
-resized(packed, photos, size, device)        uint8 (b, height, width, 3), on the device
+packed = pack(photos, into)          their bytes side by side, to be copied to a device as one
+resized(packed, photos, size)        uint8 (b, height, width, 3), where `packed` is
 """
 
 from collections.abc import Callable, Sequence
@@ -28,6 +28,7 @@ class Taps:
 
     @classmethod
     def of(cls, kernels: Sequence[Kernel], n_in: Sequence[int], device: torch.device) -> "Taps":
+        """Of each photo's kernel and pixels, on a device."""
         each = {id(one): one for one in kernels}  # a collection has few sizes
         number = {key: i for i, key in enumerate(each)}
         n = 1 << (max(one.taps for one in each.values()) - 1).bit_length()  # few forms to compile
@@ -36,11 +37,8 @@ class Taps:
             weight[i, :, : one.taps] = one.weight
         first = np.stack([one.first for one in each.values()]).astype(np.int32)
         at = np.array([number[id(one)] for one in kernels])
-        return cls(*(torch.from_numpy(a).to(device) for a in (first[at], weight[at], _int32(n_in))))
-
-
-def _int32(values: Sequence[int]) -> np.ndarray:
-    return np.array(values, np.int32)
+        arrays = (first[at], weight[at], np.array(n_in, np.int32))
+        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
 Form = Callable[[torch.Tensor, Taps, Taps, int], torch.Tensor]

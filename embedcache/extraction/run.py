@@ -10,7 +10,7 @@ run embeds what the cache lacks, so running it again after a crash is the resume
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,22 +231,20 @@ class Run:
         pace_finder = PaceFinder(
             self.gate, batch_size=batch_size, compiling=compiling, log=self.watch.log
         )
-        with ExitStack() as open_until_the_end:
-            on_cuda = lambda: self.faces.on_cuda  # noqa: E731
-            decoders = open_until_the_end.enter_context(children(work.n_photos, wanted=on_cuda))
+        # Children start while networks load.
+        with children(work.n_photos, wanted=lambda: self.faces.on_cuda) as decoders:
             engines = _engines(backbones, work, pace_finder)
             sinks = self._sinks(backbones, spaces, tallies=work.tallies, writer=writer)
-            networks = [engine.network for engine in engines.values()]
-            lanes = open_until_the_end.enter_context(Lanes.of(networks))
-            pipeline = Pipeline(
-                *(backbones, engines, self.faces, sinks),
-                lanes=lanes,
-                pace_finder=pace_finder,
-                clock=self.clock,
-            )
             uncut = {b for b, engine in engines.items() if engine.network.resizes}
-            how = decoding(decoders, self.clock, uncut)
-            stopped = self._embed_parts(work, backbones, pipeline, sinks, how, strict=strict)
+            with Lanes.of([engine.network for engine in engines.values()]) as lanes:
+                pipeline = Pipeline(
+                    *(backbones, engines, self.faces, sinks),
+                    lanes=lanes,
+                    pace_finder=pace_finder,
+                    clock=self.clock,
+                )
+                how = decoding(decoders, self.clock, uncut)
+                stopped = self._embed_parts(work, backbones, pipeline, sinks, how, strict=strict)
         return Embedded(stopped, engines, lanes.n)
 
     def _embed_parts(
