@@ -138,6 +138,11 @@ def _asked(
     content = hashlib.sha256(data).digest()
     if named := ids.get(content):
         return _in_cache(space, _named(cache, photo, content, named), content)
+    if cache.dead(np.frombuffer(content, np.uint8)[None])[0]:
+        raise PhotosError(
+            f"{photo} was forgotten in {cache.path}, and is not embedded to be compared",
+            advice="'embedcache extract --again' takes a forgotten photo up again",
+        )
     found = list(Embedder.of(cache, space, device=device).vectors([lambda: [data]]))
     vector = found[0][1][0]
     if isinstance(vector, str):

@@ -127,6 +127,10 @@ def _names_left(space: Space) -> Iterator[str]:
             yield Segment.read(str(path), kind="vectors").name
 
 
+def _of_a_study(ref: str) -> bool:
+    return ref.startswith("as-of-")
+
+
 def _pinned(cache: Cache, space: Space, named: str, refs: list[str]) -> CacheError:
     names = ", ".join(refs[:SHOWN_REFS])
     names += f" and {len(refs) - SHOWN_REFS} more" if len(refs) > SHOWN_REFS else ""
@@ -142,7 +146,8 @@ def _pinned(cache: Cache, space: Space, named: str, refs: list[str]) -> CacheErr
         )
     return CacheError(
         f"{'refs' if several else 'ref'} {names} {'pin' if several else 'pins'} vectors of {named} "
-        f"in {cache.path}, and a ref keeps what it pins: nothing was removed",
+        f"in {cache.path}, and a ref keeps what it pins: nothing was removed"
+        + (". A study made the refs as-of-..." if any(map(_of_a_study, refs)) else ""),
         advice=advice,
     )
 

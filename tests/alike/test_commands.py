@@ -90,6 +90,18 @@ def test_a_forgotten_photo_is_nobodys_match(run: Run, filled: tuple[Path, str, P
             assert content not in file.read_bytes(), file
 
 
+def test_a_forgotten_photo_is_not_embedded_to_be_compared(
+    run: Run, filled: tuple[Path, str, Path]
+) -> None:
+    cache, name, photos = filled
+    assert run("forget", cache, "p030.jpg")[0] == 0
+    renamed = photos.parent / "renamed.jpg"
+    shutil.copy(photos / "p030.jpg", renamed)
+    status, out, err = run("similar", cache, renamed, "--backbone", name)
+    assert (status, out) == (1, "")
+    assert "was forgotten" in err
+
+
 def copies_of(path: Path) -> bytes:
     import hashlib
 
