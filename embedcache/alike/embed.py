@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from embedcache.backbones.forward import Network
-from embedcache.backbones.loading import Backbone, Decode, decoding, load, shorter_side
-from embedcache.errors import CacheError, SpecMismatch
+from embedcache.backbones.loading import Backbone, shorter_side
+from embedcache.errors import CacheError
 from embedcache.extraction.face_finder import FaceFinder, boxes_for
 from embedcache.extraction.lanes import Lanes
 from embedcache.extraction.plan import need
 from embedcache.extraction.prefetch import cut
 from embedcache.extraction.process import note_networks, refuse_fork
+from embedcache.extraction.respec import backbones_of
 from embedcache.machine import processors
 from embedcache.photos import images
 from embedcache.store.cache import Cache
@@ -43,29 +44,18 @@ class Embedder:
         Raises CacheError for imported vectors, SpecMismatch where the name stands for another
         network now, WeightsError where the weights are not on this machine.
         """
-        spec = space.spec
-        name = cache.places().get(space.digest) or next(iter(space.names), spec.architecture)
-        if spec.kind == "foreign":
+        name = next(iter(space.names), space.spec.architecture)
+        if space.spec.kind == "foreign":
             raise CacheError(f"{name} was imported: no network here gives its vectors")
         refuse_fork()
-        faces = FaceFinder(cache, device)
-        assert spec.preprocessing is not None
-        reduced = spec.preprocessing.decode == decoding("reduced")
-        decode: Decode = "reduced" if reduced else "full"
-        backbone = load(
-            name,
+        (backbone,) = backbones_of(
+            [(name, space.spec)],
+            cache,
             device=device,
-            precision=spec.precision,
-            decode=decode,
-            detector=faces.digest,
-            memo=cache.local / "specs.json" if cache.writable else None,
+            of="the cache has vectors of",
+            advice="Run 'embedcache extract' with the network as it is now first",
         )
-        if backbone.spec != spec:
-            raise SpecMismatch(
-                f"{name} is another network now: {'; '.join(backbone.spec.difference(spec))}",
-                advice="Run 'embedcache extract' with it first",
-            )
-        return cls(backbone, faces)
+        return cls(backbone, FaceFinder(cache, device))
 
     def vectors(self, photos: Sequence[Photo]) -> Iterator[tuple[int, list[F32 | str]]]:
         """(position, per version its vector (dim,) or why there is none), in the photos' order."""

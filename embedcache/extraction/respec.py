@@ -1,4 +1,4 @@
-"""The backbones that give vectors of exactly some specs, such as those of a fitted head."""
+"""The backbones that give vectors of exactly some specs: a fitted head's, or a cache's own."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,12 +16,15 @@ def backbones_of(
     *,
     names: Sequence[str] | None = None,
     device: str = "auto",
+    of: str = "this head was fitted on",
+    advice: str = "Name the backbone that the head was fitted on with `backbone`",
 ) -> list[Backbone]:
     """The backbones that give vectors of exactly these specs, in their order.
 
     wanted: each spec with the name by which it was recorded. A spec says the precision and the
         decoding; the name says where the weights are, unless `cache` knows that of this machine.
     names: backbones to use in place of these names, in any order.
+    of, advice: whose specs they are, and what helps, in the words of an error.
     Where a backbone cannot be loaded, one whose vectors the cache has stands in its place, which
         can be asked for no vector (see `run.load_all`).
     SpecMismatch where a backbone as it is loaded here gives other vectors.
@@ -36,7 +39,7 @@ def backbones_of(
         loaded = load_all(
             list(names) if names else own,
             faces=FaceFinder(cache, device),
-            memo=cache.local / "specs.json",
+            memo=cache.local / "specs.json" if cache.writable else None,
             device=device,
             precision=precision,
             decode=decode,
@@ -45,7 +48,7 @@ def backbones_of(
         found |= {one.spec.digest: one for one in loaded}
     for name, spec in wanted:
         if spec.digest not in found:
-            raise _mismatch(name, spec, found.values())
+            raise _mismatch(name, spec, found.values(), of=of, advice=advice)
     return [found[spec.digest] for _, spec in wanted]
 
 
@@ -61,11 +64,14 @@ def _plain(name: str, spec: Spec) -> str:
     return body if marked else name
 
 
-def _mismatch(name: str, spec: Spec, loaded: Iterable[Backbone]) -> SpecMismatch:
+def _mismatch(
+    name: str, spec: Spec, loaded: Iterable[Backbone], *, of: str, advice: str
+) -> SpecMismatch:
     """What the nearest of the loaded backbones has in other ways."""
     nearest = min(loaded, key=lambda one: len(spec.difference(one.spec)))
     return SpecMismatch(
-        f"this head was fitted on {_plain(name, spec)}#{spec.digest[:8]}, and {nearest.name} gives "
-        f"other vectors here; different (head, here): {'; '.join(spec.difference(nearest.spec))}. "
-        "No photo was embedded. Name the backbone that the head was fitted on with `backbone`"
+        f"{of} {_plain(name, spec)}#{spec.digest[:8]}, and {nearest.name} gives other vectors "
+        f"here; different (there, here): {'; '.join(spec.difference(nearest.spec))}. No photo was "
+        "embedded",
+        advice=advice,
     )
