@@ -170,6 +170,13 @@ class RemoteSegments:
         ids = split_text(offsets, text, Path(segment.key))
         return ids, self.column(segment, "digest")
 
+    def dead_rows(self, segment: RemoteSegment, dead: Dead) -> NDArray[np.bool_]:
+        """Which rows of a segment are dead, (n,); errors as `column` has them."""
+        if segment.manifest.kind != "photos":
+            return dead.of(self.column(segment, "digest"))
+        ids, digests = self.ids(segment)
+        return dead.of_pairs(segment.manifest.name, ids, digests)
+
     def reasons(self, segment: RemoteSegment) -> list[str]:
         """Why each failed row failed."""
         offsets, text = (self.column(segment, name) for name in ("reason_offset", "reason_text"))

@@ -53,6 +53,10 @@ class Marks:
     lifts: dict[str, bytes]
     tombstones: dict[str, bytes]
 
+    def dead(self) -> Dead:
+        """The marks that hold by what the shared copy itself says."""
+        return parse_marks(self.lifts, self.tombstones)
+
     def joined(self, cache: Cache) -> Dead:
         """The marks that hold once both sides know all of them; nothing is written."""
         lifts, tombstones = cache.history.files()

@@ -1,10 +1,11 @@
 """What a shared copy holds, from its manifests alone, and a check of every byte there."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from embedcache.errors import EmbedcacheError
+from embedcache.errors import Damaged, EmbedcacheError, RemoteError
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.remote import Denied, Remote, Unreachable
 from embedcache.sharing.listing import ROOTS, ListedSpace
@@ -12,6 +13,7 @@ from embedcache.sharing.litter import abandoned, advice_on
 from embedcache.sharing.moved import workers
 from embedcache.sharing.segments import RemoteSegment, has_bytes
 from embedcache.sharing.shared_copy import SharedCopy
+from embedcache.sharing.small_objects import TooMuch
 from embedcache.spec import Json
 from embedcache.wording import counted
 
@@ -160,7 +162,7 @@ def survey(remote: Remote | str) -> Survey:
 def verify_remote(remote: Remote | str) -> Checked:
     """Read every file of every segment of a shared copy against its manifest; keeps nothing."""
     copy = _open(remote)
-    checked: list[RemoteSegment] = []
+    checked: dict[str, RemoteSegment] = {}
     findings: list[str] = []
     damage: dict[str, list[str]] = {}
     unfinished = 0
@@ -179,20 +181,21 @@ def verify_remote(remote: Remote | str) -> Checked:
                     wrong = partial(_wrong_file, copy.remote, segment)
                     name = f"{space.set_key}/{segment.id}"
                     damage[name] = [*filter(None, pool.map(wrong, segment.manifest.files))]
-                checked += segments
+                    checked[name] = segment
+    for name, found in _forgotten(copy, checked).items():
+        damage[name] = [*damage[name], found]
     if any(damage.values()):  # READ: it may have been removed meanwhile
         gone = copy.log.read().gone
         damage = {name: found for name, found in damage.items() if name not in gone}
     findings += [text for found in damage.values() for text in found]
-    findings += _missing_pins(copy, {segment.id for segment in checked})
+    findings += _missing_pins(copy, {segment.id for segment in checked.values()})
     findings += _left_behind(copy)
-    copy.marks()
     # A part that this member may not read is a finding too: nobody checked it.
     refused = [problem.fact for problem in copy.problems()]
     return Checked(
         remote=copy.remote.name,
         segments=len(checked),
-        bytes=sum(segment.manifest.bytes_on_disk for segment in checked),
+        bytes=sum(segment.manifest.bytes_on_disk for segment in checked.values()),
         unfinished=unfinished,
         findings=(*refused, *copy.refusals.notes, *findings),
     )
@@ -227,6 +230,29 @@ def _wrong_file(remote: Remote, segment: RemoteSegment, path: str) -> str:
     except Denied as error:
         return f"segment {segment.id}: {error}"
     return "" if right else f"segment {segment.id}: {path} is not what was written"
+
+
+def _forgotten(copy: SharedCopy, segments: Mapping[str, RemoteSegment]) -> dict[str, str]:
+    """What is wrong with segments, by name, that still store rows of forgotten photos.
+
+    Marks are read after the segments were listed. Where nothing was forgotten nothing is read.
+    """
+    dead, found = copy.marks().dead(), {}
+    for name, segment in segments.items() if dead else ():
+        try:
+            n_dead = int(copy.segments.dead_rows(segment, dead).sum())
+        except (Unreachable, TooMuch):
+            raise
+        except (RemoteError, Damaged):  # named as damaged, or removed meanwhile
+            continue
+        if n_dead:
+            what = "photo id" if segment.manifest.kind == "photos" else "row"
+            found[name] = (
+                f"segment {segment.id}: still stores {counted(n_dead, what)} of forgotten photos, "
+                f"which no pull brings. 'embedcache push --purge DIR {copy.remote.name}' removes "
+                "what is forgotten there"
+            )
+    return found
 
 
 def _missing_pins(copy: SharedCopy, there: set[str]) -> list[str]:

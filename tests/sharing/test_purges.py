@@ -30,7 +30,7 @@ from tests.sharing.members import (
     row_of,
     there,
 )
-from tests.stores import fill, photos
+from tests.stores import DETECTOR, faces_of, fill, photos
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -244,3 +244,67 @@ def test_a_push_beside_a_purge_sends_everything_and_brings_nothing_back(
     assert verify_remote(remote).clean
     assert pull(remote, c).problems == ()
     assert held(c) == {0, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("kind", ["vectors", "failures", "faces", "ids"])
+def test_verify_counts_the_forgotten_rows_that_a_shared_copy_still_stores(
+    kind: str, remote: Remote, make: Make
+) -> None:
+    a = make("a", [0], [2])
+    a.record_photos("f", ["2"], photos(2))
+    if kind == "vectors":
+        fill(a.space(SPEC), photos(1, 3))
+    elif kind == "failures":
+        with a.space(SPEC).writer(n_rows=1, name="net", about={}) as writer:
+            writer.fail(photos(1), ["truncated"])
+    elif kind == "faces":
+        with a.face_space(DETECTOR, create=True).writer(n_rows=1, about={}) as faces:
+            faces.add(photos(1), faces_of([2]))
+    ids = kind == "ids"
+    a.record_photos("f", ["1"], photos(1))
+    push(a, remote, with_ids=ids)
+    assert verify_remote(remote).clean
+    [segment] = [
+        segment.id
+        for store in (a.sets() if not ids else [a.photo_ids])
+        for segment in store.segments()
+        if (store.kind == "photos") == ids
+        and photos(1).tobytes() in segment.column("digest").tobytes()
+    ]
+    forget(a, ["1"])
+    push(a, remote, with_ids=ids)
+    [finding] = verify_remote(remote).findings
+    what = "1 photo id" if ids else "1 row"
+    assert finding.startswith(f"segment {segment}: still stores {what} of forgotten photos")
+    assert f"'embedcache push --purge DIR {remote.name}'" in finding
+    push(a, remote, purge=True)
+    assert verify_remote(remote).clean
+
+
+def test_verify_of_a_shared_folder_names_the_same_segments_as_of_the_cache(
+    tmp_path: Path, make: Make
+) -> None:
+    a, folder = make("a", [0, 1], [2, 3]), tmp_path / "shared"
+    with a.face_space(DETECTOR, create=True).writer(n_rows=2, about={}) as faces:
+        faces.add(photos(1, 2), faces_of([2, 1]))
+    a.record_photos("f", ["1"], photos(1))
+    push(a, str(folder))
+    forget(a, ["1"])
+    push(a, str(folder))
+    here = {Path(finding.path).name for finding in verify(folder).findings}
+    there = {finding.split()[1].rstrip(":") for finding in verify_remote(str(folder)).findings}
+    assert here == there
+    assert len(here) == 2
+
+
+def test_a_photo_that_was_extracted_again_is_no_forgotten_one(remote: Remote, make: Make) -> None:
+    a = make("a", [0, 1])
+    a.record_photos("f", ["1"], photos(1))
+    push(a, remote)
+    forget(a, ["1"])
+    push(a, remote, purge=True)
+    a.lift(photos(1))
+    fill(a.space(SPEC), photos(1))
+    push(a, remote)
+    assert row_of(1) in there(remote)
+    assert verify_remote(remote).clean
