@@ -225,7 +225,7 @@ def fit_taste(
 
 @app.command()
 def predict(
-    head_dir: fit_options.FittedHead,
+    head_dir: fit_options.HeadOrTaste,
     photos: options.PhotosPath,
     cache: options.CacheOption,
     out: fit_options.PredictionsFile,
@@ -234,30 +234,31 @@ def predict(
     backbone: fit_options.MovedBackbones = None,
     explain: fit_options.PictureFolder = None,
     sort: fit_options.BestFirst = False,
+    viewer: fit_options.Viewer = None,
     device: options.DeviceOption = "auto",
     workers: options.Workers = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Apply a fitted head to photos. Photos that the cache lacks are embedded.
+    """Apply a fitted head, or a taste, to photos. Photos that the cache lacks are embedded.
 
     A head of two classes writes the probability of the second one as prediction, one of several a
     column prediction_CLASS with P(CLASS) each; both also write the likeliest class. --explain shows
     what the network and the head react to in a photo, not why people would; see docs/heads.md.
     """
-    import heads
     from heads.head import specs_of
     from heads.predict import check_out, check_sortable
     from heads.predict import predict as apply
     from heads.saliency import check_explainable
+    from heads.taste.viewer import load_for
 
     check_out(out)
+    head = load_for(head_dir, viewer)
     if explain is not None:
-        check_explainable(heads.load(head_dir), explain)
+        check_explainable(head, explain)
     if sort:
-        check_sortable(heads.load(head_dir))
+        check_sortable(head)
     if out == "-" and json_:
         raise InputError("--out - and --json would both write to stdout: choose one")
-    card = heads.load(head_dir).card
     if not cache.exists():
         log.info("%s is a new cache", cache)
     opened = options.open_cache(cache, create=True)
@@ -271,14 +272,14 @@ def predict(
         if embed_photos(table, opened, own, device=device, workers=workers).interrupted:
             raise typer.Exit(options.INTERRUPTED)
 
-    specs = specs_of(card)
+    specs = specs_of(head.card)
     imported = bool(specs) and all(spec.kind == "foreign" for _, spec in specs)
     if imported:  # no network gives these vectors: what the cache lacks stays without a prediction
         digests = table.digests(opened.local / "digests.npz")
         kept = [name for name, ok in zip(table.ids, digests.readable, strict=True) if ok]
         opened.record_photos(table.scope, kept, digests.value[digests.readable])
     predictions = apply(
-        head_dir,
+        head,
         table.ids,
         opened,
         scope=table.scope,
@@ -291,7 +292,7 @@ def predict(
     else:
         options.print_result(predictions, json_)
         log.info("wrote %s", out)
-    for line in predictions.warnings(card["backbone"], imported=imported):
+    for line in predictions.warnings(head.card["backbone"], imported=imported):
         log.warning("%s", line)
     if explain is not None:
         _explain(predictions, table, opened, explain, names=backbone, device=device)
@@ -452,7 +453,7 @@ def _study(
     if table is None:
         show = show | {"photos": False}
     else:
-        wanted = [resolved(name, asked.folder) for name in vectors.to_embed(asked, opened)]
+        wanted = [resolved(name, asked.folder) for name in vectors.to_embed(asked, opened, rows)]
         if wanted and embed_photos(table, opened, wanted, device=device).interrupted:
             raise typer.Exit(options.INTERRUPTED)
     results = studies.run(

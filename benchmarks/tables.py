@@ -211,9 +211,10 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=PAPER_PHOTOS)
     parser.add_argument("--patience", type=int, default=4, help="0 runs all 20 epochs")
     parser.add_argument("--compare", type=int, help="compare with the CPU on so many photos only")
+    parser.add_argument("--products", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    options = {"patience": chosen.patience or None}
+    options = {"patience": chosen.patience or None, "products": chosen.products}
     found: dict[str, Any] = {}
     if not chosen.compare:
         found = tables_on(

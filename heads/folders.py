@@ -126,6 +126,14 @@ def carry_over(earlier: Path, folder: Path) -> None:
     disk.delete_folder(earlier, ours=LIST.__eq__)
 
 
+def remove_own(folder: Path) -> None:
+    """Remove what a run wrote in a folder, and the folder itself if nothing else lies there."""
+    for name in (files := listed(folder)):
+        if is_own(folder, name, files):
+            (folder / name).unlink(missing_ok=True)
+    disk.delete_folder(folder, ours=LIST.__eq__)
+
+
 def _room(folder: Path, inside: Path) -> Path:
     """The folder at a place inside another; beside a part of the place that is a file now."""
     place = folder

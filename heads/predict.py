@@ -199,7 +199,7 @@ def _holds_predictions(path: Path) -> bool:
 
 
 def predict(
-    head_dir: str | Path,
+    head_dir: str | Path | Head,
     ids: Sequence[str],
     cache: Cache,
     *,
@@ -209,15 +209,16 @@ def predict(
 ) -> Predictions:
     """Predict for photos by id.
 
+    head_dir: a folder that `fit-head` wrote, or a head that was read before.
     cache: an open `embedcache.store.Cache`. embed: called with the ids that have no vector yet,
         to compute them into the cache; the command line hands in stage one. why: why the cache
         does not know a photo, by its id.
     HeadError or SpecMismatch when the cache's vectors for this backbone are not those that the head
     was fitted on.
     """
-    head = load(head_dir)
+    head = head_dir if isinstance(head_dir, Head) else load(head_dir)
     if not head.card.get("spec_digest"):
-        raise HeadError(f"{head_dir} was fitted on an array: use heads.load(...).predict(vectors)")
+        raise HeadError("this head was fitted on an array: use heads.load(...).predict(vectors)")
     asked = list(ids)
     space = _space(head, cache, may_be_missing=embed is not None)
     if embed is not None:

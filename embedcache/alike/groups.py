@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.alike.linking import link
-from embedcache.alike.originals import ids_of
+from embedcache.alike.originals import copies_in, ids_of
 from embedcache.alike.threshold import Threshold
 from embedcache.errors import CacheError
 from embedcache.spec import Json
@@ -147,8 +147,8 @@ def duplicates(
 ) -> Duplicates:
     """Group the photos of a cache that are copies of each other.
 
-    scope: only ids of this folder or table. An id that two places give to the same bytes is one
-        photo.
+    scope: only ids of this folder or table. What two places call one file is one photo: see
+        `copies_in`.
     progress: called with (pairs decided, pairs).
     Forgotten photos are in no group, also those forgotten while this runs. Vectors are read under
     their checksums. Raises CacheError for a cache without ids, Damaged for a wrong byte.
@@ -159,7 +159,7 @@ def duplicates(
     compared = {*ids_of(table, scope=scope)}
     alike = alike_contents(cache, space, threshold.value, contents=compared, progress=progress)
     # Again, for what was forgotten meanwhile; what came meanwhile was not compared.
-    held = ids_of(cache.photo_table(), scope=scope)
+    held = copies_in(cache, scope=scope)
     ids = {content: held[content] for content in sorted(compared & held.keys())}
     number = alike.keys()
     degree = dict(zip(number, alike.degree.tolist(), strict=True))

@@ -1,10 +1,12 @@
 """The photos of a cache by content: their ids, and where on this machine they lie."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 from embedcache.photos.digests import DigestMemo, read_file
-from embedcache.photos.table import Photos
+from embedcache.photos.table import Photos, is_table
 from embedcache.store.cache import Cache
 from embedcache.store.photo_ids import PhotoTable
 
@@ -21,6 +23,30 @@ def ids_of(table: PhotoTable, *, scope: str | None = None) -> dict[bytes, list[s
     return {content: sorted(ids) for content, ids in found.items()}
 
 
+def copies_in(cache: Cache, *, scope: str | None = None) -> dict[bytes, list[str]]:
+    """The ids that stand for different files of each content, ascending.
+
+    A folder and a table may name one file in two ways. Where this machine has read the files, their
+    number says whether all ids count, or only those of the place that gives a content most of them.
+    Elsewhere the names in folders count, and a table's where no folder has one.
+    scope: only ids of this folder or table.
+    """
+    table = cache.photo_table()
+    n_files = Counter(content for _, content in _memo(cache).files())
+    places = sorted({*table.scopes} if scope is None else {scope})
+    of_a_place = {place: ids_of(table, scope=place) for place in places}
+    found = {}
+    for content, everywhere in ids_of(table, scope=scope).items():
+        named = {place: ids[content] for place, ids in of_a_place.items() if content in ids}
+        most = max(named.values(), key=len)
+        in_folders = {name for place, ids in named.items() if not is_table(place) for name in ids}
+        if n := n_files[content]:
+            found[content] = everywhere if n > len(most) else most
+        else:
+            found[content] = sorted(in_folders) or most
+    return found
+
+
 def paths_of(
     cache: Cache,
     photos: Photos | None = None,
@@ -31,10 +57,10 @@ def paths_of(
 
     photos: where to look too; otherwise only what `extract` and other commands read before.
     """
-    memo = cache.path / "local" / "digests.npz"
-    found = {digest: path for path, digest in DigestMemo.read(memo).files()}
+    found = {digest: path for path, digest in _memo(cache).files()}
     if photos is not None:
-        digests = photos.digests(memo if cache.writable else None, progress=progress)
+        kept = _memo_path(cache) if cache.writable else None
+        digests = photos.digests(kept, progress=progress)
         for i, ok in enumerate(digests.readable.tolist()):
             if ok:
                 found[digests.value[i].tobytes()] = photos.paths[i]
@@ -48,3 +74,11 @@ def read_original(path: str, content: bytes) -> bytes | None:
     except (OSError, ValueError):
         return None
     return data if hashlib.sha256(data).digest() == content else None
+
+
+def _memo(cache: Cache) -> DigestMemo:
+    return DigestMemo.read(_memo_path(cache))
+
+
+def _memo_path(cache: Cache) -> Path:
+    return cache.path / "local" / "digests.npz"

@@ -22,6 +22,7 @@ from embedcache.alike.originals import read_original
 from embedcache.errors import InputError
 from embedcache.photos import images
 from embedcache.store.cache import Cache
+from embedcache.store.layout import cache_around
 from embedcache.store.space import Space
 from embedcache.wording import counted, plain
 
@@ -56,13 +57,15 @@ class _Shown:
 def place_of(out: Path) -> Path:
     """The file that a page goes to: `out` where it names an .html file, else one in that folder.
 
-    Raises InputError, before any work, where a file of that name is no such page.
+    Raises InputError, before any work, where a file of that name is no such page, or in a cache.
     """
     file = out if out.suffix.lower() in (".html", ".htm") and not out.is_dir() else out / NAME
     if file.is_symlink() or (file.exists() and not _is_page(file)):
         raise InputError(f"{file} is not a page of this command: name another file with `out`")
     if out.exists() and file != out and not out.is_dir():
         raise InputError(f"{out} is a file: name a folder, or a file that ends in .html")
+    if (cache := cache_around(file.parent)) is not None:
+        raise InputError(f"{file} would lie in the cache {cache}: name another place with `out`")
     return file
 
 

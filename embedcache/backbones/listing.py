@@ -46,16 +46,29 @@ class LayerList:
     def __str__(self) -> str:
         height, width = self.size
         rows = [["layer", "output of one photo", "vector", "pooled by"]]
-        for one in self.layers:
+        for one in (shown := self._blocks()):
             shape = " x ".join(map(str, one.shape))
             rows.append([one.layer.path, shape, f"{one.dim:,}-d", str(one.layer)])
+        inside = len(self.layers) - len(shown)
+        more = [f"and {inside:,} inside these blocks; --json lists all"] if inside else []
         return "\n".join(
             [
                 f"{self.backbone}: {counted(len(self.layers), 'layer')}, input {height} x {width}",
                 f"without a layer: {self.pooling or 'its own output'}",
                 *columns(rows),
+                *more,
             ]
         )
+
+    def _blocks(self) -> list[ListedLayer]:
+        """The layers that people choose from: at the top of the network, or made of others."""
+        paths = [one.layer.path for one in self.layers]
+        blocks = {path[:place] for path in paths for place, c in enumerate(path) if c == "."}
+        return [
+            one
+            for one, path in zip(self.layers, paths, strict=True)
+            if "." not in path or path in blocks
+        ]
 
 
 def list_layers(name: str) -> LayerList:

@@ -210,13 +210,26 @@ def forget(
 @commands.command()
 def ref(
     cache: CachePath,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A new name; refs are write-once.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME", help="A new name; refs are write-once.")
+    ],
+    delete: Annotated[
+        bool,
+        typer.Option(
+            "--delete", help="Delete the refs of these names. What they pin stays until 'compact'."
+        ),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Pin the cache under a name. Use it as --ref of info, export and fit-head."""
-    from embedcache.upkeep.pinning import write_ref
+    from embedcache.upkeep.pinning import delete_refs, write_ref
 
-    print_result(write_ref(open_cache(cache), name), json_)
+    if delete:
+        print_result(delete_refs(open_cache(cache), names), json_)
+        return
+    if len(names) > 1:
+        raise InputError(f"a ref has one name; got {len(names)}. Several go with --delete only")
+    print_result(write_ref(open_cache(cache), names[0]), json_)
 
 
 @commands.command()

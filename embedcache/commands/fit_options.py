@@ -151,9 +151,16 @@ TasteSeed = Annotated[int, typer.Option(help="Seed of the split and of the compa
 FittedHead = Annotated[
     Path, typer.Argument(metavar="HEAD_DIR", help="A folder that fit-head wrote.")
 ]
+HeadOrTaste = Annotated[
+    Path, typer.Argument(metavar="HEAD_DIR", help="A folder that fit-head or fit-taste wrote.")
+]
 OtherHead = Annotated[Path, typer.Argument(metavar="HEAD_DIR", help="Another one, same label.")]
 PredictionsFile = Annotated[
     str, typer.Option(metavar="FILE", help="The predictions: .csv, .parquet, or - for stdout.")
+]
+Viewer = Annotated[
+    str | None,
+    typer.Option(metavar="ID", help="Of a taste: whose. [default: what all viewers share]"),
 ]
 BestFirst = Annotated[
     bool,

@@ -178,6 +178,11 @@ def scope_of(path: Path) -> str:
     return f"{readable_name(place.name or 'root')}-{mark}"
 
 
+def is_table(scope: str) -> bool:
+    """Whether ids of this scope come from a table, by its name."""
+    return Path(scope.rpartition("-")[0]).suffix.lower() in TABLE_SUFFIXES
+
+
 def _ignored(by_suffix: Mapping[str, int]) -> str:
     """`5 other files (3 .txt, 1 .jxl, 1 without suffix)`."""
     common = Counter(by_suffix).most_common()

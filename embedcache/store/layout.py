@@ -134,6 +134,15 @@ def read_attributes(folder: Path) -> dict[str, Any]:
     return own_attributes(folder)
 
 
+def cache_around(path: Path) -> Path | None:
+    """The cache that a path lies in, or is; None where it lies in none."""
+    for folder in (path, *path.resolve().parents):
+        with contextlib.suppress(NotACache, Damaged, OSError):
+            check_root(folder)
+            return folder
+    return None
+
+
 def own_attributes(folder: Path) -> dict[str, Any]:
     """What a space's zarr.json says, checked to be exactly as it was written."""
     if folder.is_symlink():

@@ -124,7 +124,7 @@ def ref_digest(cache: Path, name: str) -> str | None:
 
 
 def withdraw_ref(cache: Path, name: str, *, digest: str) -> None:
-    """Take back a ref that was never entered; one of the same name that another wrote stays."""
+    """Take back a ref, entered or not; one of the same name that another wrote stays."""
     path = cache / "refs" / f"{name}.json"
     aside = disk.temporary_beside(path)
     with disk.plain_errors("write", path):

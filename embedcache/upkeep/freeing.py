@@ -136,8 +136,9 @@ def _pinned(cache: Cache, space: Space, named: str, refs: list[str]) -> CacheErr
     names += f" and {len(refs) - SHOWN_REFS} more" if len(refs) > SHOWN_REFS else ""
     several = len(refs) > 1
     advice = (
-        f"Delete {'their files' if several else 'its file'} in {cache.path / 'refs'} if nobody "
-        "needs what it pins, and rerun the command"
+        f"If nobody needs what {'they pin' if several else 'it pins'}, delete "
+        f"{'them' if several else 'it'} by 'embedcache ref {cache.path} "
+        f"{' '.join(refs[:SHOWN_REFS])} --delete', and rerun the command"
     )
     if others := _others(cache, space):
         advice += (

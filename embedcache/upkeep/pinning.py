@@ -40,6 +40,39 @@ class Ref:
         return f"ref {self.name} pins {counted(self.segments, 'segment')}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpinned:
+    """Refs that were deleted."""
+
+    names: tuple[str, ...]
+
+    def document(self) -> dict[str, Json]:
+        return {"deleted": [*self.names]}
+
+    def __str__(self) -> str:
+        refs = "refs" if len(self.names) > 1 else "ref"
+        return (
+            f"deleted {refs} {', '.join(self.names)}; no vector was removed. What no ref pins "
+            "may go now, by 'embedcache compact' or 'embedcache forget --space'"
+        )
+
+
+def delete_refs(cache: Cache, names: Sequence[str]) -> Unpinned:
+    """Delete refs of `cache`; what they pin stays until something removes it.
+
+    A shared copy that has them keeps them, and a later pull brings them again.
+    Raises CacheError, before any is deleted, for a name that is none, and Damaged for a ref that is
+    not as it was written.
+    """
+    names = tuple(dict.fromkeys(names))
+    for name in names:
+        read_ref(cache.path, name)
+    for name in names:
+        if digest := ref_digest(cache.path, name):  # or another process has deleted it
+            withdraw_ref(cache.path, name, digest=digest)
+    return Unpinned(names=names)
+
+
 def write_ref(cache: Cache, name: str) -> Ref:
     """Pin all segments that `cache` holds now under `name`, once and for all."""
     for _ in range(TRIES):

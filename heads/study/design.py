@@ -96,7 +96,8 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     protocols: how FC heads are fitted, a block of the tables each: "paper", from scratch, and
     "warm", from the linear head. id_column: "" for photo_id, user_id or id. folds: K, 0 for one
     split; by default 5 below 5,000 rows. keep_together: "near-duplicates", or with a cosine
-    "near-duplicates:0.9": such photos stand on one side of every split. taste: a table of single
+    "near-duplicates:0.9": such photos stand on one side of every split. near_duplicates_by: the
+    backbone that tells them; by default the first one of whole photos. taste: a table of single
     ratings or swipes with their viewers, on which a taste per viewer is tried.
     """
 
@@ -109,6 +110,7 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     photo_column: str = "photo"
     split_by: str | None = None
     keep_together: str | None = None
+    near_duplicates_by: str | None = None
     scope: str | None = None
     seed: int = 0
     heads: tuple[str, ...] = ("all",)
@@ -145,6 +147,12 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             self.protocol(name)
         if self.keep_together is not None:
             near_duplicates(self.keep_together)
+        names = [name for one in self.backbone for name in one.names]
+        if self.near_duplicates_by not in (None, *names):
+            raise LabelsError(
+                f"near_duplicates_by: the study has no backbone {self.near_duplicates_by}; it has "
+                f"{', '.join(names)}"
+            )
 
     def _check_names(self) -> None:
         for kind, names in (

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import polars as pl
 
+from embedcache.alike.originals import paths_of
 from embedcache.errors import LabelsError
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
@@ -95,3 +96,12 @@ def common(
             f"{', '.join(map(repr, ids[:3]))}; see 'embedcache info'"
         )
     return table.filter(pl.Series(found)), {reason: n for reason, n in why.items() if n}
+
+
+def files_of(study: Study, cache: Cache, table: pl.DataFrame) -> dict[str, str]:
+    """By id the file that this machine read for the cache, of the rows whose file is known."""
+    ids = table[study.id_column].drop_nulls().to_list()
+    digests, known = cache.digests_of(ids, scope=study.scope)
+    files = paths_of(cache)
+    found = zip(ids, (files.get(row.tobytes()) for row in digests), known.tolist(), strict=True)
+    return {name: path for name, path, ok in found if ok and path}

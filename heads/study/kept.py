@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
+from embedcache.store.cache import Cache
 from heads.documents import read_kept
 from heads.fitting import metrics
 from heads.fitting.intervals import Sample
 from heads.fitting.judge import BY, TestRows, judge
 from heads.fitting.result import CHOICE, HeadRow, group_document
+from heads.folders import remove_own
 from heads.study.rows import CONST
 
 Floats = NDArray[np.float64]
@@ -119,6 +121,30 @@ class KeptFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if self.task == "regression":
             return metrics.squared_error(truth, guess)
         return 1 - metrics.row_hit(truth, guess)
+
+
+class _Photos(msgspec.Struct):
+    """The photos of a kept fit; whatever else it holds is not read."""
+
+    ids: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+
+def remove_unknown(folder: Path, cache: Cache, *, scope: str | None) -> int:
+    """Remove the kept fits with a photo that the cache does not know, such as a forgotten one.
+
+    folder: where a study keeps its fits. Returns how many were removed.
+    """
+    found = {
+        path: read_kept(path, _Photos, limit=_MAX_BYTES) for path in folder.glob("?" * 64 + ".json")
+    }
+    removed = 0
+    for path, photos in sorted(found.items()):
+        if photos and not cache.digests_of([*photos.ids, *photos.others], scope=scope)[1].all():
+            remove_own(path.with_suffix(""))
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
 
 
 def chosen(fits: Sequence[KeptFit], name: str) -> KeptFit:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from embedcache.wording import counted
 from heads.fitting import intervals
 from heads.fitting.intervals import Sample
 from heads.fitting.protocol import FC_NAMES
@@ -158,9 +159,8 @@ class Results:
         for taste in self.tastes:
             lines += ["", table_of_tastes(taste).as_text(), said_of_tastes(taste), ""]
         lines += [f"left out: {name}: {reason}" for name, reason in self.skipped.items()]
-        lines.append(
-            f"{len(self.fits)} fits ({self.reused} found from an earlier run), {self.seconds:.1f} s"
-        )
+        done = f"{counted(len(self.fits), 'fit')} ({self.reused} found from an earlier run)"
+        lines.append(f"{done}, {self.seconds:.1f} s")
         return "\n".join(lines)
 
 

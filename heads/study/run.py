@@ -25,6 +25,7 @@ from embedcache.errors import CacheError, LabelsError
 from embedcache.machine import versions
 from embedcache.spec import canonical_json
 from embedcache.store.cache import Cache
+from embedcache.wording import counted
 from heads import dataset
 from heads.dataset.split import SUBSETS
 from heads.documents import PACKAGES
@@ -41,8 +42,8 @@ from heads.study.design import (
     read_labels_memo,
     sha256,
 )
-from heads.study.joined import common, labelled, where
-from heads.study.kept import KeptFit
+from heads.study.joined import common, files_of, labelled, where
+from heads.study.kept import KeptFit, remove_unknown
 from heads.study.parted import numbers, partition, with_remarks
 from heads.study.results import Results
 from heads.study.tastes import try_tastes
@@ -92,6 +93,8 @@ def run(
     tastes, untried, _ = try_tastes(study, cache, table, out, together, **options)
     fits = _remarked(study, cache, table, fits, near, say=say)
     fits = [msgspec.structs.replace(one, labels=labels_digest) for one in fits]
+    if n := remove_unknown(out / "fits", cache, scope=study.scope):
+        say(f"removed {counted(n, 'fit')} of earlier runs, of photos that are not in the cache now")
     if not fits:
         raise LabelsError(f"no fit could be made: {'; '.join(skipped.values())}")
     memo = read_labels_memo(out / "labels.json") if study.labels is None else None
@@ -99,7 +102,7 @@ def run(
         title=study.title,
         study=study.document(),
         fits=tuple(fits),
-        **_about_photos(study, table, labels_path.parent),
+        **_about_photos(study, table, labels_path.parent, cache),
         label_counts=memo.document if memo else None,
         simulated=study.simulated or TRUTH in table.columns,
         seconds=time.perf_counter() - began,
@@ -137,10 +140,15 @@ def _near(study: Study, alike: Alike | None) -> tuple[Mapping[bytes, int], Mappi
     return near, near if study.keep_together else {}
 
 
-def _about_photos(study: Study, table: pl.DataFrame, folder: Path) -> dict[str, Any]:
-    """What the page says of each photo, by id: its file, the truth where known, its caption."""
+def _about_photos(study: Study, table: pl.DataFrame, folder: Path, cache: Cache) -> dict[str, Any]:
+    """What the page says of each photo, by id: its file, the truth where known, its caption.
+
+    Where the table names no files they are those that this machine read for the cache.
+    """
     caption = next((name for name in ("gender", *study.report_by) if name in table.columns), "")
     photos = _values(table, study.id_column, study.photo_column)
+    if study.photo_column not in table.columns:
+        photos = files_of(study, cache, table)
     return {
         "photos": {name: folder / str(photo) for name, photo in photos.items()},
         "truth": _values(table, study.id_column, TRUTH),

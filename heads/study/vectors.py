@@ -7,11 +7,12 @@ from typing import Any
 import polars as pl
 
 from embedcache.errors import NoSuchSpace, PhotosError
-from embedcache.photos.table import Photos
+from embedcache.photos.table import Photos, scope_of
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT
 from heads.dataset.split import near_duplicates
 from heads.study.design import Study
+from heads.study.joined import files_of
 
 WARNING_SAMPLE = 100
 """Photos by which a study that does not keep near-duplicates together measures what they are."""
@@ -28,11 +29,16 @@ def photos_of(
 ) -> Photos | None:
     """The photos of a study's table; None where none is there and the cache lacks nothing.
 
+    Where the table names none they are those that this machine read for the cache.
     path, rows: the table. read: reads the photos that it names. say: called with one line where no
         photo is needed. PhotosError where there are none and the cache lacks vectors.
     """
     gap = lacking(study, cache, rows[study.id_column].drop_nulls().to_list())
     if study.photo_column not in rows.columns and not gap:
+        files = files_of(study, cache, rows)
+        read_before = Photos(tuple(files), tuple(files.values()), scope_of(path))
+        if read_before.any_here():
+            return read_before
         found = f"{path.name} has no column {study.photo_column!r}"
     else:
         try:
@@ -51,21 +57,27 @@ def photos_of(
     return None
 
 
-def to_embed(study: Study, cache: Cache) -> list[str]:
-    """The backbones of a study that a network gives, each once: all but imported vectors."""
+def to_embed(study: Study, cache: Cache, rows: pl.DataFrame) -> list[str]:
+    """The backbones of a study that a network gives, each once: all but imported vectors.
+
+    rows: the table; where it names no photos, the cache has all vectors, and there are none.
+    """
+    ids = rows[study.id_column].drop_nulls().to_list()
+    if study.photo_column not in rows.columns and not lacking(study, cache, ids):
+        return []
     imported = {s.spec.architecture for s in cache.spaces() if s.spec.kind == "foreign"}
     names = dict.fromkeys(name for backbone in study.backbone for name in backbone.names)
     return [name for name in names if name not in imported]
 
 
 def alike_by(study: Study) -> dict[str, Any]:
-    """How a study's near-duplicates are found, as options: by its first backbone of whole photos,
-    else by its first; from fewer photos where the study only warns of them.
+    """How a study's near-duplicates are found, as options: by the backbone that it names for that,
+    by its first one of whole photos, else by its first; from fewer photos where it only warns.
     """
     asked = study.keep_together
-    backbone = next((b for b in study.backbone if not b.sees_face), study.backbone[0])
+    first = next((b for b in study.backbone if not b.sees_face), study.backbone[0])
     return {
-        "backbone": backbone.names[0],
+        "backbone": study.near_duplicates_by or first.names[0],
         "threshold": near_duplicates(asked) if asked else None,
         "sample": None if asked else WARNING_SAMPLE,
     }

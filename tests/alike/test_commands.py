@@ -222,3 +222,27 @@ def test_a_photo_forgotten_while_photos_are_compared_is_in_no_group_and_in_no_fi
     assert not shown & {"p020.jpg", "p005.jpg", "again.jpg"}
     assert not [*(cache / "local").glob("alike/*.groups")]
     assert all(gone not in path.read_bytes() for path in (cache / "local").glob("alike/*"))
+
+
+def test_a_table_of_the_same_files_makes_no_photo_its_own_copy(
+    run: Run, filled: tuple[Path, str, Path], tmp_path: Path
+) -> None:
+    cache, name, photos = filled
+    table = tmp_path / "users.csv"
+    rows = [f"u{i},photos/{path.name}" for i, path in enumerate(sorted(photos.iterdir()))]
+    table.write_text("\n".join(["user_id,photo", *rows]) + "\n")
+    assert run("extract", table, "--cache", cache, "--backbone", name)[0] == 0
+    found = answer(run, "duplicates", cache, "--backbone", name, "--threshold", 1)
+    assert [len(group) for group in found["groups"]] == [2]  # again.jpg and p005.jpg, named once
+    assert found["photos"] == len(rows)
+
+
+def test_a_copy_in_another_folder_is_a_copy(
+    run: Run, filled: tuple[Path, str, Path], tmp_path: Path
+) -> None:
+    cache, name, photos = filled
+    (tmp_path / "more").mkdir()
+    shutil.copy(photos / "p007.jpg", tmp_path / "more" / "other.jpg")
+    assert run("extract", tmp_path / "more", "--cache", cache, "--backbone", name)[0] == 0
+    found = answer(run, "duplicates", cache, "--backbone", name, "--threshold", 1)
+    assert found["groups"] == [["again.jpg", "p005.jpg"], ["other.jpg", "p007.jpg"]]

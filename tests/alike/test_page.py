@@ -97,3 +97,12 @@ def test_the_page_fits_a_phone_and_asks_the_network_for_nothing(
         assert len(colours) == 2
         assert tab.errors == []
         assert {one.partition(":")[0] for one in tab.requests} <= {"file", "data"}
+
+
+def test_no_page_is_written_into_a_cache(run: Run, filled: tuple[Path, str, Path]) -> None:
+    cache, _, _ = filled
+    for place in (cache, cache / "local" / "page.html", cache / "spaces" / "new"):
+        status, _, err = write(run, filled, place)
+        assert status == 1
+        assert "would lie in the cache" in err
+        assert "name another place with --out" in err

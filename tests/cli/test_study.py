@@ -1,6 +1,7 @@
 """The study on the command line: from photos and a swipe log to the page, twice."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -210,3 +211,24 @@ def test_a_target_of_several_classes_is_refused_before_anything_is_fitted(
     status, _, err = study_of(run, planted)
     assert (status, "target 'tier' has 3 classes" in err) == (1, True)
     assert not list((planted / "out").rglob("fits/*"))
+
+
+def test_a_table_without_a_column_of_photos_shows_those_that_the_cache_was_made_of(
+    run: Run, make_photos: Callable[..., Path], tiny_weights: Path, tmp_path: Path
+) -> None:
+    photos = make_photos(60)
+    for path in photos.iterdir():
+        os.utime(path, (1, 1))  # files that changed a moment ago are not remembered
+    rows = [f"p{i:03}.jpg,{i % 7}" for i in range(60)]
+    (tmp_path / "scores.csv").write_text("\n".join(["photo_id,score", *rows]) + "\n")
+    backbone, cache = f"local-dir:{tiny_weights}", tmp_path / "a.cache"
+    assert run("extract", photos, "--cache", cache, "--backbone", backbone)[0] == 0
+    toml = tmp_path / "study.toml"
+    toml.write_text(
+        'labels = "scores.csv"\nheads = ["ridge"]\n[[target]]\ncolumn = "score"\n'
+        f'[[backbone]]\nname = "{backbone}"\nlabel = "tiny"\n'
+    )
+    words = ("study", toml, "--cache", cache, "--out", tmp_path / "out", "--no-explain")
+    status, _, err = run(*words)
+    assert status == 0, err
+    assert "data:image/jpeg" in (tmp_path / "out" / "report.html").read_text()

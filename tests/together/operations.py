@@ -8,6 +8,7 @@ from embedcache.extraction.run import extract
 from embedcache.extraction.upstream import Upstream
 from embedcache.photos.table import Photos
 from embedcache.remotes.remote import Remote
+from embedcache.sharing.joining import compact_remote
 from embedcache.sharing.share import pull, push
 from embedcache.store.cache import Cache
 from embedcache.upkeep.compaction import compact
@@ -131,6 +132,10 @@ def _compact_little(world: World, album: Album, remote: Remote | str) -> None:
     compact(Cache.open(world.cache), target_rows=3)
 
 
+def _compact_remote(world: World, album: Album, remote: Remote | str) -> None:
+    compact_remote(remote, Cache.open(world.cache))
+
+
 def _repair(world: World, album: Album, remote: Remote | str) -> dict[str, Any]:
     report = verify(world.cache, repair=True)
     return {"findings": [f"{found.path}: {found.problem}" for found in report.findings]}
@@ -213,8 +218,8 @@ SECOND: Final[dict[str, Operation]] = {
 TWINS: Final = tuple(forgetting(f"forget {name}", name) for name in ids_of(3))
 # Compaction where some segments are too large to be joined: it removes what those hold already.
 COMPACT_LITTLE: Final = Operation(name="compact little", call=_compact_little)
-# What else runs against a remote: another member who forgot photos that are here, and an
-# extraction that reads through it and offers what it computes.
+# What else runs against a remote: another member who forgot photos that are here, an extraction
+# that reads through it and offers what it computes, and a compaction of it.
 REMOTE: Final = (
     Operation(
         name="colleague purges",
@@ -228,6 +233,7 @@ REMOTE: Final = (
         adds=_rows(*IN_FOLDER),
         remote=True,
     ),
+    Operation(name="compact remote", call=_compact_remote, remote=True),
 )
 READ: Final = next(op for op in ALL if op.reads)
 

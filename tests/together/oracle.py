@@ -17,9 +17,13 @@ from tests.together.zarr_rows import ZarrRows
 
 @dataclass(slots=True)
 class Held:
-    """What is readable in one place, and what is wrong with it."""
+    """What is readable in one place, and what is wrong with it.
+
+    storing: the ids of segments that hold rows of forgotten photos.
+    """
 
     rows: set[Row] = field(default_factory=set)
+    storing: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
 
 
@@ -58,7 +62,9 @@ def held(place: Path, album: Known, zarr: ZarrRows) -> Held:
                 row = (name, album.number[content])
                 if raw != album.bytes_of(row):
                     found.wrong.append(f"{name} {row[1]} has other bytes")
-                elif mark(content) not in dead:
+                elif mark(content) in dead:
+                    found.storing.add(folder.name)
+                else:
                     found.rows.add(row)
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from embedcache.remotes.remote import Remote
 from embedcache.sharing.connecting import staging_of
-from embedcache.sharing.share import pull
+from embedcache.sharing.share import pull, push
 from embedcache.sharing.survey import verify_remote
 from embedcache.store.cache import Cache
 from embedcache.upkeep.compaction import compact
@@ -24,6 +24,9 @@ from tests.together.zarr_rows import ZarrRows
 
 # What `verify` may say of a cache in which a process died, or still runs; its advice removes it.
 SOMEBODY_DIED = ("was left by", "still stores", "is not deleted yet", "named by no entry")
+
+# What it says of a shared copy until somebody purges it.
+NOT_PURGED = "of forgotten photos, which no pull brings"
 
 
 class Stage:
@@ -175,9 +178,40 @@ class Stage:
             left = oracle.traces(folder, self.album, self.facts.never_remote, ids_of)
         self.wrong += [f"bytes left on the remote: {trace}" for trace in left]
         if any(op.remote for op, _ in self.promises.values()):
-            end = finish("verify", lambda: _verify_remote(self.place.open(SOUND, "")))
-            found = [end.text] if end.value is None else end.value
-            self.wrong += [f"verify of the remote: {oracle.shape(text)}" for text in found]
+            self._check_verify_of_remote()
+
+    def _check_verify_of_remote(self) -> None:
+        """It names each segment with forgotten rows and nothing else; what it advises ends that."""
+        found = self._verify_remote()
+        with self.place.folder() as folder:
+            storing = oracle.held(folder, self.album, self.zarr).storing
+        stored = [text for text in found if NOT_PURGED in text]
+        wrong = [text for text in found if text not in stored]
+        wrong += [
+            f"names a segment without forgotten rows: {text}"
+            for text in stored
+            if "photo id" not in text and not any(segment in text for segment in storing)
+        ]
+        wrong += [
+            f"does not name a segment with forgotten rows: {segment}"
+            for segment in storing
+            if not any(segment in text for text in stored)
+        ]
+        if stored:
+            self.pull_and_forget()
+            end = finish("advice", self._purge)
+            wrong += [f"its advice fails: {end.text}"] if end.status != "done" else []
+            wrong += [f"after its advice: {text}" for text in self._verify_remote()]
+        self.wrong += [f"verify of the remote: {oracle.shape(text)}" for text in wrong]
+
+    def _verify_remote(self) -> list[str]:
+        remote = self.place.open(SOUND, "")
+        end = finish("verify", lambda: list(verify_remote(remote).findings))
+        return [end.text] if end.value is None else end.value
+
+    def _purge(self) -> None:
+        cache = Cache.open(self.world.cache)
+        push(cache, self.place.open(SOUND, staging_of(cache)), with_ids=True, purge=True)
 
     def _check_all(self, excused: Sequence[str]) -> list[str]:
         """Ask the product; returns what `verify` names as left behind.
@@ -243,10 +277,6 @@ def _done_before(op: Operation, end: End) -> bool:
         or ("has a ref" in end.text and bool(op.ref))
         or ("has no vectors of" in end.text and bool(op.frees))
     )
-
-
-def _verify_remote(remote: Remote | str) -> list[str]:
-    return list(verify_remote(remote).findings)
 
 
 def _listed(rows: set[Row]) -> str:

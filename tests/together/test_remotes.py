@@ -7,7 +7,7 @@ import pytest
 from tests.together.workers import Workers, describe
 
 SEED = 21
-MEMBERS = ("push", "pull", "purge", "colleague purges", "extract through")
+MEMBERS = ("push", "pull", "purge", "colleague purges", "extract through", "compact remote")
 PAIRS = [
     *((x, y) for x in MEMBERS for y in MEMBERS if x != y),
     *((x, "forget") for x in MEMBERS),
@@ -21,6 +21,7 @@ ON_S3 = [
     ("pull", "colleague purges"),
     ("purge", "push"),
     ("purge", "colleague purges"),
+    ("compact remote", "purge"),
 ]
 
 

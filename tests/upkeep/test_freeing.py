@@ -362,3 +362,43 @@ def test_cut_off_anywhere_a_rerun_ends_it(
             assert k > 0 or call == "mkdir"
             return
     raise AssertionError("it never ended")
+
+
+def test_the_refs_that_pin_it_are_deleted_by_the_command_that_the_message_names(
+    cache: Cache, run: Run
+) -> None:
+    write_ref(cache, "one")
+    write_ref(cache, "two")
+    with pytest.raises(CacheError, match="refs one, two pin vectors of net") as refused:
+        forget_space(cache, "net")
+    advised = str(refused.value).partition("'embedcache ")[2].partition("'")[0].split()
+    status, out, err = run(*advised, "--json")
+    assert status == 0, err
+    assert json.loads(out) == {"deleted": ["one", "two"]}
+    assert verify(cache).clean, str(verify(cache))
+    forget_space(Cache.open(cache.path), "net")
+    holds_nothing(cache)
+    rest_is_whole(cache)
+
+
+def test_a_name_that_is_no_ref_deletes_none(cache: Cache, run: Run) -> None:
+    write_ref(cache, "one")
+    status, _, err = run("ref", cache.path, "one", "gone", "--delete")
+    assert status == 1
+    assert "has no ref 'gone'; it has one" in err
+    assert (cache.path / "refs" / "one.json").exists()
+    status, _, err = run("ref", cache.path, "two", "three")
+    assert status == 1
+    assert "a ref has one name" in err
+
+
+def test_a_deleted_refs_name_can_be_taken_again(cache: Cache, run: Run) -> None:
+    write_ref(cache, "one")
+    assert run("ref", cache.path, "one", "--delete")[0] == 0
+    fill(cache.space(SPEC), photos(20), name="net")
+    write_ref(cache, "one")
+    forget(cache, ["p3"])
+    compact(Cache.open(cache.path))
+    held = Cache.open(cache.path, ref="one").space(SPEC).status(photos(*range(N), 20))
+    assert (held == OK).sum() == N
+    assert verify(cache).clean, str(verify(cache))

@@ -16,6 +16,7 @@ import pytest
 import heads
 from embedcache.errors import LabelsError
 from embedcache.store.cache import Cache
+from embedcache.upkeep.forgetting import forget
 from embedcache.upkeep.verify import verify
 from heads import dataset
 from heads.fitting.fit import fit
@@ -399,3 +400,34 @@ def test_two_backbones_of_whole_photos_are_compared_too(results: Results) -> Non
     text = findings.versus(one, simulated=False, n_comparisons=1).text
     assert "the paper" not in text
     assert f"{one.second} beats {one.first}" in text
+
+
+def test_a_fit_with_a_photo_that_was_forgotten_goes_with_the_next_run(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "photos.cache", tmp_path / "a.cache")
+    (tmp_path / "labels.csv").write_bytes((folder / "out" / "labels.csv").read_bytes())
+    cache, out = Cache.open(tmp_path / "a.cache"), tmp_path / "small"
+    chosen = small(tmp_path, labels="labels.csv")
+    run(chosen, cache, out)
+    [before] = (out / "fits").glob("*.json")
+    (before.with_suffix("") / "notes.txt").write_text("mine")
+    assert b"u0007" in before.read_bytes()
+    forget(cache, ["u0007"])
+    run(chosen, Cache.open(cache.path), out)
+    [after] = (out / "fits").glob("*.json")
+    assert after != before
+    left = [path for path in out.rglob("*") if path.is_file() and b"u0007" in path.read_bytes()]
+    assert left == []
+    assert (before.with_suffix("") / "notes.txt").read_text() == "mine"
+
+
+def test_near_duplicates_are_told_by_the_backbone_that_the_study_names(tmp_path: Path) -> None:
+    from heads.study.vectors import alike_by
+
+    two = [{"name": "whole"}, {"name": "other"}]
+    assert alike_by(small(tmp_path, backbone=two))["backbone"] == "whole"
+    named = small(tmp_path, backbone=two, near_duplicates_by="other")
+    assert alike_by(named)["backbone"] == "other"
+    with pytest.raises(LabelsError, match=r"near_duplicates_by: the study has no backbone gone"):
+        small(tmp_path, backbone=two, near_duplicates_by="gone")

@@ -202,3 +202,28 @@ def test_equal_photos_are_one_photo(tmp_path: Path, world: World) -> None:
     found = load(cache, "net", table)
     assert len(found.vectors) == 60
     assert len(found.value) == 240
+
+
+def test_predict_applies_the_taste_of_a_viewer_or_what_all_share(
+    fit_taste: Run, ratings: dict[str, list[object]], world: World, run: Run, tmp_path: Path
+) -> None:
+    from heads.predict import predict
+    from heads.taste.viewer import load_for
+
+    assert fit_taste(**ratings)[0] == 0
+    folder = tmp_path / "taste"
+    taste = heads.load_taste(folder)
+    for viewer in (None, "r3"):
+        found = predict(load_for(folder, viewer), world.ids, world.cache)
+        assert found.found.all()
+        assert found.values == pytest.approx(taste.predict(world.vectors, viewer), abs=1e-4)
+    with pytest.raises(HeadError, match="viewer 'nobody' rated nothing in training"):
+        load_for(folder, "nobody")
+
+
+def test_a_viewer_goes_with_a_taste_only(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.jpg").touch()
+    words = ("predict", tmp_path, tmp_path, "--cache", tmp_path / "c", "--out", tmp_path / "o.csv")
+    status, _, err = run(*words, "--viewer", "r3")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "--viewer goes with a taste" in err
