@@ -309,10 +309,10 @@ def delete_folder(path: Path, *, ours: Callable[[str], bool] | None = None) -> b
     return not path.exists()
 
 
-def remove_empty(path: Path) -> None:
+def remove_empty(path: Path | str) -> None:
     """Remove a folder unless it holds something, or is not there."""
     try:
-        path.rmdir()
+        os.rmdir(path)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise

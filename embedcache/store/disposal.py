@@ -71,21 +71,21 @@ def dispose(path: Path, *, cache: Path, was: Path | None = None) -> bool:
     is_ours = _ours_in(path)
     aside: Path | None = None
     for parent, folders, files in os.walk(path, topdown=False):
-        inside = Path(parent).relative_to(path)
-        links = [name for name in folders if Path(parent, name).is_symlink()]
+        inside = os.path.relpath(parent, path)
+        links = [name for name in folders if os.path.islink(f"{parent}/{name}")]
         # The manifest goes last: it says what is ours.
         for name in sorted([*files, *links], key=MANIFEST.__eq__):
-            own = inside / name
+            own = name if inside == "." else f"{inside}/{name}"
             with contextlib.suppress(FileNotFoundError):
-                if _is_ours(path, own.as_posix(), is_ours):
-                    os.unlink(path / own)
+                if _is_ours(path, own, is_ours):
+                    os.unlink(f"{parent}/{name}")
                 elif not _KEPT_OPEN.fullmatch(name):
                     aside = aside or _new_place(cache, was or path, folder=True)
                     disk.make_folder(aside / inside, below=aside, durable=False)
-                    (path / own).rename(aside / own)
+                    os.rename(f"{parent}/{name}", aside / own)
         for name in folders:
             if name not in links:
-                disk.remove_empty(Path(parent, name))
+                disk.remove_empty(f"{parent}/{name}")
     for parent, _, _ in os.walk(aside) if aside is not None else ():
         disk.sync_folder(Path(parent))
     disk.remove_empty(path)
@@ -184,7 +184,7 @@ def _ours_in(path: Path) -> Callable[[str], bool]:
 
 def _is_ours(folder: Path, own: str, is_ours: Callable[[str], bool]) -> bool:
     try:
-        if not stat.S_ISREG((folder / own).lstat().st_mode):
+        if not stat.S_ISREG(os.lstat(f"{folder}/{own}").st_mode):
             return False  # a link, or a device: nothing that embedcache makes
     except FileNotFoundError:
         return True

@@ -23,6 +23,7 @@ from embedcache.store.columns import Columns, Kind, join_text, split_text
 from embedcache.store.disposal import noting_aside
 from embedcache.store.draft import Draft
 from embedcache.store.history import History
+from embedcache.store.index import Table
 from embedcache.store.log import PHOTOS
 from embedcache.store.manifest import (
     are_twins,
@@ -250,8 +251,11 @@ class PhotoIds(SegmentSet):
         """Which pairs of a damaged segment can still be read, (n,): all, if its columns can."""
         return np.ones(len(read_pairs(segment)[0]), dtype=np.bool_)
 
-    def held_in(self, holder: Segment, segment: Segment, rows: I64) -> Bool:
+    def held_in(
+        self, holder: Segment, segment: Segment, rows: I64, tables: dict[str, Table]
+    ) -> Bool:
         """Which of some pairs of `segment` are in `holder`, which must be its twin: (k,)."""
+        del tables  # a twin holds no other victim's pairs
         held = np.zeros(len(rows), dtype=np.bool_)
         if not are_twins(holder.manifest, segment.manifest):
             return held

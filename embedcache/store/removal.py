@@ -9,7 +9,7 @@ tests/store/model_of_removal.py tries them.
 import contextlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from embedcache import disk
 from embedcache.errors import Damaged
 from embedcache.store.disposal import dispose, set_aside
 from embedcache.store.history import History
+from embedcache.store.index import Table
 from embedcache.store.layout import bring_over
 from embedcache.store.log import MAX_SEGMENTS, UNKNOWN, Gone, Log, create_entry
 from embedcache.store.manifest import is_segment_id
@@ -48,8 +49,13 @@ class Removable(Protocol):
     def dead_rows(self, segment: Segment, dead: Dead) -> Bool:
         """Which rows of a segment are dead."""
 
-    def held_in(self, holder: Segment, segment: Segment, rows: I64) -> Bool:
-        """Which of some rows of `segment` were read, under their CRCs, in `holder`."""
+    def held_in(
+        self, holder: Segment, segment: Segment, rows: I64, tables: dict[str, Table]
+    ) -> Bool:
+        """Which of some rows of `segment` were read, under their CRCs, in `holder`.
+
+        tables: keeps what was read of holders, by id, for the other victims of one removal.
+        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +69,18 @@ class Victim:
     segment: Segment
     successors: tuple[str, ...] | None = None
     lost: Bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was read for one removal.
+
+    rows: by victim and holder the victim's rows that the holder has. tables: the digests of a few
+    holders.
+    """
+
+    rows: dict[str, dict[str, I64]] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
 
 
 def remove(
@@ -92,7 +110,7 @@ def remove(
 
 def _enter(of: Removable, victims: list[Victim]) -> list[Segment]:
     """Create the entry that takes victims away; returns their segments."""
-    evidence: dict[str, dict[str, I64]] = {}
+    evidence = Evidence()
     while victims:
         log = of.history.log()
         present = {segment.id: segment for segment in of.segments()}
@@ -130,7 +148,7 @@ def _gone(
     log: Log,
     dead: Dead,
     staying: Mapping[str, Segment],
-    evidence: dict[str, dict[str, I64]],
+    evidence: Evidence,
     pinned: bool,
 ) -> Gone | None:
     """How the log names a victim; None where it has to stay.
@@ -141,15 +159,14 @@ def _gone(
     hurt = of.dead_rows(victim.segment, dead)
     if victim.lost is not None:
         hurt = hurt | victim.lost
-    seen = evidence.setdefault(victim.segment.id, {})
     standing = _standing(of, victim.successors, log)
     if standing is not None:
         alone = {name: staying[name] for name in standing if name in staying}
-        if not _held(of, victim, ~hurt, alone, seen):
+        if not _held(of, victim, ~hurt, alone, evidence):
             standing = None
     if pinned and (standing is None or not (hurt.any() or victim.lost is not None)):
         return None
-    if standing is None and not _held(of, victim, ~hurt, staying, seen):
+    if standing is None and not _held(of, victim, ~hurt, staying, evidence):
         return None
     return Gone(victim.segment.digest, standing)
 
@@ -175,10 +192,10 @@ def _held(
     victim: Victim,
     needed: Bool,
     staying: Mapping[str, Segment],
-    seen: dict[str, I64],
+    evidence: Evidence,
 ) -> bool:
-    """Whether segments that stay hold all `needed` rows of a victim; `seen` keeps what was read."""
-    needed = needed.copy()
+    """Whether segments that stay hold all `needed` rows of a victim."""
+    needed, seen = needed.copy(), evidence.rows.setdefault(victim.segment.id, {})
     for name, rows in seen.items():
         if name in staying:
             needed[rows] = False
@@ -189,7 +206,7 @@ def _held(
         if not len(rows):
             return True
         if holder.id not in seen:
-            seen[holder.id] = rows[of.held_in(holder, victim.segment, rows)]
+            seen[holder.id] = rows[of.held_in(holder, victim.segment, rows, evidence.tables)]
             needed[seen[holder.id]] = False
     return not needed.any()
 

@@ -33,6 +33,7 @@ I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 T = TypeVar("T")
 UNKNOWN = "unknown"
+HOLDERS = 4  # whose digests one removal keeps
 INDEX_SEGMENTS = 64
 INDEX_ROWS = 65_536
 COLUMN_CACHE_BYTES = 24 << 20
@@ -167,7 +168,9 @@ class RowSet(SegmentSet):
     def _dead_rows(self, segment: Segment, dead: Dead) -> Bool:
         return dead.of(segment.column("digest"))
 
-    def held_in(self, holder: Segment, segment: Segment, rows: I64) -> Bool:
+    def held_in(
+        self, holder: Segment, segment: Segment, rows: I64, tables: dict[str, Table]
+    ) -> Bool:
         """Which of some rows of `segment` were read, under their CRCs, in `holder`, (k,).
 
         A good row needs a good one of the same content; a failure needs either.
@@ -175,10 +178,15 @@ class RowSet(SegmentSet):
         held = np.zeros(len(rows), dtype=np.bool_)
         try:
             digests = segment.column("digest")[rows]
-            theirs = holder.column("digest")
-            table = Table.empty().extended(
-                [(0, theirs, holder.manifest.n_ok)], renumbered=np.empty(0, np.int64)
-            )
+            if holder.id not in tables:
+                theirs = holder.column("digest")
+                fresh = Table.empty().extended(
+                    [(0, theirs, holder.manifest.n_ok)], renumbered=np.empty(0, np.int64)
+                )
+                while len(tables) >= HOLDERS:
+                    del tables[next(iter(tables))]
+                tables[holder.id] = fresh
+            table = tables[holder.id]
             at = table.find(digests)
             good = rows < segment.manifest.n_ok
             held[(at >= 0) & ~good] = True

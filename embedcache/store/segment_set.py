@@ -20,6 +20,7 @@ from embedcache.store.clearing import clear
 from embedcache.store.columns import Kind
 from embedcache.store.disposal import discard
 from embedcache.store.history import History
+from embedcache.store.index import Table
 from embedcache.store.log import Log
 from embedcache.store.manifest import replacement_id
 from embedcache.store.removal import Victim, remove
@@ -138,7 +139,9 @@ class SegmentSet:
     def _dead_rows(self, segment: Segment, dead: Dead) -> Bool:
         raise NotImplementedError
 
-    def held_in(self, holder: Segment, segment: Segment, rows: I64) -> Bool:
+    def held_in(
+        self, holder: Segment, segment: Segment, rows: I64, tables: dict[str, Table]
+    ) -> Bool:
         """Which of some rows of `segment` were read, under their CRCs, in `holder`, (k,)."""
         raise NotImplementedError
 
