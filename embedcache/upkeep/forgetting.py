@@ -5,7 +5,7 @@ publishes its rows later. Then the bytes go.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,19 +94,21 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     whole = set(named.values())
     absent = _absent(cache, table, whole)
     pairs |= {pair for pair in _pairs(table) if pair[2] in whole}
+    contents = {pair[2] for pair in pairs} | whole
+    # With its ids, at once: a run that is cut off leaves no content whose ids are gone.
+    doomed = whole | (contents - _living(cache, without=pairs).keys())
     cache.history.forget(
-        contents=map(content_mark, whole),
+        contents=map(content_mark, doomed),
         pairs=(pair_mark(place, name, content) for place, name, content in pairs),
     )
-    # Only now, with the pairs gone for everybody: of two that forget the two ids of one photo at
-    # once, the later look finds no id left.
-    living = {pair[2]: pair[1] for pair in _pairs(cache.photo_table())}
-    contents = {pair[2] for pair in pairs} | whole
-    doomed = contents - living.keys() - whole
-    if doomed:
-        cache.history.forget(contents=map(content_mark, doomed))
-    kept = sorted(living[content] for content in contents - doomed - whole)
-    done = _remove(cache, pairs, doomed | whole, kept=kept)
+    # And those of other ids again, now that the pairs are gone for everybody: of two that forget the
+    # two ids of one photo at once, the later look finds no id left.
+    living = _living(cache)
+    later = contents - living.keys() - doomed
+    if later:
+        cache.history.forget(contents=map(content_mark, later))
+    kept = sorted(living[content] for content in contents - doomed - later)
+    done = _remove(cache, pairs, doomed | later, kept=kept)
     notes = (
         f"{cache.path} holds nothing of {content.hex()}: a tombstone was written to keep it out"
         for content in sorted(absent)
@@ -171,6 +173,12 @@ def _remove(
         refs=tuple(refs),
         notes=notes,
     )
+
+
+def _living(cache: Cache, *, without: Collection[Pair] = ()) -> dict[bytes, str]:
+    """By content an id that stands for it now; of the pairs that are not in `without`."""
+    pairs = (pair for pair in _pairs(cache.photo_table()) if pair not in without)
+    return {content: name for _, name, content in pairs}
 
 
 def _pins(cache: Cache, ref: str) -> set[str]:

@@ -9,6 +9,7 @@ import pytest
 from embedcache.errors import CacheError
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, OK
+from embedcache.store.history import History
 from embedcache.upkeep.forgetting import forget, forget_forgotten
 from embedcache.upkeep.merging import merge
 from embedcache.upkeep.pinning import write_ref
@@ -264,3 +265,28 @@ def test_the_advice_on_a_damaged_tombstone_works(tmp_path: Path, way: str) -> No
         merge(cache, [Cache.open(tmp_path / "kept")])
     merge(cache, [old], with_ids=True)
     assert cache.space(SPEC).status(photos(1, 2)).tolist() == [ABSENT, OK]
+
+
+@pytest.mark.parametrize("others", [["p4"], ["p4", "p5"]])
+def test_a_forget_cut_off_after_its_first_tombstone_is_ended_though_others_removed_its_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: list[str]
+) -> None:
+    cache = make(tmp_path / "a", *range(8))
+    real = History.forget
+
+    def dies(self: History, **marks: object) -> None:
+        real(self, **marks)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(History, "forget", dies)
+    with pytest.raises(KeyboardInterrupt):
+        forget(cache, ["p3"])
+    monkeypatch.undo()
+    assert Cache.open(cache.path).space(SPEC).status(photos(3)).tolist() == [ABSENT]
+    forget(Cache.open(cache.path), others)
+    forget_forgotten(Cache.open(cache.path))
+    everything = b"".join(p.read_bytes() for p in cache.path.rglob("*") if p.is_file())
+    assert model(photos(3)).tobytes() not in everything
+    rest = photos(0, 1, 2, 6, 7)
+    assert (Cache.open(cache.path).space(SPEC).status(rest) == OK).all()
+    assert verify(cache).clean
