@@ -50,7 +50,8 @@ class LayerList:
             shape = " x ".join(map(str, one.shape))
             rows.append([one.layer.path, shape, f"{one.dim:,}-d", str(one.layer)])
         inside = len(self.layers) - len(shown)
-        more = [f"and {inside:,} inside these blocks; --json lists all"] if inside else []
+        command = f"'embedcache doctor --layers {self.backbone} --json'"
+        more = [f"and {inside:,} inside these blocks: {command} lists all"] if inside else []
         return "\n".join(
             [
                 f"{self.backbone}: {counted(len(self.layers), 'layer')}, input {height} x {width}",

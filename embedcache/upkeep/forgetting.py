@@ -101,8 +101,8 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
         contents=map(content_mark, doomed),
         pairs=(pair_mark(place, name, content) for place, name, content in pairs),
     )
-    # And those of other ids again, now that the pairs are gone for everybody: of two that forget the
-    # two ids of one photo at once, the later look finds no id left.
+    # Again, now that the pairs are gone for everybody: of two that forget the two ids of one photo
+    # at once, the later look finds no id left.
     living = _living(cache)
     later = contents - living.keys() - doomed
     if later:

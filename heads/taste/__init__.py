@@ -4,4 +4,4 @@ This room owns `fit-taste`. It imports `heads.dataset`, `heads.fitting` and what
 writes nothing outside the folder that it is given (after Rothe, Timofte and Van Gool 2016).
 """
 
-__all__ = ["fit", "model", "ratings", "result", "saved", "trial"]
+__all__ = ["fit", "model", "ratings", "result", "saved", "trial", "viewer"]
