@@ -15,8 +15,10 @@ export UV_COMPILE_BYTECODE = 1
 demo: $(READY)
 	$(BIN)/embedcache demo --out $(DEMO)
 
+# Files side by side, one for each core; the checker of all commands has workers of its own.
 test: lint
-	$(BIN)/python -m pytest -m "not torture"
+	$(BIN)/python -m pytest -m "not torture" --ignore tests/together -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not torture" tests/together
 
 lint: $(READY)
 	$(BIN)/ruff check .
