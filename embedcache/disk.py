@@ -6,6 +6,7 @@ Every byte that a cache gains goes through `write_all` or `write_at`, and become
 
 import contextlib
 import errno
+import fcntl
 import functools
 import hashlib
 import os
@@ -307,6 +308,20 @@ def delete_folder(path: Path, *, ours: Callable[[str], bool] | None = None) -> b
                 remove_empty(Path(parent, name))
     remove_empty(path)
     return not path.exists()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Let one process at a time rename folders in `folder`, where its file system has locks."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a process that was forked meanwhile has it open too
+        os.close(fd)
 
 
 def remove_empty(path: Path | str) -> None:

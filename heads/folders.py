@@ -6,12 +6,11 @@ place goes on with it. A marker, such as fit.json, says that a folder is an earl
 """
 
 import contextlib
-import fcntl
 import glob
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from embedcache import disk
@@ -33,7 +32,7 @@ def replace_folder(folder: str | Path, marker: str, fill: Callable[[Path], None]
         folder = folder.resolve()
     _kept(folder, marker)  # says what is wrong with it before anything is made
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder.parent):
+    with disk.alone_in(folder.parent):
         bring_back(folder)
         _replace(folder, marker, fill)
     return folder
@@ -68,24 +67,10 @@ def holds_earlier(folder: str | Path, marker: str) -> bool:
     """
     folder = Path(folder)
     if folder.resolve().parent.is_dir():
-        with alone_in(folder.resolve().parent):
+        with disk.alone_in(folder.resolve().parent):
             bring_back(folder.resolve())
     _kept(folder, marker)
     return folder.is_dir() and any(folder.iterdir())
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Let one process at a time rename folders in `folder`, where its file system has locks."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)  # a process that was forked meanwhile has it open too
-        os.close(fd)
 
 
 def bring_back(folder: Path) -> None:

@@ -25,6 +25,7 @@ from embedcache.store.salvage import leftovers
 from embedcache.store.segment import Segment
 from embedcache.store.segment_set import members
 from embedcache.store.tombstones import content_mark, pair_mark
+from embedcache.upkeep import intents
 from embedcache.upkeep.local import clear_hidden, delete_memory, delete_staged
 from embedcache.wording import counted
 
@@ -84,6 +85,7 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     Run again after a crash, it finishes what was begun.
     Raises CacheError for an id that is not recorded, and for a part of a digest that is not here.
     """
+    _end_cut_off(cache)
     # Also what was forgotten and is still stored: a run that was cut off is finished.
     table = cache.photo_ids.table(dead=True)
     wanted = set(ids)
@@ -97,6 +99,7 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     contents = {pair[2] for pair in pairs} | whole
     # With its ids, at once: a run that is cut off leaves no content whose ids are gone.
     doomed = whole | (contents - _living(cache, without=pairs).keys())
+    intent = intents.begin(cache, contents - doomed)
     cache.history.forget(
         contents=map(content_mark, doomed),
         pairs=(pair_mark(place, name, content) for place, name, content in pairs),
@@ -107,6 +110,8 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     later = contents - living.keys() - doomed
     if later:
         cache.history.forget(contents=map(content_mark, later))
+    if intent:
+        intent.unlink(missing_ok=True)
     kept = sorted(living[content] for content in contents - doomed - later)
     done = _remove(cache, pairs, doomed | later, kept=kept)
     notes = (
@@ -119,6 +124,7 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
 def forget_forgotten(cache: Cache) -> Forgotten:
     """Remove every photo here that a tombstone of this cache names: others forgot it, or it was
     forgotten here and a run was cut off."""
+    _end_cut_off(cache)
     table = cache.photo_ids.table(dead=True)
     pairs = set()
     for scope in set(table.scopes):
@@ -173,6 +179,15 @@ def _remove(
         refs=tuple(refs),
         notes=notes,
     )
+
+
+def _end_cut_off(cache: Cache) -> None:
+    """Decide what runs that were cut off had not decided: contents whose last ids they forgot."""
+    marks, files = intents.marks_left(cache.path)
+    if doomed := marks - {content_mark(content) for content in _living(cache)} if marks else set():
+        cache.history.forget(contents=doomed)
+    for path in files:
+        path.unlink(missing_ok=True)
 
 
 def _living(cache: Cache, *, without: Collection[Pair] = ()) -> dict[bytes, str]:
@@ -264,7 +279,8 @@ def _check_known(cache: Cache, wanted: set[str], found: set[Pair]) -> None:
         raise CacheError(
             f"{cache.path} knows no photo id or sha256 {unknown[0]!r}"
             + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else "")
-            + f". 'embedcache info {cache.path} --photos' lists all"
+            + f": it was never recorded, or is forgotten already. 'embedcache info {cache.path} "
+            "--photos' lists all"
         )
     places: dict[str, dict[str, set[bytes]]] = {}
     for scope, name, content in found:

@@ -15,12 +15,15 @@ from embedcache.store.refs import (
     Pins,
     RefTaken,
     dangling,
+    encode_ref,
     read_ref,
     ref_digest,
     withdraw_ref,
 )
 from embedcache.store.refs import write_ref as _write_ref
+from embedcache.store.sealed import own_digest
 from embedcache.store.segment import Segment
+from embedcache.upkeep.local import clear_hidden
 from embedcache.wording import counted
 
 TRIES = 5
@@ -65,18 +68,37 @@ def delete_refs(cache: Cache, names: Sequence[str]) -> Unpinned:
     not as it was written.
     """
     names = tuple(dict.fromkeys(names))
+    once = cache.history.log().refs
     for name in names:
-        read_ref(cache.path, name)
-    for name in names:
-        if digest := ref_digest(cache.path, name):  # or another process has deleted it
-            withdraw_ref(cache.path, name, digest=digest)
+        if _is_there(cache, name) or name not in once:  # else a run before this has deleted it
+            read_ref(cache.path, name)
+    with disk.alone_in(cache.path / "refs"):
+        for name in names:
+            if digest := ref_digest(cache.path, name):
+                withdraw_ref(cache.path, name, digest=digest)
+    clear_hidden(cache.path)  # what a run that was killed has left
     return Unpinned(names=names)
 
 
+def _is_there(cache: Cache, name: str) -> bool:
+    return (cache.path / "refs" / f"{name}.json").exists()
+
+
 def write_ref(cache: Cache, name: str) -> Ref:
-    """Pin all segments that `cache` holds now under `name`, once and for all."""
+    """Pin all segments that `cache` holds now under `name`, once and for all.
+
+    Raises CacheError for a name that is taken, or was before and meant something else.
+    """
     for _ in range(TRIES):
         pins = _all_pins(cache, name)
+        finish_ref(cache, name)
+        before = cache.history.log().refs.get(name)
+        same = before in (None, own_digest(encode_ref(pins, changes=[])))
+        if not same and not _is_there(cache, name):
+            raise CacheError(
+                f"{cache.path} had a ref {name!r} before, which pinned other segments. A name is "
+                "used once, so that nobody cites the wrong state: choose another"
+            )
         if enter_ref(cache, pins):
             return Ref(name=name, segments=sum(map(len, pins.parts)))
     raise CacheError(
@@ -96,8 +118,7 @@ def pin(cache: Cache) -> str:
         text = json.dumps(held, default=dict, sort_keys=True)
         name = f"as-of-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         try:
-            there = (cache.path / "refs" / f"{name}.json").exists()
-            if there or enter_ref(cache, replace(pins, name=name)):
+            if _is_there(cache, name) or enter_ref(cache, replace(pins, name=name)):
                 return name
         except RefTaken:  # another process pins the same at this moment
             return name
@@ -125,13 +146,15 @@ def enter_ref(cache: Cache, pins: Pins, *, changes: Sequence[Json] = ()) -> bool
 
 
 def finish_ref(cache: Cache, name: str) -> None:
-    """Take back a ref that a process that died left, where it pins what was removed since."""
+    """Take back a ref that a process that died left, where it pins what was removed since.
+
+    The log may name it: the same ref was there before, and was deleted.
+    """
     digest = ref_digest(cache.path, name)
-    log = cache.history.log()
-    if digest is None or log.refs.get(name) == digest:
+    if digest is None:
         return
     pins = read_ref(cache.path, name)
-    if dangling(pins, log):
+    if dangling(pins, cache.history.log()):
         withdraw_ref(cache.path, name, digest=digest)
 
 

@@ -136,6 +136,12 @@ class Record:
             if self.repair and not collect(left.path, cache=self.root):
                 return  # somebody is at work on it after all, or has removed it
             self.find(left.path, "was left by a process that has ended", mends=REMOVED)
+        elif left.path.name.startswith(intents.PREFIX):
+            self.find(
+                left.path,
+                "was left by a forget that was cut off. "
+                f"'embedcache forget {self.report.cache} --forgotten' ends it",
+            )
         elif left.path.name.startswith("outgoing-"):
             self.find(
                 left.path,

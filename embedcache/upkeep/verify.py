@@ -105,7 +105,7 @@ class _Audit:
         self.past.read_refs()
         for folder in work_folders(self.root):
             self.record.left += leftovers(folder)
-        self.record.left += staged(self.root)
+        self.record.left += [*staged(self.root), *intents.left(self.root)]
         self.record.finish()
         self._unseen()
 
