@@ -85,7 +85,8 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     Run again after a crash, it finishes what was begun.
     Raises CacheError for an id that is not recorded, and for a part of a digest that is not here.
     """
-    _end_cut_off(cache)
+    if _end_cut_off(cache):
+        forget_forgotten(cache)
     # Also what was forgotten and is still stored: a run that was cut off is finished.
     table = cache.photo_ids.table(dead=True)
     wanted = set(ids)
@@ -181,13 +182,17 @@ def _remove(
     )
 
 
-def _end_cut_off(cache: Cache) -> None:
-    """Decide what runs that were cut off had not decided: contents whose last ids they forgot."""
+def _end_cut_off(cache: Cache) -> bool:
+    """Decide what runs that were cut off had not decided: contents whose last ids they forgot.
+
+    Returns whether there are any, whose rows are still to be removed.
+    """
     marks, files = intents.marks_left(cache.path)
     if doomed := marks - {content_mark(content) for content in _living(cache)} if marks else set():
         cache.history.forget(contents=doomed)
     for path in files:
         path.unlink(missing_ok=True)
+    return bool(doomed)
 
 
 def _living(cache: Cache, *, without: Collection[Pair] = ()) -> dict[bytes, str]:
