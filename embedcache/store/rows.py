@@ -7,7 +7,7 @@ are dead (`tombstones`) are not in it, so that no caller can meet them.
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ T = TypeVar("T")
 UNKNOWN = "unknown"
 INDEX_SEGMENTS = 64
 INDEX_ROWS = 65_536
+MAPPED_ROWS = 1 << 20  # a table of so many entries lies in its file, not in memory
 COLUMN_CACHE_BYTES = 24 << 20
 
 
@@ -230,24 +231,47 @@ class RowSet(SegmentSet):
             more = dead.since(set(saved.tombstones), saved.lifts)
             if not set(saved.tombstones) <= dead.tombstones.keys():
                 more = None
-        if more is None or not set(known) <= set(names):
-            base, known, more = Table.empty(), [], None
+        if more is None:
+            base, known = Table.empty(), []
         elif more.contents:
             base = base.without(more.of(base.digests))
-        number = {name: i for i, name in enumerate(names)}
-        renumbered = np.array([number[name] for name in known], dtype=np.int64)
-        old = set(known)
-        fresh = [(i, segment) for i, segment in enumerate(segments) if segment.digest not in old]
-        if fresh or known != names:
-            parts = [(i, s.column("digest"), s.manifest.n_ok) for i, s in fresh]
-            leave_out = dead.of if dead.contents else None
-            base = base.extended(parts, renumbered=renumbered, dead=leave_out)
+        if known != names:
+            base = self._joined(base, known, names, segments, dead)
+        old = {*known}
+        fresh = [segment.manifest.n_rows for segment in segments if segment.digest not in old]
+        n_fresh = sum(fresh)
         self._indexed, self._table, self._dead = names, base, dead
         self._unsaved += len(fresh)
-        n_fresh = sum(segment.manifest.n_rows for _, segment in fresh)
         if self._index_path and (self._unsaved >= INDEX_SEGMENTS or n_fresh >= INDEX_ROWS):
             self._unsaved = 0
             self._save(self._index_path)
+
+    def _joined(
+        self,
+        base: Table,
+        known: Sequence[str],
+        names: Sequence[str],
+        segments: Sequence[Segment],
+        dead: Dead,
+    ) -> Table:
+        """A table of the segments `names`, made from one of the segments `known`."""
+        number, old = {name: i for i, name in enumerate(names)}, {*known}
+        fresh = [(i, segment) for i, segment in enumerate(segments) if segment.digest not in old]
+        renumbered = np.array([number.get(name, -1) for name in known], dtype=np.int64)
+        found = base.extended(
+            ((i, segment.column("digest"), segment.manifest.n_ok) for i, segment in fresh),
+            renumbered=renumbered,
+            dead=dead.of if dead.contents else None,
+            n_rows=sum(segment.manifest.n_rows for _, segment in fresh),
+        )
+        if old <= number.keys():
+            return found
+        # Of a segment that has gone, what took its place has the rows; else another may have them.
+        went = np.flatnonzero(renumbered[base.segment] < 0)
+        at = found.find(base.digests[went])
+        if (at >= 0).all() and (found.ok[at] | ~base.ok[went]).all():
+            return found
+        return self._joined(Table.empty(), [], names, segments, dead)
 
     def _save(self, path: Path) -> None:
         """Keep the table in a file, unless something was forgotten while it was written."""
@@ -257,6 +281,10 @@ class RowSet(SegmentSet):
             self._table.save(path, self._indexed, tombstones=marks[0], lifts=marks[1])
             if self.history.dead() is not self._dead:
                 path.unlink()
+            elif len(self._table.keys) >= MAPPED_ROWS:
+                saved = Table.load(path)
+                if saved and (saved.segments, saved.tombstones) == (self._indexed, marks[0]):
+                    self._table = saved.table
 
     def _steadily(self, look: Callable[[list[Segment], Table], T]) -> T:
         return self.steadily(lambda segments: look(segments, self._table_of(segments)))
