@@ -175,7 +175,7 @@ def pulling(given: argparse.Namespace) -> str:
 def forgetting(given: argparse.Namespace) -> str:
     from embedcache.upkeep.forgetting import forget
 
-    done = forget(Cache.open(given.at / "c"), ids([given.rows // 2]), scope=SCOPE)
+    done = forget(Cache.open(given.at / "c"), ids([given.rows // 2 + 1]), scope=SCOPE)
     assert (done.ids, done.rows) == (1, 1), done
     return "1 row"
 

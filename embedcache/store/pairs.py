@@ -86,6 +86,9 @@ class Pairs:
         self.scope = scope
         self._runs = tuple(runs)
 
+    def __len__(self) -> int:
+        return sum(map(len, self._runs))
+
     def extended(self, segments: Sequence[Segment], dead: Dead) -> "Pairs":
         """With the pairs of later segments, lowest id first, that are not dead."""
         ids, digests = _gathered(self._living(segments, dead), segments)

@@ -37,6 +37,8 @@ from embedcache.store.segment_set import SegmentSet
 from embedcache.store.texts import Repeats, Texts
 from embedcache.store.tombstones import Dead
 
+KEPT_IDS = 1 << 20  # recorded ids of which no more are kept in memory after more were recorded
+
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -109,6 +111,8 @@ class PhotoIds(SegmentSet):
         if dead and len(changed):
             some = [ids[i] for i in changed.tolist()]
             changed = changed[~dead.of_pairs(scope, some, digests[changed])]
+        if sum(map(len, self._pairs.values())) > KEPT_IDS:  # a run needs them no more
+            self._pairs, self._loaded = {}, ()
         changed = _last_of_each(ids, changed)
         if len(changed):
             with noting_aside(self.history.cache):

@@ -4,8 +4,9 @@ to look them up by.
 Ten million ids as objects of Python take 1.5 GB, and in this form 250 MB.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Self, overload
 
 import numpy as np
@@ -136,10 +137,10 @@ class Repeats(Sequence[str]):
     def __init__(self, counts: dict[str, int]) -> None:
         self._counts = counts
         self._names = list(counts)
-        self._ends = np.cumsum([*counts.values()], dtype=np.int64)
+        self._ends = [*accumulate(counts.values())]
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._ends[-1] if self._ends else 0
 
     @overload
     def __getitem__(self, at: int) -> str: ...
@@ -148,8 +149,7 @@ class Repeats(Sequence[str]):
     def __getitem__(self, at: int | slice) -> str | list[str]:
         if isinstance(at, slice):
             return [self[i] for i in range(*at.indices(len(self)))]
-        place = range(len(self))[at]
-        return self._names[int(np.searchsorted(self._ends, place, "right"))]
+        return self._names[bisect_right(self._ends, range(len(self))[at])]
 
     def __iter__(self) -> Iterator[str]:
         for name, n in self._counts.items():
