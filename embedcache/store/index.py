@@ -193,6 +193,25 @@ class Saved:
     lifts: list[str]
 
 
+def distinct(digests: U8) -> tuple[I64, I64]:
+    """Each content of (n, 32) digests once: (the first row that has it, how many have it).
+
+    Both are (m,), in the order of the rows.
+    """
+    keys = _keys(digests)
+    order = np.argsort(keys, kind="stable")
+    begins = np.ones(len(order), np.bool_)
+    begins[1:] = keys[order[1:]] != keys[order[:-1]]
+    again = np.flatnonzero(~begins)
+    if (digests[order[again]] != digests[order[again - 1]]).any():  # one key of several digests
+        whole = np.ascontiguousarray(digests).view("V32").reshape(-1)
+        _, first, n_rows = np.unique(whole, return_index=True, return_counts=True)
+    else:
+        first, n_rows = order[begins], np.diff(np.flatnonzero(begins), append=len(order))
+    order = np.argsort(first)
+    return first[order], n_rows[order]
+
+
 def repeats(digests: U8) -> tuple[I64, I64]:
     """Rows of (n, 32) digests that occur before: (first row with that digest, this row)."""
     words = _words(digests)

@@ -87,7 +87,7 @@ class Texts(Sequence[str]):
 
     def take(self, rows: I64) -> "Texts":
         """Some of the texts, in this order."""
-        sizes = np.diff(self.offsets)[rows]
+        sizes = self.offsets[rows + 1] - self.offsets[rows]
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(sizes, out=offsets[1:])
         text = np.empty(offsets[-1], np.uint8)
@@ -116,8 +116,8 @@ class Texts(Sequence[str]):
 
     def same(self, rows: I64, other: "Texts", others: I64) -> Bool:
         """Which of k texts are the same as k of another, byte by byte, (k,)."""
-        sizes = np.diff(self.offsets)[rows]
-        equal: Bool = sizes == np.diff(other.offsets)[others]
+        sizes = self.offsets[rows + 1] - self.offsets[rows]
+        equal: Bool = sizes == other.offsets[others + 1] - other.offsets[others]
         at = np.flatnonzero(equal)
         for start in range(0, len(at), BLOCK_TEXTS):
             some = at[start : start + BLOCK_TEXTS]

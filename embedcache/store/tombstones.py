@@ -98,9 +98,15 @@ class Dead:
         if not self.pairs:
             return found
         key, marks = _scope(scope), self.pairs
-        for i in np.flatnonzero(~found).tolist():
-            raw = key + digests[i].tobytes() + ids[i].encode("utf-8", "surrogatepass")
-            found[i] = sha256(raw).digest() in marks
+        for start in range(0, len(digests), BLOCK_ROWS):
+            raw = np.ascontiguousarray(digests[start : start + BLOCK_ROWS]).tobytes()
+            names = ids[start : start + BLOCK_ROWS]
+            known = found[start : start + BLOCK_ROWS].tolist()
+            for i, name in enumerate(names):
+                if not known[i]:
+                    pair = key + raw[32 * i : 32 * i + 32] + name.encode("utf-8", "surrogatepass")
+                    known[i] = sha256(pair).digest() in marks
+            found[start : start + BLOCK_ROWS] = known
         return found
 
     def since(self, tombstones: Container[str], lifts: Collection[str]) -> "Dead | None":
