@@ -6,7 +6,7 @@ the greater digest counts, and never the name of a segment, which any rewrite ch
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -30,10 +30,10 @@ from embedcache.store.manifest import (
     replacement_id,
     replaces,
 )
-from embedcache.store.pairs import BLOCK_IDS, Pairs
+from embedcache.store.pairs import BLOCK_IDS, Pairs, texts_of
 from embedcache.store.salvage import salvage
 from embedcache.store.segment import Segment
-from embedcache.store.segment_set import SegmentSet
+from embedcache.store.segment_set import SegmentSet, members
 from embedcache.store.texts import Repeats, Texts
 from embedcache.store.tombstones import Dead
 
@@ -53,12 +53,16 @@ class PhotoTable:
     """
 
     ids: Sequence[str]
-    scopes: Sequence[str]
+    scopes: Repeats
     digests: U8
     newest: Bool
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def places(self) -> dict[str, int]:
+        """How many ids there are of each scope."""
+        return {name: int(self.newest[rows].sum()) for name, rows in self.scopes.spans()}
 
     def current(self, *, scope: str | None = None, every_scope: bool = False) -> list[int]:
         """The rows that count (of `scope`): each content under its ids of the last scope that has
@@ -167,6 +171,40 @@ class PhotoIds(SegmentSet):
         return PhotoTable(
             Texts.joined(ids), counts, np.concatenate(digests), np.concatenate(newest)
         )
+
+    def pairs_of(
+        self, *, ids: Collection[str] = (), contents: Collection[bytes] = (), dead: bool = False
+    ) -> set[tuple[str, str, bytes]]:
+        """The pairs (scope, id, content) of some ids, and those of some contents.
+
+        dead: also those that were forgotten and are still stored. Segments are read one by one, so
+        that little is in memory whatever there is.
+        """
+        wanted, of = {*ids}, {*contents}
+        hashes = Texts.of([*wanted]).hashes()
+
+        def look(segments: list[Segment]) -> set[tuple[str, str, bytes]]:
+            marks, found = self.history.dead(), set()
+            for segment in segments:
+                names, digests = texts_of(segment), segment.column("digest")
+                chosen = members(digests, of) | np.isin(names.hashes(), hashes)
+                rows = np.flatnonzero(chosen)
+                some, scope = [*names.take(rows)], segment.manifest.name
+                gone = (
+                    np.zeros(len(rows), np.bool_)
+                    if dead
+                    else marks.of_pairs(scope, some, digests[rows])
+                )
+                found |= {
+                    (scope, name, content)
+                    for name, content, hidden in zip(
+                        some, map(bytes, digests[rows]), gone.tolist(), strict=True
+                    )
+                    if not hidden and (name in wanted or content in of)
+                }
+            return found
+
+        return self.steadily(look)
 
     def salvage(self) -> None:
         """Remove what writers that died left: ids are recorded again, so no rows are saved."""

@@ -139,6 +139,11 @@ class Repeats(Sequence[str]):
         self._names = list(counts)
         self._ends = [*accumulate(counts.values())]
 
+    def spans(self) -> Iterator[tuple[str, slice]]:
+        """Each text, and where it stands."""
+        for name, end in zip(self._names, self._ends, strict=True):
+            yield name, slice(end - self._counts[name], end)
+
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
