@@ -254,24 +254,38 @@ class RowSet(SegmentSet):
         segments: Sequence[Segment],
         dead: Dead,
     ) -> Table:
-        """A table of the segments `names`, made from one of the segments `known`."""
+        """A table of the segments `names`, made from one of the segments `known`.
+
+        What a segment that has gone held is looked for in those that stay: of several rows with one
+        content the next one counts then.
+        """
         number, old = {name: i for i, name in enumerate(names)}, {*known}
         fresh = [(i, segment) for i, segment in enumerate(segments) if segment.digest not in old]
         renumbered = np.array([number.get(name, -1) for name in known], dtype=np.int64)
+        left = base.digests[np.flatnonzero(renumbered[base.segment] < 0)]
         found = base.extended(
-            ((i, segment.column("digest"), segment.manifest.n_ok) for i, segment in fresh),
+            _parts_of(fresh),
             renumbered=renumbered,
             dead=dead.of if dead.contents else None,
             n_rows=sum(segment.manifest.n_rows for _, segment in fresh),
         )
-        if old <= number.keys():
+        if not len(left):
             return found
-        # Of a segment that has gone, what took its place has the rows; else another may have them.
-        went = np.flatnonzero(renumbered[base.segment] < 0)
-        at = found.find(base.digests[went])
-        if (at >= 0).all() and (found.ok[at] | ~base.ok[went]).all():
+        asked = Table.empty().extended([(0, left, 0)], renumbered=np.empty(0, np.int64))
+        stayed = [(i, segment) for i, segment in enumerate(segments) if segment.digest in old]
+        again = [part for part in stayed if (asked.find(part[1].column("digest")) >= 0).any()]
+
+        def unwanted(digests: U8) -> Bool:
+            found = asked.find(digests) < 0
+            some = np.flatnonzero(~found)
+            found[some] = dead.of(digests[some])
             return found
-        return self._joined(Table.empty(), [], names, segments, dead)
+
+        if not again:
+            return found
+        same = np.arange(len(names), dtype=np.int64)
+        n_rows = sum(segment.manifest.n_rows for _, segment in again)
+        return found.extended(_parts_of(again), renumbered=same, dead=unwanted, n_rows=n_rows)
 
     def _save(self, path: Path) -> None:
         """Keep the table in a file, unless something was forgotten while it was written."""
@@ -309,6 +323,12 @@ class RowSet(SegmentSet):
                 yield segments[number], columns, rows, mine
 
         return found, by_segment()
+
+
+def _parts_of(segments: Sequence[tuple[int, Segment]]) -> Iterator[tuple[int, U8, int]]:
+    """Numbered segments as a table takes them, one by one."""
+    for number, segment in segments:
+        yield number, segment.column("digest"), segment.manifest.n_ok
 
 
 def _first_of(about: Mapping[str, Json], *names: str) -> str:

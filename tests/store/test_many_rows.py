@@ -17,7 +17,7 @@ from embedcache.store.tombstones import content_mark
 from embedcache.store.union import lacking
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.forgetting import forget
-from tests.stores import fill, model, photos
+from tests.stores import model, photos
 
 NAMES = ["", "a", "ab", "ü.jpg", "日本/x", "b" * 9, "z\0"]
 NONE = np.empty(0, np.int64)
@@ -164,24 +164,35 @@ def test_what_is_lacking_is_the_same_in_many_buckets(monkeypatch: pytest.MonkeyP
 def test_an_index_outlives_segments_that_were_joined_or_lost_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A segment that goes is followed: its successor has its rows, or all are read again."""
+    """It is the one that is made from nothing, whichever of several rows of a content went."""
     monkeypatch.setattr(rows, "MAPPED_ROWS", 1)
     monkeypatch.setattr(rows, "INDEX_SEGMENTS", 1)
+    rng = np.random.default_rng(4)
     cache = Cache.open(tmp_path / "c", create=True)
     space = cache.space(foreign("net", 8), create=True)
-    for start in range(0, 40, 8):
-        fill(space, photos(*range(start, start + 8)))
-    cache.record_photos("here", [str(i) for i in range(40)], photos(*range(40)))
-    everything = photos(*range(40))
-    assert (space.status(everything) == 1).all()
-    compact(Cache.open(cache.path))
-    assert (space.read(everything)[0] == model(everything)).all()
-    forget(Cache.open(cache.path), ["7"])
-    assert np.flatnonzero(space.status(everything) != 1).tolist() == [7]
-    fill(space, photos(50))
-    assert (space.status(photos(50, 6)) == 1).all()
-    fresh = Cache.open(cache.path).space(foreign("net", 8))
-    assert same_table(fresh.row_table()[1], space.row_table()[1])
+    there: set[int] = set()
+    for turn in range(24):
+        some = rng.permutation(40)[:8].tolist()
+        good = set(some[:6])
+        with space.writer(n_rows=8, name="net", about={}) as writer:
+            writer.add(photos(*some[:6]), model(photos(*some[:6])))
+            writer.fail(photos(*some[6:]), ["broken"] * 2)
+        there |= good
+        cache.record_photos("here", [str(i) for i in some], photos(*some))
+        if turn % 4 == 2:
+            gone = some[0]
+            forget(Cache.open(cache.path), [str(gone)])
+            there.discard(gone)
+            assert space.status(photos(gone)).tolist() == [0]
+            cache.lift(photos(gone))
+        elif turn % 8 == 5:
+            compact(Cache.open(cache.path))
+        kept, (segments, table) = {*there}, space.row_table()
+        fresh = Cache.open(cache.path).space(foreign("net", 8))
+        (cache.path / "local" / "index" / f"{space.digest}.table").unlink(missing_ok=True)
+        assert [s.id for s in segments] == [s.id for s in fresh.segments()]
+        assert same_table(fresh.row_table()[1], table)
+        assert (space.status(photos(*kept)) == 1).all()
 
 
 def test_pairs_are_found_by_id_and_by_content_with_what_was_forgotten(tmp_path: Path) -> None:
