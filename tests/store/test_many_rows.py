@@ -12,12 +12,13 @@ from embedcache.store import pairs, rows, texts, union
 from embedcache.store.cache import Cache
 from embedcache.store.index import Table, distinct
 from embedcache.store.pairs import Pairs, Run
+from embedcache.store.removal import Victim
 from embedcache.store.texts import Repeats, Texts
 from embedcache.store.tombstones import content_mark
 from embedcache.store.union import lacking
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.forgetting import forget
-from tests.stores import model, photos
+from tests.stores import fill, model, photos
 
 NAMES = ["", "a", "ab", "ü.jpg", "日本/x", "b" * 9, "z\0"]
 NONE = np.empty(0, np.int64)
@@ -171,28 +172,49 @@ def test_an_index_outlives_segments_that_were_joined_or_lost_a_row(
     cache = Cache.open(tmp_path / "c", create=True)
     space = cache.space(foreign("net", 8), create=True)
     there: set[int] = set()
-    for turn in range(24):
-        some = rng.permutation(40)[:8].tolist()
-        good = set(some[:6])
-        with space.writer(n_rows=8, name="net", about={}) as writer:
-            writer.add(photos(*some[:6]), model(photos(*some[:6])))
-            writer.fail(photos(*some[6:]), ["broken"] * 2)
-        there |= good
-        cache.record_photos("here", [str(i) for i in some], photos(*some))
-        if turn % 4 == 2:
-            gone = some[0]
-            forget(Cache.open(cache.path), [str(gone)])
-            there.discard(gone)
-            assert space.status(photos(gone)).tolist() == [0]
-            cache.lift(photos(gone))
-        elif turn % 8 == 5:
-            compact(Cache.open(cache.path))
+
+    def check() -> None:
         kept, (segments, table) = {*there}, space.row_table()
-        fresh = Cache.open(cache.path).space(foreign("net", 8))
         (cache.path / "local" / "index" / f"{space.digest}.table").unlink(missing_ok=True)
+        fresh = Cache.open(cache.path).space(foreign("net", 8))
         assert [s.id for s in segments] == [s.id for s in fresh.segments()]
         assert same_table(fresh.row_table()[1], table)
         assert (space.status(photos(*kept)) == 1).all()
+
+    for turn in range(24):
+        some = rng.permutation(40)[:8].tolist()
+        with space.writer(n_rows=8, name="net", about={}) as writer:
+            writer.add(photos(*some[:6]), model(photos(*some[:6])))
+            writer.fail(photos(*some[6:]), ["broken"] * 2)
+        there |= {*some[:6]}
+        cache.record_photos("here", [str(i) for i in some], photos(*some))
+        check()
+        if turn % 4 == 2:
+            forget(Cache.open(cache.path), [str(some[0])])
+            there.discard(some[0])
+            assert space.status(photos(some[0])).tolist() == [0]
+            check()
+            cache.lift(photos(some[0]))
+        elif turn % 8 == 5:
+            compact(Cache.open(cache.path))
+            check()
+
+
+def test_the_next_row_of_a_content_counts_where_the_first_ones_segment_went(tmp_path: Path) -> None:
+    cache = Cache.open(tmp_path / "c", create=True)
+    space = cache.space(foreign("net", 8), create=True)
+    first, second, _ = (fill(space, photos(*some)) for some in ([1, 2], [2, 3], [4]))
+    assert first is not None
+    before = space.row_table()[1]
+    assert before.segment[before.find(photos(2))].tolist() == [0]
+    one, *_ = space.segments()
+    # As a compaction leaves it: the rows are in a later segment, and those of others before it.
+    new = space.rewrite([(one, np.arange(2))], about={})
+    assert new is not None
+    assert space.remove([Victim(one, (new,))])
+    segments, table = space.row_table()
+    names = [segments[int(i)].id for i in table.segment[table.find(photos(1, 2, 3, 4))]]
+    assert names[:3] == [new, second, second]
 
 
 def test_pairs_are_found_by_id_and_by_content_with_what_was_forgotten(tmp_path: Path) -> None:
