@@ -18,7 +18,8 @@ U64 = NDArray[np.uint64]
 Bool = NDArray[np.bool_]
 
 BLOCK_TEXTS = 1 << 16  # taken apart, hashed or compared at a time
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no byte's weight is 0
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that nothing is lost by it
+_FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)
 
 
 class Texts(Sequence[str]):
@@ -100,19 +101,12 @@ class Texts(Sequence[str]):
     def hashes(self) -> U64:
         """A number for each text, (n,); two texts rarely have the same."""
         found = np.empty(len(self), np.uint64)
-        sizes = np.diff(self.offsets)
-        powers = np.ones(int(sizes.max(initial=0)) + 1, np.uint64)
-        powers[1:] = _FACTOR
-        np.multiply.accumulate(powers, out=powers)
         for start in range(0, len(self), BLOCK_TEXTS):
             cuts = self.offsets[start : start + BLOCK_TEXTS + 1]
-            some = self.text[cuts[0] : cuts[-1]].astype(np.uint64) + np.uint64(1)
-            within = np.arange(len(some)) - np.repeat(cuts[:-1] - cuts[0], np.diff(cuts))
-            sums = np.zeros(len(some) + 1, np.uint64)
-            np.cumsum(some * powers[within], out=sums[1:])
-            ends = cuts - cuts[0]
-            found[start : start + BLOCK_TEXTS] = sums[ends[1:]] - sums[ends[:-1]]
-        return (found ^ found >> np.uint64(32)) * _FACTOR
+            raw = np.concatenate([self.text[cuts[0] : cuts[-1]], np.zeros(8, np.uint8)])
+            words = np.ndarray(len(raw) - 7, "<u8", raw, strides=(1,))  # from each byte on
+            found[start : start + BLOCK_TEXTS] = _hashed(words, cuts[:-1] - cuts[0], np.diff(cuts))
+        return found
 
     def same(self, rows: I64, other: "Texts", others: I64) -> Bool:
         """Which of k texts are the same as k of another, byte by byte, (k,)."""
@@ -168,6 +162,17 @@ class Repeats(Sequence[str]):
 
     def __repr__(self) -> str:
         return f"<Repeats: {self._counts}>"
+
+
+def _hashed(words: U64, starts: I64, sizes: I64) -> U64:
+    """A number for each of n texts. words: the eight bytes from each byte on."""
+    found = sizes.astype(np.uint64) * _FACTOR
+    for done in range(0, int(sizes.max(initial=0)), 8):
+        at = np.flatnonzero(sizes > done)
+        n_bytes = np.minimum(sizes[at] - done, 8)
+        mixed = (found[at] ^ (words[starts[at] + done] & _FIRST_BYTES[n_bytes])) * _FACTOR
+        found[at] = mixed ^ mixed >> np.uint64(32)
+    return found
 
 
 def _places(starts: I64, sizes: I64) -> NDArray[Any]:
