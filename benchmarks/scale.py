@@ -39,7 +39,7 @@ NAME, SCOPE, LOOKED_UP, PULLED, PUSHED = "net", "photos-00000000", 76_000, 500, 
 ID_ROWS = 1 << 18  # in a segment of ids, as `Cache.record_photos` writes them
 AIM_BYTES = 1.5e9
 BILLION, BILLION_SEGMENTS = 10**9, 10**9 // 65_536 + 1
-LAWS = ((500_000, 100), (2_000_000, 100), (4_000_000, 100), (500_000, 2_000))
+LAWS = ((300_000, 50), (1_000_000, 50), (3_000_000, 50), (300_000, 1_500))
 
 
 def contents(first: int, last: int) -> np.ndarray:

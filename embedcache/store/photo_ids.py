@@ -52,7 +52,7 @@ class PhotoTable:
     newest: (n,), true for the pair that counts.
     """
 
-    ids: Sequence[str]
+    ids: Texts
     scopes: Repeats
     digests: U8
     newest: Bool

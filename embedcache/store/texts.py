@@ -7,7 +7,7 @@ Ten million ids as objects of Python take 1.5 GB, and in this form 250 MB.
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Any, Self, overload
+from typing import Any, Self, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,10 +59,10 @@ class Texts(Sequence[str]):
         return len(self.offsets) - 1
 
     @overload
-    def __getitem__(self, at: int) -> str: ...
+    def __getitem__(self, at: SupportsIndex) -> str: ...
     @overload
     def __getitem__(self, at: slice) -> list[str]: ...
-    def __getitem__(self, at: int | slice) -> str | list[str]:
+    def __getitem__(self, at: SupportsIndex | slice) -> str | list[str]:
         if isinstance(at, slice):
             rows = range(*at.indices(len(self)))
             if rows.step != 1 or not rows:
@@ -142,10 +142,10 @@ class Repeats(Sequence[str]):
         return self._ends[-1] if self._ends else 0
 
     @overload
-    def __getitem__(self, at: int) -> str: ...
+    def __getitem__(self, at: SupportsIndex) -> str: ...
     @overload
     def __getitem__(self, at: slice) -> list[str]: ...
-    def __getitem__(self, at: int | slice) -> str | list[str]:
+    def __getitem__(self, at: SupportsIndex | slice) -> str | list[str]:
         if isinstance(at, slice):
             return [self[i] for i in range(*at.indices(len(self)))]
         return self._names[bisect_right(self._ends, range(len(self))[at])]
