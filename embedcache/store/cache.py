@@ -309,7 +309,7 @@ class Cache:
 
     def some_ids(self, n: int) -> list[str]:
         """A few of the ids that are recorded, for messages."""
-        return self.photo_table().ids[:n]
+        return [*self.photo_table().ids[:n]]
 
     def vectors(
         self, backbone: str | Sequence[str], ids: Sequence[str], *, scope: str | None = None
