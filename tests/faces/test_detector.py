@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from embedcache.errors import WeightsError
-from embedcache.faces import host, mtcnn, networks
+from embedcache.faces import host, layers, mtcnn
 from embedcache.faces.detector import Detector, crop
 from embedcache.spec import canonical_json
 
@@ -173,7 +173,7 @@ def packed(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dt
 @pytest.mark.parametrize("size", [(11, 11), (12, 11), (11, 12), (30, 1), (1, 2)])
 def test_pooling_by_slices_is_torchs(size: tuple[int, int]) -> None:
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, *size)))
-    assert torch.equal(networks.pool(x), torch.nn.functional.max_pool2d(x, 2, 2, ceil_mode=True))
+    assert torch.equal(layers.pool(x), torch.nn.functional.max_pool2d(x, 2, 2, ceil_mode=True))
 
 
 def area(pixels: np.ndarray[Any, np.dtype[np.uint8]], height: int, width: int) -> Any:
