@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 VERSION = "mtcnn-1"
 _BATCH_PIXELS = 8_000_000  # photos detected together; about 25 bytes of memory for each
 _ON_CUDA = 4  # times as many there
-_SHARES = 2  # parts of a thread: the one that is ready first takes another
 
 
 class Detector:
@@ -105,10 +104,11 @@ class Detector:
         import torch
 
         n_threads = torch.get_num_threads()
-        share = sum(width * height for width, height in sizes) // (_SHARES * n_threads)
         if n_threads == 1 or len(photos) < 2:
             parts = list(_batches(sizes, _BATCH_PIXELS))
             return parts, [self._find(photos, part) for part in parts]
+        areas = [width * height for width, height in sizes]
+        share = sum(areas) // n_threads + max(areas) // 2  # about one part for each thread
         parts = list(_batches(sizes, min(_BATCH_PIXELS, share)))
 
         def alone(part: Sequence[int]) -> "list[mtcnn.Found]":
