@@ -16,6 +16,7 @@ from embedcache.commands.options import (
     CachePath,
     Compile,
     Decode,
+    DetectorName,
     DeviceOption,
     IdColumn,
     JsonOption,
@@ -71,6 +72,10 @@ def extract(
             help="full: every pixel, as in timm. reduced: large JPEGs faster, as separate vectors."
         ),
     ] = "full",
+    detector: Annotated[
+        DetectorName,
+        typer.Option(help="Of faces: mtcnn, as in the paper; blazeface: faster, as other spaces."),
+    ] = "mtcnn",
     compile_: Annotated[
         Compile,
         typer.Option("--compile", help="Compile the networks; auto: if the run is long enough."),
@@ -130,6 +135,7 @@ def extract(
         "batch_size": batch_size,
         "precision": precision,
         "decode": decode,
+        "detector": detector,
         "device": device,
         "workers": workers,
         "retry_failed": retry_failed,
