@@ -1,6 +1,5 @@
 """What a cache holds, for `embedcache info`. No torch, no zarr."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,9 +118,10 @@ def summarise(cache: Cache, *, photos: bool = False, failed: bool = False) -> Su
     """
     spaces = sorted(cache.spaces(), key=lambda space: (space.names, space.digest))
     table = cache.photo_table()
-    newest = [i for i in range(len(table)) if table.newest[i]]
+    places = table.places()
     lines = None
     if photos or failed:
+        newest = np.flatnonzero(table.newest).tolist()
         digests = table.digests[newest]
         columns = [_states(space, digests) for space in spaces]
         lines = tuple(
@@ -139,8 +139,8 @@ def summarise(cache: Cache, *, photos: bool = False, failed: bool = False) -> Su
         format=check_root(cache.path),
         spaces=tuple((s.spec.document(), s.digest, s.counts()) for s in spaces),
         faces=tuple((f.document, f.digest, f.counts()) for f in cache.face_spaces()),
-        n_ids=len(newest),
-        places=dict(Counter(table.scopes[i] for i in newest)),
+        n_ids=sum(places.values()),
+        places=places,
         photos=lines,
     )
 
