@@ -182,6 +182,11 @@ class Cache:
                 f"{self.path} holds {len(fitting)} sets of vectors of {name!r} (other weights or "
                 f"preprocessing). Name one of: {several}"
             )
+        if len(layers := each_layer(backbone)) > 1:
+            raise NoSuchSpace(
+                f"{backbone!r} are {len(layers)} sets of vectors, and one is wanted here: name "
+                f"{layers[-1]}, for example"
+            )
         held = _some_held(spaces, near=split_layers(backbone)[0])
         raise NoSuchSpace(
             f"{self.path} has no vectors of {backbone!r}; it holds {held}. Name one of these, or "
