@@ -119,6 +119,7 @@ def extract(
     json_: JsonOption = False,
 ) -> None:
     """Embed every photo that the cache lacks. Rerun the command to resume."""
+    from embedcache.backbones.names import Name
     from embedcache.extraction.parts import WorkPart
     from embedcache.settings import read_settings
     from embedcache.sharing.connecting import destination
@@ -131,6 +132,11 @@ def extract(
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
     table = table if mine is None else mine.of(table)
     names = backbone or [DEFAULT_BACKBONE]
+    if detector != "mtcnn" and all(Name.parse(name).select is None for name in names):
+        raise InputError(
+            "--detector finds faces for face crops, and no backbone here takes one: end its name in "
+            "@face"
+        )
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "precision": precision,

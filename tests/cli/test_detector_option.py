@@ -88,3 +88,14 @@ def test_faces_of_two_detectors_are_two_spaces_and_a_head_finds_its_own(
     status, out, err = run("predict", head, new, "--cache", cache, "--out", out_file, "--json")
     assert status == 0, err
     assert json.loads(out)["predicted"] == 4
+
+
+def test_a_detector_without_a_face_crop_is_a_mistake(
+    run: Run, tiny_weights: Path, make_photos: Any, tmp_path: Path
+) -> None:
+    words = ("extract", make_photos(2), "--cache", tmp_path / "c")
+    status, _, err = run(
+        *words, "--backbone", f"local-dir:{tiny_weights}", "--detector", "blazeface"
+    )
+    assert (status, err.count("\n")) == (1, 1)
+    assert "no backbone here takes one: end its name in @face" in err
