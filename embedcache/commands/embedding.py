@@ -134,8 +134,8 @@ def extract(
     names = backbone or [DEFAULT_BACKBONE]
     if detector != "mtcnn" and all(Name.parse(name).select is None for name in names):
         raise InputError(
-            "--detector finds faces for face crops, and no backbone here takes one: end its name in "
-            "@face"
+            "--detector finds faces for face crops, and no backbone here takes one: end its name "
+            "in @face"
         )
     options: dict[str, Any] = {
         "batch_size": batch_size,
