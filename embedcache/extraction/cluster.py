@@ -12,8 +12,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
-import tempfile
 import threading
 import time
 import uuid
@@ -28,13 +26,14 @@ from embedcache.backbones.names import Name
 from embedcache.errors import EmbedcacheError, InputError
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
 from embedcache.extraction.face_finder import FaceFinder, as_sequence, detector_of
-from embedcache.extraction.handing import HandedPart, HandedWork, PartQueue
+from embedcache.extraction.handed_work import Beat, Job, Unseen, cache_of, work
+from embedcache.extraction.handing import HandedPart, PartQueue
 from embedcache.extraction.outcome import Extraction, NodeOutcome, SpaceOutcome
 from embedcache.extraction.pace import Compile
 from embedcache.extraction.plan import Plan, plan
 from embedcache.extraction.prefetch import Gate
 from embedcache.extraction.process import refuse_fork
-from embedcache.extraction.run import Run, Watch, load_all
+from embedcache.extraction.run import Run, Watch
 from embedcache.extraction.upstream import Upstream
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
@@ -44,31 +43,11 @@ LOCAL = "local"
 CORES = 8
 """Processors of a worker without a GPU; more serve better as a second worker."""
 RESTARTS, ATTEMPTS = 16, 3
-LOOK_SECONDS, BEAT_SECONDS, NODES_SECONDS, STOP_SECONDS = 0.5, 1.0, 10.0, 60.0
+LOOK_SECONDS, NODES_SECONDS, STOP_SECONDS = 0.5, 10.0, 60.0
 STORE_BYTES = 512 * 2**20
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """What every worker is told.
-
-    cache: its folder.  marker: a file in it, by which a worker sees that it is the same folder.
-    loading: the options of `load_all`.  detector: of faces.  embedding: those of `Run.embed`.
-    remote: where a worker that does not see the cache offers its rows, None for nowhere.
-    """
-
-    cache: Path
-    marker: Path
-    backbones: tuple[str | Backbone, ...]
-    loading: dict[str, Any]
-    detector: str
-    embedding: dict[str, Any]
-    workers: int | None
-    retry_failed: bool
-    remote: str | None
 
 
 def extract_on_ray(
@@ -115,7 +94,7 @@ def extract_on_ray(
         upstream.serve([space.spec for space in spaces])
         upstream.take(plan(photos, digests, spaces, retry_failed=retry_failed)[0].digests)
     todo, before = plan(photos, digests, spaces, retry_failed=retry_failed)
-    job = _Job(
+    job = Job(
         cache=cache.path.resolve(),
         marker=cache.local.resolve() / f"ray-{uuid.uuid4().hex}",
         backbones=tuple(_places(backbone)),
@@ -174,7 +153,7 @@ class _Crew:
     """The workers of one run, and the queue that hands them their parts."""
 
     def __init__(
-        self, ray: Any, job: _Job, photos: Photos, todo: Plan, *, cores: int | None
+        self, ray: Any, job: Job, photos: Photos, todo: Plan, *, cores: int | None
     ) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
@@ -274,10 +253,6 @@ class _Crew:
         return workers <= len(self._nodes)
 
 
-class Unseen(InputError):
-    """A machine that does not see the cache's folder."""
-
-
 class _Worker:
     """One process of the cluster: a network, kept for as long as the run lasts."""
 
@@ -285,7 +260,7 @@ class _Worker:
         os.environ[machine.OWN_PROCESSORS] = str(cpus)
 
     def run(
-        self, name: str, queue: Any, n_workers: int, job: _Job, photos: Photos, todo: Plan
+        self, name: str, queue: Any, n_workers: int, job: Job, photos: Photos, todo: Plan
     ) -> NodeOutcome:
         """Embed what the queue hands out, until it has nothing more."""
         import ray
@@ -299,85 +274,16 @@ class _Worker:
                 time.sleep(LOOK_SECONDS)
 
         ray.get(queue.begin.remote(name))
-        beat = _Beat(lambda done, failed: ray.get(queue.beat.remote(name, done, failed)))
+        beat = Beat(lambda done, failed: ray.get(queue.beat.remote(name, done, failed)))
         watch = Watch(beat.show, logging.getLogger("embedcache").info, lambda: beat.stopped)
-        with _cache_of(job) as cache, beat:
-            return _work(
+        with cache_of(job) as cache, beat:
+            return work(
                 *(cache, job, photos, todo, watch),
                 name=name,
                 n_workers=n_workers,
                 ask=ask,
                 done=lambda number: ray.get(queue.done.remote(name, number)),
             )
-
-
-def _work(
-    cache: Cache,
-    job: _Job,
-    photos: Photos,
-    todo: Plan,
-    watch: Watch,
-    *,
-    name: str,
-    n_workers: int,
-    ask: Callable[[], HandedPart | None],
-    done: Callable[[int], None],
-) -> NodeOutcome:
-    """The work of one worker, as `embedcache.extract` does its own."""
-    began = time.perf_counter()
-    faces = FaceFinder(cache, job.loading["device"], job.detector)
-    run = Run(cache, watch, Clock(), Gate(job.workers), faces)
-    memo = cache.local / "specs.json"
-    backbones = load_all(job.backbones, faces=faces, memo=memo, **job.loading)
-    spaces = run.open_spaces(backbones)
-    upstream = None
-    if cache.path != job.cache and job.remote is not None:
-        upstream = Upstream(job.remote, cache, offer=True)
-        upstream.serve([space.spec for space in spaces])
-    work = HandedWork(
-        *(photos, todo, spaces, n_workers, ask, done),
-        upstream=upstream,
-        retry_failed=job.retry_failed,
-    )
-    embedded = run.embed(work, backbones, spaces, **job.embedding)
-    seconds = time.perf_counter() - began
-    outcomes = run.outcomes(backbones, work.tallies, embedded, seconds=seconds)
-    return NodeOutcome(
-        node=name,
-        embedded=sum(one.embedded for one in outcomes),
-        failed=sum(one.failed for one in outcomes),
-        seconds=seconds,
-        model_photos_per_second=outcomes[0].model_photos_per_second,
-        bottleneck=outcomes[0].bottleneck,
-        shares=outcomes[0].shares,
-    )
-
-
-class _Beat:
-    """Tells the queue once a second that this worker lives, and how far it is."""
-
-    def __init__(self, tell: Callable[[int, int], bool]) -> None:
-        self.stopped = False
-        self._tell = tell
-        self._now = (0, 0)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *why: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._tell(*self._now)
-
-    def show(self, now: RunProgress) -> None:
-        """Take a run's progress."""
-        self._now = (now.done, now.failed)
-
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
-            self.stopped = self._tell(*self._now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,21 +341,6 @@ def _places(backbone: str | Backbone | Sequence[str | Backbone]) -> Iterator[str
     """The backbones with the paths of their weights made absolute."""
     asked = [backbone] if isinstance(backbone, str | Backbone) else backbone
     return (one if isinstance(one, Backbone) else Name.parse(one).place for one in asked)
-
-
-@contextlib.contextmanager
-def _cache_of(job: _Job) -> Iterator[Cache]:
-    """The cache to write into: the one that was named, or one of this worker's own."""
-    if job.marker.exists():
-        yield Cache.open(job.cache)
-        return
-    if job.remote is None:
-        raise Unseen(
-            f"{socket.gethostname()} does not see {job.cache}. Put the cache on a folder that all "
-            "machines share, or add `remote=URL` and `offer`"
-        )
-    with tempfile.TemporaryDirectory(prefix="embedcache-") as folder:
-        yield Cache.open(Path(folder) / "cache", create=True)
 
 
 @contextlib.contextmanager
