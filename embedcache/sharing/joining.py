@@ -167,13 +167,7 @@ def _name(space: ListedSpace, segment: RemoteSegment) -> str:
 
 def _pinned(copy: SharedCopy, log: Log) -> set[str]:
     """The segments there that refs pin, or that stand for those; RemoteError for a damaged ref."""
-    refs = copy.refs()
+    pinned = copy.pinned(log)
     if problems := copy.problems():
         raise problems[0]
-    return {
-        f"{key}/{name}"
-        for ref in refs.values()
-        for key, pinned in ref.pins.by_set().items()
-        for segment in pinned
-        for name in log.stands_for(key, segment) or [segment]
-    }
+    return {*pinned}

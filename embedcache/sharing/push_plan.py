@@ -152,7 +152,7 @@ class PushPlanner:
         log = store.history.log()
         pinned = pinned_ids(self._cache.path, store.key, log)
         removed = self._copy.log.known.gone
-        theirs = self._copy.refs()
+        theirs, cited = self._copy.refs(), self._copy.pinned()
         names = [name for name in ref_names(self._cache.path) if name not in theirs]
         unsent = pinned_ids(self._cache.path, store.key, log, names=names)
         for segment, rows in zip(segments, found.rows, strict=True):
@@ -160,9 +160,13 @@ class PushPlanner:
                 self._mend(segment, space, store)
                 continue
             fresh = f"{store.key}/{segment.id}" not in removed  # a removed id never returns
-            if fresh and segment.id in pinned:
+            is_cited = f"{store.key}/{segment.id}" in cited
+            if fresh and (segment.id in pinned or is_cited):
                 # A ref must find it whole, unless that would undo a forget.
                 hidden = self._dead.of(segment.column("digest"))
+                if hidden.any() and is_cited and segment.id in space.segments:
+                    self._mend(segment, space, store)
+                    continue
                 rows = rows if hidden.any() else np.arange(len(hidden))
             name = ""
             if not fresh and segment.id in unsent and self._is_lost(segment, store, space):
@@ -253,6 +257,8 @@ class PushPlanner:
             for path, (size, _) in segment.manifest.files.items()
             if path not in listed or listed[path].size != size
         )
+        if MANIFEST not in listed:
+            missing = (*missing, MANIFEST)
         damaged: tuple[str, ...] = ()
         if missing or not self._seen.is_whole(space, segment.id):
             found = self._damaged(segment, space, but=missing)
@@ -263,7 +269,9 @@ class PushPlanner:
                 self._seen.add(space, segment.id)
         if (missing or damaged) and store.dead_rows(segment, self._dead).any():
             self._plan.unhealed[segment.id] = len(missing) + len(damaged)
-            missing, damaged = (), tuple(path for path in damaged if path == MANIFEST)
+            missing, damaged = (
+                tuple(path for path in paths if path == MANIFEST) for paths in (missing, damaged)
+            )
         for what, files in (("lacked {}", missing), ("had {} with wrong bytes", damaged)):
             if files:
                 what = what.format(counted(len(files), "file"))
@@ -291,7 +299,7 @@ class PushPlanner:
 
         paths = [path for path in expected if path not in but]
         found = [*self._pool.map(is_damaged, paths)]
-        if found[-1]:
+        if dict(zip(paths, found, strict=True)).get(MANIFEST):
             theirs = read_small(self._copy.remote, f"{key}/{MANIFEST}", limit=MAX_MANIFEST_BYTES)
             if own_digest(theirs) is not None:
                 self._copy.refusals.segment(segment.id, "another segment here has the same id")

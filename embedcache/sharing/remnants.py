@@ -77,7 +77,7 @@ def may_hold_forgotten(copy: SharedCopy) -> list[str]:
         return []
     now = copy.again()
     now.log.read()
-    pinned = pinned_there(now)
+    pinned = now.pinned()
     return [
         f"{one.key} is an unfinished push that {holds} of forgotten photos. "
         + _ends(now, one, pinned)
@@ -109,17 +109,6 @@ def unfinished(copy: SharedCopy) -> Iterator[Unfinished]:
                     if key.rpartition("/")[2].startswith(".push-"):
                         staged = {e.key[len(key) + 1 :]: e for e in copy.remote.list(f"{key}/")}
                         yield Unfinished(space, key, "", staged)
-
-
-def pinned_there(copy: SharedCopy) -> dict[str, str]:
-    """The segments that refs there pin, or that stand for those: {name in the log: a ref}."""
-    return {
-        f"{key}/{name}": ref
-        for ref, sealed in copy.refs().items()
-        for key, pinned in sealed.pins.by_set().items()
-        for segment in pinned
-        for name in copy.log.known.stands_for(key, segment) or [segment]
-    }
 
 
 def _holds(copy: SharedCopy, one: Unfinished, dead: Dead) -> str:

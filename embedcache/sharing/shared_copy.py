@@ -34,6 +34,7 @@ from embedcache.store.layout import (
     face_digest,
     root_document,
 )
+from embedcache.store.log import Log
 from embedcache.store.refs import MAX_REF_BYTES, parse_ref
 from embedcache.store.sealed import unseal
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
@@ -215,6 +216,17 @@ class SharedCopy:
                     raise RemoteError("it has no list of its changes")
                 found[name] = SealedRef(pins, changes, raw)
         return found
+
+    def pinned(self, log: Log | None = None) -> dict[str, str]:
+        """What refs pin, or what stands for it by the log: {name of a segment there: a ref}."""
+        log = log or self.log.known
+        return {
+            f"{key}/{name}": ref
+            for ref, found in self.refs().items()
+            for key, pinned in found.pins.by_set().items()
+            for segment in pinned
+            for name in log.stands_for(key, segment) or [segment]
+        }
 
     def spaces(self, root: str) -> dict[str, ListedSpace]:
         """The spaces under one of ROOTS by digest, without the segments that were removed there."""

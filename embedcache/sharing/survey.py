@@ -11,7 +11,7 @@ from embedcache.remotes.remote import Denied, Remote, Unreachable
 from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.litter import abandoned, advice_on
 from embedcache.sharing.moved import workers
-from embedcache.sharing.remnants import may_hold_forgotten, not_deleted, pinned_there
+from embedcache.sharing.remnants import may_hold_forgotten, not_deleted
 from embedcache.sharing.segments import RemoteSegment, has_bytes
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.sharing.small_objects import TooMuch
@@ -266,7 +266,7 @@ def _missing_pins(copy: SharedCopy, there: set[str]) -> list[str]:
     """
     if copy.refusals.notes:
         return []
-    if pinned_there(copy).keys() <= there:
+    if copy.pinned().keys() <= there:
         return []
     copy = copy.again()  # what is pinned may have come, or been replaced, meanwhile
     copy.log.read()
@@ -276,13 +276,17 @@ def _missing_pins(copy: SharedCopy, there: set[str]) -> list[str]:
             whole = {name for name, files in space.segments.items() if MANIFEST in files}
             there = there.union(f"{space.set_key}/{name}" for name in whole)
             parts.update(f"{space.set_key}/{name}" for name in space.segments.keys() - whole)
-    return [
-        f"ref {ref} pins segment {name.rpartition('/')[2]}, which "
-        + ("has no manifest" if name in parts else "is not there")
-        + f". 'embedcache push DIR {copy.remote.name}' from a cache that holds it sends it again"
-        for name, ref in pinned_there(copy).items()
-        if name not in there
-    ]
+    findings = []
+    for name, ref in copy.pinned().items():
+        what = "has no manifest" if name in parts else "is not there"
+        end = f"'embedcache push DIR {copy.remote.name}' from a cache that holds it sends it again"
+        if name in copy.log.known.gone:
+            what, end = "was removed", "Its rows are not there as the ref has them: delete the ref"
+        if name not in there:
+            findings.append(
+                f"ref {ref} pins segment {name.rpartition('/')[2]}, which {what}. {end}"
+            )
+    return findings
 
 
 def _left_behind(copy: SharedCopy) -> list[str]:

@@ -10,13 +10,14 @@ from embedcache.remotes.remote import Remote, Unreachable
 from embedcache.sharing import joining, purging
 from embedcache.sharing.connecting import staging_of
 from embedcache.sharing.joining import compact_remote
-from embedcache.sharing.share import push
+from embedcache.sharing.share import pull, push
 from embedcache.sharing.survey import verify_remote
 from embedcache.store.cache import Cache
 from embedcache.store.manifest import MANIFEST
 from embedcache.upkeep.forgetting import forget
+from embedcache.upkeep.pinning import write_ref
 from tests import fakes
-from tests.sharing.members import Make, row_of, there
+from tests.sharing.members import SPEC, Make, held, row_of, there
 from tests.stores import photos
 
 
@@ -142,3 +143,70 @@ def test_a_staged_push_to_a_folder_is_named_alike(tmp_path: Path, make: Make) ->
     assert f"{staged.name} is an unfinished push that holds 1 row of forgotten photos" in finding
     push(a, str(folder))
     assert verify_remote(str(folder)).clean
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_a_pinned_segment_that_lost_its_manifest_is_named_and_pushed_again(
+    is_elsewhere: bool, a: Cache, remote: Remote, make: Make
+) -> None:
+    write_ref(a, "paper")
+    push(a, remote)
+    if is_elsewhere:  # with the same rows in other segments, none would be lacking there
+        push(make("b", [0, 2], [1, 3]), remote)
+        a = make("d")
+        pull(remote, a, ref="paper")
+        (a.path / "refs" / "paper.json").unlink()
+        a = Cache.open(a.path)
+    lose(remote, f"{a.space(SPEC).segments()[0].id}/{MANIFEST}")
+    [finding] = verify_remote(remote).findings
+    assert "ref paper pins segment" in finding
+    assert "has no manifest" in finding
+    assert f"'embedcache push DIR {remote.name}'" in finding
+    assert push(a, remote).problems == ()
+    assert verify_remote(remote).clean
+    c = make("c")
+    assert pull(remote, c, ref="paper").problems == ()
+    assert held(c) == {0, 1, 2, 3}
+
+
+def test_a_purge_leaves_a_pinned_segment_without_a_manifest_to_who_holds_it(
+    a: Cache, remote: Remote, make: Make
+) -> None:
+    write_ref(a, "paper")
+    push(a, remote)
+    b, c = make("b"), make("c")
+    pull(remote, b)
+    key = lose(remote, f"{a.space(SPEC).segments()[0].id}/{MANIFEST}").removesuffix(f"/{MANIFEST}")
+    before = {entry.key for entry in remote.list(f"{key}/")}
+    forget(a, ["1"])
+    for _ in range(2):
+        [problem] = push(a, remote, purge=True).problems
+        assert f"{key} of {remote.name} has no manifest and is pinned by ref paper" in problem
+        assert before == {entry.key for entry in remote.list(f"{key}/")}
+    assert len(verify_remote(remote).findings) == 2  # the ref, and what is forgotten
+    assert push(b, remote, purge=True).problems == ()
+    assert verify_remote(remote).clean
+    assert row_of(1) not in there(remote)
+    assert pull(remote, c, ref="paper").problems == ()
+    assert held(c) == {0, 2, 3}
+
+
+def test_a_purge_deletes_no_unfinished_segment_while_a_ref_cannot_be_read(
+    a: Cache, remote: Remote
+) -> None:
+    write_ref(a, "paper")
+    push(a, remote)
+    key = lose(remote, f"{a.space(SPEC).segments()[0].id}/{MANIFEST}").removesuffix(f"/{MANIFEST}")
+    before = {entry.key for entry in remote.list(f"{key}/")}
+    remote.delete("refs/paper.json")
+    remote.create("refs/paper.json", b"{}")
+    forget(a, ["1"])
+    assert push(a, remote, purge=True).problems
+    assert before == {entry.key for entry in remote.list(f"{key}/")}
+
+
+def test_a_segment_that_no_ref_pins_is_an_unfinished_push(a: Cache, remote: Remote) -> None:
+    push(a, remote)
+    lose(remote, f"{a.space(SPEC).segments()[0].id}/{MANIFEST}")
+    found = verify_remote(remote)
+    assert (found.findings, found.unfinished) == ((), 1)
