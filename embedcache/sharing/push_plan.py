@@ -64,6 +64,7 @@ class Parcel:
 class PushPlan:
     """The parcels to send, and {key: bytes} of group documents to create before them.
 
+    rewritten: {key: bytes} of group documents there that are damaged.
     there: the segments that the shared copy holds: (name of the set, segment id). stand_ins: {(name
     of the set, id of a segment here): id of one there with exactly its rows}, for segments that
     refs pin and that are lost there. unhealed: {id of a damaged segment there with forgotten rows,
@@ -72,6 +73,7 @@ class PushPlan:
 
     parcels: list[Parcel] = field(default_factory=list)
     documents: dict[str, bytes] = field(default_factory=dict)
+    rewritten: dict[str, bytes] = field(default_factory=dict)
     there: set[tuple[str, str]] = field(default_factory=set)
     stand_ins: dict[tuple[str, str], str] = field(default_factory=dict)
     segments: int = 0
@@ -124,7 +126,8 @@ class PushPlanner:
             except Denied:
                 self._copy.refusals.note_locked(root)
                 continue
-            if any(parcel.key == space.key for parcel in self._plan.parcels):
+            is_there = store.digest in there[root]
+            if is_there or any(parcel.key == space.key for parcel in self._plan.parcels):
                 self._add_documents(store, space)
         if with_ids:
             self._add_ids(there["photos"].get("") or ListedSpace("photos", ""))
@@ -310,8 +313,18 @@ class PushPlanner:
         """The group documents of a space; its own comes last, as it creates the space."""
         group = group_document({"embedcache": store.attributes})
         inner = encode_document(group_document({}))
-        self._plan.documents[f"{space.key}/segments/zarr.json"] = inner
-        self._plan.documents[f"{space.key}/zarr.json"] = encode_document(group)
+        documents = {
+            f"{space.root}/zarr.json": inner,
+            f"{space.key}/segments/zarr.json": inner,
+            f"{space.key}/zarr.json": encode_document(group),
+        }
+        damaged = self._copy.damaged_documents(space, documents)
+        for key, raw in documents.items():
+            if key in damaged:
+                self._plan.rewritten[key] = raw
+                self._plan.notes.append(rewriting(key))
+            else:
+                self._plan.documents[key] = raw
 
     def _add_ids(self, space: ListedSpace) -> None:
         photos = self._cache.photo_ids
@@ -340,6 +353,11 @@ class PushPlanner:
                         ids, digests = self._copy.segments.ids(twin)
                         lacking -= set(zip(ids, map(bytes, digests), strict=True))
         return not lacking
+
+
+def rewriting(key: str) -> str:
+    """What is said of a damaged document there."""
+    return f"{key} there was damaged: it is written again"
 
 
 def _root_of(store: Store, there: dict[str, dict[str, ListedSpace]]) -> str:

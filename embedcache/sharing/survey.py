@@ -97,13 +97,17 @@ class Survey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What reading every byte of a shared copy found. unfinished: segments without a manifest."""
+    """What reading every byte of a shared copy found.
+
+    unfinished: segments without a manifest. is_damaged: whether bytes of a segment are wrong.
+    """
 
     remote: str
     segments: int
     bytes: int
     unfinished: int
     findings: tuple[str, ...]
+    is_damaged: bool = False
 
     @property
     def clean(self) -> bool:
@@ -127,7 +131,7 @@ class Checked:
         ]
         if self.unfinished:
             lines.append(_unfinished(self.unfinished))
-        if not self.clean:
+        if self.is_damaged:
             lines.append(
                 "To repair a segment, remove its folder there and push again from a cache that "
                 "holds it"
@@ -184,12 +188,12 @@ def verify_remote(remote: Remote | str) -> Checked:
                     name = f"{space.set_key}/{segment.id}"
                     damage[name] = [*filter(None, pool.map(wrong, segment.manifest.files))]
                     checked[name] = segment
-    for name, found in _forgotten(copy, checked).items():
-        damage[name] = [*damage[name], found]
-    if any(damage.values()):  # READ: it may have been removed meanwhile
+    forgotten = _forgotten(copy, checked)
+    if forgotten or any(damage.values()):  # READ: it may have been removed meanwhile
         gone = copy.log.read().gone
         damage = {name: found for name, found in damage.items() if name not in gone}
-    findings += [text for found in damage.values() for text in found]
+    for name, found in damage.items():
+        findings += [*found, *([forgotten[name]] if name in forgotten else [])]
     findings += _missing_pins(copy, {*checked})
     findings += _left_behind(copy)
     findings += may_hold_forgotten(copy)
@@ -202,6 +206,7 @@ def verify_remote(remote: Remote | str) -> Checked:
         bytes=sum(segment.manifest.bytes_on_disk for segment in checked.values()),
         unfinished=unfinished,
         findings=(*refused, *copy.refusals.notes, *findings),
+        is_damaged=any(damage.values()) or copy.refusals.has_segments,
     )
 
 
