@@ -104,3 +104,27 @@ def test_a_damaged_document_of_a_space_there_is_written_again(
     assert push(a, remote).notes == ()
     assert push(b, remote).problems == ()
     assert pull(remote, c).problems == ()
+
+
+@pytest.mark.parametrize("what", ["link", "file"])
+@pytest.mark.parametrize("part", ["faces", "refs", "photos", "forgotten", "removed"])
+def test_what_stands_in_the_place_of_a_folder_there_is_found(
+    part: str, what: str, tmp_path: Path, make: Make
+) -> None:
+    a, folder = make("a", [0, 1]), tmp_path / "shared"
+    a.record_photos("f", ["1"], photos(1))
+    push(a, str(folder))
+    forget(a, ["1"])
+    push(a, str(folder), purge=True)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / part).rename(tmp_path / "moved")
+    if what == "link":
+        (folder / part).symlink_to(tmp_path / "moved")
+    else:
+        (folder / part).write_bytes(b"")
+    if part in ("forgotten", "removed"):
+        with pytest.raises(RemoteError, match=part):
+            verify_remote(str(folder))
+    else:
+        [finding] = verify_remote(str(folder)).findings
+        assert finding.startswith(f"{part} of {folder} is left out: it is ")
