@@ -30,7 +30,11 @@ class Files(Protocol):
     failures: tuple[type[Exception], ...]
 
     def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
-        """(path, size, tag) of the plain files below `folder`; hidden names are left out."""
+        """(path, size, tag) of the plain files below `folder`; hidden names are left out.
+
+        Where a link or a file stands in the place of `folder`, or of one that it lies in, that is
+        what is found, as UNSEEN.
+        """
         ...
 
     def names(self) -> list[str]:
@@ -76,6 +80,7 @@ class Files(Protocol):
 
 NO_RIGHT = "you have no right to read it"
 LINK = "it is a link: refused"
+NO_FOLDER = "it is not a folder: refused"
 
 
 class Looks:

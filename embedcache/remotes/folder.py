@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from embedcache import disk
 from embedcache.errors import Damaged
-from embedcache.remotes.files import LINK, MAX_DEPTH, NO_RIGHT, Looks, require_parent
+from embedcache.remotes.files import LINK, MAX_DEPTH, NO_FOLDER, NO_RIGHT, Looks, require_parent
 from embedcache.remotes.remote import BLOCK_BYTES, UNSEEN, Ours
 
 
@@ -20,6 +20,13 @@ class LocalFiles:
         self._root = root
 
     def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
+        parts = PurePosixPath(folder).parts
+        for n in range(len(parts)):
+            place = PurePosixPath(*parts[: n + 1])
+            found = (self._root / place).lstat()
+            if not stat.S_ISDIR(found.st_mode):
+                yield str(place), UNSEEN, LINK if stat.S_ISLNK(found.st_mode) else NO_FOLDER
+                return
         waiting = [PurePosixPath(folder)]
         looks = Looks()
         while waiting:
@@ -107,8 +114,9 @@ class LocalFiles:
         return True
 
     def hidden(self, folder: str) -> list[str]:
+        place = self._root / folder
         try:
-            names = os.listdir(self._root / folder)
+            names = os.listdir(place) if stat.S_ISDIR(place.lstat().st_mode) or not folder else []
         except FileNotFoundError:
             return []
         return sorted(name for name in names if name.startswith("."))

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, unquote
 
 from embedcache import disk
 from embedcache.errors import RemoteError
-from embedcache.remotes.files import LINK, MAX_DEPTH, NO_RIGHT, Looks, require_parent
+from embedcache.remotes.files import LINK, MAX_DEPTH, NO_FOLDER, NO_RIGHT, Looks, require_parent
 from embedcache.remotes.remote import ANSWER_SECONDS, BLOCK_BYTES, UNSEEN, Ours, Unreachable
 
 CONNECT_SECONDS = 10.0
@@ -72,6 +72,13 @@ class SftpFiles:
             self.failures += (paramiko.SSHException,)
 
     def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
+        place = ""
+        for part in folder.split("/") if folder else ():
+            place = f"{place}/{part}".lstrip("/")
+            mode = self._ftp.lstat(self._path(place)).st_mode or 0
+            if not stat.S_ISDIR(mode):
+                yield place, UNSEEN, LINK if stat.S_ISLNK(mode) else NO_FOLDER
+                return
         waiting = [folder]
         looks = Looks()
         while waiting:

@@ -12,6 +12,7 @@ This room owns what is believed of a shared copy and what moves. It imports `rem
     live_rows    what a purge publishes in a segment's place
     joining      compaction of a shared copy
     litter       what processes that have ended left on a shared copy
+    remnants     what lies there of removed segments, and of unfinished pushes
     moved        counters and the summary
     survey       `info URL` and `verify URL`
 """

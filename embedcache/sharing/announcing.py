@@ -166,7 +166,9 @@ def _standing(
     if (key, segment) in there.segments:
         return [segment]
     here = cache.history.log().stands_for(key, segment)
-    became = [there.stand_ins.get((key, name), name) for name in here or ()]
+    became = None  # lost here: which is not the same as a segment of which all was forgotten
+    if here is not None:
+        became = [there.stand_ins.get((key, name), name) for name in here]
     looks = (became if became != here else None, copy.log.known.stands_for(key, segment), here)
     made = set(there.stand_ins.values())
     for names in looks:

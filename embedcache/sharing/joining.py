@@ -30,6 +30,7 @@ from embedcache.store.manifest import MANIFEST
 from embedcache.upkeep.compaction import COMPACT_ROWS, Compacted
 from embedcache.upkeep.compaction import compact as join
 from embedcache.upkeep.local import clear_outgoing
+from embedcache.wording import counted
 
 ROWS = ("spaces", "face-spaces", "faces")  # photo ids are never joined: their time counts
 Victim = tuple[ListedSpace, RemoteSegment]
@@ -55,11 +56,8 @@ def compact_remote(
             scratch = Cache.open(folder, create=True)
             problems = pull(copy.remote, scratch).problems
             if problems:
-                raise RemoteError(
-                    f"{problems[0]}, so nothing was joined there",
-                    asked=copy.remote.name,
-                    advice=f"'embedcache verify {copy.remote.name}' lists the damage",
-                )
+                more = f", for {counted(len(problems), 'problem')}" if problems[1:] else ""
+                raise RemoteError(problems[0], asked=f"nothing was joined{more}")
             join(scratch, target_rows=target_rows)
             done = _exchange(copy.again(), scratch, pool)
             clear_litter(copy.again(), cache)
@@ -167,13 +165,7 @@ def _name(space: ListedSpace, segment: RemoteSegment) -> str:
 
 def _pinned(copy: SharedCopy, log: Log) -> set[str]:
     """The segments there that refs pin, or that stand for those; RemoteError for a damaged ref."""
-    refs = copy.refs()
+    pinned = copy.pinned(log)
     if problems := copy.problems():
         raise problems[0]
-    return {
-        f"{key}/{name}"
-        for ref in refs.values()
-        for key, pinned in ref.pins.by_set().items()
-        for segment in pinned
-        for name in log.stands_for(key, segment) or [segment]
-    }
+    return {*pinned}

@@ -179,6 +179,8 @@ def _finish(
     """Finish deletions that were cut off, and name what may still hold forgotten rows."""
     gone = copy.log.known.gone
     own = f"-{staging_of(cache)}"
+    pinned = copy.pinned()
+    unread = any(copy.refusals.of(entry.key) for entry in copy.listing.entries("refs"))
     # Unfinished pushes of segments of this cache, which no other process pushes meanwhile.
     ours = {(store.key, segment.id) for store in cache.sets() for segment in store.segments()}
     ours |= {(key, name) for key, _, name in (s.partition("/") for s in cache.history.log().gone)}
@@ -191,7 +193,9 @@ def _finish(
                         counts.notes.append(_of_others(copy, f"{space.key}/segments/{segment}"))
                 elif MANIFEST in space.segments[segment] or only is not None:
                     continue
-                elif (space.set_key, segment) in ours:
+                elif ref := pinned.get(f"{space.set_key}/{segment}"):
+                    counts.problems.append(_pinned(copy, space, segment, ref))
+                elif (space.set_key, segment) in ours and not unread:
                     delete_segment(copy, space, segment)
                 else:
                     counts.notes.append(_unfinished(copy, f"{space.key}/segments/{segment}"))
@@ -209,6 +213,16 @@ def _of_others(copy: SharedCopy, key: str) -> str:
     return (
         f"{key} of {copy.remote.name} was a segment with forgotten rows; it still has files that "
         "embedcache did not write: move them out of the shared copy"
+    )
+
+
+def _pinned(copy: SharedCopy, space: ListedSpace, segment: str, ref: str) -> RemoteError:
+    return RemoteError(
+        f"{space.key}/segments/{segment} of {copy.remote.name} has no manifest and is pinned by "
+        f"ref {ref} there, so it was not deleted; it may hold rows of forgotten photos",
+        advice=f"'embedcache push --purge DIR {copy.remote.name}' from a cache that holds it "
+        "replaces it; if nobody has it or needs the ref, delete the ref there, then rerun the "
+        "command",
     )
 
 

@@ -64,6 +64,7 @@ class Parcel:
 class PushPlan:
     """The parcels to send, and {key: bytes} of group documents to create before them.
 
+    rewritten: {key: bytes} of group documents there that are damaged.
     there: the segments that the shared copy holds: (name of the set, segment id). stand_ins: {(name
     of the set, id of a segment here): id of one there with exactly its rows}, for segments that
     refs pin and that are lost there. unhealed: {id of a damaged segment there with forgotten rows,
@@ -72,6 +73,7 @@ class PushPlan:
 
     parcels: list[Parcel] = field(default_factory=list)
     documents: dict[str, bytes] = field(default_factory=dict)
+    rewritten: dict[str, bytes] = field(default_factory=dict)
     there: set[tuple[str, str]] = field(default_factory=set)
     stand_ins: dict[tuple[str, str], str] = field(default_factory=dict)
     segments: int = 0
@@ -124,7 +126,8 @@ class PushPlanner:
             except Denied:
                 self._copy.refusals.note_locked(root)
                 continue
-            if any(parcel.key == space.key for parcel in self._plan.parcels):
+            is_there = store.digest in there[root]
+            if is_there or any(parcel.key == space.key for parcel in self._plan.parcels):
                 self._add_documents(store, space)
         if with_ids:
             self._add_ids(there["photos"].get("") or ListedSpace("photos", ""))
@@ -154,7 +157,7 @@ class PushPlanner:
         log = store.history.log()
         pinned = pinned_ids(self._cache.path, store.key, log)
         removed = self._copy.log.known.gone
-        theirs = self._copy.refs()
+        theirs, cited = self._copy.refs(), self._copy.pinned()
         names = [name for name in ref_names(self._cache.path) if name not in theirs]
         unsent = pinned_ids(self._cache.path, store.key, log, names=names)
         for segment in segments:
@@ -162,9 +165,13 @@ class PushPlanner:
                 self._mend(segment, space, store)
         for segment, rows in zip(left, found.rows, strict=True):
             fresh = f"{store.key}/{segment.id}" not in removed  # a removed id never returns
-            if fresh and segment.id in pinned:
+            is_cited = f"{store.key}/{segment.id}" in cited
+            if fresh and (segment.id in pinned or is_cited):
                 # A ref must find it whole, unless that would undo a forget.
                 hidden = self._dead.of(segment.column("digest"))
+                if hidden.any() and is_cited and segment.id in space.segments:
+                    self._mend(segment, space, store)
+                    continue
                 rows = rows if hidden.any() else np.arange(len(hidden))
             name = ""
             if not fresh and segment.id in unsent and self._is_lost(segment, store, space):
@@ -255,6 +262,8 @@ class PushPlanner:
             for path, (size, _) in segment.manifest.files.items()
             if path not in listed or listed[path].size != size
         )
+        if MANIFEST not in listed:
+            missing = (*missing, MANIFEST)
         damaged: tuple[str, ...] = ()
         if missing or not self._seen.is_whole(space, segment.id):
             found = self._damaged(segment, space, but=missing)
@@ -265,7 +274,9 @@ class PushPlanner:
                 self._seen.add(space, segment.id)
         if (missing or damaged) and store.dead_rows(segment, self._dead).any():
             self._plan.unhealed[segment.id] = len(missing) + len(damaged)
-            missing, damaged = (), tuple(path for path in damaged if path == MANIFEST)
+            missing, damaged = (
+                tuple(path for path in paths if path == MANIFEST) for paths in (missing, damaged)
+            )
         for what, files in (("lacked {}", missing), ("had {} with wrong bytes", damaged)):
             if files:
                 what = what.format(counted(len(files), "file"))
@@ -293,7 +304,7 @@ class PushPlanner:
 
         paths = [path for path in expected if path not in but]
         found = [*self._pool.map(is_damaged, paths)]
-        if found[-1]:
+        if dict(zip(paths, found, strict=True)).get(MANIFEST):
             theirs = read_small(self._copy.remote, f"{key}/{MANIFEST}", limit=MAX_MANIFEST_BYTES)
             if own_digest(theirs) is not None:
                 self._copy.refusals.segment(segment.id, "another segment here has the same id")
@@ -304,8 +315,18 @@ class PushPlanner:
         """The group documents of a space; its own comes last, as it creates the space."""
         group = group_document({"embedcache": store.attributes})
         inner = encode_document(group_document({}))
-        self._plan.documents[f"{space.key}/segments/zarr.json"] = inner
-        self._plan.documents[f"{space.key}/zarr.json"] = encode_document(group)
+        documents = {
+            f"{space.root}/zarr.json": inner,
+            f"{space.key}/segments/zarr.json": inner,
+            f"{space.key}/zarr.json": encode_document(group),
+        }
+        damaged = self._copy.damaged_documents(space, documents)
+        for key, raw in documents.items():
+            if key in damaged:
+                self._plan.rewritten[key] = raw
+                self._plan.notes.append(rewriting(key))
+            else:
+                self._plan.documents[key] = raw
 
     def _add_ids(self, space: ListedSpace) -> None:
         photos = self._cache.photo_ids
@@ -347,6 +368,11 @@ def _held_by(store: Store, there: Container[str], *, but: Sequence[Segment]) -> 
         at = table.find(segment.column("digest")[: segment.manifest.n_ok])
         counted[at[at >= 0]] = False
     return int(counted.sum())
+
+
+def rewriting(key: str) -> str:
+    """What is said of a damaged document there."""
+    return f"{key} there was damaged: it is written again"
 
 
 def _root_of(store: Store, there: dict[str, dict[str, ListedSpace]]) -> str:

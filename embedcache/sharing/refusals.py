@@ -5,6 +5,7 @@ from pathlib import Path
 
 from embedcache.errors import EmbedcacheError, RemoteError
 from embedcache.remotes.remote import Remote
+from embedcache.store.manifest import is_segment_id
 
 
 class Refusals:
@@ -22,6 +23,11 @@ class Refusals:
     def problems(self) -> list[RemoteError]:
         """One error for each segment or object that was refused, in order."""
         return list(self._problems.values())
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether a segment was refused."""
+        return any(map(is_segment_id, self._problems))
 
     def of(self, key: str) -> RemoteError | None:
         """Why a segment or object was refused; None where it was not."""

@@ -3,16 +3,17 @@
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 
 from embedcache import disk
 from embedcache.errors import Damaged, EmbedcacheError, RemoteError
 from embedcache.remotes.patience import read_small
-from embedcache.remotes.remote import BLOCK_BYTES, Remote
+from embedcache.remotes.remote import BLOCK_BYTES, Denied, Remote
 from embedcache.sharing.listing import ROOTS
 from embedcache.sharing.moved import SEGMENTS_AT_ONCE, CountBytes, OnBytes, counter
 from embedcache.sharing.outgoing import RemovedHere, outgoing
-from embedcache.sharing.push_plan import Parcel, PushPlan
+from embedcache.sharing.push_plan import Parcel, PushPlan, rewriting
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.store.cache import Cache
 from embedcache.store.manifest import MANIFEST, Manifest
@@ -39,6 +40,12 @@ def send(
     for key, raw in plan.documents.items():
         if key not in known:
             copy.remote.create(key, raw)
+    for key, raw in plan.rewritten.items():
+        try:
+            copy.remote.write(key, partial(iter, [raw]), size=len(raw))
+        except Denied:
+            plan.notes.remove(rewriting(key))
+            plan.notes.append(f"{key} there is damaged, and you have no right to replace it")
     whole = [parcel for parcel in plan.parcels if parcel.rows is None]
     with ThreadPoolExecutor(SEGMENTS_AT_ONCE) as segments:
         _finish([segments.submit(_send, copy, parcel, pool, count) for parcel in whole])

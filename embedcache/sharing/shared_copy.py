@@ -8,7 +8,7 @@ what was fetched once is remembered in the cache's `local/`.
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from embedcache.store.layout import (
     face_digest,
     root_document,
 )
+from embedcache.store.log import Log
 from embedcache.store.refs import MAX_REF_BYTES, parse_ref
 from embedcache.store.sealed import unseal
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
@@ -216,6 +217,17 @@ class SharedCopy:
                 found[name] = SealedRef(pins, changes, raw)
         return found
 
+    def pinned(self, log: Log | None = None) -> dict[str, str]:
+        """What refs pin, or what stands for it by the log: {name of a segment there: a ref}."""
+        log = log or self.log.known
+        return {
+            f"{key}/{name}": ref
+            for ref, found in self.refs().items()
+            for key, pinned in found.pins.by_set().items()
+            for segment in pinned
+            for name in log.stands_for(key, segment) or [segment]
+        }
+
     def spaces(self, root: str) -> dict[str, ListedSpace]:
         """The spaces under one of ROOTS by digest, without the segments that were removed there."""
         gone = self.log.known.gone
@@ -262,6 +274,34 @@ class SharedCopy:
             f"{key} of {self.remote.name} does not describe its space: refused",
             advice=advice(self.remote),
         )
+
+    def damaged_documents(self, space: ListedSpace, expected: Mapping[str, bytes]) -> set[str]:
+        """Which listed documents of a space are not what format 1 writes. expected: {key: bytes}.
+
+        What this member may not read is taken for right.
+        """
+        damaged = set()
+        for entry in self.listing.entries(space.root):
+            if (right := expected.get(entry.key)) is None:
+                continue
+            with contextlib.suppress(Denied, FileNotFoundError):
+                if entry.size <= MAX_DOCUMENT_BYTES and right == self._objects.read(
+                    entry, limit=MAX_DOCUMENT_BYTES, good=right.__eq__
+                ):
+                    continue
+                if entry.key != f"{space.key}/zarr.json" or not self._is_described(space):
+                    damaged.add(entry.key)
+        return damaged
+
+    def _is_described(self, space: ListedSpace) -> bool:
+        """Whether the document of a space can be read, though it may say more than ours."""
+        try:
+            _ = self.detector(space) if space.root == "faces" else self.spec(space)
+        except (Unreachable, Denied):
+            raise
+        except CacheError:
+            return False
+        return True
 
     def check_groups(self, space: ListedSpace) -> None:
         """Refuse group documents around a space that format 1 would not write."""

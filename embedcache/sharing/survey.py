@@ -11,10 +11,12 @@ from embedcache.remotes.remote import Denied, Remote, Unreachable
 from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.litter import abandoned, advice_on
 from embedcache.sharing.moved import workers
+from embedcache.sharing.remnants import may_hold_forgotten, not_deleted
 from embedcache.sharing.segments import RemoteSegment, has_bytes
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.sharing.small_objects import TooMuch
 from embedcache.spec import Json
+from embedcache.store.manifest import MANIFEST
 from embedcache.wording import counted
 
 
@@ -95,13 +97,17 @@ class Survey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What reading every byte of a shared copy found. unfinished: segments without a manifest."""
+    """What reading every byte of a shared copy found.
+
+    unfinished: segments without a manifest. is_damaged: whether bytes of a segment are wrong.
+    """
 
     remote: str
     segments: int
     bytes: int
     unfinished: int
     findings: tuple[str, ...]
+    is_damaged: bool = False
 
     @property
     def clean(self) -> bool:
@@ -125,7 +131,7 @@ class Checked:
         ]
         if self.unfinished:
             lines.append(_unfinished(self.unfinished))
-        if not self.clean:
+        if self.is_damaged:
             lines.append(
                 "To repair a segment, remove its folder there and push again from a cache that "
                 "holds it"
@@ -182,14 +188,16 @@ def verify_remote(remote: Remote | str) -> Checked:
                     name = f"{space.set_key}/{segment.id}"
                     damage[name] = [*filter(None, pool.map(wrong, segment.manifest.files))]
                     checked[name] = segment
-    for name, found in _forgotten(copy, checked).items():
-        damage[name] = [*damage[name], found]
-    if any(damage.values()):  # READ: it may have been removed meanwhile
+    forgotten = _forgotten(copy, checked)
+    if forgotten or any(damage.values()):  # READ: it may have been removed meanwhile
         gone = copy.log.read().gone
         damage = {name: found for name, found in damage.items() if name not in gone}
-    findings += [text for found in damage.values() for text in found]
-    findings += _missing_pins(copy, {segment.id for segment in checked.values()})
+    for name, found in damage.items():
+        findings += [*found, *([forgotten[name]] if name in forgotten else [])]
+    findings += _missing_pins(copy, {*checked})
     findings += _left_behind(copy)
+    findings += may_hold_forgotten(copy)
+    findings += not_deleted(copy)
     # A part that this member may not read is a finding too: nobody checked it.
     refused = [problem.fact for problem in copy.problems()]
     return Checked(
@@ -198,6 +206,7 @@ def verify_remote(remote: Remote | str) -> Checked:
         bytes=sum(segment.manifest.bytes_on_disk for segment in checked.values()),
         unfinished=unfinished,
         findings=(*refused, *copy.refusals.notes, *findings),
+        is_damaged=any(damage.values()) or copy.refusals.has_segments,
     )
 
 
@@ -256,27 +265,33 @@ def _forgotten(copy: SharedCopy, segments: Mapping[str, RemoteSegment]) -> dict[
 
 
 def _missing_pins(copy: SharedCopy, there: set[str]) -> list[str]:
-    """Pinned segments that are absent, unless this member cannot see everything."""
+    """Pinned segments that are absent or incomplete, unless this member cannot see everything.
+
+    there: the segments that have a manifest, by their names in the log.
+    """
     if copy.refusals.notes:
         return []
-
-    def missing(copy: SharedCopy) -> list[str]:
-        return [
-            f"ref {name} pins segment {segment}, which is not there"
-            for name, ref in copy.refs().items()
-            for key, pinned in {**ref.pins.spaces, **ref.pins.faces}.items()
-            for pin in pinned
-            for segment in copy.log.known.stands_for(key, pin) or [pin]
-            if segment not in there
-        ]
-
-    if found := missing(copy):  # what is pinned may have come, or been replaced, meanwhile
-        copy = copy.again()
-        copy.log.read()
-        for root in ROOTS:
-            there = there.union(*(space.segments for space in copy.spaces(root).values()))
-        found = missing(copy)
-    return found
+    if copy.pinned().keys() <= there:
+        return []
+    copy = copy.again()  # what is pinned may have come, or been replaced, meanwhile
+    copy.log.read()
+    parts = set[str]()
+    for root in ROOTS:
+        for space in copy.spaces(root).values():
+            whole = {name for name, files in space.segments.items() if MANIFEST in files}
+            there = there.union(f"{space.set_key}/{name}" for name in whole)
+            parts.update(f"{space.set_key}/{name}" for name in space.segments.keys() - whole)
+    findings = []
+    for name, ref in copy.pinned().items():
+        what = "has no manifest" if name in parts else "is not there"
+        end = f"'embedcache push DIR {copy.remote.name}' from a cache that holds it sends it again"
+        if name in copy.log.known.gone:
+            what, end = "was removed", "Its rows are not there as the ref has them: delete the ref"
+        if name not in there:
+            findings.append(
+                f"ref {ref} pins segment {name.rpartition('/')[2]}, which {what}. {end}"
+            )
+    return findings
 
 
 def _left_behind(copy: SharedCopy) -> list[str]:

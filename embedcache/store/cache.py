@@ -28,6 +28,7 @@ from embedcache.store.layout import (
     check_group,
     check_root,
     create_root,
+    describing,
     face_digest,
     not_a_cache,
     read_attributes,
@@ -140,9 +141,10 @@ class Cache:
         """The spaces of vectors, in the order of their digests."""
         for digest, folder in self._space_folders().items():
             if digest not in self._spaces:
-                spec = Spec.parse(read_attributes(folder).get("spec"))
-                if spec.digest != digest:
-                    raise Damaged(f"{folder} holds a spec with digest {spec.digest}: refused")
+                with describing(folder, cache=self.path):
+                    spec = Spec.parse(read_attributes(folder).get("spec"))
+                    if spec.digest != digest:
+                        raise Damaged(f"{folder} holds a spec with digest {spec.digest}: refused")
                 self._spaces[digest] = Space(
                     folder,
                     spec,
@@ -225,9 +227,10 @@ class Cache:
         for digest in self._listed("faces"):
             if digest not in self._face_spaces:
                 folder = self.path / "faces" / digest
-                document = read_attributes(folder).get("detector")
-                if not isinstance(document, dict) or face_digest(document) != digest:
-                    raise Damaged(f"{folder} is not named after its detector: refused")
+                with describing(folder, cache=self.path):
+                    document = read_attributes(folder).get("detector")
+                    if not isinstance(document, dict) or face_digest(document) != digest:
+                        raise Damaged(f"{folder} is not named after its detector: refused")
                 pins = self._pinned("faces", digest)
                 self._face_spaces[digest] = FaceSpace(
                     folder, document, digest, history=self.history, pins=pins

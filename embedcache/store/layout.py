@@ -3,12 +3,13 @@
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from embedcache import disk
-from embedcache.errors import Damaged, NotACache
+from embedcache.errors import CacheError, Damaged, NotACache
 from embedcache.spec import Json, canonical_json
 from embedcache.store.columns import Kind
 from embedcache.store.sealed import FORMAT
@@ -132,6 +133,21 @@ def read_attributes(folder: Path) -> dict[str, Any]:
     """What a space's zarr.json says, checked to be exactly as it was written, and its segments'."""
     check_group(folder / "segments", group_document({}))
     return own_attributes(folder)
+
+
+@contextlib.contextmanager
+def describing(folder: Path, *, cache: Path) -> Iterator[None]:
+    """Name the document and the next step, where what describes a space was changed."""
+    try:
+        yield
+    except NotACache:
+        raise
+    except CacheError as error:
+        found = error.fact
+        if str(folder) not in found:
+            found = f"{folder / 'zarr.json'} was changed: {found}"
+        advice = error.advice or f"Run 'embedcache verify --repair {cache}'"
+        raise Damaged(found, advice=advice) from None
 
 
 def cache_around(path: Path) -> Path | None:

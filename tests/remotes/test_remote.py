@@ -10,7 +10,7 @@ import pytest
 from embedcache.errors import RemoteError
 from embedcache.remotes.opening import open_remote
 from embedcache.remotes.patience import read_small
-from embedcache.remotes.remote import Remote, Unreachable
+from embedcache.remotes.remote import UNSEEN, Remote, Unreachable
 from embedcache.sharing.share import pull, push
 from embedcache.store.cache import Cache
 from embedcache.upkeep.verify import verify
@@ -149,3 +149,26 @@ def test_an_interrupted_push_to_a_folder_leaves_no_half_segment(tmp_path: Path) 
     push(a, str(tmp_path / "shared"))
     assert verify(Cache.open(tmp_path / "shared")).clean
     assert Cache.open(tmp_path / "shared").spaces()[0].digests().shape == (5, 32)
+
+
+@pytest.mark.parametrize("what", ["link", "file"])
+def test_what_stands_in_the_place_of_a_folder_is_listed_as_unseen(
+    what: str, tmp_path: Path
+) -> None:
+    remote = fakes.folder(tmp_path / "shared")
+    for key in ("faces/zarr.json", "spaces/x/segments/zarr.json", "refs/r.json"):
+        remote.create(key, b"{}")
+    for place in ("faces", "spaces/x", "refs"):
+        path = tmp_path / "shared" / place
+        path.rename(tmp_path / "moved")
+        if what == "link":
+            path.symlink_to(tmp_path / "moved")
+        else:
+            path.write_bytes(b"")
+        for prefix in (f"{place}/", f"{place}/segments/"):
+            [entry] = remote.list(prefix)
+            assert (entry.key, entry.size) == (place, UNSEEN)
+        assert remote.leftovers(place) == []
+        path.unlink()
+        (tmp_path / "moved").rename(path)
+    assert [entry.key for entry in remote.list("faces/")] == ["faces/zarr.json"]

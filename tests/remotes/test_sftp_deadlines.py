@@ -12,7 +12,7 @@ import pytest
 
 from embedcache.remotes import sftp
 from embedcache.remotes.opening import choose
-from embedcache.remotes.remote import ANSWER_SECONDS, Remote, Unreachable
+from embedcache.remotes.remote import ANSWER_SECONDS, UNSEEN, Remote, Unreachable
 from tests.remotes.servers import free_port
 
 paramiko: Any = pytest.importorskip("paramiko")
@@ -40,7 +40,21 @@ class Files(paramiko.SFTPServerInterface):  # type: ignore[misc]
         except OSError as error:
             return paramiko.SFTPServer.convert_errno(error.errno)
 
-    lstat = stat
+    def lstat(self, path: str) -> Any:
+        try:
+            return paramiko.SFTPAttributes.from_stat(os.lstat(path))
+        except OSError as error:
+            return paramiko.SFTPServer.convert_errno(error.errno)
+
+    def list_folder(self, path: str) -> Any:
+        try:
+            with os.scandir(path) as found:
+                return [
+                    paramiko.SFTPAttributes.from_stat(e.stat(follow_symlinks=False), e.name)
+                    for e in found
+                ]
+        except OSError as error:
+            return paramiko.SFTPServer.convert_errno(error.errno)
 
     def open(self, path: str, flags: int, attr: object) -> Any:
         handle = paramiko.SFTPHandle(flags)
@@ -135,3 +149,25 @@ def test_a_server_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(TimeoutError):
         timed.recv(90)
     assert channel.closed
+
+
+@pytest.mark.parametrize("what", ["folder", "link", "file"])
+def test_what_stands_in_the_place_of_a_folder_is_listed_as_unseen(
+    what: str, remote: Remote, tmp_path: Path
+) -> None:
+    (tmp_path / "moved" / "segments").mkdir(parents=True)
+    (tmp_path / "moved" / "segments" / "zarr.json").write_text("{}")
+    place = tmp_path / "shared" / "faces"
+    if what == "folder":
+        (tmp_path / "moved").rename(place)
+    elif what == "link":
+        place.symlink_to(tmp_path / "moved")
+    else:
+        place.write_text("")
+    for prefix in ("faces/", "faces/segments/"):
+        [entry] = remote.list(prefix)
+        if what == "folder":
+            assert (entry.key, entry.size) == ("faces/segments/zarr.json", 2)
+        else:
+            assert (entry.key, entry.size) == ("faces", UNSEEN)
+    assert list(remote.list("spaces/")) == []

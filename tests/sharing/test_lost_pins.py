@@ -1,5 +1,6 @@
 """Refs go to a shared copy that has lost segments of theirs: exactly their rows are sent again."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from embedcache.errors import RemoteError
 from embedcache.sharing import announcing
 from embedcache.sharing.share import pull, push
 from embedcache.store.cache import Cache
+from embedcache.store.log import Entry, Gone, append, read_log
 from embedcache.store.segment import Segment
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.forgetting import forget
@@ -144,3 +146,33 @@ def test_a_ref_that_pins_forgotten_rows_says_so(folder: Path, make: Make) -> Non
     write_ref(a, "paper")
     [problem] = push(a, str(folder)).problems
     assert "pins segments with forgotten photos" in problem
+
+
+def take_away(cache: Cache, segment: Segment, *, into: tuple[str, ...] | None = None) -> None:
+    """Enter in a cache's log that a segment was removed, as damage to a pinned one ends."""
+    gone = Entry(segments={f"{SPEC.digest}/{segment.id}": Gone(segment.digest, into)})
+    append(cache.path, read_log(cache.path), lambda log: gone)
+    shutil.rmtree(segment.folder)
+
+
+@pytest.mark.parametrize("how", ["it", "what took its place", "one of two"])
+def test_a_ref_of_rows_that_were_lost_here_is_not_sent_as_one_that_pins_nothing(
+    how: str, folder: Path, make: Make
+) -> None:
+    a = make("a", [0, 1, 2], [3])
+    write_ref(a, "paper")
+    gone, other = a.space(SPEC).segments()
+    if how == "what took its place":
+        [new] = make("b", [0, 1]).space(SPEC).segments()
+        take_away(a, gone, into=(new.id,))
+        shutil.copytree(new.folder, other.folder.with_name(new.id))
+        gone = next(one for one in Cache.open(a.path).space(SPEC).segments() if one.id == new.id)
+    take_away(a, gone)
+    if how == "it":
+        take_away(a, other, into=())
+    [problem] = push(Cache.open(a.path), str(folder)).problems
+    assert "ref paper was not pushed" in problem
+    assert "neither" in problem
+    assert not [*folder.glob("refs/*.json")]
+    b = make("c")
+    assert pull(str(folder), b).problems == ()
