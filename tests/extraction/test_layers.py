@@ -200,8 +200,11 @@ def test_doctor_lists_layers_without_weights(tiny_weights: Path, tmp_path: Path,
     (folder / "config.json").write_bytes((tiny_weights / "config.json").read_bytes())
     status, out, err = run("doctor", "--layers", f"local-dir:{folder}")
     assert status == 0, err
-    assert "layer3.0.conv1" in out
+    assert "\nlayer3.0 " in out
+    assert "layer3.0.conv1" not in out  # inside a block
     assert "without a layer: mean over the map" in out
+    status, out, err = run("doctor", "--layers", f"local-dir:{folder}", "--json")
+    assert "layer3.0.conv1" in {one["layer"] for one in json.loads(out)["layers"]}
     status, out, err = run("doctor", "--layers", "test_vit", "--json")
     found = json.loads(out)
     assert found["pooling"] == "class token"
