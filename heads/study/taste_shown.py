@@ -7,7 +7,7 @@ from heads.fitting.result import number
 from heads.study.panels import Chart, Panel, Series
 from heads.study.tables import Cell, PrintedTable
 from heads.study.tastes import KeptTaste
-from heads.taste.result import ALL
+from heads.taste.result import ALL, printed
 from heads.taste.trial import BOTH_BIASES, COMMON, COMMON_BIAS, OWN_HEAD, PHOTO_MEAN, TASTE
 from heads.taste.trial import VIEWER_MEAN as MEAN
 
@@ -54,13 +54,8 @@ def table_of_tastes(kept: KeptTaste) -> PrintedTable:
 def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[Cell]:
     found = []
     for name in names:
-        value, (low, high) = row["by_ratings"][name], row["by_ratings_interval"][name]
-        if value is None:
-            found.append(Cell())
-        elif low is None or high is None or low == high:
-            found.append(Cell(number(value), value))
-        else:
-            found.append(Cell(number(value), value, number(low), number(high)))
+        text, low, high = (*printed(row, name), "", "", "")[:3]
+        found.append(Cell(text or "-", row["by_ratings"][name], low, high))
     return found
 
 

@@ -25,6 +25,9 @@ LARGEST = 1e100
 RATING_COLUMNS = ("rating", "score", "liked")
 LEAST_PHOTOS = {"train": 10, "dev": 3, "test": 3}
 LEAST_RATERS = 3
+LEAST_SPREAD = 1e-4
+"""Of the ratings' standard deviation, in units of their mean: a taste keeps float32 numbers, of
+seven digits, and the first ones would go to what all ratings share."""
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -64,7 +67,8 @@ class Ratings:
         }
 
     def checked(self) -> "Ratings":
-        """These ratings; LabelsError where there are too few to learn from and to judge by."""
+        """These ratings; LabelsError where there are too few to learn from and to judge by, or
+        where they hardly differ for their size."""
         n = {name: counts["photos"] for name, counts in self.n.items()}
         short = [f"{n[side]} in {side}" for side, least in LEAST_PHOTOS.items() if n[side] < least]
         if short or len(self.raters) < LEAST_RATERS:
@@ -73,6 +77,13 @@ class Ratings:
                 f"the ratings are of {len(self.vectors)} photos with a vector, by "
                 f"{len(self.raters)} raters; at least {LEAST_RATERS} raters are needed, and "
                 f"photos: {least}" + (f" (there are {', '.join(short)})" if short else "")
+            )
+        level, differ = float(self.value.mean()), bool(np.ptp(self.value))
+        if differ and (spread := float(self.value.std())) < LEAST_SPREAD * abs(level):
+            raise LabelsError(
+                f"the ratings are around {level:.6g} and differ by {spread:.2g} only (standard "
+                "deviation), which the seven digits of a taste's numbers would not show: subtract "
+                f"the same number from all, such as {level:.3g}"
             )
         return self
 
