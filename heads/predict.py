@@ -88,8 +88,8 @@ class Predictions:
         found = []
         if self.head.name == "const":
             found.append(
-                "const was the best head on dev: every prediction is the same. The folder of "
-                "another head, such as HEAD_DIR/ridge, can be named instead"
+                "const was the best head on dev: every prediction is the same. "
+                + instead_of_constant(self.head)
             )
         if not self.found.any():
             how = ": bring them with 'embedcache import'" if imported else ""
@@ -156,6 +156,12 @@ class Predictions:
 def _columns_of(head: Head) -> list[str]:
     """The columns of a head with several outputs."""
     return [f"prediction_{name}" for name in head.classes or head.card["target"].split(",")]
+
+
+def instead_of_constant(head: Head) -> str:
+    """What to name in place of a constant head, in a sentence."""
+    other = "logistic" if head.classes else "ridge"
+    return f"The folder of another head, such as HEAD_DIR/{other}, can be named instead"
 
 
 def check_sortable(head: Head) -> None:

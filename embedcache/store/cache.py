@@ -197,8 +197,12 @@ class Cache:
         names = each_layer(backbone)
         spaces = tuple(self.find(name) for name in names)
         digests = [space.digest for space in spaces]
-        if twice := [name for name, d in zip(names, digests, strict=True) if digests.count(d) > 1]:
-            raise NoSuchSpace(f"{' and '.join(twice)} are the same vectors: name them once")
+        if twice := next((d for d in digests if digests.count(d) > 1), None):
+            pairs = zip(names, digests, strict=True)
+            same = list(dict.fromkeys(name for name, digest in pairs if digest == twice))
+            if len(same) == 1:
+                raise NoSuchSpace(f"{same[0]!r} is named twice: name it once")
+            raise NoSuchSpace(f"{' and '.join(same)} are the same vectors: name them once")
         return SideBySide(spaces, tuple(names))
 
     def space(self, spec: Spec, *, create: bool = False) -> Space:
