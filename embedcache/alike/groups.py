@@ -19,7 +19,7 @@ from embedcache import disk
 from embedcache.alike.linking import link
 from embedcache.alike.originals import copies_in, ids_of
 from embedcache.alike.threshold import Threshold
-from embedcache.errors import CacheError
+from embedcache.errors import CacheError, NoSuchSpace
 from embedcache.spec import Json
 from embedcache.store.cache import Cache, without_ids
 from embedcache.store.columns import OK
@@ -135,6 +135,17 @@ class Duplicates:
         if len(self.groups) > SHOWN_GROUPS:
             lines.append(f"  and {len(self.groups) - SHOWN_GROUPS:,} more groups")
         return "\n".join([*lines, *self.remarks, str(self.threshold)])
+
+
+def with_vectors(cache: Cache, backbone: str) -> Space:
+    """The space of a backbone's name; NoSuchSpace also where it holds no vector (any more)."""
+    space = cache.find(backbone)
+    if not len(space.digests()):
+        raise NoSuchSpace(
+            f"{cache.path} has no vectors of {backbone!r}",
+            advice="Run 'embedcache extract' with that backbone",
+        )
+    return space
 
 
 def duplicates(

@@ -184,8 +184,8 @@ class Cache:
             )
         held = _some_held(spaces, near=split_layers(backbone)[0])
         raise NoSuchSpace(
-            f"{self.path} has no vectors of {backbone!r}; it holds {held}. Name one of these, or "
-            "run 'embedcache extract' with that backbone"
+            f"{self.path} has no vectors of {backbone!r}{_no_weights(backbone)}; it holds {held}. "
+            "Name one of these, or run 'embedcache extract' with that backbone"
         )
 
     def side_by_side(self, backbone: str | Sequence[str]) -> SideBySide:
@@ -440,9 +440,24 @@ def plain_name(backbone: str) -> str:
     return f"{kind}:{path.rstrip('/').rpartition('/')[2]}{at}{crop}{layer}"
 
 
+def _no_weights(backbone: str) -> str:
+    """` (there is no folder PATH)` where a name holds the path of weights that are not there."""
+    kind, _, path = split_layers(backbone)[0].partition(":")
+    if path.rpartition("@")[2] in CROPS:
+        path = path.rpartition("@")[0]
+    what = {"local-dir": "folder", "facenet": "file"}.get(kind)
+    if what is None or "/" not in path or Path(path).expanduser().exists():
+        return ""
+    return f" (there is no {what} {path})"
+
+
 def _some_held(spaces: Sequence[Space], *, near: str) -> str:
-    """Spaces with their sizes for a message, those of the network `near` first."""
-    first = sorted(spaces, key=lambda one: not any(name.startswith(near) for name in one.names))
+    """Spaces with their sizes for a message, those of the network `near` first.
+
+    A space of which everything was forgotten is not one that a user can name.
+    """
+    held = [space for space in spaces if space.segments()]
+    first = sorted(held, key=lambda one: not any(name.startswith(near) for name in one.names))
     shown = [f"{_label(space)} ({space.dim}-d)" for space in first[:SHOWN_SPACES]]
     more = f" and {len(first) - SHOWN_SPACES} more" if len(first) > SHOWN_SPACES else ""
     return ", ".join(shown) + more or "no vectors"
