@@ -136,7 +136,8 @@ def compare(first: str | Path, second: str | Path) -> Compared:
     ours, other = tested[0].only(mine), tested[1].only(theirs)
     if not np.array_equal(ours.truth, other.truth):
         n = int((ours.truth != other.truth).any(axis=1).sum())
-        raise HeadError(f"{counted(n, 'photo')} of both have another label in the other fit")
+        have = "has" if n == 1 else "have"
+        raise HeadError(f"{counted(n, 'photo')} of both {have} another label in the other fit")
     notes = []
     if not np.allclose(ours.weight, other.weight):
         notes.append(f"the weights differ; those of {first} are used")

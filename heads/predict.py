@@ -93,7 +93,9 @@ class Predictions:
             )
         if not self.found.any():
             how = ": bring them with 'embedcache import'" if imported else ""
-            found.append(f"none of the {len(self.ids):,} photos has a vector of {backbone}{how}")
+            n = len(self.ids)
+            none = "the photo has no" if n == 1 else f"none of the {n:,} photos has a"
+            found.append(f"{none} vector of {backbone}{how}")
         return found
 
     @property

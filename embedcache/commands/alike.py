@@ -96,7 +96,11 @@ def duplicates(
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """List groups of photos that are copies of each other, exactly or nearly."""
+    """List groups of photos that are copies of each other, exactly or nearly.
+
+    The first time it embeds four changed copies of up to 300 of your photos, to measure from which
+    cosine on photos are near-duplicates. --threshold X measures nothing.
+    """
     from embedcache.alike.groups import duplicates as grouped
     from embedcache.alike.groups import with_vectors
     from embedcache.alike.page import place_of, write

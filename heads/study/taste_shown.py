@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from embedcache.wording import counted
 from heads.fitting.result import number
 from heads.study.panels import Chart, Panel, Series
 from heads.study.tables import Cell, PrintedTable
@@ -38,11 +39,12 @@ def table_of_tastes(kept: KeptTaste) -> PrintedTable:
         name=f"tastes_{''.join(c if c.isalnum() else '_' for c in kept.backbone.lower())}",
         title=f"One taste per viewer, {kept.backbone}: mean squared error by ratings shown.",
         caption=(
-            f"Of {kept.raters:,} viewers; learned from {train['ratings']:,} ratings of "
-            f"{train['photos']:,} train photos, judged on {test['ratings']:,} ratings of "
-            f"{test['photos']:,} test photos. What is learned comes from other viewers than those "
-            "judged; each of these shows so many ratings of train photos, and counts once in the "
-            "columns for which there are enough. 95 % intervals are over viewers, for these "
+            f"Of {counted(kept.raters, 'viewer')}; learned from "
+            f"{counted(train['ratings'], 'rating')} of {counted(train['photos'], 'train photo')}, "
+            f"judged on {counted(test['ratings'], 'rating')} of "
+            f"{counted(test['photos'], 'test photo')}. What is learned comes from other viewers "
+            "than those judged; each of these shows so many ratings of train photos, and counts "
+            "once in the columns for which there are enough. 95 % intervals are over viewers, for these "
             "photos. (*) These use other viewers' ratings of the same photo, which a new photo "
             "does not have."
         ),
@@ -67,7 +69,7 @@ def chart_of_tastes(kept: Sequence[KeptTaste]) -> Chart:
             x_label="mean squared error on test photos",
             y_label="",
             names=tuple(
-                f"{name} ratings ({count:,} viewers)"
+                f"{name} ratings ({counted(count, 'viewer')})"
                 for name, count in one.row(TASTE)["viewers"].items()
             ),
             series=tuple(
@@ -132,7 +134,7 @@ def said_of_tastes(kept: KeptTaste) -> str:
                 f"with {name} ratings a mean squared error of {number(errors['by_ratings'][name])} "
                 f"against {number(kept.row(versus)['by_ratings'][name])}, a difference of "
                 f"{number(-gap['by_ratings'][name])} (95 % interval {number(low)} to "
-                f"{number(high)}; {errors['viewers'][name]:,} viewers)."
+                f"{number(high)}; {counted(errors['viewers'][name], 'viewer')})."
             )
             if versus == COMMON:
                 sentence += (

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embedcache.wording import columns
+from embedcache.wording import columns, counted
 from heads.fitting.result import number
 from heads.taste.model import Taste
 from heads.taste.ratings import Ratings
@@ -62,9 +62,10 @@ class TasteFit:
             viewers = viewers or ["viewers", *(str(row["viewers"][n]) for n in names)]
         n = self.ratings.n
         about = (
-            f"{len(self.ratings.raters):,} raters; "
+            f"{counted(len(self.ratings.raters), 'rater')}; "
             + ", ".join(
-                f"{count['photos']:,} {side} photos ({count['ratings']:,} ratings)"
+                f"{counted(count['photos'], f'{side} photo')} "
+                f"({counted(count['ratings'], 'rating')})"
                 for side, count in n.items()
             )
             + f"; rank {self.chosen['rank']}; {self.seconds:.1f} s"

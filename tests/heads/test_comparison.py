@@ -113,7 +113,7 @@ def test_a_changed_label_and_a_fit_without_test_rows_are_refused(tmp_path: Path)
     titles, first, *others = table.read_text().splitlines()
     name, _, *rest = first.split(",")
     table.write_text("\n".join([titles, ",".join([name, "17.0", *rest]), *others]))
-    with pytest.raises(HeadError, match="1 photo of both have another label"):
+    with pytest.raises(HeadError, match="1 photo of both has another label"):
         compare(tmp_path / "a" / "ridge", tmp_path / "a" / "const")
     table.write_text("id,truth\n1,x\n")
     with pytest.raises(HeadError, match="not what a fit wrote"):
