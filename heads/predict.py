@@ -19,7 +19,7 @@ from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from embedcache.store.side_by_side import SideBySide
 from embedcache.wording import counted
-from heads.head import Head, parts_of
+from heads.head import Head, instead_of_constant, parts_of
 from heads.saved import load
 
 _BEGINNING = b"photo_id,prediction"
@@ -158,12 +158,6 @@ class Predictions:
 def _columns_of(head: Head) -> list[str]:
     """The columns of a head with several outputs."""
     return [f"prediction_{name}" for name in head.classes or head.card["target"].split(",")]
-
-
-def instead_of_constant(head: Head) -> str:
-    """What to name in place of a constant head, in a sentence."""
-    other = "logistic" if head.classes else "ridge"
-    return f"The folder of another head, such as HEAD_DIR/{other}, can be named instead"
 
 
 def check_sortable(head: Head) -> None:

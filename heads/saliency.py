@@ -18,9 +18,8 @@ from PIL import Image
 
 from embedcache.errors import HeadError
 from embedcache.spec import Spec
-from heads.head import Head, specs_of
+from heads.head import Head, instead_of_constant, specs_of
 from heads.outputs import Outputs
-from heads.predict import instead_of_constant
 
 if TYPE_CHECKING:
     import torch
