@@ -1,9 +1,10 @@
 """How fast is face detection, against facenet-pytorch on one photo at a time?
 
-Run: python benchmarks/detect.py [--parity [--slice 1/4]]
+Run: python benchmarks/detect.py [--parity [--slice 1/4] | --compare mebeauty|lfw]
 
 With --parity nothing is timed: every photo goes through both, and each difference is listed.
 --slice 1/4 takes a part of the photos; the counts of all parts add up.
+With --compare, MTCNN and BlazeFace see every photo of a set: how many faces, and where.
 
 Photos are MEBeauty's if EMBEDCACHE_REAL_DATA is set, otherwise the embedded example's. Both sides
 get the same decoded photos; runs alternate (A B A B) and ratios are of medians.
@@ -13,6 +14,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -28,8 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.rounds import medians
 from embedcache import example
+from embedcache.faces import blazeface
 from embedcache.faces.detector import Detector
 from embedcache.photos import images
+from embedcache.store.faces import Faces
 
 
 def photos(n: int) -> tuple[str, list[Image.Image]]:
@@ -91,6 +95,42 @@ def parity(detector: Detector, package: Any, part: str) -> None:
     )
 
 
+def compare(name: str) -> None:
+    """The faces that MTCNN and BlazeFace find on all photos of a set, and their time."""
+    folder = Path(os.environ["EMBEDCACHE_REAL_DATA"]) / "data" / name / "photos"
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    detectors: dict[str, Detector | blazeface.BlazeFace] = {
+        "mtcnn": Detector(),
+        "blazeface": blazeface.BlazeFace(),
+    }
+    found: dict[str, list[Faces]] = {side: [] for side in detectors}
+    seconds = dict.fromkeys(detectors, 0.0)
+    for start in range(0, len(paths), 32):
+        some = [images.decode(path.read_bytes()) for path in paths[start : start + 32]]
+        for side, detector in detectors.items():
+            began = time.process_time()
+            found[side].append(detector.detect(some))
+            seconds[side] += time.process_time() - began
+    faces = {side: Faces.concatenate(parts) for side, parts in found.items()}
+    print(f"{len(paths)} photos ({name}), processor time on {torch.get_num_threads()} threads\n")
+    for side, each in faces.items():
+        counts = dict(sorted(Counter(each.counts.clip(0, 3).tolist()).items()))
+        one = (each.counts == 1).mean()
+        print(f"{side:12}{1000 * seconds[side] / len(paths):8.1f} ms/photo   one face on {one:.4f}")
+        print(f"{'':12}photos by faces (3: or more): {counts}")
+    mine, theirs = faces["mtcnn"], faces["blazeface"]
+    both = np.flatnonzero((mine.counts == 1) & (theirs.counts == 1))
+    shared = overlap(theirs.take(both).box, mine.take(both).box)
+    sides = [(f.take(both).box[:, 2:] - f.take(both).box[:, :2]) for f in (theirs, mine)]
+    wider = np.median(sides[0] / sides[1], axis=0)
+    print(
+        f"\nthe same number of faces on {(mine.counts == theirs.counts).sum()}; one face by both "
+        f"on {len(both)}: IoU median {np.median(shared):.3f}, a twentieth below "
+        f"{np.quantile(shared, 0.05):.3f}; BlazeFace's box is {wider[0]:.2f} x as wide and "
+        f"{wider[1]:.2f} x as high (medians)"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=int, default=96)
@@ -98,9 +138,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--parity", action="store_true")
     parser.add_argument("--slice", default="1/1", metavar="I/N")
+    parser.add_argument("--compare", choices=("mebeauty", "lfw"))
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     warnings.simplefilter("ignore")  # the package's own
+    if asked.compare:
+        compare(asked.compare)
+        return
     from facenet_pytorch import MTCNN
 
     package = MTCNN(keep_all=True)
@@ -114,6 +158,9 @@ def main() -> None:
         "embedcache": lambda: detector.detect(some),
         "embedcache, min_face_size=40": lambda: coarse.detect(some),
     }
+    if not blazeface.missing():
+        other = blazeface.BlazeFace()
+        sides["embedcache, BlazeFace"] = lambda: other.detect(some)
     for run in sides.values():  # warm
         run()
     took = medians(sides, rounds=asked.rounds)

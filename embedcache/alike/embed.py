@@ -12,7 +12,7 @@ from PIL import Image
 from embedcache.backbones.forward import Network
 from embedcache.backbones.loading import Backbone, shorter_side
 from embedcache.errors import CacheError
-from embedcache.extraction.face_finder import FaceFinder, boxes_for
+from embedcache.extraction.face_finder import FaceFinder, boxes_for, detector_of
 from embedcache.extraction.lanes import Lanes
 from embedcache.extraction.plan import need
 from embedcache.extraction.prefetch import cut
@@ -55,7 +55,7 @@ class Embedder:
             of="the cache has vectors of",
             advice="Run 'embedcache extract' with the network as it is now first",
         )
-        return cls(backbone, FaceFinder(cache, device))
+        return cls(backbone, FaceFinder(cache, device, detector_of(None, [backbone])))
 
     def vectors(self, photos: Sequence[Photo]) -> Iterator[tuple[int, list[F32 | str]]]:
         """(position, per version its vector (dim,) or why there is none), in the photos' order."""

@@ -30,7 +30,7 @@ from embedcache.backbones.forward import Loaded, Network
 from embedcache.backbones.layers import pooled_layers
 from embedcache.backbones.names import Name, refuse_crop
 from embedcache.errors import WeightsError
-from embedcache.faces.detector import VERSION, Detector
+from embedcache.faces import named
 from embedcache.photos import images
 from embedcache.spec import (
     MAX_DIM,
@@ -97,6 +97,7 @@ def load(
     precision: str = "float32",
     decode: Decode = "full",
     detector: Callable[[], str] | None = None,
+    detector_name: str = named.DEFAULT,
     memo: Path | None = None,
 ) -> Backbone:
     """Find a backbone, its weights and its preprocessing.
@@ -106,13 +107,20 @@ def load(
     decode: "full" decodes every pixel, as timm does; "reduced" reads large JPEGs at a reduced
         scale, never below twice the input's size, several times faster (docs/decisions/024).
     detector: returns the digest of the face detector; called only for a face crop.
+    detector_name: its name, as `faces.named` has them.
     memo: a file that remembers specs. If this backbone's files have not changed, the network is
         loaded only by the first call of `open`.
     Raises WeightsError if the name is unknown, or the weights are missing or do not fill the
         network. The message says where they were looked for and what to do without internet.
     """
     found = load_several(
-        [name], device=device, precision=precision, decode=decode, detector=detector, memo=memo
+        [name],
+        device=device,
+        precision=precision,
+        decode=decode,
+        detector=detector,
+        detector_name=detector_name,
+        memo=memo,
     )
     if len(found) > 1:
         raise WeightsError(
@@ -128,6 +136,7 @@ def load_several(
     precision: str = "float32",
     decode: Decode = "full",
     detector: Callable[[], str] | None = None,
+    detector_name: str = named.DEFAULT,
     memo: Path | None = None,
 ) -> list[Backbone]:
     """The backbones of several names, a layer each, in the order of the names; each once.
@@ -141,7 +150,7 @@ def load_several(
         members = [one for one in asked if one.network == network]
         # The network's own output comes first, however they were named.
         members.sort(key=lambda one: bool(one.layers))
-        pass_ = _Pass(members, device, precision, decode, detector, memo)
+        pass_ = _Pass(members, device, precision, decode, detector, detector_name, memo)
         found |= dict(zip(members, pass_.backbones(), strict=True))
     return [found[one] for one in asked]
 
@@ -155,6 +164,7 @@ class _Pass:
     precision: str
     decode: Decode
     detector: Callable[[], str] | None
+    detector_name: str
     memo: Path | None
 
     def backbones(self) -> list[Backbone]:
@@ -166,7 +176,7 @@ class _Pass:
         if len(known) < len(recalled):
             loaded = self._load()
             for one, backbone in zip(self.members, loaded, strict=True):
-                key, files = self._key(one), _files(one)
+                key, files = self._key(one), _files(one, self.detector_name)
                 spec_memo.remember(self.memo, key, backbone.spec, files, pooling=backbone.pooling)
             return loaded
 
@@ -185,15 +195,16 @@ class _Pass:
             device=self.device,
             precision=self.precision,
             decode=self.decode,
-            detector=self.detector,
+            detector=self.detector or (lambda: named.load(self.detector_name).digest),
         )
 
     def _key(self, one: Name) -> dict[str, Json]:
+        version = named.VERSIONS[self.detector_name]
         return {
             "place": one.place,
             "precision": self.precision,
             "decode": decoding(self.decode),
-            "face": [VERSION, one.select, margin_of(one)] if one.select else None,
+            "face": [version, one.select, margin_of(one)] if one.select else None,
         }
 
     def _refuse_change(self, one: Name, now: Spec, before: Spec) -> None:
@@ -232,7 +243,7 @@ def _load(
     device: str,
     precision: str,
     decode: Decode,
-    detector: Callable[[], str] | None,
+    detector: Callable[[], str],
 ) -> list[Backbone]:
     """Load the network of `members`: names that differ in their layers, its own output first."""
     asked = members[0].network
@@ -259,8 +270,6 @@ def _load(
     face = None
     if asked.select is not None:  # boxes count pixels of the whole photo
         preprocessing = replace(preprocessing, decode=decoding("full"))
-        if detector is None:
-            detector = lambda: Detector().digest  # noqa: E731
         face = FaceCrop(detector=detector(), select=asked.select, margin=margin_of(asked))
     outputs = [None, *layers] if whole else layers
     specs = [
@@ -335,7 +344,7 @@ def _refuse_unknown(name: Name) -> None:
         timm_names.refuse_unknown(name)
 
 
-def _files(name: Name) -> list[Path]:
+def _files(name: Name, detector_name: str = named.DEFAULT) -> list[Path]:
     """The files that decide what a name means; [] if they are unknown."""
     if name.source == "local-dir":
         found = [path for path in Path(name.where).resolve().iterdir() if path.is_file()]
@@ -344,7 +353,7 @@ def _files(name: Name) -> list[Path]:
     else:
         found = weights.hub_files(timm_networks.hub_id_of(name))
     if found and name.select is not None:
-        detector = spec_memo.detector_files()
+        detector = named.files(detector_name, spec_memo.detector_files())
         found = [*found, *detector] if detector else []
     return found
 

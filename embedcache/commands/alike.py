@@ -141,6 +141,7 @@ def near_duplicates(
 ) -> "dict[bytes, int]":
     """By content, the number of its group of near-duplicates; contents without any are not in it.
 
+    backbone: of several layers the last one tells.
     threshold: by default as it was measured, or is measured now with `sample` photos.
     Says on stderr which threshold was used and what it misses.
     """
@@ -148,7 +149,9 @@ def near_duplicates(
     from embedcache.alike.originals import ids_of
     from embedcache.alike.threshold import SAMPLE, threshold_of
     from embedcache.display import counts_on
+    from embedcache.store.side_by_side import each_layer
 
+    backbone = each_layer(backbone)[-1]
     space = cache.find(backbone)
     chosen = threshold_of(
         cache,

@@ -29,15 +29,32 @@ def info(
         bool, typer.Option("--failed", help="Also list the photos without a vector, with reasons.")
     ] = False,
     ref: Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Show who writes at the moment, and how fast, every two seconds until Ctrl-C.",
+        ),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Show what a cache or a shared copy holds. No vector is downloaded."""
+    if watch and ("://" in cache or photos or failed or ref is not None):
+        raise InputError(
+            "--watch needs a cache's folder, and excludes --photos, --failed and --ref"
+        )
     if "://" in cache:
         from embedcache.sharing.survey import survey
 
         if photos or failed or ref is not None:
             raise InputError("--photos, --failed and --ref need a cache's folder, not a URL")
         print_result(survey(cache), json_)
+        return
+    if watch:
+        from embedcache.display import shown_again
+        from embedcache.extraction.watching import watch as writers_of
+
+        shown_again(writers_of(open_cache(Path(cache))), as_json=json_)
         return
     from embedcache.upkeep.inventory import summarise
 

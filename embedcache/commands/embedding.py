@@ -16,6 +16,7 @@ from embedcache.commands.options import (
     CachePath,
     Compile,
     Decode,
+    DetectorName,
     DeviceOption,
     IdColumn,
     JsonOption,
@@ -71,6 +72,10 @@ def extract(
             help="full: every pixel, as in timm. reduced: large JPEGs faster, as separate vectors."
         ),
     ] = "full",
+    detector: Annotated[
+        DetectorName,
+        typer.Option(help="Of faces: mtcnn, as in the paper; blazeface: faster, as other spaces."),
+    ] = "mtcnn",
     compile_: Annotated[
         Compile,
         typer.Option("--compile", help="Compile the networks; auto: if the run is long enough."),
@@ -114,6 +119,7 @@ def extract(
     json_: JsonOption = False,
 ) -> None:
     """Embed every photo that the cache lacks. Rerun the command to resume."""
+    from embedcache.backbones.names import Name
     from embedcache.extraction.parts import WorkPart
     from embedcache.settings import read_settings
     from embedcache.sharing.connecting import destination
@@ -126,10 +132,16 @@ def extract(
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
     table = table if mine is None else mine.of(table)
     names = backbone or [DEFAULT_BACKBONE]
+    if detector != "mtcnn" and all(Name.parse(name).select is None for name in names):
+        raise InputError(
+            "--detector finds faces for face crops, and no backbone here takes one: end its name "
+            "in @face"
+        )
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "precision": precision,
         "decode": decode,
+        "detector": detector,
         "device": device,
         "workers": workers,
         "retry_failed": retry_failed,

@@ -22,6 +22,7 @@ DEFAULT_BACKBONE = "inception_v3.tf_in1k"
 INTERRUPTED = 130
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 Decode = Literal["full", "reduced"]
+DetectorName = Literal["mtcnn", "blazeface"]
 Compile = Literal["auto", "on", "off"]
 
 CachePath = Annotated[Path, typer.Argument(metavar="DIR", help="The cache's folder.")]

@@ -30,5 +30,6 @@ __all__ = [
     "sink",
     "upgrade",
     "upstream",
+    "watching",
     "work",
 ]

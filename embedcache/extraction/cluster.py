@@ -27,7 +27,7 @@ from embedcache.backbones.loading import Backbone, Decode
 from embedcache.backbones.names import Name
 from embedcache.errors import EmbedcacheError, InputError
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
-from embedcache.extraction.face_finder import FaceFinder
+from embedcache.extraction.face_finder import FaceFinder, as_sequence, detector_of
 from embedcache.extraction.handing import HandedPart, HandedWork, PartQueue
 from embedcache.extraction.outcome import Extraction, NodeOutcome, SpaceOutcome
 from embedcache.extraction.pace import Compile
@@ -56,7 +56,7 @@ class _Job:
     """What every worker is told.
 
     cache: its folder.  marker: a file in it, by which a worker sees that it is the same folder.
-    loading: the options of `load_all`.  embedding: those of `Run.embed`.
+    loading: the options of `load_all`.  detector: of faces.  embedding: those of `Run.embed`.
     remote: where a worker that does not see the cache offers its rows, None for nowhere.
     """
 
@@ -64,6 +64,7 @@ class _Job:
     marker: Path
     backbones: tuple[str | Backbone, ...]
     loading: dict[str, Any]
+    detector: str
     embedding: dict[str, Any]
     workers: int | None
     retry_failed: bool
@@ -82,6 +83,7 @@ def extract_on_ray(
     device: str = "auto",
     workers: int | None = None,
     decode: Decode = "full",
+    detector: str | None = None,
     compiling: Compile = "auto",
     retry_failed: bool = False,
     again: bool = False,
@@ -103,7 +105,8 @@ def extract_on_ray(
     """
     started = time.perf_counter()
     refuse_fork()
-    run = Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), FaceFinder(cache, device))
+    faces = FaceFinder(cache, device, detector_of(detector, as_sequence(backbone)))
+    run = Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), faces)
     upstream = Upstream(remote, cache, offer=offer) if remote else None
     loading: dict[str, Any] = {"device": device, "precision": precision, "decode": decode}
     digests, backbones = run.read(photos, backbone, again=again, **loading)
@@ -117,6 +120,7 @@ def extract_on_ray(
         marker=cache.local.resolve() / f"ray-{uuid.uuid4().hex}",
         backbones=tuple(_places(backbone)),
         loading=loading,
+        detector=faces.name,
         embedding={"batch_size": batch_size, "compiling": compiling, "writer": writer},
         workers=workers,
         retry_failed=retry_failed,
@@ -321,7 +325,7 @@ def _work(
 ) -> NodeOutcome:
     """The work of one worker, as `embedcache.extract` does its own."""
     began = time.perf_counter()
-    faces = FaceFinder(cache, job.loading["device"])
+    faces = FaceFinder(cache, job.loading["device"], job.detector)
     run = Run(cache, watch, Clock(), Gate(job.workers), faces)
     memo = cache.local / "specs.json"
     backbones = load_all(job.backbones, faces=faces, memo=memo, **job.loading)

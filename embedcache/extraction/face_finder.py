@@ -1,6 +1,6 @@
 """Faces of photos: from the cache where they were detected before, else by detecting them now."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from embedcache.backbones.forward import devices, is_out_of_memory
+from embedcache.backbones.loading import Backbone
+from embedcache.errors import InputError
 from embedcache.extraction.provenance import about
 from embedcache.extraction.sink import OpenSegment
 from embedcache.spec import FaceCrop
@@ -19,6 +21,7 @@ from embedcache.store.faces import Faces
 from embedcache.store.space import FaceSpace
 
 if TYPE_CHECKING:
+    from embedcache.faces.blazeface import BlazeFace
     from embedcache.faces.detector import Detector
 
 DETECT_BATCH, CUDA_DETECT_BATCH = 32, 128
@@ -32,15 +35,17 @@ Bool = npt.NDArray[np.bool_]
 class FaceFinder:
     """The detector and the faces that the cache knows; neither is loaded until it is needed."""
 
-    def __init__(self, cache: Cache, device: str) -> None:
+    def __init__(self, cache: Cache, device: str, name: str = "mtcnn") -> None:
+        """name: of the detector, as `faces.named` has them."""
         self._cache = cache
         self._device = device
+        self.name = name
 
     @cached_property
-    def detector(self) -> "Detector":
-        from embedcache.faces.detector import Detector
+    def detector(self) -> "Detector | BlazeFace":
+        from embedcache.faces import named
 
-        return Detector(self._where)
+        return named.load(self.name, self._where)
 
     @cached_property
     def together(self) -> int:
@@ -88,6 +93,28 @@ class FaceFinder:
         """
         faces, found = self._space.read(digests)
         return faces, found & (self._space.status(digests) == OK)
+
+
+def as_sequence(backbone: str | Backbone | Sequence[str | Backbone]) -> list[str | Backbone]:
+    """One backbone or several as a list."""
+    return [backbone] if isinstance(backbone, str | Backbone) else list(backbone)
+
+
+def detector_of(asked: str | None, backbones: Iterable[str | Backbone]) -> str:
+    """The name of a run's detector: the one asked for, else that of the loaded backbones.
+
+    Raises InputError for a name that is none, and where the loaded ones need another.
+    """
+    from embedcache.faces import named
+
+    loaded = [one.spec.face for one in backbones if isinstance(one, Backbone)]
+    digests = [face.detector for face in loaded if face is not None]
+    if asked is None:
+        return named.one_of(digests)
+    named.check(asked)
+    if digests and asked != (needed := named.one_of(digests)):
+        raise InputError(f"these backbones need the face detector {needed}, not {asked}")
+    return asked
 
 
 def boxes_for(face: FaceCrop, faces: Faces, i: int) -> F32 | str:

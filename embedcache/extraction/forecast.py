@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from embedcache.backbones.loading import Backbone, Decode
 from embedcache.errors import NoSuchSpace
 from embedcache.extraction.clock import RunProgress, SpaceTally, duration
-from embedcache.extraction.face_finder import FaceFinder
+from embedcache.extraction.face_finder import FaceFinder, as_sequence, detector_of
 from embedcache.extraction.plan import Plan, plan, subset
 from embedcache.extraction.run import extract, load_all
 from embedcache.extraction.upstream import Upstream
@@ -105,6 +105,7 @@ def forecast(
     device: str = "auto",
     workers: int | None = None,
     decode: Decode = "full",
+    detector: str | None = None,
     retry_failed: bool = False,
     remote: str | Remote | None = None,
     offer: bool = False,
@@ -115,7 +116,7 @@ def forecast(
         scratch = Cache.open(f"{folder}/scratch", create=True)
         backbones = load_all(
             backbone,
-            faces=FaceFinder(scratch, device),
+            faces=FaceFinder(scratch, device, detector_of(detector, as_sequence(backbone))),
             memo=cache.local / "specs.json" if cache else None,
             device=device,
             precision=precision,

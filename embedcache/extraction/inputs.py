@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from embedcache.backbones.loading import Backbone
 from embedcache.extraction.clock import Clock
-from embedcache.extraction.face_finder import FaceFinder
+from embedcache.extraction.face_finder import FaceFinder, detector_of
 from embedcache.extraction.plan import Plan
 from embedcache.extraction.prefetch import prepare
 from embedcache.photos.table import Photos
@@ -31,7 +31,8 @@ def inputs(
     counts = np.ones(shape[0], np.int64)
     plan = Plan(digests, np.array(places, np.int64), counts, np.ones(shape, bool))
     clock = Clock()
-    jobs = plan.jobs(photos, backbones, FaceFinder(cache, "cpu"))
+    finder = FaceFinder(cache, "cpu", detector_of(None, backbones))
+    jobs = plan.jobs(photos, backbones, finder)
     for place, job in zip(places, jobs, strict=True):
         if job.refused:
             yield place, job.refused[0][1]

@@ -8,8 +8,10 @@ twice, and the cache keeps one of each.
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from embedcache import disk
@@ -19,6 +21,36 @@ from embedcache.store.cache import Cache
 LOOK_SECONDS = 1.0
 LOST_SECONDS = 600.0
 """A run on another host that has not shown itself for this long is taken to be gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class AtWork:
+    """A run that shows itself. space: the first digits of one that it fills. process: its number,
+    and when it began. host: "" where that is another one. quiet_seconds: since its last sign."""
+
+    space: str
+    process: tuple[int, int]
+    host: str
+    quiet_seconds: float
+
+
+def at_work(cache: Cache) -> list[AtWork]:
+    """The runs that show themselves in a cache, and have not ended as far as that is known."""
+    folder, found = cache.path / "local" / "at-work", []
+    try:
+        names = os.listdir(folder)
+        now = disk.now_beside(folder)
+    except OSError:  # nobody has begun yet, or the cache is read-only
+        names, now = (os.listdir(folder) if folder.is_dir() else []), time.time()
+    for name in sorted(names):
+        process, gone = disk.process_of(name), disk.maker_is_gone(name)
+        if process is None or name.startswith(".") or gone:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            quiet = 0.0 if gone is False else now - Path(folder, name).stat().st_mtime
+            host = socket.gethostname() if gone is False else ""
+            found.append(AtWork(name.partition(".")[0], process, host, max(0.0, quiet)))
+    return found
 
 
 class Neighbours:

@@ -18,6 +18,7 @@ from embedcache.extraction.prefetch import Job, Need
 from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
 from embedcache.store.columns import ABSENT, FAILED, OK
+from embedcache.store.index import distinct
 from embedcache.store.rows import RowSet
 
 CHUNK = 1024
@@ -91,13 +92,10 @@ def plan(
     were forgotten, which are never wanted.
     """
     positions = np.flatnonzero(digests.readable)
-    _, first, inverse = np.unique(
-        np.ascontiguousarray(digests.value[positions]).view("V32").reshape(-1),
-        return_index=True,
-        return_inverse=True,
-    )
-    copies = np.bincount(inverse, minlength=len(first)).astype(np.int64)
-    rows = digests.value[positions[first]]
+    every = len(positions) == len(photos)
+    first, copies = distinct(digests.value if every else digests.value[positions])
+    positions = positions[first]
+    rows = digests.value if len(positions) == len(photos) else digests.value[positions]
     wanted = np.zeros((len(rows), len(spaces)), bool)
     known = next((space for space in spaces if space is not None), None)
     forgotten = np.zeros(len(rows), bool) if known is None else known.history.dead().of(rows)
@@ -115,9 +113,8 @@ def plan(
             for i, reason in zip(failed.tolist(), space.reasons(rows[failed]), strict=True):
                 tally.failed[reason or "unknown"] += int(copies[i])
         tallies.append(tally)
-    chosen = np.argsort(first, kind="stable")
-    chosen = chosen[wanted[chosen].any(axis=1)]
-    found = Plan(rows[chosen], positions[first[chosen]], copies[chosen], wanted[chosen])
+    chosen = np.flatnonzero(wanted.any(axis=1))
+    found = Plan(rows[chosen], positions[chosen], copies[chosen], wanted[chosen])
     return found, tallies
 
 

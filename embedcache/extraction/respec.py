@@ -30,15 +30,16 @@ def backbones_of(
     SpecMismatch where a backbone as it is loaded here gives other vectors.
     """
     places = cache.places()
-    by_options: dict[tuple[str, Decode], list[tuple[str, Spec]]] = {}
+    by_options: dict[tuple[str, Decode, str], list[tuple[str, Spec]]] = {}
     for name, spec in wanted:
-        by_options.setdefault((spec.precision, _decode(spec)), []).append((name, spec))
+        options = spec.precision, _decode(spec), _detector(spec)
+        by_options.setdefault(options, []).append((name, spec))
     found: dict[str, Backbone] = {}
-    for (precision, decode), members in by_options.items():
+    for (precision, decode, detector), members in by_options.items():
         own = [places.get(spec.digest) or _plain(name, spec) for name, spec in members]
         loaded = load_all(
             list(names) if names else own,
-            faces=FaceFinder(cache, device),
+            faces=FaceFinder(cache, device, detector),
             memo=cache.local / "specs.json" if cache.writable else None,
             device=device,
             precision=precision,
@@ -55,6 +56,13 @@ def backbones_of(
 def _decode(spec: Spec) -> Decode:
     assert spec.preprocessing is not None  # computed specs have one
     return "reduced" if spec.preprocessing.decode.endswith("reduced") else "full"
+
+
+def _detector(spec: Spec) -> str:
+    """The name of the detector of a spec's faces; of MTCNN where it has none."""
+    from embedcache.faces import named
+
+    return named.one_of([] if spec.face is None else [spec.face.detector])
 
 
 def _plain(name: str, spec: Spec) -> str:

@@ -24,7 +24,7 @@ from embedcache.errors import NoSuchSpace, PhotosError, WeightsError
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
 from embedcache.extraction.decoders import children, decoding
 from embedcache.extraction.engine import Engine
-from embedcache.extraction.face_finder import FaceFinder
+from embedcache.extraction.face_finder import FaceFinder, as_sequence, detector_of
 from embedcache.extraction.handing import HandedWork
 from embedcache.extraction.lanes import Lanes
 from embedcache.extraction.neighbours import Neighbours
@@ -57,6 +57,7 @@ def extract(
     workers: int | None = None,
     decode: Decode = "full",
     compiling: Compile = "auto",
+    detector: str | None = None,
     retry_failed: bool = False,
     again: bool = False,
     record: bool = True,
@@ -85,6 +86,8 @@ def extract(
     compiling: "on" compiles the networks, "auto" does when the run is so long that it pays; either
         way only once their pace is known and only if that is faster and gives the same vectors.
     precision, device, decode: as in `backbones.load`.
+    detector: of faces: "mtcnn", as in the paper, or "blazeface"; by default that of the backbones
+        given as loaded, or MTCNN. It is part of the spec of a face crop.
     retry_failed: try photos again that an earlier run could not embed.
     again: embed and record photos also where they were forgotten; otherwise they are skipped.
     record: keep which content each id has now. Without it `photos` only says where files are.
@@ -108,7 +111,8 @@ def extract(
     cache = cache if isinstance(cache, Cache) else Cache.open(cache, create=True)
     photos = photos if part is None else part.of(photos)
     upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
-    run = Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), FaceFinder(cache, device))
+    faces = FaceFinder(cache, device, detector_of(detector, as_sequence(backbone)))
+    run = Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), faces)
     options = {"device": device, "precision": precision, "decode": decode}
     digests, backbones = run.read(photos, backbone, again=again, record=record, **options)
     if strict and digests.reasons:
@@ -370,10 +374,10 @@ def load_all(
     cache: what it has vectors of may lack its weights here, as in a colleague's cache: photos that
         all have a vector need none.
     """
-    asked = [backbone] if isinstance(backbone, str | Backbone) else list(backbone)
+    asked = as_sequence(backbone)
     names = [one for one in asked if isinstance(one, str)]
     options: dict[str, Any] = {"device": device, "precision": precision, "decode": decode}
-    options |= {"detector": faces.digest, "memo": memo}
+    options |= {"detector": faces.digest, "detector_name": faces.name, "memo": memo}
     with without_collection():
         try:
             named = load_several(names, **options)

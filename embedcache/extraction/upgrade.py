@@ -25,8 +25,8 @@ U8 = NDArray[np.uint8]
 class Upgrade:
     """What `upgrade` did. had: distinct photos of the old backbone.
 
-    unreadable: of these, the photos of which no file was found; the new backbone lacks them unless
-    it had them before: `missing` counts those.
+    missing: of these, what the new backbone lacks now. unreadable: of those, the photos of which no
+    file was found.
     """
 
     old: str
@@ -50,8 +50,9 @@ class Upgrade:
         lines = [f"{self.old} has {counted(self.had, 'photo')}", str(self.extraction)]
         if self.unreadable:
             lines.append(
-                f"{counted(self.unreadable, 'photo')} could not be read: no file of this machine "
-                "that a run has read holds them now. Name a folder or table with `photos`"
+                f"{counted(self.unreadable, 'photo')} could not be read: no file that runs on this "
+                "machine remember holds them now (a forget empties that memory). Name the folder "
+                "or table that holds them with `photos`"
             )
         if self.missing:
             lines.append(f"{self.new} lacks {self.missing:,} of {self.had:,}")
@@ -89,12 +90,15 @@ def upgrade(
         found, cache, backbone=new, record=False, progress=progress, stop=stop, **options
     )
     [space] = [one for one in cache.spaces() if one.digest == extraction.spaces[0].spec]
+    lacks = space.status(held) != OK
+    missing = int(lacks.sum())
+    lacks[place] = False
     return Upgrade(
         old=old,
         new=extraction.spaces[0].backbone,
         had=len(held),
-        unreadable=0 if stop() else len(held) - len(files),
-        missing=int((space.status(held) != OK).sum()),
+        unreadable=0 if stop() else int(lacks.sum()),
+        missing=missing,
         extraction=extraction,
     )
 

@@ -6,7 +6,6 @@ gathers instead of one pass over the photo per level.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -26,13 +25,10 @@ class HostPixels:
     photos go through the R- and O-networks together. Memory is laid out channels last.
     """
 
-    def __init__(
-        self, photos: Sequence[Image.Image], networks: Networks, pool: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, photos: Sequence[Image.Image], networks: Networks) -> None:
         self.sizes: I64 = np.array([photo.size for photo in photos], np.int64).reshape(-1, 2)
         self._networks = networks
-        self._pool = pool
-        self._integrals = list(pool.map(Integral, [packed(photo) for photo in photos]))
+        self._integrals = [Integral(packed(photo)) for photo in photos]
 
     def cells(self, levels: list[Level], threshold: float) -> Cells:
         """P-network cells of all levels whose score is at least the threshold."""
@@ -45,8 +41,8 @@ class HostPixels:
             for start in range(0, len(those), together):
                 some = those[start : start + together]
                 pixels = np.empty((len(some), height, width, 3), np.float32)
-                integrals = [self._integrals[levels[i].photo] for i in some]
-                list(self._pool.map(Integral.level, integrals, pixels))
+                for i, out in zip(some, pixels, strict=True):
+                    self._integrals[levels[i].photo].level(out)
                 for row, *found in self._cells(levels[some[0]], pixels, threshold):
                     parts.append((np.asarray(some, np.int64)[row], *found))
         return Cells(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -58,10 +54,8 @@ class HostPixels:
         found = []
         networks = self._networks
         for first, end in in_bands(level, networks.cell_pixels // len(pixels)):
-            shifts, scores = networks.run(networks.pnet, pixels[:, first:end])
-            score = scores[:, 1]
-            row, y, x = np.nonzero(score >= np.float32(threshold))
-            found.append((row, y + first // STRIDE, x, score[row, y, x], shifts[row, :, y, x]))
+            row, y, x, score, shift = networks.propose(pixels[:, first:end], threshold)
+            found.append((row, y + first // STRIDE, x, score, shift))
         return found
 
     def look(self, photo: I64, corners: I64, size: int) -> tuple[F32, ...]:
@@ -71,11 +65,9 @@ class HostPixels:
         for start in range(0, max(1, len(corners)), n_most):
             some = slice(start, start + n_most)
             pixels = np.empty((len(corners[some]), size, size, 3), np.float32)
-            runs = [
-                (self._integrals[photo[some][first]], corners[some][first:end], pixels[first:end])
-                for first, end in runs_of(photo[some])
-            ]
-            list(self._pool.map(lambda run: run[0].crops(run[1], run[2]), runs))
+            for first, end in runs_of(photo[some]):
+                integral = self._integrals[photo[some][first]]
+                integral.crops(corners[some][first:end], pixels[first:end])
             outputs.append(self._networks.run(self._networks.by_size[size], pixels))
         return tuple(np.concatenate(column) for column in zip(*outputs, strict=True))
 
@@ -152,15 +144,23 @@ class Integral:
         self._means(sums, *area, out)
 
     def _means(self, sums: list[I64], rows: I64, columns: I64, out: F32) -> None:
-        """Averages from packed sums, divided in torch's order and scaled to about [-1, 1]."""
+        """Averages from packed sums, divided in torch's order and scaled to about [-1, 1].
+
+        rows, columns: pixels along the sides of the windows, (..., h, 1, 1) and (..., w, 1). The
+            three channels of a row are divided together: an inner loop of 3 took twice as long.
+        """
         mask = (1 << self.bits) - 1
-        out[..., 0] = sums[0] & mask
-        out[..., 1] = sums[0] >> self.bits & mask
-        out[..., 2] = sums[0] >> 42 if self.bits == 21 else sums[1]
-        out /= rows.astype(np.float32)
-        out /= columns.astype(np.float32)
-        out -= np.float32(127.5)
-        out *= np.float32(0.0078125)
+        field = sums[0] & mask
+        out[..., 0] = field
+        np.right_shift(sums[0], self.bits, out=field)
+        field &= mask
+        out[..., 1] = field
+        out[..., 2] = np.right_shift(sums[0], 42, out=field) if self.bits == 21 else sums[1]
+        flat = out.reshape(*out.shape[:-2], 3 * out.shape[-2])
+        flat /= rows.astype(np.float32)[..., 0]
+        flat /= np.repeat(columns.astype(np.float32)[..., 0], 3, axis=-1)
+        flat -= np.float32(127.5)
+        flat *= np.float32(0.0078125)
 
 
 def _prefix(photo: U32, fields: dict[int, int]) -> I64:
@@ -169,14 +169,21 @@ def _prefix(photo: U32, fields: dict[int, int]) -> I64:
     fields: channel -> the bit where its field begins.
     """
     height, width = photo.shape
-    sums = np.zeros((height + 1, width + 1), np.int64)
+    sums = np.empty((height + 1, width + 1), np.int64)
+    sums[0] = 0
+    sums[:, 0] = 0
     inside = sums[1:, 1:]
     step = max(1, 12_000 // width)  # rows that fit into the cache; all at once takes 4 x as long
     for start in range(0, height, step):
         pixels = photo[start : start + step].astype(np.int64)
-        words = np.zeros_like(pixels)
+        words, field = np.zeros_like(pixels), np.empty_like(pixels)
         for channel, bit in fields.items():
-            words |= (pixels >> 8 * channel & 0xFF) << bit
+            np.bitwise_and(pixels, 0xFF << 8 * channel, out=field)
+            if bit >= 8 * channel:
+                field <<= bit - 8 * channel
+            else:
+                field >>= 8 * channel - bit
+            words |= field
         np.cumsum(words, axis=1, out=inside[start : start + step])
     for row in range(1, height + 1):  # twice as fast as cumsum along the columns
         sums[row] += sums[row - 1]

@@ -13,7 +13,6 @@ Boxes and suppression stay on the CPU on every device. Imports torch.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -62,15 +61,9 @@ class Found:
     landmark: F32
 
 
-def find(
-    photos: Sequence[Image.Image], networks: Networks, settings: Settings, pool: ThreadPoolExecutor
-) -> list[Found]:
+def find(photos: Sequence[Image.Image], networks: Networks, settings: Settings) -> list[Found]:
     """Find the faces in RGB photos of any sizes that fit into memory together."""
-    pixels: Pixels
-    if networks.resident:
-        pixels = DevicePixels(photos, networks)
-    else:
-        pixels = HostPixels(photos, networks, pool)
+    pixels = (DevicePixels if networks.resident else HostPixels)(photos, networks)
     boxes = _propose(pixels, settings)
     boxes = _refine(pixels, boxes, settings)
     return _output(pixels, boxes, settings)

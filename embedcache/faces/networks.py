@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from embedcache.errors import WeightsError
-from embedcache.faces.pixels import F32
+from embedcache.faces import layers
+from embedcache.faces.layers import pool
+from embedcache.faces.pixels import F32, I64
 from embedcache.machine import arithmetic
 from embedcache.spec import digest_of_weights
 
@@ -45,13 +47,13 @@ class Networks:
         self.n_crops = {size: times * n for size, n in _CROPS.items()}
         self.weights: dict[str, str] = {}
         data = Path(package.__file__).parent.parent / "data"
-        pnet = self._load(package.PNet, data / "pnet.pt")
-        self.pnet: Network = partial(_pnet, pnet)
-        self.padded_pnet = partial(_padded_pnet, pnet)
-        self.by_size: dict[int, Network] = {
-            24: self._load(package.RNet, data / "rnet.pt"),
-            48: self._load(package.ONet, data / "onet.pt"),
-        }
+        self.pnet = self._load(package.PNet, data / "pnet.pt")
+        self.padded_pnet = partial(_padded_pnet, self.pnet)
+        rnet = self._load(package.RNet, data / "rnet.pt")
+        onet = self._load(package.ONet, data / "onet.pt")
+        self.by_size: dict[int, Network] = {24: rnet, 48: onet}
+        if self.device.type == "cpu":
+            self.by_size = {24: partial(layers.refine, rnet), 48: partial(layers.output, onet)}
 
     def _load(self, network: type[torch.nn.Module], path: Path) -> torch.nn.Module:
         try:
@@ -65,6 +67,18 @@ class Networks:
             ) from error
         self.weights[path.stem] = digest_of_weights(state)
         return module.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def propose(self, pixels: F32, threshold: float) -> tuple[I64, I64, I64, F32, F32]:
+        """Row of `pixels`, y, x, score and shift of the P-network's cells that pass.
+
+        pixels: (n, h, w, 3).
+        """
+        with torch.inference_mode():
+            inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            found = layers.propose(self.pnet, inputs, threshold)
+            place, score, shift, cells = (out.numpy() for out in found)
+        row, y, x = np.unravel_index(place, cells.shape)
+        return row, y, x, score, shift
 
     def run(self, network: Network, pixels: F32) -> tuple[F32, ...]:
         """Outputs for pixels (n, h, w, 3)."""
@@ -82,14 +96,6 @@ class Networks:
         if self.device.type != "cuda":
             return nullcontext()
         return arithmetic(tf32=False)
-
-
-def _pnet(network: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The P-network with its pooling as maxima of slices: the same values at a fifth of the time.
-
-    torch's own max_pool2d took longer than the convolution before it (docs/decisions/022).
-    """
-    return _after_pooling(network, pool(network.prelu1(network.conv1(pixels))))
 
 
 def _after_pooling(network: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -123,15 +129,3 @@ def _outside(height: torch.Tensor, width: torch.Tensor, x: torch.Tensor) -> torc
     below = torch.arange(x.shape[2], device=x.device) >= height[:, None]
     right = torch.arange(x.shape[3], device=x.device) >= width[:, None]
     return (below[:, :, None] | right[:, None, :])[:, None]
-
-
-def pool(x: torch.Tensor) -> torch.Tensor:
-    """max_pool2d(x, 2, 2, ceil_mode=True)."""
-    for axis in (2, 3):
-        even = x.shape[axis] // 2 * 2
-        before = (slice(None),) * axis
-        last = x.narrow(axis, even, x.shape[axis] - even)
-        x = torch.maximum(x[(*before, slice(0, even, 2))], x[(*before, slice(1, even, 2))])
-        if last.shape[axis]:
-            x = torch.cat([x, last], axis)
-    return x

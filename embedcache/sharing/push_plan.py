@@ -1,7 +1,7 @@
 """What a push will send: the segments, or only the rows, that the shared copy lacks."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -142,12 +142,14 @@ class PushPlanner:
     def _add_store(self, store: Store, space: ListedSpace) -> None:
         segments = store.segments()
         there = {name for name, files in space.segments.items() if MANIFEST in files}
+        # What the shared copy lists under the same id cannot be lacking there.
+        left = [segment for segment in segments if segment.id not in there]
         found = lacking(
-            [(segment.column("digest"), segment.manifest.n_ok) for segment in segments],
+            [(segment.column("digest"), segment.manifest.n_ok) for segment in left],
             status=lambda digests: self._status(digests, segments, space),
             dead=self._dead.of,
         )
-        self._plan.already_there += found.already_there
+        self._plan.already_there += found.already_there + _held_by(store, there, but=left)
         self._plan.withheld += found.withheld
         log = store.history.log()
         pinned = pinned_ids(self._cache.path, store.key, log)
@@ -155,10 +157,10 @@ class PushPlanner:
         theirs = self._copy.refs()
         names = [name for name in ref_names(self._cache.path) if name not in theirs]
         unsent = pinned_ids(self._cache.path, store.key, log, names=names)
-        for segment, rows in zip(segments, found.rows, strict=True):
+        for segment in segments:
             if segment.id in there:
                 self._mend(segment, space, store)
-                continue
+        for segment, rows in zip(left, found.rows, strict=True):
             fresh = f"{store.key}/{segment.id}" not in removed  # a removed id never returns
             if fresh and segment.id in pinned:
                 # A ref must find it whole, unless that would undo a forget.
@@ -332,6 +334,19 @@ class PushPlanner:
                         ids, digests = self._copy.segments.ids(twin)
                         lacking -= set(zip(ids, map(bytes, digests), strict=True))
         return not lacking
+
+
+def _held_by(store: Store, there: Container[str], *, but: Sequence[Segment]) -> int:
+    """How many good contents the segments `there` hold, less those that `but` hold too."""
+    segments, table = store.row_table()
+    is_there = np.array([segment.id in there for segment in segments], np.bool_)
+    if not is_there.any():
+        return 0
+    counted = table.ok & is_there[table.segment]
+    for segment in but:
+        at = table.find(segment.column("digest")[: segment.manifest.n_ok])
+        counted[at[at >= 0]] = False
+    return int(counted.sum())
 
 
 def _root_of(store: Store, there: dict[str, dict[str, ListedSpace]]) -> str:

@@ -182,6 +182,11 @@ class Cache:
                 f"{self.path} holds {len(fitting)} sets of vectors of {name!r} (other weights or "
                 f"preprocessing). Name one of: {several}"
             )
+        if len(layers := each_layer(backbone)) > 1:
+            raise NoSuchSpace(
+                f"{backbone!r} are {len(layers)} sets of vectors, and one is wanted here: name "
+                f"{layers[-1]}, for example"
+            )
         held = _some_held(spaces, near=split_layers(backbone)[0])
         raise NoSuchSpace(
             f"{self.path} has no vectors of {backbone!r}{_no_weights(backbone)}; it holds {held}. "
@@ -313,7 +318,7 @@ class Cache:
 
     def some_ids(self, n: int) -> list[str]:
         """A few of the ids that are recorded, for messages."""
-        return self.photo_table().ids[:n]
+        return [*self.photo_table().ids[:n]]
 
     def vectors(
         self, backbone: str | Sequence[str], ids: Sequence[str], *, scope: str | None = None

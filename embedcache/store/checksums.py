@@ -15,9 +15,9 @@ _POLYNOMIAL = 0x82F63B78  # of CRC32C, reflected
 _STRIDE = 4096
 
 
-def crc32c(data: bytes | NDArray[np.generic]) -> int:
-    """CRC32C of bytes, or of a C-contiguous array's bytes."""
-    return int(google_crc32c.value(data))
+def crc32c(data: bytes | NDArray[np.generic], *, after: int = 0) -> int:
+    """CRC32C of bytes, or of a C-contiguous array's bytes; after: that of what comes before."""
+    return int(google_crc32c.extend(after, data))
 
 
 def crc_of_rows(rows: NDArray[np.generic]) -> U32:

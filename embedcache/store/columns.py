@@ -31,12 +31,21 @@ def join_text(texts: list[str]) -> tuple[NDArray[np.int64], U8]:
 
 def split_text(offsets: NDArray[np.int64], text: U8, where: Path) -> list[str]:
     """Undo `join_text`; Damaged for offsets that do not fit or bytes that are not UTF-8."""
+    check_text(offsets, text, where)
+    raw, cuts = text.tobytes(), offsets.tolist()
+    return [raw[a:b].decode() for a, b in pairwise(cuts)]
+
+
+def check_text(offsets: NDArray[np.int64], text: U8, where: Path) -> None:
+    """Damaged for offsets that do not fit their text, or bytes that are not UTF-8."""
     if offsets[0] != 0 or offsets[-1] != len(text) or bool((np.diff(offsets) < 0).any()):
         raise Damaged(f"{where}: its text offsets do not fit its text")
-    raw, cuts = text.tobytes(), offsets.tolist()
+    inside = text[offsets[offsets < len(text)]] & 0xC0 == 0x80  # a text that begins in a character
     try:
-        return [raw[a:b].decode() for a, b in pairwise(cuts)]
+        text.tobytes().decode()
     except UnicodeDecodeError:
+        inside = np.ones(1, np.bool_)
+    if inside.any():
         raise Damaged(f"{where} holds text that is not UTF-8: refused") from None
 
 

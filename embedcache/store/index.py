@@ -7,9 +7,10 @@ where to look; the segment itself, with its checksums, decides what is there.
 import json
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.errors import Damaged
 from embedcache.spec import Json, canonical_json
-from embedcache.store.checksums import crc32c
+from embedcache.store.checksums import CRC_BYTES, crc32c
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 
 VERSION = 2
 MAX_HEADER_BYTES = 64 << 20
+BLOCK_ROWS = 1 << 17  # looked at, or copied, at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,38 +49,42 @@ class Table:
 
     def extended(
         self,
-        parts: Sequence[tuple[int, U8, int]],
+        parts: Iterable[tuple[int, U8, int]],
         *,
         renumbered: I64,
         dead: Callable[[U8], NDArray[np.bool_]] | None = None,
+        n_rows: int = 0,
     ) -> "Table":
         """This table with more segments: (number, digests (n, 32), how many are good) each.
 
-        renumbered: the new number of each segment that the table knows. dead: which of some digests
-        are left out. Of several rows with one digest a good one wins, then the lowest segment, then
-        the lowest row.
+        renumbered: the new number of each segment that the table knows, -1 for one whose entries
+        go. dead: which of some digests are left out. n_rows: how many rows the parts have; where
+        that is given they may come one by one, and no more than one is in memory.
+        Of several rows with one digest a good one wins, then the lowest segment, then the lowest
+        row.
         """
-        digests, segment, row, ok = (
-            [self.digests],
-            [renumbered[self.segment]],
-            [self.row],
-            [self.ok],
+        if not n_rows:
+            parts = list(parts)
+            n_rows = sum(len(digests) for _, digests, _ in parts)
+        return self._with(_gathered(parts, n_rows, dead), renumbered)
+
+    def _with(self, fresh: "Table", renumbered: I64) -> "Table":
+        """This table, its segments renumbered, and the entries of another one."""
+        if not len(self.keys):
+            return fresh
+        segment = renumbered.astype(np.int32)[self.segment]
+        stay = segment >= 0
+        at = self.find(fresh.digests)
+        mine = np.flatnonzero(at >= 0)  # entries of the other one that this one has too
+        mine = mine[stay[at[mine]]]
+        here = at[mine]
+        wins = _rank(fresh.ok[mine], fresh.segment[mine], fresh.row[mine]) < _rank(
+            self.ok[here], segment[here], self.row[here]
         )
-        for number, more, n_ok in parts:
-            rows = np.arange(len(more), dtype=np.uint32)
-            if dead is not None:
-                rows = rows[~dead(more)]
-                more = more[rows]
-            digests.append(more)
-            segment.append(np.full(len(more), number))
-            row.append(rows)
-            ok.append(rows < n_ok)
-        return _sorted(
-            np.concatenate(digests),
-            np.concatenate(segment).astype(np.uint32),
-            np.concatenate(row),
-            np.concatenate(ok),
-        )
+        stay[here[wins]] = False
+        lost = np.zeros(len(fresh.keys), np.bool_)
+        lost[mine[~wins]] = True
+        return _merged(self, np.flatnonzero(stay), segment, fresh.without(lost))
 
     def without(self, dead: NDArray[np.bool_]) -> "Table":
         """This table without some of its entries, (n,)."""
@@ -109,40 +115,48 @@ class Table:
             "lifts": [*lifts],
         }
         first = canonical_json(header)
-        arrays = [self.digests, self.segment, self.row, self.ok]
-        parts = [struct.pack("<QI", len(first), crc32c(first)), first]
-        for array in arrays:
-            raw = np.ascontiguousarray(array)
-            parts += [raw.tobytes(), struct.pack("<I", crc32c(raw))]
-        disk.replace(path, b"".join(parts))
+        with disk.replacing(path) as file:
+            disk.write_all(file.fileno(), struct.pack("<QI", len(first), crc32c(first)) + first)
+            for array in (self.digests, self.segment, self.row, self.ok):
+                crc = 0
+                for start in range(0, len(array), BLOCK_ROWS):
+                    block = np.ascontiguousarray(array[start : start + BLOCK_ROWS])
+                    crc = crc32c(block, after=crc)
+                    disk.write_all(file.fileno(), block.data if block.size else b"")
+                disk.write_all(file.fileno(), struct.pack("<I", crc))
 
     @classmethod
     def load(cls, path: Path) -> "Saved | None":
-        """Map a file that `save` wrote; None where it is not whole."""
+        """Map a file that `save` wrote; None where it is not whole.
+
+        Every byte is checked as it is read, so that only what is looked up later is in memory.
+        """
         try:
             with os.fdopen(disk.open_plain(str(path)), "rb") as file:
-                raw = np.memmap(file, dtype=np.uint8, mode="r")
-            length, crc = struct.unpack("<QI", raw[:12].tobytes())
-            first = raw[12 : 12 + min(length, MAX_HEADER_BYTES)].tobytes()
-            if crc32c(first) != crc:
-                return None
-            header = json.loads(first)
-            if header["version"] != VERSION:
-                return None
-            n, at, arrays = int(header["rows"]), 12 + len(first), []
-            for width in (32, 4, 4, 1):
-                array = raw[at : at + n * width]
-                at += n * width + 4
-                if crc32c(array) != int.from_bytes(raw[at - 4 : at].tobytes(), "little"):
+                length, crc = struct.unpack("<QI", file.read(12))
+                first = file.read(min(length, MAX_HEADER_BYTES))
+                header = json.loads(first) if crc32c(first) == crc else {}
+                n, at = int(header["rows"]), 12 + len(first)
+                if header["version"] != VERSION or n < 0:
                     return None
-                arrays.append(array)
+                if os.fstat(file.fileno()).st_size != at + n * (32 + 4 + 4 + 1) + 4 * 4:
+                    return None
+                keys, starts = np.empty(n, np.uint64), []
+                for width in (32, 4, 4, 1):
+                    starts.append(at)
+                    for first_row, block in _checked(file, n, width):
+                        if width == 32:
+                            keys[first_row : first_row + len(block)] = _keys(block)
+                    at += n * width + CRC_BYTES
+                raw = np.memmap(file, dtype=np.uint8, mode="r")
         except (OSError, ValueError, KeyError, TypeError, struct.error, Damaged):
             return None
-        digests, segment, row, ok = arrays
-        digests = digests.reshape(n, 32)
-        table = cls(
-            _keys(digests), digests, segment.view("<u4"), row.view("<u4"), ok.view(np.bool_)
+        digests, segment, row, ok = (
+            raw[start : start + n * width]
+            for start, width in zip(starts, (32, 4, 4, 1), strict=True)
         )
+        numbers, rows = (array.view("<u4") for array in (segment, row))
+        table = cls(keys, digests.reshape(n, 32), numbers, rows, ok.view(np.bool_))
         return Saved(
             table, *([str(name) for name in header[k]] for k in ("segments", "tombstones", "lifts"))
         )
@@ -179,6 +193,25 @@ class Saved:
     lifts: list[str]
 
 
+def distinct(digests: U8) -> tuple[I64, I64]:
+    """Each content of (n, 32) digests once: (the first row that has it, how many have it).
+
+    Both are (m,), in the order of the rows.
+    """
+    keys = _keys(digests)
+    order = np.argsort(keys, kind="stable")
+    begins = np.ones(len(order), np.bool_)
+    begins[1:] = keys[order[1:]] != keys[order[:-1]]
+    again = np.flatnonzero(~begins)
+    if (digests[order[again]] != digests[order[again - 1]]).any():  # one key of several digests
+        whole = np.ascontiguousarray(digests).view("V32").reshape(-1)
+        _, first, n_rows = np.unique(whole, return_index=True, return_counts=True)
+    else:
+        first, n_rows = order[begins], np.diff(np.flatnonzero(begins), append=len(order))
+    order = np.argsort(first)
+    return first[order], n_rows[order]
+
+
 def repeats(digests: U8) -> tuple[I64, I64]:
     """Rows of (n, 32) digests that occur before: (first row with that digest, this row)."""
     words = _words(digests)
@@ -194,7 +227,84 @@ def _words(digests: U8) -> NDArray[np.uint64]:
 
 
 def _keys(digests: U8) -> NDArray[np.uint64]:
-    return np.ascontiguousarray(digests[:, :8]).view(">u8").astype(np.uint64).reshape(-1)
+    keys = np.empty(len(digests), np.uint64)
+    for start in range(0, len(digests), BLOCK_ROWS):
+        part = slice(start, start + BLOCK_ROWS)
+        keys[part] = np.ascontiguousarray(digests[part, :8]).view(">u8").reshape(-1)
+    return keys
+
+
+def _checked(file: BinaryIO, n: int, width: int) -> Iterator[tuple[int, U8]]:
+    """The next n rows of a file by blocks: (first row, (k, width)); ValueError for a wrong byte."""
+    crc = 0
+    for start in range(0, n, BLOCK_ROWS):
+        raw = file.read(min(BLOCK_ROWS, n - start) * width)
+        crc = crc32c(raw, after=crc)
+        yield start, np.frombuffer(raw, np.uint8).reshape(-1, width)
+    if crc != int.from_bytes(file.read(CRC_BYTES), "little"):
+        raise ValueError("a checksum does not fit")
+
+
+def _gathered(
+    parts: Iterable[tuple[int, U8, int]],
+    n_rows: int,
+    dead: Callable[[U8], NDArray[np.bool_]] | None,
+) -> Table:
+    """The table of some segments, which have at most n_rows rows together."""
+    digests = np.empty((n_rows, 32), np.uint8)
+    segment, row = np.empty((2, n_rows), np.uint32)
+    ok = np.empty(n_rows, np.bool_)
+    n = 0
+    for number, some, n_ok in parts:
+        rows = np.arange(len(some), dtype=np.uint32)
+        if dead is not None:
+            rows = rows[~dead(some)]
+            some = some[rows]
+        into = slice(n, n + len(rows))
+        digests[into], segment[into], row[into], ok[into] = some, number, rows, rows < n_ok
+        n += len(rows)
+    return _sorted(digests[:n], segment[:n], row[:n], ok[:n])
+
+
+def _rank(ok: NDArray[np.bool_], segment: NDArray[Any], row: NDArray[np.uint32]) -> NDArray[Any]:
+    """Of entries with one digest the one of the lowest rank counts."""
+    place = segment.astype(np.uint64) << np.uint64(32) | row
+    return place | (~ok).astype(np.uint64) << np.uint64(63)
+
+
+def _merged(mine: Table, stay: I64, segment: NDArray[np.int32], fresh: Table) -> Table:
+    """The entries `stay` of a table, with other numbers of segments, and those of another one.
+
+    They have no digest in common.
+    """
+    places = np.searchsorted(mine.keys[stay], fresh.keys) + np.arange(len(fresh.keys))
+    n = len(stay) + len(fresh.keys)
+    theirs = np.zeros(n, np.bool_)
+    theirs[places] = True
+    keys = np.empty(n, np.uint64)
+    digests = np.empty((n, 32), np.uint8)
+    numbers, row = np.empty((2, n), np.uint32)
+    ok = np.empty(n, np.bool_)
+    from_mine = from_fresh = 0
+    for start in range(0, n, BLOCK_ROWS):
+        block = theirs[start : start + BLOCK_ROWS]
+        n_fresh = int(block.sum())
+        old = stay[from_mine : from_mine + len(block) - n_fresh]
+        new = slice(from_fresh, from_fresh + n_fresh)
+        for into, there, here in (
+            (keys, mine.keys, fresh.keys),
+            (digests, mine.digests, fresh.digests),
+            (numbers, segment, fresh.segment),
+            (row, mine.row, fresh.row),
+            (ok, mine.ok, fresh.ok),
+        ):
+            part = into[start : start + len(block)]
+            part[~block], part[block] = there[old], here[new]
+        from_mine, from_fresh = from_mine + len(old), from_fresh + n_fresh
+    first, last = (np.searchsorted(keys, fresh.keys, side) for side in ("left", "right"))
+    if (last - first > 1).any():  # one key of several: their digests decide the order
+        return _sorted(digests, numbers, row, ok)
+    return Table(keys, digests, numbers, row, ok)
 
 
 def _sorted(

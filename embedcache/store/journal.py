@@ -14,6 +14,7 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,69 @@ class Claim:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How far the journal of a draft is: bytes in whole frames, and rows in them."""
+
+    n_bytes: int = 0
+    rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """A draft as others see it. lease: who writes. quiet_seconds: since its journal grew last."""
+
+    lease: dict[str, Any]
+    written: Written
+    quiet_seconds: float
+
+
+def look(folder: Path, *, before: Written | None = None) -> Writing | None:
+    """How far a draft is; None where nobody who lives writes it, or this process does.
+
+    before: how far it was at the last look.
+    """
+    try:
+        lease, withdrawn = _read_lease(folder)
+        me = _whoami()
+        if lease is None or withdrawn or all(lease.get(key) == me[key] for key in me):
+            return None  # of its own journal a process must close no descriptor
+        fd = disk.open_inside(folder, f"{FOLDER}/journal")
+    except (OSError, Damaged):
+        return None
+    try:
+        age = _age(folder, fd)
+        if any(lease.get(key) == me[key] for key in ("boot", "host")):
+            try:  # for a moment only, and shared
+                fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return None
+            except OSError:
+                pass
+        elif age >= LEASE_SECONDS:
+            return None
+        return Writing(lease, _counted(fd, before or Written()), max(0.0, age))
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _counted(fd: int, before: Written) -> Written:
+    """How far a journal is, by the heads of its frames; each begins with how many rows it has."""
+    offset, rows = before.n_bytes, before.rows
+    while offset < _MAX_JOURNAL:
+        head = os.pread(fd, _FRAME.size + 5, offset)
+        if len(head) < _FRAME.size + 5:
+            break
+        magic, length, _ = _FRAME.unpack(head[: _FRAME.size])
+        whole = offset + _FRAME.size + length <= os.fstat(fd).st_size
+        if magic != _MAGIC or not 5 <= length <= _MAX_FRAME or not whole:
+            break
+        rows += int.from_bytes(head[-4:], "little")
+        offset += _FRAME.size + length
+    return Written(offset, rows)
 
 
 def holder(folder: Path) -> str:

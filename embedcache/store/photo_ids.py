@@ -6,10 +6,9 @@ the greater digest counts, and never the name of a segment, which any rewrite ch
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import groupby, repeat
 from pathlib import Path
 from typing import Never
 
@@ -32,12 +31,14 @@ from embedcache.store.manifest import (
     replacement_id,
     replaces,
 )
+from embedcache.store.pairs import BLOCK_IDS, Pairs, texts_of
 from embedcache.store.salvage import salvage
 from embedcache.store.segment import Segment
-from embedcache.store.segment_set import SegmentSet
+from embedcache.store.segment_set import SegmentSet, members
+from embedcache.store.texts import Repeats, Texts
 from embedcache.store.tombstones import Dead
 
-BLOCK_IDS = 1 << 18
+KEPT_IDS = 1 << 20  # recorded ids of which no more are kept in memory after more were recorded
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
@@ -48,22 +49,27 @@ Bool = NDArray[np.bool_]
 class PhotoTable:
     """Every recorded (scope, id, content), the newest first for each id.
 
-    ids, scopes: n texts. digests: (n, 32). newest: (n,), true for the pair that counts.
+    ids, scopes: n texts, made one by one when they are asked for. digests: (n, 32).
+    newest: (n,), true for the pair that counts.
     """
 
-    ids: list[str]
-    scopes: list[str]
+    ids: Texts
+    scopes: Repeats
     digests: U8
     newest: Bool
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def places(self) -> dict[str, int]:
+        """How many ids there are of each scope."""
+        return {name: int(self.newest[rows].sum()) for name, rows in self.scopes.spans()}
+
     def current(self, *, scope: str | None = None, every_scope: bool = False) -> list[int]:
         """The rows that count (of `scope`): each content under its ids of the last scope that has
         it, or with `every_scope` of all."""
         at = [i for i in np.flatnonzero(self.newest).tolist() if scope in (None, self.scopes[i])]
-        if every_scope:
+        if every_scope or scope is not None:
             return at
         order = {name: k for k, name in enumerate(dict.fromkeys(self.scopes))}
         last: dict[bytes, int] = {}
@@ -76,68 +82,6 @@ class PhotoTable:
 def scope_key(scope: str) -> str:
     """What a photo segment's manifest holds in place of a spec digest."""
     return sha256(scope.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-class _Scope:
-    """The pairs of one scope as rows, in the order in which they were recorded.
-
-    newest: id -> its last row, whose content counts.
-    """
-
-    def __init__(self, scope: str) -> None:
-        self.scope = scope
-        self.ids: list[str] = []
-        self.digests: U8 = np.empty((0, 32), np.uint8)
-        self.newest: dict[str, int] = {}
-
-    def extend(self, segments: Sequence[Segment], dead: Dead) -> None:
-        """Add the rows of later segments, lowest id first, that are not dead."""
-        first = len(self.ids)
-        parts = [self.digests]
-        for _, some in groupby(segments, key=lambda segment: moment_of(segment.id)):
-            ids, digests = _joined([self._living(segment, dead) for segment in some])
-            self.ids += ids
-            parts.append(digests)
-        self.digests = np.concatenate(parts)
-        rows = range(first, len(self.ids))
-        self.newest.update(zip(self.ids[first:], rows, strict=True))
-
-    def _living(self, segment: Segment, dead: Dead) -> tuple[list[str], U8]:
-        """The ids and contents of a segment that are not dead."""
-        ids, digests = ids_of(segment), segment.column("digest")
-        if not dead:
-            return ids, digests
-        stay = np.flatnonzero(~dead.of_pairs(self.scope, ids, digests))
-        return [ids[i] for i in stay.tolist()], digests[stay]
-
-    def without(self, dead: Dead) -> "_Scope":
-        """The rows that are not dead."""
-        stay = np.flatnonzero(~dead.of_pairs(self.scope, self.ids, self.digests))
-        if len(stay) == len(self.ids):
-            return self
-        rest = _Scope(self.scope)
-        rest.ids = [self.ids[i] for i in stay.tolist()]
-        rest.digests = self.digests[stay]
-        rest.newest = dict(zip(rest.ids, range(len(rest.ids)), strict=True))
-        return rest
-
-    def contents(self, ids: Sequence[str]) -> tuple[U8, Bool]:
-        """The newest content of n ids: ((n, 32), which are known)."""
-        rows = np.fromiter(map(self.newest.get, ids, repeat(-1)), np.int64, len(ids))
-        known = rows >= 0
-        contents = np.zeros((len(ids), 32), np.uint8)
-        contents[known] = self.digests[rows[known]]
-        return contents, known
-
-    def histories(self) -> dict[str, list[bytes]]:
-        """{id: its contents, newest first, each once}."""
-        found: dict[str, list[bytes]] = {}
-        for name, row in zip(self.ids, self.digests, strict=True):
-            contents, content = found.setdefault(name, []), row.tobytes()
-            if content in contents:
-                contents.remove(content)
-            contents.insert(0, content)
-        return found
 
 
 class PhotoIds(SegmentSet):
@@ -155,7 +99,7 @@ class PhotoIds(SegmentSet):
     ) -> None:
         super().__init__(folder, key=PHOTOS, history=history or History(folder.parent), pins=pins)
         self._loaded: tuple[str, ...] = ()
-        self._pairs: dict[str, _Scope] = {}
+        self._pairs: dict[str, Pairs] = {}
         self._dead = Dead()  # which pairs are left out of `_pairs`
 
     def record(self, scope: str, ids: Sequence[str], digests: U8) -> None:
@@ -166,25 +110,26 @@ class PhotoIds(SegmentSet):
         digests = np.ascontiguousarray(digests, dtype=np.uint8)
         if digests.shape != (len(ids), 32):
             raise ValueError(f"digests of shape {digests.shape}; expected {(len(ids), 32)}")
-        contents, known = self._load().get(scope, _Scope(scope)).contents(ids)
+        contents, known = self._load().get(scope, Pairs(scope)).contents(ids)
         changed = np.flatnonzero(~known | (contents != digests).any(axis=1))
         dead = self.history.dead()
         if dead and len(changed):
             some = [ids[i] for i in changed.tolist()]
             changed = changed[~dead.of_pairs(scope, some, digests[changed])]
-        fresh = {ids[i]: i for i in changed.tolist()}
-        names = list(fresh)
-        if names:
+        if sum(map(len, self._pairs.values())) > KEPT_IDS:  # a run needs them no more
+            self._pairs, self._loaded = {}, ()
+        changed = _last_of_each(ids, changed)
+        if len(changed):
             with noting_aside(self.history.cache):
                 self.salvage()
-        for start in range(0, len(names), BLOCK_IDS):
-            block = names[start : start + BLOCK_IDS]
+        for start in range(0, len(changed), BLOCK_IDS):
+            block = changed[start : start + BLOCK_IDS]
             after = max((segment.id for segment in self.segments()), default="")
             # Newer than all that is known, by any clock.
             self.write(
                 scope,
-                block,
-                digests[[fresh[name] for name in block]],
+                [ids[i] for i in block.tolist()],
+                digests[block],
                 segment_id=new_segment_id(after=after),
             )
 
@@ -207,7 +152,7 @@ class PhotoIds(SegmentSet):
             clash = np.flatnonzero(there & known & (contents != digests).any(axis=1))
             if len(clash):
                 name = ids[int(clash[0])]
-                owners = sorted(key for key, others in scopes.items() if name in others.newest)
+                owners = sorted(k for k, some in scopes.items() if some.contents([name])[1].any())
                 raise CacheError(
                     f"photo id {name!r} stands for different photos in {len(owners)} places: "
                     f"{', '.join(owners)}. Choose one with `scope`"
@@ -219,19 +164,48 @@ class PhotoIds(SegmentSet):
     def table(self, *, dead: bool = False) -> PhotoTable:
         """All pairs; with `dead`, also those that were forgotten and are still stored."""
         scopes = self._load() if not dead else self._all()
-        rows = [
-            (name, scope, content, age == 0)
-            for scope, pairs in scopes.items()
-            for name, contents in pairs.histories().items()
-            for age, content in enumerate(contents)
-        ]
-        raw = b"".join(content for _, _, content, _ in rows)
+        parts = {scope: pairs.table() for scope, pairs in scopes.items()}
+        counts = Repeats({scope: len(ids) for scope, (ids, _, _) in parts.items()})
+        ids, digests, newest = zip(*(parts or {"": Pairs("").table()}).values(), strict=True)
+        if len(parts) < 2:  # no copy
+            return PhotoTable(ids[0], counts, digests[0], newest[0])
         return PhotoTable(
-            [name for name, *_ in rows],
-            [scope for _, scope, *_ in rows],
-            np.frombuffer(raw, np.uint8).reshape(-1, 32),
-            np.array([newest for *_, newest in rows], dtype=np.bool_),
+            Texts.joined(ids), counts, np.concatenate(digests), np.concatenate(newest)
         )
+
+    def pairs_of(
+        self, *, ids: Collection[str] = (), contents: Collection[bytes] = (), dead: bool = False
+    ) -> set[tuple[str, str, bytes]]:
+        """The pairs (scope, id, content) of some ids, and those of some contents.
+
+        dead: also those that were forgotten and are still stored. Segments are read one by one, so
+        that little is in memory whatever there is.
+        """
+        wanted, of = {*ids}, {*contents}
+        hashes = Texts.of([*wanted]).hashes()
+
+        def look(segments: list[Segment]) -> set[tuple[str, str, bytes]]:
+            marks, found = self.history.dead(), set()
+            for segment in segments:
+                names, digests = texts_of(segment), segment.column("digest")
+                chosen = members(digests, of) | np.isin(names.hashes(), hashes)
+                rows = np.flatnonzero(chosen)
+                some, scope = [*names.take(rows)], segment.manifest.name
+                gone = (
+                    np.zeros(len(rows), np.bool_)
+                    if dead
+                    else marks.of_pairs(scope, some, digests[rows])
+                )
+                found |= {
+                    (scope, name, content)
+                    for name, content, hidden in zip(
+                        some, map(bytes, digests[rows]), gone.tolist(), strict=True
+                    )
+                    if not hidden and (name in wanted or content in of)
+                }
+            return found
+
+        return self.steadily(look)
 
     def salvage(self) -> None:
         """Remove what writers that died left: ids are recorded again, so no rows are saved."""
@@ -286,15 +260,15 @@ class PhotoIds(SegmentSet):
             segment_id=segment_id or replacement_id(segment.id),
         )
 
-    def _all(self) -> dict[str, _Scope]:
+    def _all(self) -> dict[str, Pairs]:
         """The pairs of each scope, dead ones too."""
         return self.steadily(lambda segments: _scopes({}, segments, Dead()))
 
-    def _load(self) -> dict[str, _Scope]:
+    def _load(self) -> dict[str, Pairs]:
         """The pairs of each scope that are not dead."""
         return self.steadily(self._loaded_from)
 
-    def _loaded_from(self, segments: list[Segment]) -> dict[str, _Scope]:
+    def _loaded_from(self, segments: list[Segment]) -> dict[str, Pairs]:
         names = tuple(segment.id for segment in segments)
         dead = self.history.dead()
         if names == self._loaded and dead is self._dead:
@@ -312,26 +286,23 @@ class PhotoIds(SegmentSet):
         return pairs
 
 
-def _scopes(
-    before: dict[str, _Scope], segments: Sequence[Segment], dead: Dead
-) -> dict[str, _Scope]:
+def _scopes(before: dict[str, Pairs], segments: Sequence[Segment], dead: Dead) -> dict[str, Pairs]:
     """The pairs of each scope, with those of later segments, lowest id first."""
     parts: dict[str, list[Segment]] = {}
     for segment in sorted(segments, key=lambda one: (moment_of(one.id), one.manifest.name)):
         parts.setdefault(segment.manifest.name, []).append(segment)
     for scope, some in parts.items():
-        before.setdefault(scope, _Scope(scope)).extend(some, dead)
+        before[scope] = before.get(scope, Pairs(scope)).extended(some, dead)
     return before
 
 
-def _joined(parts: Sequence[tuple[list[str], U8]]) -> tuple[list[str], U8]:
-    """The pairs of segments of one moment; those that count over others last."""
-    if len(parts) == 1:
-        return parts[0]
-    ids = [name for names, _ in parts for name in names]
-    digests = np.concatenate([some for _, some in parts])
-    order = np.argsort(digests.view("S32").reshape(-1), kind="stable")
-    return [ids[i] for i in order.tolist()], digests[order]
+def _last_of_each(ids: Sequence[str], at: I64) -> I64:
+    """The places `at`, ascending, without those whose id comes again later."""
+    some = [ids[i] for i in at.tolist()]
+    if len(np.unique(Texts.of(some).hashes())) == len(at):
+        return at
+    last = dict(zip(some, at.tolist(), strict=True))
+    return np.array([*last.values()], np.int64)
 
 
 def read_pairs(segment: Segment) -> tuple[list[str], list[bytes]]:

@@ -7,7 +7,7 @@ are dead (`tombstones`) are not in it, so that no caller can meet them.
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,7 @@ UNKNOWN = "unknown"
 HOLDERS = 4  # whose digests one removal keeps
 INDEX_SEGMENTS = 64
 INDEX_ROWS = 65_536
+MAPPED_ROWS = 1 << 20  # a table of so many entries lies in its file, not in memory
 COLUMN_CACHE_BYTES = 24 << 20
 
 
@@ -238,24 +239,61 @@ class RowSet(SegmentSet):
             more = dead.since(set(saved.tombstones), saved.lifts)
             if not set(saved.tombstones) <= dead.tombstones.keys():
                 more = None
-        if more is None or not set(known) <= set(names):
-            base, known, more = Table.empty(), [], None
+        if more is None:
+            base, known = Table.empty(), []
         elif more.contents:
             base = base.without(more.of(base.digests))
-        number = {name: i for i, name in enumerate(names)}
-        renumbered = np.array([number[name] for name in known], dtype=np.int64)
-        old = set(known)
-        fresh = [(i, segment) for i, segment in enumerate(segments) if segment.digest not in old]
-        if fresh or known != names:
-            parts = [(i, s.column("digest"), s.manifest.n_ok) for i, s in fresh]
-            leave_out = dead.of if dead.contents else None
-            base = base.extended(parts, renumbered=renumbered, dead=leave_out)
+        if known != names:
+            base = self._joined(base, known, names, segments, dead)
+        old = {*known}
+        fresh = [segment.manifest.n_rows for segment in segments if segment.digest not in old]
+        n_fresh = sum(fresh)
         self._indexed, self._table, self._dead = names, base, dead
         self._unsaved += len(fresh)
-        n_fresh = sum(segment.manifest.n_rows for _, segment in fresh)
         if self._index_path and (self._unsaved >= INDEX_SEGMENTS or n_fresh >= INDEX_ROWS):
             self._unsaved = 0
             self._save(self._index_path)
+
+    def _joined(
+        self,
+        base: Table,
+        known: Sequence[str],
+        names: Sequence[str],
+        segments: Sequence[Segment],
+        dead: Dead,
+    ) -> Table:
+        """A table of the segments `names`, made from one of the segments `known`.
+
+        What a segment that has gone held is looked for in those that stay: of several rows with one
+        content the next one counts then.
+        """
+        number, old = {name: i for i, name in enumerate(names)}, {*known}
+        fresh = [(i, segment) for i, segment in enumerate(segments) if segment.digest not in old]
+        renumbered = np.array([number.get(name, -1) for name in known], dtype=np.int64)
+        left = base.digests[np.flatnonzero(renumbered[base.segment] < 0)]
+        found = base.extended(
+            _parts_of(fresh),
+            renumbered=renumbered,
+            dead=dead.of if dead.contents else None,
+            n_rows=sum(segment.manifest.n_rows for _, segment in fresh),
+        )
+        if not len(left):
+            return found
+        asked = Table.empty().extended([(0, left, 0)], renumbered=np.empty(0, np.int64))
+        stayed = [(i, segment) for i, segment in enumerate(segments) if segment.digest in old]
+        again = [part for part in stayed if (asked.find(part[1].column("digest")) >= 0).any()]
+
+        def unwanted(digests: U8) -> Bool:
+            found = asked.find(digests) < 0
+            some = np.flatnonzero(~found)
+            found[some] = dead.of(digests[some])
+            return found
+
+        if not again:
+            return found
+        same = np.arange(len(names), dtype=np.int64)
+        n_rows = sum(segment.manifest.n_rows for _, segment in again)
+        return found.extended(_parts_of(again), renumbered=same, dead=unwanted, n_rows=n_rows)
 
     def _save(self, path: Path) -> None:
         """Keep the table in a file, unless something was forgotten while it was written."""
@@ -265,6 +303,10 @@ class RowSet(SegmentSet):
             self._table.save(path, self._indexed, tombstones=marks[0], lifts=marks[1])
             if self.history.dead() is not self._dead:
                 path.unlink()
+            elif len(self._table.keys) >= MAPPED_ROWS:
+                saved = Table.load(path)
+                if saved and (saved.segments, saved.tombstones) == (self._indexed, marks[0]):
+                    self._table = saved.table
 
     def _steadily(self, look: Callable[[list[Segment], Table], T]) -> T:
         return self.steadily(lambda segments: look(segments, self._table_of(segments)))
@@ -289,6 +331,12 @@ class RowSet(SegmentSet):
                 yield segments[number], columns, rows, mine
 
         return found, by_segment()
+
+
+def _parts_of(segments: Sequence[tuple[int, Segment]]) -> Iterator[tuple[int, U8, int]]:
+    """Numbered segments as a table takes them, one by one."""
+    for number, segment in segments:
+        yield number, segment.column("digest"), segment.manifest.n_ok
 
 
 def _first_of(about: Mapping[str, Json], *names: str) -> str:

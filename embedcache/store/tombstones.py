@@ -27,6 +27,7 @@ FOLDER: Final = "forgotten"
 LIFTS: Final = "remembered"
 MAX_BYTES = MAX_LIST_BYTES
 MAX_MARKS = 100_000  # in one file
+BLOCK_ROWS = 1 << 16  # whose marks are made at a time
 
 U8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
@@ -84,10 +85,12 @@ class Dead:
         """Which of (n, 32) content digests are dead."""
         if not self.contents:
             return np.zeros(len(digests), dtype=np.bool_)
-        raw = np.ascontiguousarray(digests).tobytes()
-        marks = self.contents
-        found = (sha256(raw[i : i + 32]).digest() in marks for i in range(0, len(raw), 32))
-        return np.fromiter(found, np.bool_, len(digests))
+        found, marks = np.empty(len(digests), np.bool_), self.contents
+        for start in range(0, len(digests), BLOCK_ROWS):
+            raw = np.ascontiguousarray(digests[start : start + BLOCK_ROWS]).tobytes()
+            some = (sha256(raw[i : i + 32]).digest() in marks for i in range(0, len(raw), 32))
+            found[start : start + BLOCK_ROWS] = np.fromiter(some, np.bool_, len(raw) // 32)
+        return found
 
     def of_pairs(self, scope: str, ids: Sequence[str], digests: U8) -> Bool:
         """Which of n ids of a scope with contents (n, 32) are dead, by their pair or content."""
@@ -95,9 +98,15 @@ class Dead:
         if not self.pairs:
             return found
         key, marks = _scope(scope), self.pairs
-        for i in np.flatnonzero(~found).tolist():
-            raw = key + digests[i].tobytes() + ids[i].encode("utf-8", "surrogatepass")
-            found[i] = sha256(raw).digest() in marks
+        for start in range(0, len(digests), BLOCK_ROWS):
+            raw = np.ascontiguousarray(digests[start : start + BLOCK_ROWS]).tobytes()
+            names = ids[start : start + BLOCK_ROWS]
+            known = found[start : start + BLOCK_ROWS].tolist()
+            for i, name in enumerate(names):
+                if not known[i]:
+                    pair = key + raw[32 * i : 32 * i + 32] + name.encode("utf-8", "surrogatepass")
+                    known[i] = sha256(pair).digest() in marks
+            found[start : start + BLOCK_ROWS] = known
         return found
 
     def since(self, tombstones: Container[str], lifts: Collection[str]) -> "Dead | None":

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from embedcache.store.columns import ABSENT, OK
 from embedcache.store.index import Table
 
+BUCKET_ROWS = 1 << 19  # compared at a time, about: by the first bits of their digests
+
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -45,20 +47,40 @@ def lacking(
     dead: which digests were forgotten, by either side.
     wanted: only these contents, (m, 32); None for all.
     """
-    parts = [(number, digests, n_ok) for number, (digests, n_ok) in enumerate(segments)]
-    table = Table.empty().extended(parts, renumbered=np.empty(0, np.int64))
-    there = status(table.digests)
-    moves = np.where(table.ok, there != OK, there == ABSENT)
-    banned = dead(table.digests)
-    withheld = int((banned & moves).sum())
-    moves &= ~banned
-    if wanted is not None:
-        chosen = np.zeros(len(moves), dtype=np.bool_)
-        at = table.find(np.ascontiguousarray(wanted, dtype=np.uint8))
-        chosen[at[at >= 0]] = True
-        moves &= chosen
-    order = np.argsort(table.segment[moves], kind="stable")
-    owner, row = table.segment[moves][order], table.row[moves][order].astype(np.int64)
-    cuts = np.searchsorted(owner, np.arange(len(segments) + 1))
-    rows = tuple(np.sort(row[a:b]) for a, b in pairwise(cuts))
-    return Lacking(rows, int((table.ok & (there == OK)).sum()), withheld)
+    total = sum(len(digests) for digests, _ in segments)
+    n_buckets = min(256, 1 << max(0, (total // BUCKET_ROWS).bit_length()))
+    found: list[list[I64]] = [[] for _ in segments]
+    already_there = withheld = 0
+    for bucket in range(n_buckets):
+        rows_of = [_rows_in(digests, bucket, n_buckets) for digests, _ in segments]
+        parts = [
+            (number, digests[rows], int(np.searchsorted(rows, n_ok)))
+            for number, ((digests, n_ok), rows) in enumerate(zip(segments, rows_of, strict=True))
+        ]
+        table = Table.empty().extended(parts, renumbered=np.empty(0, np.int64))
+        there = status(table.digests)
+        moves = np.where(table.ok, there != OK, there == ABSENT)
+        already_there += int((table.ok & (there == OK)).sum())
+        banned = dead(table.digests)
+        withheld += int((banned & moves).sum())
+        moves &= ~banned
+        if wanted is not None:
+            chosen = np.zeros(len(moves), dtype=np.bool_)
+            at = table.find(np.ascontiguousarray(wanted, dtype=np.uint8))
+            chosen[at[at >= 0]] = True
+            moves &= chosen
+        order = np.argsort(table.segment[moves], kind="stable")
+        owner, row = table.segment[moves][order], table.row[moves][order].astype(np.int64)
+        cuts = np.searchsorted(owner, np.arange(len(segments) + 1))
+        for mine, rows, (a, b) in zip(found, rows_of, pairwise(cuts), strict=True):
+            mine.append(rows[row[a:b]])
+    none = np.empty(0, np.int64)
+    joined = tuple(np.sort(np.concatenate([none, *some])) for some in found)
+    return Lacking(joined, already_there, withheld)
+
+
+def _rows_in(digests: U8, bucket: int, n_buckets: int) -> I64:
+    """The rows whose digests begin with the bits of a bucket, ascending."""
+    if n_buckets == 1:
+        return np.arange(len(digests))
+    return np.flatnonzero(digests[:, 0] // (256 // n_buckets) == bucket)

@@ -18,7 +18,7 @@ from embedcache.spec import Json
 from embedcache.store.cache import Cache
 from embedcache.store.disposal import aside_note, names_aside, new_aside
 from embedcache.store.layout import APART, PARTS
-from embedcache.store.photo_ids import PhotoTable
+from embedcache.store.photo_ids import ids_of
 from embedcache.store.refs import read_ref, ref_names
 from embedcache.store.removal import finish
 from embedcache.store.salvage import leftovers
@@ -85,20 +85,21 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     Run again after a crash, it finishes what was begun.
     Raises CacheError for an id that is not recorded, and for a part of a digest that is not here.
     """
-    _end_cut_off(cache)
-    # Also what was forgotten and is still stored: a run that was cut off is finished.
-    table = cache.photo_ids.table(dead=True)
+    if _end_cut_off(cache):
+        forget_forgotten(cache)
     wanted = set(ids)
-    named = _named(cache, table, wanted - set(table.ids))
+    # Also what was forgotten and is still stored: a run that was cut off is finished.
+    recorded = cache.photo_ids.pairs_of(ids=wanted, dead=True)
+    named = _named(cache, wanted - {name for _, name, _ in recorded})
     wanted -= named.keys()
-    pairs = {pair for pair in _pairs(table) if pair[1] in wanted and scope in (None, pair[0])}
+    pairs = {pair for pair in recorded if pair[1] in wanted and scope in (None, pair[0])}
     _check_known(cache, wanted, pairs)
     whole = set(named.values())
-    absent = _absent(cache, table, whole)
-    pairs |= {pair for pair in _pairs(table) if pair[2] in whole}
+    absent = _absent(cache, whole)
+    pairs |= cache.photo_ids.pairs_of(contents=whole, dead=True)
     contents = {pair[2] for pair in pairs} | whole
     # With its ids, at once: a run that is cut off leaves no content whose ids are gone.
-    doomed = whole | (contents - _living(cache, without=pairs).keys())
+    doomed = whole | (contents - _living(cache, contents, without=pairs).keys())
     intent = intents.begin(cache, contents - doomed)
     cache.history.forget(
         contents=map(content_mark, doomed),
@@ -106,7 +107,7 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     )
     # Again, now that the pairs are gone for everybody: of two that forget the two ids of one photo
     # at once, the later look finds no id left.
-    living = _living(cache)
+    living = _living(cache, contents)
     later = contents - living.keys() - doomed
     if later:
         cache.history.forget(contents=map(content_mark, later))
@@ -125,14 +126,20 @@ def forget_forgotten(cache: Cache) -> Forgotten:
     """Remove every photo here that a tombstone of this cache names: others forgot it, or it was
     forgotten here and a run was cut off."""
     _end_cut_off(cache)
-    table = cache.photo_ids.table(dead=True)
-    pairs = set()
-    for scope in set(table.scopes):
-        at = [i for i, place in enumerate(table.scopes) if place == scope]
-        ids, digests = [table.ids[i] for i in at], table.digests[at]
-        dead = cache.dead_pairs(scope, ids, digests)
-        pairs |= {(scope, ids[i], digests[i].tobytes()) for i in np.flatnonzero(dead).tolist()}
-    return _remove(cache, pairs, _contents(cache, table, cache.dead))
+    photos = cache.photo_ids
+
+    def look(segments: list[Segment]) -> set[Pair]:
+        found = set()
+        for segment in segments:
+            dead = np.flatnonzero(photos.dead_rows(segment, cache.history.dead()))
+            if len(dead):
+                ids, digests = ids_of(segment), segment.column("digest")
+                found |= {
+                    (segment.manifest.name, ids[i], digests[i].tobytes()) for i in dead.tolist()
+                }
+        return found
+
+    return _remove(cache, photos.steadily(look), _contents(cache, cache.dead))
 
 
 def _remove(
@@ -156,7 +163,13 @@ def _remove(
         photos = cache.photo_ids
         photos.salvage()  # a writer that was killed may have left these ids
         touched |= {f"{photos.key}/{segment.id}" for segment in photos.segments()}
-        photos.take_dead_rows_away(lambda segment: segment.manifest.name in scopes)
+        gone = doomed | {content for _, _, content in pairs}
+        photos.take_dead_rows_away(
+            lambda segment: (
+                segment.manifest.name in scopes
+                and bool(members(segment.column("digest"), gone).any())
+            )
+        )
         cache.history.note()
         notes = _forget_here(cache)
     notes += tuple(map(aside_note, new_aside(cache.path, aside)))
@@ -181,19 +194,28 @@ def _remove(
     )
 
 
-def _end_cut_off(cache: Cache) -> None:
-    """Decide what runs that were cut off had not decided: contents whose last ids they forgot."""
+def _end_cut_off(cache: Cache) -> bool:
+    """Decide what runs that were cut off had not decided: contents whose last ids they forgot.
+
+    Returns whether there are any, whose rows are still to be removed.
+    """
     marks, files = intents.marks_left(cache.path)
-    if doomed := marks - {content_mark(content) for content in _living(cache)} if marks else set():
+    doomed = set[bytes]()
+    if marks:
+        doomed = marks - {content_mark(row.tobytes()) for row in cache.photo_table().digests}
+    if doomed:
         cache.history.forget(contents=doomed)
     for path in files:
         path.unlink(missing_ok=True)
+    return bool(doomed)
 
 
-def _living(cache: Cache, *, without: Collection[Pair] = ()) -> dict[bytes, str]:
-    """By content an id that stands for it now; of the pairs that are not in `without`."""
-    pairs = (pair for pair in _pairs(cache.photo_table()) if pair not in without)
-    return {content: name for _, name, content in pairs}
+def _living(
+    cache: Cache, contents: set[bytes], *, without: Collection[Pair] = ()
+) -> dict[bytes, str]:
+    """By content, of some, an id that stands for it now; of the pairs that are not in `without`."""
+    pairs = sorted(cache.photo_ids.pairs_of(contents=contents))
+    return {pair[2]: pair[1] for pair in pairs if pair not in without}
 
 
 def _pins(cache: Cache, ref: str) -> set[str]:
@@ -215,21 +237,14 @@ def _pins(cache: Cache, ref: str) -> set[str]:
     return found
 
 
-def _pairs(table: PhotoTable) -> list[Pair]:
-    return [
-        (scope, name, row.tobytes())
-        for name, scope, row in zip(table.ids, table.scopes, table.digests, strict=True)
-    ]
-
-
-def _contents(cache: Cache, table: PhotoTable, wanted: Callable[[U8], Bool]) -> set[bytes]:
+def _contents(cache: Cache, wanted: Callable[[U8], Bool]) -> set[bytes]:
     """The contents that are stored and `wanted`: of vectors, faces, failures and ids."""
 
     def look(segments: list[Segment]) -> list[U8]:
-        digests = [segment.column("digest") for segment in segments]
-        return [some[wanted(some)] for some in digests]
+        digests = (segment.column("digest") for segment in segments)
+        return [some[wanted(some)] for some in digests]  # one column in memory at a time
 
-    parts = [table.digests[wanted(table.digests)]]
+    parts = cache.photo_ids.steadily(look)
     with disk.plain_errors("write to", cache.path):
         for store in cache.stores():
             store.salvage()
@@ -237,7 +252,7 @@ def _contents(cache: Cache, table: PhotoTable, wanted: Callable[[U8], Bool]) -> 
     return {row.tobytes() for part in parts for row in part}
 
 
-def _named(cache: Cache, table: PhotoTable, texts: set[str]) -> dict[str, bytes]:
+def _named(cache: Cache, texts: set[str]) -> dict[str, bytes]:
     """Which of some texts are digests of contents, and of which; parts only of what is here."""
     digits = sorted(text for text in texts if re.fullmatch(rf"[0-9a-f]{{{MIN_DIGITS},64}}", text))
     if not digits:
@@ -249,7 +264,7 @@ def _named(cache: Cache, table: PhotoTable, texts: set[str]) -> dict[str, bytes]
         found: Bool = np.isin(keys >> np.uint64(64 - 4 * MIN_DIGITS), starts)
         return found
 
-    known = sorted(_contents(cache, table, begins))
+    known = sorted(_contents(cache, begins))
     found = {}
     for text in digits:
         fitting = [content for content in known if content.hex().startswith(text)]
@@ -262,12 +277,12 @@ def _named(cache: Cache, table: PhotoTable, texts: set[str]) -> dict[str, bytes]
     return found
 
 
-def _absent(cache: Cache, table: PhotoTable, contents: set[bytes]) -> set[bytes]:
+def _absent(cache: Cache, contents: set[bytes]) -> set[bytes]:
     """Which of some contents are neither here nor forgotten."""
     if not contents:
         return set()
     marks = cache.history.dead().contents
-    here = _contents(cache, table, lambda digests: members(digests, contents))
+    here = _contents(cache, lambda digests: members(digests, contents))
     return {one for one in contents - here if content_mark(one) not in marks}
 
 

@@ -1,6 +1,6 @@
 """What a `forget` is about to decide, on disk, so that one that is cut off can be ended by another.
 
-    local/forgetting-<mark of the process>      a line for each content: its mark, as tombstones have it
+    local/forgetting-<mark of the process>      a line for each content: its mark in tombstones
 
 A content whose ids are forgotten while another id stands for it is forgotten only if that one goes
 too. Of two that forget the two ids of a photo at once, each leaves it to the other; if both are

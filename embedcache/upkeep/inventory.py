@@ -1,6 +1,5 @@
 """What a cache holds, for `embedcache info`. No torch, no zarr."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,7 +34,8 @@ class PhotoLine:
 class Summary:
     """A cache's spaces, faces and ids; prints itself.
 
-    spaces: (spec document, spec digest, counts) per set of vectors;  faces: (digest, counts).
+    spaces: (spec document, spec digest, counts) per set of vectors.
+    faces: (document, digest, counts) per detector.
     n_ids: photo ids.  places: ids per folder or table that they were read from.
     photos: one line per id, None unless asked for; its states are in the order of `spaces`.
     """
@@ -43,7 +43,7 @@ class Summary:
     path: str
     format: int
     spaces: tuple[tuple[dict[str, Json], str, Counts], ...]
-    faces: tuple[tuple[str, Counts], ...]
+    faces: tuple[tuple[dict[str, Json], str, Counts], ...]
     n_ids: int
     places: dict[str, int]
     photos: tuple[PhotoLine, ...] | None
@@ -59,7 +59,10 @@ class Summary:
                 {"spec": digest, "document": spec, "dim": spec["dim"], **_counted(counts)}
                 for spec, digest, counts in self.spaces
             ],
-            "faces": [{"detector": digest, **_counted(counts)} for digest, counts in self.faces],
+            "faces": [
+                {"detector": digest, "document": document, **_counted(counts)}
+                for document, digest, counts in self.faces
+            ],
             **({} if self.photos is None else {"photos": [_line(p) for p in self.photos]}),
         }
 
@@ -77,8 +80,9 @@ class Summary:
             about = f"  ({layer})" if layer else "  imported" if spec["kind"] == "foreign" else ""
             lines += [f"{_name(spec, counts)}  {spec['dim']}-d  spec {digest[:8]}{about}"]
             lines += _lines(counts, "distinct photo")
-        for digest, counts in self.faces:
-            lines += [f"faces  detector {digest[:8]}", *_lines(counts, "distinct photo")]
+        for document, digest, counts in self.faces:
+            name = document.get("detector", "")
+            lines += [f"faces  detector {digest[:8]}  {name}", *_lines(counts, "distinct photo")]
         if not self.spaces:
             lines.append("no vectors yet: 'embedcache extract PHOTOS --cache DIR' makes some")
         if self.photos is not None:
@@ -114,9 +118,10 @@ def summarise(cache: Cache, *, photos: bool = False, failed: bool = False) -> Su
     """
     spaces = sorted(cache.spaces(), key=lambda space: (space.names, space.digest))
     table = cache.photo_table()
-    newest = [i for i in range(len(table)) if table.newest[i]]
+    places = table.places()
     lines = None
     if photos or failed:
+        newest = np.flatnonzero(table.newest).tolist()
         digests = table.digests[newest]
         columns = [_states(space, digests) for space in spaces]
         lines = tuple(
@@ -133,9 +138,9 @@ def summarise(cache: Cache, *, photos: bool = False, failed: bool = False) -> Su
         path=str(cache.path),
         format=check_root(cache.path),
         spaces=tuple((s.spec.document(), s.digest, s.counts()) for s in spaces),
-        faces=tuple((f.digest, f.counts()) for f in cache.face_spaces()),
-        n_ids=len(newest),
-        places=dict(Counter(table.scopes[i] for i in newest)),
+        faces=tuple((f.document, f.digest, f.counts()) for f in cache.face_spaces()),
+        n_ids=sum(places.values()),
+        places=places,
         photos=lines,
     )
 

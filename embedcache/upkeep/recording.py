@@ -15,6 +15,7 @@ from embedcache.store.layout import check_group
 from embedcache.store.manifest import MANIFEST
 from embedcache.store.salvage import Leftover, collect, own_litter
 from embedcache.store.zarr_json import encode_document
+from embedcache.upkeep import intents
 from embedcache.upkeep.findings import NO_FILE, REMOVED, REWRITTEN, Finding, Report
 
 # Rows may be in these: a cache's own commands and a push know how to keep or remove them.

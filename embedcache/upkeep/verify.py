@@ -37,6 +37,7 @@ from embedcache.store.tombstones import (
     Dead,
 )
 from embedcache.store.zarr_json import group_document
+from embedcache.upkeep import intents
 from embedcache.upkeep.duplicates import compare_duplicates
 from embedcache.upkeep.findings import LINK, MADE, NO_FOLDER, RESTORED, STRANGE, Report
 from embedcache.upkeep.history_audit import HistoryAudit

@@ -10,6 +10,7 @@ from embedcache.errors import NoSuchSpace, PhotosError
 from embedcache.photos.table import Photos, scope_of
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT
+from embedcache.wording import counted
 from heads.dataset.split import near_duplicates
 from heads.study.design import Study
 from heads.study.joined import files_of
@@ -29,17 +30,30 @@ def photos_of(
 ) -> Photos | None:
     """The photos of a study's table; None where none is there and the cache lacks nothing.
 
-    Where the table names none they are those that this machine read for the cache.
+    Where the table names none they are those that this machine read for the cache, and rows that
+    the cache does not know are left out.
     path, rows: the table. read: reads the photos that it names. say: called with one line where no
-        photo is needed. PhotosError where there are none and the cache lacks vectors.
+        photo is needed, and of rows left out. PhotosError where there are none and the cache lacks
+        vectors.
     """
-    gap = lacking(study, cache, rows[study.id_column].drop_nulls().to_list())
+    ids = _wanted(study, cache, rows)
+    gap = lacking(study, cache, ids)
     if study.photo_column not in rows.columns and not gap:
+        if n_lost := rows[study.id_column].drop_nulls().len() - len(ids):
+            say(
+                f"{counted(n_lost, 'row')} of {path.name} left out: the cache does not have these "
+                "photos, or they were forgotten"
+            )
         files = files_of(study, cache, rows)
         read_before = Photos(tuple(files), tuple(files.values()), scope_of(path))
-        if read_before.any_here():
-            return read_before
         found = f"{path.name} has no column {study.photo_column!r}"
+        if read_before.any_here():
+            if len(files) < len(ids):
+                say(
+                    f"{found}, and this machine remembers where {len(files):,} of {len(ids):,} "
+                    "photos lie: the page shows these"
+                )
+            return read_before
     else:
         try:
             table = read()
@@ -62,12 +76,21 @@ def to_embed(study: Study, cache: Cache, rows: pl.DataFrame) -> list[str]:
 
     rows: the table; where it names no photos, the cache has all vectors, and there are none.
     """
-    ids = rows[study.id_column].drop_nulls().to_list()
+    ids = _wanted(study, cache, rows)
     if study.photo_column not in rows.columns and not lacking(study, cache, ids):
         return []
     imported = {s.spec.architecture for s in cache.spaces() if s.spec.kind == "foreign"}
     names = dict.fromkeys(name for backbone in study.backbone for name in backbone.names)
     return [name for name in names if name not in imported]
+
+
+def _wanted(study: Study, cache: Cache, rows: pl.DataFrame) -> list[str]:
+    """The ids of a table; where it names no photos, those that the cache knows, if it knows any."""
+    ids = rows[study.id_column].drop_nulls().to_list()
+    if study.photo_column in rows.columns:
+        return ids
+    known = cache.digests_of(ids, scope=study.scope)[1].tolist()
+    return [name for name, ok in zip(ids, known, strict=True) if ok] or ids
 
 
 def alike_by(study: Study) -> dict[str, Any]:

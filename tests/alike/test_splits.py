@@ -123,3 +123,21 @@ def test_a_study_warns_of_every_planted_copy_that_its_split_parts(
         said = int(err.partition("warning: ")[2].partition(" on ALL: ")[2].split()[0])
         assert said >= torn.sum()
         assert "in place of" in err
+
+
+def test_of_several_layers_in_one_name_the_last_tells_near_duplicates(
+    run: Run, world: tuple[Path, str, dict[str, str]], tmp_path: Path
+) -> None:
+    cache, name, _ = world
+    layers = f"{name}#layer1,layer2"
+    assert run("extract", tmp_path / "photos", "--cache", cache, "--backbone", layers)[0] == 0
+    status, _, err = run(
+        *("fit-head", "--cache", cache, "--backbone", layers, "--labels", tmp_path / "labels.csv"),
+        *("--target", "score", "--head", "ridge", "--out", tmp_path / "head"),
+        *("--keep-together", "near-duplicates:0.999"),
+    )
+    assert status == 0, err
+    assert f"near-duplicates by {name}#layer2" in err
+    status, _, err = run("duplicates", cache, "--backbone", layers)
+    assert status == 1
+    assert "are 2 sets of vectors, and one is wanted here" in err

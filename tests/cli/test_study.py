@@ -173,12 +173,14 @@ def test_a_study_runs_where_its_photos_are_gone_and_the_cache_knows_every_row(
     assert "the page shows no photos" in err
 
 
-def test_a_row_that_the_cache_does_not_know_needs_its_photo(run: Run, planted: Path) -> None:
+def test_a_row_that_the_cache_does_not_know_is_left_out_or_embedded(
+    run: Run, planted: Path
+) -> None:
     ids = pl.when(pl.col("user_id") == "u0003").then(pl.lit("new")).otherwise("user_id")
     labels(planted, user_id=ids)
     status, _, err = study_of(run, planted)
-    assert status == 1
-    assert "has no column 'photo'" in err
+    assert status == 0, err
+    assert "1 row of labels.csv left out: the cache does not have these photos" in err
     labels(planted, user_id=ids, photo=pl.concat_str(pl.lit("gone/"), "user_id"))
     status, _, err = study_of(run, planted)
     assert (status, "120 of 120 files not found" in err) == (1, True)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from embedcache.errors import WeightsError
-from embedcache.faces import host, mtcnn, networks
+from embedcache.faces import host, layers, mtcnn
 from embedcache.faces.detector import Detector, crop
 from embedcache.spec import canonical_json
 
@@ -173,7 +173,52 @@ def packed(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dt
 @pytest.mark.parametrize("size", [(11, 11), (12, 11), (11, 12), (30, 1), (1, 2)])
 def test_pooling_by_slices_is_torchs(size: tuple[int, int]) -> None:
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, *size)))
-    assert torch.equal(networks.pool(x), torch.nn.functional.max_pool2d(x, 2, 2, ceil_mode=True))
+    assert torch.equal(layers.pool(x), torch.nn.functional.max_pool2d(x, 2, 2, ceil_mode=True))
+
+
+@pytest.mark.parametrize("size", [(22, 22), (11, 9), (46, 23), (3, 4), (21, 10)])
+def test_pooling_of_three_by_slices_is_torchs(size: tuple[int, int]) -> None:
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, *size)))
+    assert torch.equal(layers.pool3(x), torch.nn.functional.max_pool2d(x, 3, 2, ceil_mode=True))
+
+
+@pytest.mark.parametrize("format_", [torch.channels_last, torch.contiguous_format])
+def test_slopes_row_by_row_are_torchs_prelu(format_: torch.memory_format) -> None:
+    slopes = torch.nn.PReLU(10)
+    torch.nn.init.uniform_(slopes.weight, -1.5, 1.5)
+    x = torch.randn(3, 10, 7, 5).to(memory_format=format_)
+    with torch.inference_mode():
+        assert torch.equal(layers.with_slopes(x, slopes), slopes(x))
+
+
+@pytest.mark.parametrize("size", [(12, 12), (13, 40), (61, 50)])
+def test_cells_that_pass_are_the_packages(detector: Detector, size: tuple[int, int]) -> None:
+    pnet = detector._networks.pnet
+    pixels = np.random.default_rng(1).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
+    with torch.inference_mode():
+        shift, score = (out.numpy() for out in pnet(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
+    least = float(np.quantile(score[:, 1], 0.5))
+    row, y, x, found, moved = detector._networks.propose(pixels, least)
+    expected = score[:, 1] >= least - 1e-6
+    assert np.abs(score[row, 1, y, x] - found).max(initial=0) < 1e-6
+    assert np.abs(shift[row, :, y, x] - moved).max(initial=0) < 1e-5
+    assert expected[row, y, x].all()
+    assert len(row) >= (score[:, 1] >= least + 1e-6).sum()
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_threads_share_photos_and_find_the_same(
+    detector: Detector, photos: list[Image.Image], n_threads: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        found = detector.detect(photos)
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    for i, photo in enumerate(photos):
+        assert np.allclose(found.of(i).box, detector.detect([photo]).box, atol=0.01)
 
 
 def area(pixels: np.ndarray[Any, np.dtype[np.uint8]], height: int, width: int) -> Any:

@@ -3,7 +3,6 @@
 The tensors are on the CPU in most tests, and on a CUDA device where there is one.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -233,6 +232,5 @@ def test_the_form_follows_the_device(photos: list[Image.Image], monkeypatch: Any
     assert not Networks("cpu").resident
     networks = Networks("cpu", resident=True)
     monkeypatch.setattr(mtcnn, "HostPixels", None)
-    with ThreadPoolExecutor(1) as pool:
-        found = mtcnn.find(photos[:1], networks, mtcnn.Settings(), pool)
+    found = mtcnn.find(photos[:1], networks, mtcnn.Settings())
     assert len(found[0].box) == 1

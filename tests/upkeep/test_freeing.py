@@ -390,15 +390,3 @@ def test_a_name_that_is_no_ref_deletes_none(cache: Cache, run: Run) -> None:
     status, _, err = run("ref", cache.path, "two", "three")
     assert status == 1
     assert "a ref has one name" in err
-
-
-def test_a_deleted_refs_name_can_be_taken_again(cache: Cache, run: Run) -> None:
-    write_ref(cache, "one")
-    assert run("ref", cache.path, "one", "--delete")[0] == 0
-    fill(cache.space(SPEC), photos(20), name="net")
-    write_ref(cache, "one")
-    forget(cache, ["p3"])
-    compact(Cache.open(cache.path))
-    held = Cache.open(cache.path, ref="one").space(SPEC).status(photos(*range(N), 20))
-    assert (held == OK).sum() == N
-    assert verify(cache).clean, str(verify(cache))

@@ -1,0 +1,226 @@
+"""The pairs (id, content) of one scope, in the order in which they were recorded.
+
+Arrays and no objects: 69 bytes for a pair, of an id of 17 bytes. They lie in a few runs, each with
+its own ids in order of their hash, so that a few new pairs cost a little whatever there is already.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.store.columns import check_text
+from embedcache.store.manifest import moment_of
+from embedcache.store.segment import Segment
+from embedcache.store.texts import Texts
+from embedcache.store.tombstones import Dead
+
+U8 = NDArray[np.uint8]
+I64 = NDArray[np.int64]
+U32 = NDArray[np.uint32]
+U64 = NDArray[np.uint64]
+Bool = NDArray[np.bool_]
+Part = tuple[Texts, U8]
+
+BLOCK_IDS = 1 << 18
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """n pairs. hashes: of their ids, (n,), ascending; rows: whose each is, (n,) uint32, and of one
+    hash ascending."""
+
+    ids: Texts
+    digests: U8
+    hashes: U64
+    rows: U32
+
+    @classmethod
+    def of(cls, ids: Texts, digests: U8) -> "Run":
+        hashes = ids.hashes()
+        rows = np.argsort(hashes, kind="stable").astype(np.uint32)
+        return cls(ids, digests, hashes[rows], rows)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def last(self, asked: Texts, hashes: U64, at: I64) -> I64:
+        """The last row of each of k ids, asked[at], with these hashes; -1 for none: (k,)."""
+        found = np.full(len(at), -1, np.int64)
+        place = np.searchsorted(self.hashes, hashes, "right") - 1
+        pending = np.arange(len(at))
+        while len(pending := pending[place[pending] >= 0]):
+            pending = pending[self.hashes[place[pending]] == hashes[pending]]
+            rows = self.rows[place[pending]].astype(np.int64)
+            same = self.ids.same(rows, asked, at[pending])
+            found[pending[same]] = rows[same]
+            pending = pending[~same]  # another id with this hash
+            place[pending] -= 1
+        return found
+
+    def first(self) -> I64 | None:
+        """The first row with the id of each row, (n,); None where every id occurs once."""
+        again = np.flatnonzero(self.hashes[1:] == self.hashes[:-1]) + 1
+        if not len(again):
+            return None
+        found = np.arange(len(self))
+        rows = self.rows.astype(np.int64)
+        same = self.ids.same(rows[again - 1], self.ids, rows[again])
+        starts = np.ones(len(self), np.bool_)
+        starts[again] = False
+        first = np.maximum.accumulate(np.where(starts, np.arange(len(self)), 0))
+        found[rows] = rows[first]
+        for start in np.unique(first[again[~same]]).tolist():  # several ids with one hash
+            stop = start + int(np.searchsorted(self.hashes[start:], self.hashes[start], "right"))
+            known: dict[str, int] = {}
+            for row in rows[start:stop].tolist():
+                found[row] = known.setdefault(self.ids[row], row)
+        return found
+
+
+class Pairs:
+    """All pairs of a scope that are not dead; new ones make another `Pairs`."""
+
+    def __init__(self, scope: str, runs: Sequence[Run] = ()) -> None:
+        self.scope = scope
+        self._runs = tuple(runs)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._runs))
+
+    def extended(self, segments: Sequence[Segment], dead: Dead) -> "Pairs":
+        """With the pairs of later segments, lowest id first, that are not dead."""
+        ids, digests = _gathered(self._living(segments, dead), segments)
+        runs = [*self._runs, Run.of(ids, digests)] if len(ids) else [*self._runs]
+        while len(runs) > 1 and len(runs[-2]) < 2 * len(runs[-1]):
+            runs[-2:] = [_joined(runs[-2:])]
+        return Pairs(self.scope, runs)
+
+    def without(self, dead: Dead) -> "Pairs":
+        """The pairs that are not dead."""
+        runs = []
+        for run in self._runs:
+            stay = np.concatenate(
+                [
+                    ~dead.of_pairs(
+                        self.scope,
+                        run.ids[start : start + BLOCK_IDS],
+                        run.digests[start : start + BLOCK_IDS],
+                    )
+                    for start in range(0, len(run), BLOCK_IDS)
+                ]
+            )
+            if stay.all():
+                runs.append(run)
+            elif stay.any():
+                rows = np.flatnonzero(stay)
+                runs.append(Run.of(run.ids.take(rows), run.digests[rows]))
+        return Pairs(self.scope, runs)
+
+    def contents(self, ids: Sequence[str]) -> tuple[U8, Bool]:
+        """The newest content of n ids: ((n, 32), which are known)."""
+        contents = np.zeros((len(ids), 32), np.uint8)
+        known = np.zeros(len(ids), np.bool_)
+        for start in range(0, len(ids) if self._runs else 0, BLOCK_IDS):
+            asked = Texts.of(ids[start : start + BLOCK_IDS])
+            hashes = asked.hashes()
+            order = np.argsort(hashes)  # neighbours share cache lines
+            for run in reversed(self._runs):
+                rows = run.last(asked, hashes[order], order)
+                there = rows >= 0
+                contents[start + order[there]] = run.digests[rows[there]]
+                known[start + order[there]] = True
+                order = order[~there]
+        return contents, known
+
+    def table(self) -> tuple[Texts, U8, Bool]:
+        """Each id with each of its contents once, the newest first: ids in the order in which they
+        were first recorded, contents (n, 32), which pairs are the newest of their ids (n,)."""
+        if not self._runs:
+            return Texts.of([]), np.empty((0, 32), np.uint8), np.empty(0, np.bool_)
+        run = self._runs[0] if len(self._runs) == 1 else _joined(self._runs)
+        first = run.first()
+        if first is None:
+            return run.ids, run.digests, np.ones(len(run), np.bool_)
+        several = first != np.arange(len(run))
+        several[first[several]] = True
+        rows = np.flatnonzero(several)
+        words = np.ascontiguousarray(run.digests[rows]).view(np.uint64)
+        order = np.lexsort((rows, *words.T, first[rows]))
+        rows, words = rows[order], words[order]
+        last = np.ones(len(rows), np.bool_)  # of one content of an id
+        last[:-1] = (words[1:] != words[:-1]).any(axis=1) | (first[rows[1:]] != first[rows[:-1]])
+        kept = np.concatenate([np.flatnonzero(~several), rows[last]])
+        kept = kept[np.lexsort((-kept, first[kept]))]
+        newest = np.ones(len(kept), np.bool_)
+        newest[1:] = first[kept[1:]] != first[kept[:-1]]
+        return run.ids.take(kept), run.digests[kept], newest
+
+    def _living(self, segments: Sequence[Segment], dead: Dead) -> Iterator[Part]:
+        """The pairs of segments that are not dead, as they count: the later ones over others.
+
+        Of one moment the greater digests count.
+        """
+        at = 0
+        while at < len(segments):
+            stop = at + 1
+            while stop < len(segments) and moment_of(segments[stop].id) == moment_of(
+                segments[at].id
+            ):
+                stop += 1
+            parts = [self._living_in(segment, dead) for segment in segments[at:stop]]
+            at = stop
+            if len(parts) == 1:
+                yield parts[0]
+                continue
+            digests = np.concatenate([some for _, some in parts])
+            order = np.argsort(digests.view("S32").reshape(-1), kind="stable")
+            yield Texts.joined([ids for ids, _ in parts]).take(order), digests[order]
+
+    def _living_in(self, segment: Segment, dead: Dead) -> Part:
+        ids, digests = texts_of(segment), segment.column("digest")
+        if not dead:
+            return ids, digests
+        stay = np.flatnonzero(~dead.of_pairs(self.scope, ids[:], digests))
+        return (ids, digests) if len(stay) == len(ids) else (ids.take(stay), digests[stay])
+
+
+def texts_of(segment: Segment) -> Texts:
+    """The ids of one photo segment, in row order; Damaged where they are no text."""
+    offsets, text = segment.column("id_offset"), segment.column("id_text")
+    check_text(offsets, text, segment.folder)
+    return Texts(offsets, text)
+
+
+def _gathered(parts: Iterator[Part], segments: Sequence[Segment]) -> Part:
+    """The pairs of some segments, one after another, without having them in memory twice."""
+    n, size = (
+        sum(segment.manifest.lengths[name] for segment in segments)
+        for name in ("digest", "id_text")
+    )
+    offsets, digests = np.zeros(n + 1, np.int64), np.empty((n, 32), np.uint8)
+    text = np.empty(size, np.uint8)
+    n = size = 0
+    for ids, some in parts:
+        offsets[n : n + len(ids) + 1] = ids.offsets + size
+        digests[n : n + len(ids)] = some
+        text[size : size + len(ids.text)] = ids.text
+        n, size = n + len(ids), size + len(ids.text)
+    return Texts(offsets[: n + 1], text[:size]), digests[:n]
+
+
+def _joined(runs: Sequence[Run]) -> Run:
+    """Several runs as one."""
+    ends = np.cumsum([len(run) for run in runs])
+    rows = np.concatenate(
+        [run.rows + np.uint32(end - len(run)) for run, end in zip(runs, ends, strict=True)]
+    )
+    hashes = np.concatenate([run.hashes for run in runs])
+    order = np.argsort(hashes, kind="stable")
+    return Run(
+        Texts.joined([run.ids for run in runs]),
+        np.concatenate([run.digests for run in runs]),
+        hashes[order],
+        rows[order],
+    )

@@ -1,0 +1,181 @@
+"""Many short texts in one array: a sequence that makes each `str` when it is asked for, and hashes
+to look them up by.
+
+Ten million ids as objects of Python take 1.5 GB, and in this form 250 MB.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import Any, Self, SupportsIndex, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+U8 = NDArray[np.uint8]
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+Bool = NDArray[np.bool_]
+
+BLOCK_TEXTS = 1 << 16  # taken apart, hashed or compared at a time
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that nothing is lost by it
+_FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)
+
+
+class Texts(Sequence[str]):
+    """n texts: text: their UTF-8 bytes. offsets: (n + 1,) int64, where each begins, and the end."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, offsets: I64, text: U8) -> None:
+        self.offsets = offsets
+        self.text = text
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Self:
+        """These texts; a lone surrogate becomes bytes that no stored text has."""
+        offsets, parts = np.zeros(len(texts) + 1, np.int64), []
+        for start in range(0, len(texts), BLOCK_TEXTS):
+            some = texts[start : start + BLOCK_TEXTS]
+            encoded = [text.encode("utf-8", "surrogatepass") for text in some]
+            offsets[start + 1 : start + 1 + len(some)] = [len(raw) for raw in encoded]
+            parts.append(b"".join(encoded))
+        np.cumsum(offsets, out=offsets)
+        return cls(offsets, np.frombuffer(b"".join(parts), np.uint8))
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Texts]") -> Self:
+        """The texts of several, one after another."""
+        offsets = np.zeros(sum(map(len, parts)) + 1, np.int64)
+        text = np.empty(sum(len(part.text) for part in parts), np.uint8)
+        n = at = 0
+        for part in parts:
+            offsets[n : n + len(part) + 1] = part.offsets + at
+            text[at : at + len(part.text)] = part.text
+            n, at = n + len(part), at + len(part.text)
+        return cls(offsets, text)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, at: SupportsIndex) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: SupportsIndex | slice) -> str | list[str]:
+        if isinstance(at, slice):
+            rows = range(*at.indices(len(self)))
+            if rows.step != 1 or not rows:
+                return [self[i] for i in rows]
+            return [*Texts(self.offsets[rows.start : rows.stop + 1], self.text)]
+        i = range(len(self))[at]
+        return self.text[self.offsets[i] : self.offsets[i + 1]].tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), BLOCK_TEXTS):
+            cuts = self.offsets[start : start + BLOCK_TEXTS + 1]
+            raw = self.text[cuts[0] : cuts[-1]].tobytes()
+            ends = (cuts - cuts[0]).tolist()
+            yield from (raw[a:b].decode() for a, b in pairwise(ends))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or len(other) != len(self):
+            return NotImplemented if not isinstance(other, Sequence) else False
+        return all(one == another for one, another in zip(self, other, strict=True))
+
+    def __repr__(self) -> str:
+        return f"<Texts: {len(self):,}>"
+
+    def take(self, rows: I64) -> "Texts":
+        """Some of the texts, in this order."""
+        sizes = self.offsets[rows + 1] - self.offsets[rows]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(sizes, out=offsets[1:])
+        text = np.empty(offsets[-1], np.uint8)
+        for start in range(0, len(rows), BLOCK_TEXTS):
+            part = slice(start, start + BLOCK_TEXTS)
+            cuts = offsets[start : start + BLOCK_TEXTS + 1]
+            text[cuts[0] : cuts[-1]] = self.text[_places(self.offsets[rows[part]], sizes[part])]
+        return Texts(offsets, text)
+
+    def hashes(self) -> U64:
+        """A number for each text, (n,); two texts rarely have the same."""
+        found = np.empty(len(self), np.uint64)
+        for start in range(0, len(self), BLOCK_TEXTS):
+            cuts = self.offsets[start : start + BLOCK_TEXTS + 1]
+            raw = np.concatenate([self.text[cuts[0] : cuts[-1]], np.zeros(8, np.uint8)])
+            words = np.ndarray(len(raw) - 7, "<u8", raw, strides=(1,))  # from each byte on
+            found[start : start + BLOCK_TEXTS] = _hashed(words, cuts[:-1] - cuts[0], np.diff(cuts))
+        return found
+
+    def same(self, rows: I64, other: "Texts", others: I64) -> Bool:
+        """Which of k texts are the same as k of another, byte by byte, (k,)."""
+        sizes = self.offsets[rows + 1] - self.offsets[rows]
+        equal: Bool = sizes == other.offsets[others + 1] - other.offsets[others]
+        at = np.flatnonzero(equal)
+        for start in range(0, len(at), BLOCK_TEXTS):
+            some = at[start : start + BLOCK_TEXTS]
+            mine = self.text[_places(self.offsets[rows[some]], sizes[some])]
+            theirs = other.text[_places(other.offsets[others[some]], sizes[some])]
+            wrong = np.concatenate([[0], np.cumsum(mine != theirs)])
+            ends = np.concatenate([[0], np.cumsum(sizes[some])])
+            equal[some] = wrong[ends[1:]] == wrong[ends[:-1]]
+        return equal
+
+
+class Repeats(Sequence[str]):
+    """A few texts, each so many times in a row: {text: how often}."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, counts: dict[str, int]) -> None:
+        self._counts = counts
+        self._names = list(counts)
+        self._ends = [*accumulate(counts.values())]
+
+    def spans(self) -> Iterator[tuple[str, slice]]:
+        """Each text, and where it stands."""
+        for name, end in zip(self._names, self._ends, strict=True):
+            yield name, slice(end - self._counts[name], end)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, at: SupportsIndex) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: SupportsIndex | slice) -> str | list[str]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        return self._names[bisect_right(self._ends, range(len(self))[at])]
+
+    def __iter__(self) -> Iterator[str]:
+        for name, n in self._counts.items():
+            for _ in range(n):
+                yield name
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or len(other) != len(self):
+            return NotImplemented if not isinstance(other, Sequence) else False
+        return all(one == another for one, another in zip(self, other, strict=True))
+
+    def __repr__(self) -> str:
+        return f"<Repeats: {self._counts}>"
+
+
+def _hashed(words: U64, starts: I64, sizes: I64) -> U64:
+    """A number for each of n texts. words: the eight bytes from each byte on."""
+    found = sizes.astype(np.uint64) * _FACTOR
+    for done in range(0, int(sizes.max(initial=0)), 8):
+        at = np.flatnonzero(sizes > done)
+        n_bytes = np.minimum(sizes[at] - done, 8)
+        mixed = (found[at] ^ (words[starts[at] + done] & _FIRST_BYTES[n_bytes])) * _FACTOR
+        found[at] = mixed ^ mixed >> np.uint64(32)
+    return found
+
+
+def _places(starts: I64, sizes: I64) -> NDArray[Any]:
+    """Where the bytes of some texts lie, one text after another."""
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + sizes, sizes)
