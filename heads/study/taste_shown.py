@@ -45,8 +45,8 @@ def table_of_tastes(kept: KeptTaste) -> PrintedTable:
             f"{counted(test['photos'], 'test photo')}. What is learned comes from other viewers "
             "than those judged; each of these shows so many ratings of train photos, and counts "
             "once in the columns for which there are enough. 95 % intervals are over viewers, for "
-            "these photos. (*) These use other viewers' ratings of the same photo, which a new photo "
-            "does not have."
+            "these photos. (*) These use other viewers' ratings of the same photo, which a new "
+            "photo does not have."
         ),
         head=("Ratings shown", *names),
         rows=tuple(lines),
