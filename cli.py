@@ -182,7 +182,7 @@ def fit_head(
 @app.command()
 def fit_taste(
     cache: options.CacheOption,
-    backbone: options.BackboneOption,
+    backbone: fit_options.OneBackbone,
     ratings: fit_options.Ratings,
     out: fit_options.TasteFolder,
     rater_column: fit_options.RaterColumn = None,
@@ -204,10 +204,12 @@ def fit_taste(
     from heads.taste.ratings import load
     from heads.taste.saved import check_out
 
+    if len(backbone) > 1:
+        raise InputError("fit-taste takes one backbone; a study tries tastes on several")
     replaces = check_out(out)
     joined = load(
         options.open_cache(cache, ref=ref),
-        backbone,
+        backbone[0],
         ratings,
         rater_column=rater_column,
         id_column=id_column,

@@ -53,9 +53,18 @@ def transfer_on(stream: TextIO | None = None) -> Callable[[int, int], None]:
 
 
 def counts_on(what: str, stream: TextIO | None = None) -> Callable[..., None]:
-    """Give a function that prints (things done) or (done, in all), at most every ten seconds."""
+    """Give a function that prints (things done) or (done, in all), at most every ten seconds.
+
+    what: the things, in the plural, first: "photos read".
+    """
     say = _every_ten_seconds(stream)
-    return lambda done, *n: say(lambda: " of ".join(f"{k:,}" for k in (done, *n)) + f" {what}")
+    things, _, rest = what.partition(" ")
+    one = " ".join([things.removesuffix("s"), *([rest] if rest else [])])
+
+    def text(counts: tuple[int, ...]) -> str:
+        return " of ".join([*(f"{k:,}" for k in counts[:-1]), counted(counts[-1], one, what)])
+
+    return lambda done, *n: say(lambda: text((done, *n)))
 
 
 @contextmanager

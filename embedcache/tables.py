@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import InputError
+from embedcache.wording import counted
 
 if TYPE_CHECKING:
     import polars as pl
@@ -387,7 +388,8 @@ def _rows(
                 cells.pop()
             if len(cells) != len(header):
                 raise error(
-                    f"{path}, line {reader.line_num}: {len(cells)} cells where the header has "
+                    f"{path}, line {reader.line_num}: {counted(len(cells), 'cell')} where the "
+                    "header has "
                     f"{len(header)}. Put a cell that holds {separator!r} between quotes, or fix "
                     "the line"
                 )

@@ -136,7 +136,8 @@ def compare(first: str | Path, second: str | Path) -> Compared:
     ours, other = tested[0].only(mine), tested[1].only(theirs)
     if not np.array_equal(ours.truth, other.truth):
         n = int((ours.truth != other.truth).any(axis=1).sum())
-        raise HeadError(f"{counted(n, 'photo')} of both have another label in the other fit")
+        have = "has" if n == 1 else "have"
+        raise HeadError(f"{counted(n, 'photo')} of both {have} another label in the other fit")
     notes = []
     if not np.allclose(ours.weight, other.weight):
         notes.append(f"the weights differ; those of {first} are used")
@@ -146,6 +147,7 @@ def compare(first: str | Path, second: str | Path) -> Compared:
     widened = max(intervals.widening(k) for k in folds)
     if not all(one.grouped for one in tested):
         notes.append("an older version saved no groups: each photo counts as a group of its own")
+    notes += _beside_a_constant(heads, (Path(first), Path(second)))
     return Compared(
         first=_name(first, heads[0]),
         second=_name(second, heads[1]),
@@ -182,9 +184,7 @@ class _Tested:
 
 def _tested(folder: Path, head: Head) -> _Tested:
     """The test rows that were saved with a head."""
-    place = folder / "predictions.csv"
-    if (folder / "fit.json").is_file() and not (folder / "card.json").is_file():
-        place = folder / head.name / "predictions.csv"
+    place = (folder / head.name if _of_a_fit(folder) else folder) / "predictions.csv"
     try:
         text = disk.read_inside(place.parent, place.name, limit=_MAX_BYTES).decode()
         rows = list(csv.reader(io.StringIO(text)))
@@ -209,6 +209,31 @@ def _tested(folder: Path, head: Head) -> _Tested:
         ) from None
     except (LookupError, ValueError, csv.Error):
         raise HeadError(f"{place} is not what a fit wrote; fit again") from None
+
+
+def _of_a_fit(folder: Path) -> bool:
+    """Whether a folder holds a whole fit, whose best head is read, and not one head alone."""
+    return (folder / "fit.json").is_file() and not (folder / "card.json").is_file()
+
+
+def _beside_a_constant(heads: Sequence[Head], places: tuple[Path, Path]) -> list[str]:
+    """What to compare where the best head of one fit is the constant, as a sentence or none."""
+    constant = [head.name == "const" for head in heads]
+    if sum(constant) != 1 or not all(map(_of_a_fit, places)):
+        return []
+    other = heads[constant.index(False)].name
+    folders = [place / other for place in places]
+    if not all((folder / "card.json").is_file() for folder in folders):
+        return []
+    sides = ("first", "second")
+    where = " for the two backbones"
+    if heads[0].card["backbone"] == heads[1].card["backbone"]:
+        where = ""
+    return [
+        f"the {sides[constant.index(False)]}'s best head is {other}, the "
+        f"{sides[constant.index(True)]}'s is the constant: compare {folders[0]} with "
+        f"{folders[1]}{where}"
+    ]
 
 
 def _require_one_task(heads: Sequence[Head], places: Sequence[str | Path]) -> None:

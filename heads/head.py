@@ -107,6 +107,12 @@ class Head:
         return total / members
 
 
+def instead_of_constant(head: Head) -> str:
+    """What to name in place of a constant head, in a sentence."""
+    other = "logistic" if head.classes else "ridge"
+    return f"The folder of another head, such as HEAD_DIR/{other}, can be named instead"
+
+
 def parts_of(card: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """(backbone, spec digest, spec) of each backbone whose vectors a head takes, in their order.
 

@@ -19,7 +19,7 @@ from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from embedcache.store.side_by_side import SideBySide
 from embedcache.wording import counted
-from heads.head import Head, parts_of
+from heads.head import Head, instead_of_constant, parts_of
 from heads.saved import load
 
 _BEGINNING = b"photo_id,prediction"
@@ -88,12 +88,14 @@ class Predictions:
         found = []
         if self.head.name == "const":
             found.append(
-                "const was the best head on dev: every prediction is the same. The folder of "
-                "another head, such as HEAD_DIR/ridge, can be named instead"
+                "const was the best head on dev: every prediction is the same. "
+                + instead_of_constant(self.head)
             )
         if not self.found.any():
             how = ": bring them with 'embedcache import'" if imported else ""
-            found.append(f"none of the {len(self.ids):,} photos has a vector of {backbone}{how}")
+            n = len(self.ids)
+            none = "the photo has no" if n == 1 else f"none of the {n:,} photos has a"
+            found.append(f"{none} vector of {backbone}{how}")
         return found
 
     @property

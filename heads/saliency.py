@@ -18,7 +18,7 @@ from PIL import Image
 
 from embedcache.errors import HeadError
 from embedcache.spec import Spec
-from heads.head import Head, specs_of
+from heads.head import Head, instead_of_constant, specs_of
 from heads.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def check_explainable(head: Head, folder: Path) -> None:
     if odd := next((one for one in _entries(folder) if one.suffix != ".png"), None):
         raise HeadError(f"{folder} holds {odd.name}: name a folder for pictures only, or a new one")
     if why := unexplained(head):
-        raise HeadError(why)
+        instead = f". {instead_of_constant(head)}" if head.name == "const" else ""
+        raise HeadError(f"{why}; without `explain` it predicts{instead}")
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -41,7 +41,7 @@ def test_quoted_cells_may_hold_separators_and_lines(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("id,x\nu1,2\nu2,3,4\n", "line 3: 3 cells where the header has 2"),
-        ("id,x\n\nu1\n", "line 3: 1 cells where the header has 2"),
+        ("id,x\n\nu1\n", "line 3: 1 cell where the header has 2"),
         ('id,x\nu1,"' + "a" * 200_000, "line 2: field larger than field limit"),
         ("id,id\n1,2\n", "two columns named 'id'"),
         ("\n\n", "is empty"),

@@ -19,7 +19,7 @@ from embedcache import disk
 from embedcache.alike.linking import link
 from embedcache.alike.originals import copies_in, ids_of
 from embedcache.alike.threshold import Threshold
-from embedcache.errors import CacheError
+from embedcache.errors import CacheError, NoSuchSpace
 from embedcache.spec import Json
 from embedcache.store.cache import Cache, without_ids
 from embedcache.store.columns import OK
@@ -103,8 +103,8 @@ class Duplicates:
         found = []
         if chained := sum(not group.whole for group in self.groups):
             found.append(
-                f"{counted(chained, 'group')} hang together by a chain: not every pair in them is "
-                "above the threshold"
+                f"{counted(chained, 'group hangs', 'groups hang')} together by a chain: not every "
+                "pair in such a group is above the threshold"
             )
         largest = max((len(group.ids) for group in self.groups), default=0)
         if largest > max(10, LARGE * self.n_photos):
@@ -114,9 +114,10 @@ class Duplicates:
                 "`threshold`"
             )
         if self.n_without:
+            were = "was" if self.n_without == 1 else "were"
             found.append(
-                f"{counted(self.n_without, 'photo')} without a vector of this backbone were "
-                "compared by their bytes only"
+                f"{counted(self.n_without, 'photo')} without a vector of this backbone {were} "
+                "compared by bytes only"
             )
         return tuple(found)
 
@@ -133,8 +134,19 @@ class Duplicates:
             shown = ", ".join(map(plain, group.ids[:SHOWN_IDS]))
             lines.append(f"  {shown}{f' and {more:,} more' if more > 0 else ''}{mark}")
         if len(self.groups) > SHOWN_GROUPS:
-            lines.append(f"  and {len(self.groups) - SHOWN_GROUPS:,} more groups")
+            lines.append(f"  and {counted(len(self.groups) - SHOWN_GROUPS, 'more group')}")
         return "\n".join([*lines, *self.remarks, str(self.threshold)])
+
+
+def with_vectors(cache: Cache, backbone: str) -> Space:
+    """The space of a backbone's name; NoSuchSpace also where it holds no vector (any more)."""
+    space = cache.find(backbone)
+    if not len(space.digests()):
+        raise NoSuchSpace(
+            f"{cache.path} has no vectors of {backbone!r}",
+            advice="Run 'embedcache extract' with that backbone",
+        )
+    return space
 
 
 def duplicates(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.alike.embed import Embedder
+from embedcache.alike.groups import with_vectors
 from embedcache.alike.linking import block_rows, unit
 from embedcache.alike.originals import ids_of
 from embedcache.errors import CacheError, PhotosError
@@ -92,7 +93,7 @@ def similar(
     progress: called with (photos compared, photos).
     Raises CacheError where the photo has no vector, PhotosError for a file that has none.
     """
-    space, table = cache.find(backbone), cache.photo_table()
+    space, table = with_vectors(cache, backbone), cache.photo_table()
     if not len(table):
         raise CacheError(without_ids(cache, space))
     ids = ids_of(table, scope=scope)

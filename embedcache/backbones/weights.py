@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedcache.errors import WeightsError
+from embedcache.wording import counted
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +146,8 @@ def refuse_gaps(
         return
     facts = []
     if missing:
-        facts.append(f"{len(missing)} tensors of the network are missing from it ({some(missing)})")
+        n = counted(len(missing), "tensor of the network is", "tensors of the network are")
+        facts.append(f"{n} missing from it ({some(missing)})")
     if unexpected:
         facts.append(f"it holds {len(unexpected)} that the network lacks ({some(unexpected)})")
     raise WeightsError(

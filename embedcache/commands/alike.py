@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 log = logging.getLogger(__name__)
 
+ELSEWHERE = {
+    "`threshold`": "near-duplicates:X",
+    "`photos`": "'embedcache duplicates --photos'",
+}
+"""What a threshold's parameters are to commands that only keep near-duplicates together."""
 Scope = Annotated[
     str | None,
     typer.Option(metavar="PLACE", help="Only photos of this folder or table, as 'info' names it."),
@@ -91,14 +96,19 @@ def duplicates(
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """List groups of photos that are copies of each other, exactly or nearly."""
+    """List groups of photos that are copies of each other, exactly or nearly.
+
+    The first time it embeds four changed copies of up to 300 of your photos, to measure from which
+    cosine on photos are near-duplicates. --threshold X measures nothing.
+    """
     from embedcache.alike.groups import duplicates as grouped
+    from embedcache.alike.groups import with_vectors
     from embedcache.alike.page import place_of, write
     from embedcache.alike.threshold import threshold_of
     from embedcache.display import counts_on
 
     opened = open_cache(cache)
-    space = opened.find(backbone)
+    space = with_vectors(opened, backbone)
     file = None if out is None else place_of(out)
     paths = paths_in(opened, photos, photo_column=photo_column, id_column=id_column)
     chosen = threshold_of(
@@ -152,7 +162,10 @@ def near_duplicates(
         device=device,
         progress=counts_on("photos changed and embedded, to measure near-duplicates"),
     )
-    log.info("near-duplicates by %s, %s", backbone, chosen)
+    said = str(chosen)
+    for parameter, words in ELSEWHERE.items():
+        said = said.replace(parameter, words)
+    log.info("near-duplicates by %s, %s", backbone, said)
     progress = counts_on("pairs of photos compared")
     contents = ids_of(cache.photo_table())
     return alike_contents(cache, space, chosen.value, contents=contents, progress=progress).keys()

@@ -127,6 +127,14 @@ MemoryLimit = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of the split and of the training.")]
 FitDevice = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")]
 RefOption = Annotated[str | None, typer.Option(help="Read the cache as this ref pins it.")]
+OneBackbone = Annotated[  # a list, so that the command can say who takes several
+    list[str],
+    typer.Option(
+        "--backbone",
+        metavar="NAME[@face][#LAYER]",
+        help="The backbone to use, or a layer of it; see 'embedcache info'.",
+    ),
+]
 Ratings = Annotated[
     Path, typer.Option(help="A .csv/.parquet table: rater_id, photo id, rating; a row each.")
 ]

@@ -15,6 +15,7 @@ from embedcache.backbones.forward import Network
 from embedcache.extraction.clock import Clock
 from embedcache.extraction.prefetch import Gate
 from embedcache.machine import processors
+from embedcache.wording import counted
 
 Compile = Literal["auto", "on", "off"]
 
@@ -138,7 +139,8 @@ class PaceFinder:
         if asked_to_compile and not pace.trying:
             least = REPEATS * pace.lanes * pace.size
             self.log(
-                f"{name} is not compiled: {n_photos} photos are too few; a trial needs {least}"
+                f"{name} is not compiled: {counted(n_photos, 'photo is', 'photos are')} too few; "
+                f"a trial needs {least}"
             )
         self._paces.append(pace)
         return pace

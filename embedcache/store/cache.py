@@ -191,8 +191,8 @@ class Cache:
             )
         held = _some_held(spaces, near=split_layers(backbone)[0])
         raise NoSuchSpace(
-            f"{self.path} has no vectors of {backbone!r}; it holds {held}. Name one of these, or "
-            "run 'embedcache extract' with that backbone"
+            f"{self.path} has no vectors of {backbone!r}{_no_weights(backbone)}; it holds {held}. "
+            "Name one of these, or run 'embedcache extract' with that backbone"
         )
 
     def side_by_side(self, backbone: str | Sequence[str]) -> SideBySide:
@@ -204,8 +204,12 @@ class Cache:
         names = each_layer(backbone)
         spaces = tuple(self.find(name) for name in names)
         digests = [space.digest for space in spaces]
-        if twice := [name for name, d in zip(names, digests, strict=True) if digests.count(d) > 1]:
-            raise NoSuchSpace(f"{' and '.join(twice)} are the same vectors: name them once")
+        if twice := next((d for d in digests if digests.count(d) > 1), None):
+            pairs = zip(names, digests, strict=True)
+            same = list(dict.fromkeys(name for name, digest in pairs if digest == twice))
+            if len(same) == 1:
+                raise NoSuchSpace(f"{same[0]!r} is named twice: name it once")
+            raise NoSuchSpace(f"{' and '.join(same)} are the same vectors: name them once")
         return SideBySide(spaces, tuple(names))
 
     def space(self, spec: Spec, *, create: bool = False) -> Space:
@@ -444,9 +448,24 @@ def plain_name(backbone: str) -> str:
     return f"{kind}:{path.rstrip('/').rpartition('/')[2]}{at}{crop}{layer}"
 
 
+def _no_weights(backbone: str) -> str:
+    """` (there is no folder PATH)` where a name holds the path of weights that are not there."""
+    kind, _, path = split_layers(backbone)[0].partition(":")
+    if path.rpartition("@")[2] in CROPS:
+        path = path.rpartition("@")[0]
+    what = {"local-dir": "folder", "facenet": "file"}.get(kind)
+    if what is None or "/" not in path or Path(path).expanduser().exists():
+        return ""
+    return f" (there is no {what} {path})"
+
+
 def _some_held(spaces: Sequence[Space], *, near: str) -> str:
-    """Spaces with their sizes for a message, those of the network `near` first."""
-    first = sorted(spaces, key=lambda one: not any(name.startswith(near) for name in one.names))
+    """Spaces with their sizes for a message, those of the network `near` first.
+
+    A space of which everything was forgotten is not one that a user can name.
+    """
+    held = [space for space in spaces if space.segments()]
+    first = sorted(held, key=lambda one: not any(name.startswith(near) for name in one.names))
     shown = [f"{_label(space)} ({space.dim}-d)" for space in first[:SHOWN_SPACES]]
     more = f" and {len(first) - SHOWN_SPACES} more" if len(first) > SHOWN_SPACES else ""
     return ", ".join(shown) + more or "no vectors"

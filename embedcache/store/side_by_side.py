@@ -77,9 +77,12 @@ class SideBySide:
 
 
 def each_layer(backbones: str | Sequence[str]) -> list[str]:
-    """The names of single spaces in one name or several: NAME#a,b is NAME#a and NAME#b."""
+    """The names of single spaces in one name or several: NAME#a,b is NAME#a and NAME#b.
+
+    A name that stands there twice is given twice.
+    """
     found = []
     for name in [backbones] if isinstance(backbones, str) else backbones:
         body, layers = split_layers(name)
         found += [f"{body}#{layer}" for layer in layers] if len(layers) > 1 else [name]
-    return list(dict.fromkeys(found))
+    return found

@@ -201,7 +201,8 @@ def _places(names: Sequence[str], ids: Sequence[str], digests: U8, listed: Path 
         return [int(i) for i in at]
     joined = "" if matches is None else matches.sentence(names, ids)
     raise InputError(
-        f"{len(lost):,} of {len(names):,} ids in {listed} match none of the photos, for example "
+        f"{len(lost):,} of {counted(len(names), 'id')} in {listed} "
+        f"{'matches' if len(lost) == 1 else 'match'} none of the photos, for example "
         f"{names[lost[0]]!r}; the photos have ids like {', '.join(map(repr, list(ids)[:3]))}"
         + (f". The other {joined}" if joined else "")
     )

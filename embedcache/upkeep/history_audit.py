@@ -24,6 +24,7 @@ from embedcache.store.tombstones import (
 )
 from embedcache.upkeep.findings import ENTERED, GIVEN_UP, STRANGE
 from embedcache.upkeep.recording import Record
+from embedcache.wording import counted
 
 # Of a tombstone that is lost.
 _ADVICE = (
@@ -134,7 +135,7 @@ class HistoryAudit:
             if missing := self._missing(pins):
                 problem = f"pins segment {min(missing)}, which is gone or damaged"
                 if len(missing) > 1:
-                    problem += f", and {len(missing) - 1} others"
+                    problem += f", and {counted(len(missing) - 1, 'other')}"
                 removed = {gone.partition("/")[2] for gone in self.log.gone}
                 if not removed & {*missing}:
                     problem += ". Merge or pull what is missing to make the ref work again"

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from embedcache.errors import LabelsError
 from embedcache.spec import Spec
+from embedcache.wording import counted
 from heads.dataset import split
 from heads.dataset.rows import Dataset, Provenance
 from heads.dataset.targets import (
@@ -99,7 +100,8 @@ def _checked(
     if held.ndim != 2 or not held.size:
         raise LabelsError(f"vectors are a table of (photos, floats); got shape {held.shape}")
     if not np.isfinite(held).all():
-        raise LabelsError(f"{(~np.isfinite(held).all(1)).sum()} vectors hold NaN or infinity")
+        n = int((~np.isfinite(held).all(1)).sum())
+        raise LabelsError(f"{counted(n, 'vector holds', 'vectors hold')} NaN or infinity")
     if targets.ndim not in (1, 2) or len(targets) != len(held):
         raise LabelsError(f"{len(held)} vectors need as many targets; got shape {targets.shape}")
     return held, targets

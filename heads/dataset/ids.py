@@ -12,6 +12,7 @@ from embedcache.errors import LabelsError
 from embedcache.photos.matching import Matches, match_ids
 from embedcache.store.cache import Cache
 from embedcache.tables import ID_COLUMNS, Sheet
+from embedcache.wording import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +106,12 @@ def _ids(sheet: Sheet, column: str) -> list[str]:
     """The ids of all rows: each there, and each once."""
     ids = [name for name in sheet.texts(column) if name is not None]
     if missing := sheet.n_rows - len(ids):
-        raise LabelsError(f"{missing} rows of {sheet.path.name} have no {column}")
+        raise LabelsError(f"{counted(missing, 'row')} of {sheet.path.name} without {column}")
     if len(set(ids)) < len(ids):
         twice = [name for name, times in Counter(ids).items() if times > 1]
         raise LabelsError(
-            f"{len(twice)} ids have more than one row in {sheet.path.name}, for example "
-            f"{twice[0]!r}; a photo has one label: aggregate to one row per photo"
+            f"{counted(len(twice), 'id has', 'ids have')} more than one row in "
+            f"{sheet.path.name}, for example {twice[0]!r}; a photo has one label: aggregate to one "
+            "row per photo"
         )
     return ids

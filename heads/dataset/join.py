@@ -16,6 +16,7 @@ from embedcache.store.cache import Cache, without_ids
 from embedcache.store.columns import OK
 from embedcache.store.side_by_side import SideBySide
 from embedcache.tables import Frame, Sheet, is_missing, open_sheet, parse
+from embedcache.wording import counted
 from heads.dataset import split
 from heads.dataset.ids import JoinedIds, join_ids
 from heads.dataset.rows import CacheRows, Dataset, OriginPart, Provenance, Vectors
@@ -311,7 +312,9 @@ def _people(
     n_alone = people.count(None)
     if not n_alone:
         return people, ()
-    return people, (f"{n_alone:,} rows have no {column!r}: each is a group of its own",)
+    return people, (
+        f"{counted(n_alone, 'row has', 'rows have')} no {column!r}: each is a group of its own",
+    )
 
 
 def _split(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from embedcache.errors import LabelsError
 from embedcache.tables import MISSING, Parsed, parse
+from embedcache.wording import counted
 
 Task = Literal["regression", "binary", "multiclass"]
 TASKS = ("auto", "regression", "binary", "multiclass")
@@ -163,7 +164,8 @@ def _no_number(column: pl.Series, found: Parsed, ids: Sequence[str], task: str) 
         return f"a regression needs numbers; {column.name!r} holds {found.values.sort()[0]!r}"
     first = found.odd[0]
     return (
-        f"{len(found.odd)} of {len(column)} cells of {column.name!r} are not numbers (first: "
+        f"{len(found.odd)} of {counted(len(column), 'cell')} of {column.name!r} "
+        f"{'is not a number' if len(found.odd) == 1 else 'are not numbers'} (first: "
         f"{ids[first]} has {found.values[first]!r}): fix or remove them"
         + ("" if task == "regression" else ", or use `task='multiclass'` if all are class names")
     )
@@ -214,7 +216,8 @@ def parse_weights(column: pl.Series, ids: Sequence[str]) -> Floats:
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise LabelsError(
-            f"{int(bad.sum())} weights in {column.name!r} are negative or missing "
+            f"{counted(n := int(bad.sum()), 'weight')} in {column.name!r} "
+            f"{'is' if n == 1 else 'are'} negative or missing "
             f"(first: {ids[first]} has {column[first]}); a weight is zero or more"
         )
     extreme = (values > 1 / _LEAST_WEIGHT) | ((values > 0) & (values < _LEAST_WEIGHT))

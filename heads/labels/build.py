@@ -30,6 +30,7 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from embedcache.errors import LabelsError
+from embedcache.wording import counted
 from heads.labels import swipes
 
 REASONS = (
@@ -186,8 +187,8 @@ def _users(path: Path) -> pl.DataFrame:
         raise swipes.unreadable(path, error) from None
     if users.is_empty():
         raise LabelsError(f"{path} has no rows below its header")
-    if users["user_id"].null_count():
-        raise LabelsError(f"{path} has {users['user_id'].null_count():,} rows without a user_id")
+    if n := users["user_id"].null_count():
+        raise LabelsError(f"{path} has {counted(n, 'row')} without a user_id")
     if has_times:
         swipes.refuse_bad_times(users.lazy(), "photo_updated_at", path)
         users = users.with_row_index("_row").sort("_changed", nulls_last=False, maintain_order=True)

@@ -14,6 +14,7 @@ from polars.exceptions import PolarsError
 
 from embedcache.errors import LabelsError
 from embedcache.tables import MISSING
+from embedcache.wording import counted
 
 UNKNOWN = "unknown"
 MAX_GENDERS = 20
@@ -231,7 +232,8 @@ def _check(path: Path, swipes: pl.LazyFrame, compact: Path) -> None:
             swipes.filter(wrong).select(pl.col("liked").cast(pl.String)).head(1).collect().item()
         )
         raise LabelsError(
-            f"{path}: {n:,} swipes have a 'liked' that is neither 0 nor 1, such as "
+            f"{path}: {counted(n, 'swipe has', 'swipes have')} a 'liked' that is neither 0 nor 1, "
+            "such as "
             f"{repr(value) if value else 'an empty one'}: correct or remove those rows"
         )
     if bad.get("bad_time"):

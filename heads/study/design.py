@@ -18,6 +18,7 @@ from embedcache import disk
 from embedcache.errors import InputError, LabelsError
 from embedcache.photos.rows import PHOTO_COLUMNS
 from embedcache.spec import CROPS, split_layers
+from embedcache.store.side_by_side import each_layer
 from embedcache.tables import ID_COLUMNS, Sheet, open_sheet
 from embedcache.wording import plain, reason
 from heads.dataset.split import near_duplicates
@@ -164,12 +165,23 @@ class StudyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise LabelsError(f"a study needs at least one [[{kind}]]")
             if kind == "backbone" and not all(one.names for one in self.backbone):
                 raise LabelsError("a backbone of the study has an empty list of names")
+            if kind == "backbone":
+                self._refuse_repeats()
             if len(set(names)) < len(names):
                 raise LabelsError(f"two of the study's [[{kind}]] have the same name: {names}")
             if bad := [name for name in names if not _NAME.fullmatch(name)]:
                 raise LabelsError(
                     f"a {kind}'s name has 1 to 60 letters, digits, spaces or any of . : + @ - _; "
                     f"got {bad[0]!r}" + (". Give it a label" if kind == "backbone" else "")
+                )
+
+    def _refuse_repeats(self) -> None:
+        """LabelsError where one backbone of the study holds the same vectors twice."""
+        for backbone in self.backbone:
+            each = each_layer(backbone.names)
+            if twice := next((name for name in each if each.count(name) > 1), None):
+                raise LabelsError(
+                    f"backbone {backbone.shown!r} of the study names {twice!r} twice: name it once"
                 )
 
     def protocol(self, name: str) -> Protocol:

@@ -39,8 +39,8 @@ def remark(fit: KeptFit, torn: Bool) -> str:
     """What near-duplicates on two sides do to the figure of the head that dev chose."""
     n, head = int(torn.sum()), fit.chosen_head()
     which = (
-        f"{n:,} of {counted(len(torn), 'test photo')} have a near-duplicate on another side of the "
-        f"split"
+        f"{n:,} of {counted(len(torn), 'test photo')} {'has' if n == 1 else 'have'} a "
+        "near-duplicate on another side of the split"
     )
     if n == len(torn):
         return f"{which}: the figures say nothing of new photos"

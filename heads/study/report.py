@@ -21,6 +21,7 @@ import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
 
+from embedcache.wording import counted
 from heads.fitting import metrics
 from heads.outputs import Outputs
 from heads.study import charts, figures, gallery, tables
@@ -43,7 +44,7 @@ class WrittenReport:
         return {"report": str(self.page), "files": [str(path) for path in self.files]}
 
     def __str__(self) -> str:
-        return f"wrote {self.page} and {len(self.files)} files beside it"
+        return f"wrote {self.page} and {counted(len(self.files), 'file')} beside it"
 
 
 def write(

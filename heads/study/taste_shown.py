@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from embedcache.wording import counted
 from heads.fitting.result import number
 from heads.study.panels import Chart, Panel, Series
 from heads.study.tables import Cell, PrintedTable
 from heads.study.tastes import KeptTaste
-from heads.taste.result import ALL
+from heads.taste.result import ALL, printed
 from heads.taste.trial import BOTH_BIASES, COMMON, COMMON_BIAS, OWN_HEAD, PHOTO_MEAN, TASTE
 from heads.taste.trial import VIEWER_MEAN as MEAN
 
@@ -38,13 +39,14 @@ def table_of_tastes(kept: KeptTaste) -> PrintedTable:
         name=f"tastes_{''.join(c if c.isalnum() else '_' for c in kept.backbone.lower())}",
         title=f"One taste per viewer, {kept.backbone}: mean squared error by ratings shown.",
         caption=(
-            f"Of {kept.raters:,} viewers; learned from {train['ratings']:,} ratings of "
-            f"{train['photos']:,} train photos, judged on {test['ratings']:,} ratings of "
-            f"{test['photos']:,} test photos. What is learned comes from other viewers than those "
-            "judged; each of these shows so many ratings of train photos, and counts once in the "
-            "columns for which there are enough. 95 % intervals are over viewers, for these "
-            "photos. (*) These use other viewers' ratings of the same photo, which a new photo "
-            "does not have."
+            f"Of {counted(kept.raters, 'viewer')}; learned from "
+            f"{counted(train['ratings'], 'rating')} of {counted(train['photos'], 'train photo')}, "
+            f"judged on {counted(test['ratings'], 'rating')} of "
+            f"{counted(test['photos'], 'test photo')}. What is learned comes from other viewers "
+            "than those judged; each of these shows so many ratings of train photos, and counts "
+            "once in the columns for which there are enough. 95 % intervals are over viewers, for "
+            "these photos. (*) These use other viewers' ratings of the same photo, which a new "
+            "photo does not have."
         ),
         head=("Ratings shown", *names),
         rows=tuple(lines),
@@ -54,13 +56,8 @@ def table_of_tastes(kept: KeptTaste) -> PrintedTable:
 def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[Cell]:
     found = []
     for name in names:
-        value, (low, high) = row["by_ratings"][name], row["by_ratings_interval"][name]
-        if value is None:
-            found.append(Cell())
-        elif low is None or high is None or low == high:
-            found.append(Cell(number(value), value))
-        else:
-            found.append(Cell(number(value), value, number(low), number(high)))
+        text, low, high = (*printed(row, name), "", "", "")[:3]
+        found.append(Cell(text or "-", row["by_ratings"][name], low, high))
     return found
 
 
@@ -72,7 +69,7 @@ def chart_of_tastes(kept: Sequence[KeptTaste]) -> Chart:
             x_label="mean squared error on test photos",
             y_label="",
             names=tuple(
-                f"{name} ratings ({count:,} viewers)"
+                f"{name} ratings ({counted(count, 'viewer')})"
                 for name, count in one.row(TASTE)["viewers"].items()
             ),
             series=tuple(
@@ -137,7 +134,7 @@ def said_of_tastes(kept: KeptTaste) -> str:
                 f"with {name} ratings a mean squared error of {number(errors['by_ratings'][name])} "
                 f"against {number(kept.row(versus)['by_ratings'][name])}, a difference of "
                 f"{number(-gap['by_ratings'][name])} (95 % interval {number(low)} to "
-                f"{number(high)}; {errors['viewers'][name]:,} viewers)."
+                f"{number(high)}; {counted(errors['viewers'][name], 'viewer')})."
             )
             if versus == COMMON:
                 sentence += (

@@ -14,6 +14,7 @@ from embedcache.store.columns import OK
 from embedcache.store.side_by_side import SideBySide
 from embedcache.store.space import Space
 from embedcache.tables import ID_COLUMNS, Sheet, is_missing, open_sheet, parse
+from embedcache.wording import counted
 from heads.dataset import split
 from heads.dataset.ids import JoinedIds, join_ids
 from heads.dataset.join import Table
@@ -25,6 +26,9 @@ LARGEST = 1e100
 RATING_COLUMNS = ("rating", "score", "liked")
 LEAST_PHOTOS = {"train": 10, "dev": 3, "test": 3}
 LEAST_RATERS = 3
+LEAST_SPREAD = 1e-4
+"""Of the ratings' standard deviation, in units of their mean: a taste keeps float32 numbers, of
+seven digits, and the first ones would go to what all ratings share."""
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -64,15 +68,23 @@ class Ratings:
         }
 
     def checked(self) -> "Ratings":
-        """These ratings; LabelsError where there are too few to learn from and to judge by."""
+        """These ratings; LabelsError where there are too few to learn from and to judge by, or
+        where they hardly differ for their size."""
         n = {name: counts["photos"] for name, counts in self.n.items()}
         short = [f"{n[side]} in {side}" for side, least in LEAST_PHOTOS.items() if n[side] < least]
         if short or len(self.raters) < LEAST_RATERS:
             least = ", ".join(f"{count} in {side}" for side, count in LEAST_PHOTOS.items())
             raise LabelsError(
-                f"the ratings are of {len(self.vectors)} photos with a vector, by "
-                f"{len(self.raters)} raters; at least {LEAST_RATERS} raters are needed, and "
-                f"photos: {least}" + (f" (there are {', '.join(short)})" if short else "")
+                f"the ratings are of {counted(len(self.vectors), 'photo')} with a vector, by "
+                f"{counted(len(self.raters), 'rater')}; at least {LEAST_RATERS} raters are needed, "
+                f"and photos: {least}" + (f" (there are {', '.join(short)})" if short else "")
+            )
+        level, differ = float(self.value.mean()), bool(np.ptp(self.value))
+        if differ and (spread := float(self.value.std())) < LEAST_SPREAD * abs(level):
+            raise LabelsError(
+                f"the ratings are around {level:.6g} and differ by {spread:.2g} only (standard "
+                "deviation), which the seven digits of a taste's numbers would not show: subtract "
+                f"the same number from all, such as {level:.3g}"
             )
         return self
 
@@ -112,7 +124,7 @@ def load(
     has_vector = met.known & (space.status(met.digests) == OK)
     for other in among:
         has_vector &= cache.side_by_side(other).status(met.digests) == OK
-    missing = {f"no {rating_name}": np.isnan(value)}
+    missing = {f"no {rating_name}": np.isnan(value), f"an infinite {rating_name}": np.isinf(value)}
     kept, dropped = _usable(met, place, has_vector, missing, raters)
     if not kept.any():
         raise LabelsError(_nothing(sheet, met, cache, space, dropped))
@@ -120,7 +132,8 @@ def load(
     names, rater = np.unique(np.array(raters, object)[kept].astype(str), return_inverse=True)
     repeats = int(kept.sum()) - len(np.unique(np.stack([rater, photo.ravel()]), axis=1).T)
     if repeats:
-        notes = (*notes, f"{repeats:,} ratings repeat a rater's rating of a photo: all are used")
+        again = counted(repeats, "rating repeats", "ratings repeat")
+        notes = (*notes, f"{again} a rater's rating of a photo: all are used")
     content = [row.tobytes().hex() for row in digests]
     near = [_keys(digests, one) for one in keep_together]
     groups, keys = split.join_groups([content, *near])
@@ -199,7 +212,10 @@ def _column(sheet: Sheet, named: str | None, usual: tuple[str, ...], parameter: 
 
 
 def _numbers(sheet: Sheet, name: str) -> tuple[Floats, tuple[str, ...]]:
-    """A column as float64 (rows,), NaN where missing; LabelsError where a cell is no number."""
+    """A column as float64 (rows,), NaN where missing, infinite where it says so; and notes.
+
+    LabelsError where a cell is no number.
+    """
     column = sheet.column(name)
     try:
         found = parse(column)
@@ -221,6 +237,9 @@ def _numbers(sheet: Sheet, name: str) -> tuple[Floats, tuple[str, ...]]:
             f"column {name!r} of {sheet.path.name} has ratings beyond {LARGEST:g}, whose squares "
             "have no number"
         )
+    if values.dtype.is_float():
+        infinite = values.is_infinite().fill_null(False).to_numpy()
+        numbers[infinite] = np.inf
     return numbers, ((f"{name}: {found.note}",) if found.note else ())
 
 

@@ -1,12 +1,13 @@
 """What a fit of tastes found: the taste, its comparison, and the table that it prints."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embedcache.wording import columns
+from embedcache.wording import columns, counted
+from heads.fitting.result import number
 from heads.taste.model import Taste
 from heads.taste.ratings import Ratings
 from heads.taste.trial import MODELS, SEES_OTHERS, SHOWN, TASTE, Trial
@@ -54,16 +55,17 @@ class TasteFit:
         lines = [["mse by ratings shown", *names]]
         viewers: list[str] = []
         for row in self.rows():
-            cells = [_text(row["by_ratings"][n], row["by_ratings_interval"][n]) for n in names]
+            cells = [_joined(printed(row, name)) for name in names]
             mark = " *" if row["model"] in SEES_OTHERS else ""
             title = f"taste - {row['versus']}" if "versus" in row else f"{row['model']}{mark}"
             lines.append([title, *cells])
             viewers = viewers or ["viewers", *(str(row["viewers"][n]) for n in names)]
         n = self.ratings.n
         about = (
-            f"{len(self.ratings.raters):,} raters; "
+            f"{counted(len(self.ratings.raters), 'rater')}; "
             + ", ".join(
-                f"{count['photos']:,} {side} photos ({count['ratings']:,} ratings)"
+                f"{counted(count['photos'], f'{side} photo')} "
+                f"({counted(count['ratings'], 'rating')})"
                 for side, count in n.items()
             )
             + f"; rank {self.chosen['rank']}; {self.seconds:.1f} s"
@@ -121,10 +123,19 @@ def plain(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _text(value: float | None, ends: list[float | None]) -> str:
+def printed(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """A figure of a row and the ends of its interval, as tables print them.
+
+    name: how many ratings are shown. () for no figure, (figure,) where there is no interval.
+    """
+    value, (low, high) = row["by_ratings"][name], row["by_ratings_interval"][name]
     if value is None:
-        return "-"
-    low, high = ends
-    if low is None or high is None:
-        return f"{value:.3f}"
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+        return ()
+    if low is None or high is None or low == high:
+        return (number(value),)
+    return number(value), number(low), number(high)
+
+
+def _joined(texts: tuple[str, ...]) -> str:
+    value, *ends = texts or ("-",)
+    return f"{value} ({' to '.join(ends)})" if ends else value

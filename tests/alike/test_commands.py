@@ -182,6 +182,47 @@ def test_a_mistake_is_one_message(
     assert "Traceback" not in err
 
 
+def test_a_backbone_that_was_forgotten_has_no_groups_and_is_not_offered(
+    run: Run, filled: tuple[Path, str, Path], tmp_path: Path
+) -> None:
+    cache, name, photos = filled
+    np.save(tmp_path / "v.npy", np.eye(3, 4, dtype=np.float32))
+    (tmp_path / "ids.csv").write_text("photo_id\np001.jpg\np002.jpg\np003.jpg\n")
+    words = ("--ids", tmp_path / "ids.csv", "--photos", photos, "--name", "theirs")
+    assert run("import", cache, tmp_path / "v.npy", *words)[0] == 0
+    assert run("forget", cache, "--space", name)[0] == 0
+    for command in (("duplicates", cache), ("similar", cache, "p001.jpg")):
+        status, out, err = run(*command, "--backbone", name)
+        assert (status, out, err.count("\n")) == (1, "", 1), err
+        assert f"has no vectors of '{name}'" in err
+        assert "'embedcache extract'" in err
+    status, _, err = run("duplicates", cache, "--backbone", "other")
+    assert (status, "local-dir:tiny" in err) == (1, False)
+    assert "it holds theirs#" in err
+    assert run("forget", cache, "--space", "theirs")[0] == 0
+    assert "it holds no vectors" in run("duplicates", cache, "--backbone", "other")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("local-dir:{}/nonexist", "there is no folder {}/nonexist"),
+        ("local-dir:{}/nonexist@face#layer1", "there is no folder {}/nonexist"),
+        ("facenet:{}/two.pt", "there is no file {}/two.pt"),
+        ("local-dir:nonexist", ""),
+        ("facenet:casia-webface", ""),
+    ],
+)
+def test_weights_that_are_not_there_are_pointed_out(
+    run: Run, filled: tuple[Path, str, Path], tmp_path: Path, name: str, there: str
+) -> None:
+    status, _, err = run("similar", filled[0], "p001.jpg", "--backbone", name.format(tmp_path))
+    assert (status, err.count("\n")) == (1, 1)
+    assert "has no vectors of" in err
+    assert ("there is no" in err) == bool(there)
+    assert there.format(tmp_path) in err
+
+
 def test_an_interrupted_run_keeps_nothing_half_done_and_the_next_one_ends(
     run: Run, filled: tuple[Path, str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,9 @@ def test_fit_head_keeps_them_together_and_says_so(
     assert status == 0, err
     assert "near-duplicates are kept together: 120 groups became" in err
     assert run(*words, "--keep-together", "near-duplicates:1")[0] == 0
+    status, _, err = run(*words, "--keep-together", "near-duplicates:0.1")
+    assert "Name a higher near-duplicates:X, or another backbone" in err
+    assert "threshold`" not in err
     status, _, err = run(*words, "--keep-together", "near")
     assert status == 1
     assert "--keep-together is near-duplicates, or near-duplicates:X" in err

@@ -232,4 +232,7 @@ def test_a_layer_that_a_cache_lacks_is_not_taken_for_a_digest(
         cache.find(f"net#{digest[:2]}")  # short names of layers, such as fc, are hex digits too
     with pytest.raises(NoSuchSpace, match="the same vectors"):
         cache.vectors(["net", f"net#{digest[:8]}"], photos.ids)
+    for names in (["net#a", "net#a,b"], "net#a,a", ["net#b,a", "net", "net#a"]):
+        with pytest.raises(NoSuchSpace, match="'net#a' is named twice: name it once"):
+            cache.side_by_side(names)
     assert cache.find("net#a").spec.layer == PooledLayer(path="a", pooling="none")

@@ -68,6 +68,35 @@ def test_a_head_beside_itself_is_undecided(tmp_path: Path) -> None:
     assert (row.difference.value, row.verdict) == (0.0, "undecided")
 
 
+@pytest.mark.parametrize("task", ["regression", "binary"])
+def test_a_best_head_that_is_the_constant_is_pointed_out(tmp_path: Path, task: str) -> None:
+    """Else a backbone would be said to be worse whose best head did not use its vectors."""
+    fitted(tmp_path / "blind", task=task, noise=1000.0)
+    fitted(tmp_path / "clear", task=task)
+    base = "ridge" if task == "regression" else "logistic"
+    for blind, clear, words in (
+        ("blind", "clear", ("first", "second")),
+        ("clear", "blind", ("second", "first")),
+    ):
+        found = compare(tmp_path / blind, tmp_path / clear)
+        assert found.notes == (
+            f"the {words[1]}'s best head is {base}, the {words[0]}'s is the constant: compare "
+            f"{tmp_path / blind / base} with {tmp_path / clear / base}",
+        )
+        assert found.notes[0] in str(found)
+    assert compare(tmp_path / "blind" / "const", tmp_path / "clear").notes == ()
+    assert compare(tmp_path / "blind", tmp_path / "blind").notes == ()
+    assert compare(tmp_path / "blind" / base, tmp_path / "clear" / base).notes == ()
+
+
+def test_a_head_that_one_fit_lacks_is_not_advised(tmp_path: Path) -> None:
+    fitted(tmp_path / "blind", noise=1000.0)
+    fitted(tmp_path / "clear")
+    for path in (tmp_path / "blind" / "ridge").iterdir():
+        path.unlink()
+    assert compare(tmp_path / "blind", tmp_path / "clear").notes == ()
+
+
 def test_heads_of_other_labels_are_refused(tmp_path: Path) -> None:
     fitted(tmp_path / "a")
     fitted(tmp_path / "b", task="binary")
@@ -84,7 +113,7 @@ def test_a_changed_label_and_a_fit_without_test_rows_are_refused(tmp_path: Path)
     titles, first, *others = table.read_text().splitlines()
     name, _, *rest = first.split(",")
     table.write_text("\n".join([titles, ",".join([name, "17.0", *rest]), *others]))
-    with pytest.raises(HeadError, match="1 photo of both have another label"):
+    with pytest.raises(HeadError, match="1 photo of both has another label"):
         compare(tmp_path / "a" / "ridge", tmp_path / "a" / "const")
     table.write_text("id,truth\n1,x\n")
     with pytest.raises(HeadError, match="not what a fit wrote"):

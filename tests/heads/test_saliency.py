@@ -17,6 +17,7 @@ from embedcache.errors import HeadError
 from embedcache.spec import FaceCrop, Preprocessing, Spec, foreign
 from heads.dataset.rows import Dataset
 from heads.head import linked
+from heads.predict import Predictions
 from heads.saliency import README, check_explainable, draw, file_name, picture, score_of
 
 Run = Callable[..., tuple[int, str, str]]
@@ -95,8 +96,22 @@ def test_others_files_stay(sample: Sample, tmp_path: Path) -> None:
 
 def test_heads_without_a_network_are_refused(sample: Sample, tmp_path: Path) -> None:
     fitted = heads.fit(sample(task="binary"), heads=("logistic",))
-    with pytest.raises(HeadError, match="computed elsewhere"):
+    with pytest.raises(HeadError, match=r"computed elsewhere.*; without `explain` it predicts"):
         check_explainable(fitted.heads["logistic"], tmp_path)
+
+
+@pytest.mark.parametrize(("task", "other"), [("regression", "ridge"), ("binary", "logistic")])
+def test_for_a_constant_head_the_folder_of_another_is_named(
+    sample: Sample, tmp_path: Path, task: str, other: str
+) -> None:
+    head = heads.fit(sample(task=task), heads=(other,)).heads["const"]
+    spec = spec_of()
+    one = {"backbone": "net", "spec_digest": spec.digest, "spec": spec.document()}
+    head = replace(head, card={**head.card, **one, "classes": ["a", "b"] * (task != "regression")})
+    with pytest.raises(HeadError, match=f"as HEAD_DIR/{other}, can be named instead"):
+        check_explainable(head, tmp_path)
+    made = Predictions(ids=(), values=np.zeros(0), found=np.ones(1, bool), reasons=(), head=head)
+    assert f"HEAD_DIR/{other}, can be named" in made.warnings("net", imported=False)[0]
 
 
 def spec_of(
@@ -140,7 +155,7 @@ def test_several_backbones_are_explained_where_they_see_the_same_of_a_photo(
     if not sentence:
         check_explainable(head, tmp_path)
         return
-    with pytest.raises(HeadError, match=sentence):
+    with pytest.raises(HeadError, match=f"{sentence}.*; without `explain` it predicts"):
         check_explainable(head, tmp_path)
 
 
@@ -227,5 +242,6 @@ def test_a_head_on_imported_vectors_has_no_picture(
     status, out, err = run("predict", tmp_path / "h", folder, *places)
     assert (status, out) == (1, "")
     assert "computed elsewhere" in err
+    assert "; without --explain it predicts" in err
     assert not (tmp_path / "why").exists()
     assert not (tmp_path / "p.csv").exists()

@@ -81,8 +81,17 @@ def test_one_backbone_in_a_list_is_that_backbone(world: World) -> None:
     assert listed.widths == alone.widths == ()
 
 
+def world_fit(run: Run, world: World, *names: str) -> tuple[int, str, str]:
+    """fit-head on some backbones of the small world."""
+    words = [word for name in names for word in ("--backbone", name)]
+    labels = ("--labels", world.labels, "--target", "like_ratio", "--head", "ridge")
+    return run(
+        "fit-head", "--cache", world.cache.path, *words, *labels, "--out", world.labels.parent / "h"
+    )
+
+
 def test_a_backbone_named_twice_or_missing_is_refused(
-    world: World, wide: NDArray[np.float32]
+    run: Run, world: World, wide: NDArray[np.float32]
 ) -> None:
     for names, word in ((["net", "net#9"], "no vectors of 'net#9'"), (["other"], "other")):
         with pytest.raises(NoSuchSpace, match=word):
@@ -90,6 +99,11 @@ def test_a_backbone_named_twice_or_missing_is_refused(
     digest = world.cache.find("net").digest
     with pytest.raises(NoSuchSpace, match="the same vectors"):
         dataset.load(world.cache, ["net", f"net#{digest[:8]}"], world.labels, target="like_ratio")
+    with pytest.raises(NoSuchSpace, match="'net' is named twice: name it once"):
+        dataset.load(world.cache, ["net", "wide", "net"], world.labels, target="like_ratio")
+    status, _, err = world_fit(run, world, "net", "net")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "'net' is named twice" in err
 
 
 def test_each_backbone_is_scaled_for_itself() -> None:

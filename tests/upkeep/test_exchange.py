@@ -245,7 +245,7 @@ def test_an_export_can_be_imported(cache: Cache, tmp_path: Path) -> None:
         (
             np.zeros((2, 4)),
             ["p1", "who"],
-            "1 of 2 ids .* match none of the photos.*'who'",
+            "1 of 2 ids .* matches none of the photos.*'who'",
         ),
         (
             np.zeros((3, 4)),

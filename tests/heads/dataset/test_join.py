@@ -193,7 +193,9 @@ def test_percents_and_decimal_commas_are_numbers_and_noted(world: World) -> None
 def test_a_text_among_numbers_is_named(world: World) -> None:
     path = world.table(user_id=world.ids, r=[str(k) for k in range(119)] + ["abc"])
     for task in ("auto", "regression"):
-        with pytest.raises(LabelsError, match=r"120 cells of 'r' are not numbers.*u119 has 'a"):
+        with pytest.raises(
+            LabelsError, match=r"1 of 120 cells of 'r' is not a number.*u119 has 'a"
+        ):
             load(world, path, target="r", weight=None, task=task)
 
 
@@ -295,7 +297,7 @@ def test_a_table_that_is_not_there_is_refused(tmp_path: Path, name: str, message
 def test_arrays_that_do_not_fit_are_refused() -> None:
     with pytest.raises(LabelsError, match="as many targets"):
         from_arrays(np.ones((3, 2)), [1.0, 2.0])
-    with pytest.raises(LabelsError, match="hold NaN"):
+    with pytest.raises(LabelsError, match="1 vector holds NaN"):
         from_arrays([[1.0, float("nan")]], [1.0])
     with pytest.raises(LabelsError, match="as many weights"):
         from_arrays(np.ones((2, 2)), [1.0, 2.0], weights=[1.0])

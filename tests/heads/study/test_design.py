@@ -65,6 +65,9 @@ BASE = 'labels = "l.csv"\n[[target]]\ncolumn = "x"\n[[backbone]]\nname = "b"\n'
         (BASE + "[fit]\nepochs = 0\n", "epochs must be 1 or more"),
         (BASE + '[fit]\nepochs = "many"\n', r"\[fit\]"),
         (BASE + '[[subset]]\nname = "a/b"\n', "letters, digits"),
+        (BASE.replace('"b"', '["b", "c", "b"]'), "names 'b' twice: name it once"),
+        (BASE.replace('"b"', '["b#x", "b#x,y"]'), "names 'b#x' twice"),
+        (BASE.replace('"b"', '"b#x,x"'), "names 'b#x' twice"),
         (BASE.replace('"b"', '"b@face"'), "face vectors need faces = 1"),
     ],
 )

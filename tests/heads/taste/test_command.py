@@ -82,6 +82,37 @@ def test_other_usual_columns_and_named_ones(
     assert fit_taste(*named, who=one, what=two, stars=three)[0] == 0
 
 
+def test_a_taste_takes_one_backbone(fit_taste: Run, ratings: dict[str, list[object]]) -> None:
+    for more in (("--backbone", "other"), ("--backbone=net",), ("--backbone", "a", "--backbone=b")):
+        status, out, err = fit_taste(*more, **ratings)
+        assert (status, out, err.count("\n")) == (1, "", 1), err
+        assert "fit-taste takes one backbone; a study tries tastes on several" in err
+
+
+def test_infinite_ratings_are_counted_as_such(
+    fit_taste: Run, ratings: dict[str, list[object]]
+) -> None:
+    ratings["rating"][0] = "inf"
+    ratings["rating"][1] = "-Infinity"
+    ratings["rating"][2] = "nan"
+    ratings["rating"][3] = ""
+    status, out, err = fit_taste("--json", **ratings)
+    assert status == 0, err
+    assert json.loads(out)["dropped"] == {"no rating": 2, "an infinite rating": 2}
+    out = fit_taste(**ratings)[1]
+    assert "ratings left out: 2 with no rating, 2 with an infinite rating" in out
+
+
+def test_one_of_anything_is_counted_in_the_singular(
+    fit_taste: Run, ratings: dict[str, list[object]]
+) -> None:
+    ratings["rater_id"] = ["r0"] * len(ratings["rater_id"])
+    status, _, err = fit_taste(**ratings)
+    assert status == 1
+    assert "by 1 rater;" in err
+    assert "120 photos" in err
+
+
 def test_rows_that_say_nothing_are_counted(
     fit_taste: Run, ratings: dict[str, list[object]]
 ) -> None:

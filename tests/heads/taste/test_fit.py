@@ -119,6 +119,44 @@ def test_too_few_raters_are_refused() -> None:
         simulated(n_raters=2)
 
 
+@pytest.mark.parametrize("offset", [1e9, -1e6, 1e5 * np.pi])
+def test_ratings_that_hardly_differ_for_their_size_are_refused(
+    world: Simulated, offset: float
+) -> None:
+    """A taste keeps its numbers in float32: the seven digits of such ratings would not tell them
+    apart."""
+    with pytest.raises(LabelsError, match="subtract the same number from all"):
+        _with(world.ratings, world.ratings.value + offset).checked()
+
+
+@pytest.mark.parametrize("value", [5.0, 0.1, 1e9])
+def test_ratings_that_are_all_the_same_are_not_refused(world: Simulated, value: float) -> None:
+    _with(world.ratings, np.full(len(world.ratings.value), value)).checked()
+
+
+def test_an_offset_that_is_taken_changes_no_figure(world: Simulated, fitted: TasteFit) -> None:
+    moved = fit(_with(world.ratings, world.ratings.value + 5000).checked())
+    for shown in (0, None):
+        expected = fitted.trial.figure("taste", shown).value
+        assert moved.trial.figure("taste", shown).value == pytest.approx(expected, rel=2e-3)
+    new = world.ratings.vectors[:50]
+    gap = moved.taste.predict(new, "r003") - 5000 - fitted.taste.predict(new, "r003")
+    assert np.abs(gap).max() < 0.01
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e30])
+def test_the_table_shows_four_digits_at_any_scale(
+    world: Simulated, fitted: TasteFit, scale: float
+) -> None:
+    errors = {name: one * scale**2 for name, one in fitted.trial.errors.items()}
+    text = str(replace(fitted, trial=replace(fitted.trial, errors=errors)))
+    line = next(line for line in text.splitlines() if line.startswith("taste  "))
+    cells = line.replace("(", " ").replace(")", " ").replace(" to ", " ").split()[1:]
+    expected = fitted.trial.figure("taste", 0).value * scale**2
+    assert float(cells[0]) == pytest.approx(expected, rel=1e-3)
+    assert max(map(len, cells)) <= 11
+
+
 def test_ratings_that_leave_nothing_to_choose_on_are_refused() -> None:
     whole = simulated(n_raters=3, n_photos=40, per_rater=30).ratings
     dev = whole.side == split.DEV
