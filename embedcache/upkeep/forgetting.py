@@ -16,7 +16,7 @@ from embedcache import disk
 from embedcache.errors import CacheError, Damaged
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
-from embedcache.store.disposal import aside_note, names_aside, new_aside
+from embedcache.store.disposal import aside_note, names_aside, new_aside, set_aside
 from embedcache.store.layout import APART, PARTS
 from embedcache.store.photo_ids import ids_of
 from embedcache.store.refs import read_ref, ref_names
@@ -100,7 +100,7 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     contents = {pair[2] for pair in pairs} | whole
     # With its ids, at once: a run that is cut off leaves no content whose ids are gone.
     doomed = whole | (contents - _living(cache, contents, without=pairs).keys())
-    intent = intents.begin(cache, contents - doomed)
+    intent = intents.begin(cache, cache.photo_ids.pairs_of(contents=contents - doomed))
     cache.history.forget(
         contents=map(content_mark, doomed),
         pairs=(pair_mark(place, name, content) for place, name, content in pairs),
@@ -199,14 +199,18 @@ def _end_cut_off(cache: Cache) -> bool:
 
     Returns whether there are any, whose rows are still to be removed.
     """
-    marks, files = intents.marks_left(cache.path)
-    doomed = set[bytes]()
-    if marks:
-        doomed = marks - {content_mark(row.tobytes()) for row in cache.photo_table().digests}
+    marks, files = intents.doomed(cache)
+    living = (
+        {content_mark(row.tobytes()) for row in cache.photo_table().digests} if marks else set()
+    )
+    doomed = marks - living
     if doomed:
         cache.history.forget(contents=doomed)
     for path in files:
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            set_aside(cache.path, path)  # somebody else's
+        else:
+            path.unlink(missing_ok=True)
     return bool(doomed)
 
 

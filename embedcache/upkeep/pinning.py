@@ -1,5 +1,6 @@
 """Refs: a name for exactly the segments that a cache holds now."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from embedcache import disk
 from embedcache.errors import CacheError
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
+from embedcache.store.disposal import set_aside
 from embedcache.store.layout import bring_over
 from embedcache.store.log import Entry, Log, append
 from embedcache.store.refs import (
@@ -153,8 +155,11 @@ def finish_ref(cache: Cache, name: str) -> None:
     digest = ref_digest(cache.path, name)
     if digest is None:
         return
-    pins = read_ref(cache.path, name)
-    if dangling(pins, cache.history.log()):
+    pins, log = read_ref(cache.path, name), cache.history.log()
+    if dangling(pins, log) and log.refs.get(name) == digest:
+        with disk.plain_errors("write to", cache.path), contextlib.suppress(FileNotFoundError):
+            set_aside(cache.path, cache.path / "refs" / f"{name}.json")  # perhaps it counted
+    elif dangling(pins, log):
         withdraw_ref(cache.path, name, digest=digest)
 
 

@@ -1,5 +1,6 @@
 """A forget, or the deletion of a ref, that is cut off: the next command ends it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from embedcache.store import refs
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, OK
 from embedcache.store.history import History
-from embedcache.upkeep import pinning
+from embedcache.upkeep import intents, pinning
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.forgetting import forget, forget_forgotten
 from embedcache.upkeep.pinning import delete_refs, write_ref
@@ -156,3 +157,34 @@ def test_a_ref_written_again_by_a_process_that_died_is_taken_back_where_it_dangl
         write_ref(Cache.open(cache.path), "one")
     assert not (cache.path / "refs" / "one.json").exists()
     assert verify(cache).clean, str(verify(cache))
+
+
+def test_an_id_that_is_merely_gone_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: None
+) -> None:
+    cache = make(tmp_path / "a", *range(4))
+    cache.record_photos("other", ["twin"], photos(1))
+
+    def dies(self: History, **marks: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(History, "forget", dies)
+        with pytest.raises(Killed):
+            forget(cache, ["p1"])  # before its tombstone: nothing is forgotten yet
+    for segment in cache.photo_segments():
+        shutil.rmtree(segment.folder)
+    cache = Cache.open(cache.path)
+    cache.record_photos("folder", ["p2"], photos(2))
+    forget(cache, ["p2"])
+    forget_forgotten(Cache.open(cache.path))
+    seen = Cache.open(cache.path).space(SPEC).status(photos(0, 1, 2, 3))
+    assert seen.tolist() == [OK, OK, ABSENT, OK]
+
+
+def test_a_folder_in_the_place_of_a_note_is_set_aside(tmp_path: Path, gone: None) -> None:
+    cache = make(tmp_path / "a", 1, 2)
+    (cache.local / f"{intents.PREFIX}x").mkdir()
+    (cache.local / f"{intents.PREFIX}x" / "mine").write_text("mine")
+    forget(cache, ["p1"])
+    assert list((cache.path / "damaged").rglob("mine"))
