@@ -200,10 +200,8 @@ def _end_cut_off(cache: Cache) -> bool:
     Returns whether there are any, whose rows are still to be removed.
     """
     marks, files = intents.doomed(cache)
-    living = (
-        {content_mark(row.tobytes()) for row in cache.photo_table().digests} if marks else set()
-    )
-    doomed = marks - living
+    digests = cache.photo_table().digests if marks else ()
+    doomed = marks - {content_mark(row.tobytes()) for row in digests}
     if doomed:
         cache.history.forget(contents=doomed)
     for path in files:

@@ -6,8 +6,8 @@
 A content whose ids are forgotten while another id stands for it is forgotten only if that one goes
 too. Of two that forget the two ids of a photo at once, each leaves it to the other; if both are
 killed, and the dead ids are then taken away, nothing but this names the content. Written before the
-ids' tombstone, removed after the decision. A content is decided only where every one of its pairs is
-dead by a tombstone: an id that is merely gone, as from a damaged segment, decides nothing.
+ids' tombstone, removed after the decision. A content is decided only where every one of its pairs
+is dead by a tombstone: an id that is merely gone, as from a damaged segment, decides nothing.
 """
 
 from collections.abc import Iterable, Iterator
