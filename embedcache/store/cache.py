@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, NoSuchSpace, NotACache
 from embedcache.spec import CROPS, Json, Spec, split_layers
-from embedcache.store import journal
 from embedcache.store.history import History
 from embedcache.store.layout import (
     APART,
@@ -465,16 +464,16 @@ def _some_held(spaces: Sequence[Space], *, near: str) -> str:
 
     A space of which everything was forgotten is not one that a user can name.
     """
-    held = [space for space in spaces if space.segments() or _has_drafts(space)]
+    held = [space for space in spaces if space.segments() or not _is_emptied(space)]
     first = sorted(held, key=lambda one: not any(name.startswith(near) for name in one.names))
     shown = [f"{_label(space)} ({space.dim}-d)" for space in first[:SHOWN_SPACES]]
     more = f" and {len(first) - SHOWN_SPACES} more" if len(first) > SHOWN_SPACES else ""
     return ", ".join(shown) + more or "no vectors"
 
 
-def _has_drafts(space: Space) -> bool:
-    """Whether rows of a run that has not published any yet lie in a space."""
-    return any((one / journal.FOLDER).is_dir() for one in space.segments_folder.glob("*"))
+def _is_emptied(space: Space) -> bool:
+    """Whether a space had segments; one that a run is about to fill had none yet."""
+    return any(name.startswith(f"{space.key}/") for name in space.history.log().gone)
 
 
 def _label(space: Space) -> str:
