@@ -8,7 +8,7 @@ than 5 % of the verdicts may say that there is a difference. The peer is the pla
 rows, which knows nothing of the rows that folds share for training.
 """
 
-import sys
+import argparse
 from collections.abc import Sequence
 
 import numpy as np
@@ -92,7 +92,9 @@ def verdicts(trials: Sequence[int], *, folds: int | None, k: int, n: int) -> tup
 
 def main() -> None:
     """Print the table."""
-    trials = range(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("trials", nargs="?", type=int, default=200)
+    trials = range(parser.parse_args().trials)
     print(f"{len(trials)} trials of 300 rows")
     print("| judged by | equal backbones | told apart, % | by a plain t, % |")
     print("| --- | --- | ---: | ---: |")

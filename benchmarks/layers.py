@@ -7,6 +7,7 @@ count; the figures are the ratios of their fastest passes and of their medians. 
 network's own output alone, which is what an extraction without layers computes.
 """
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -45,8 +46,10 @@ def measure(name: str, layers: str) -> str:
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("asked", nargs="*", metavar="NAME LAYER,LAYER", default=DEFAULT)
+    asked = parser.parse_args().asked
     torch.set_num_threads(1)
-    asked = sys.argv[1:] or DEFAULT
     print("| network | layers | ms a photo alone | fastest, ratio | median, ratio |")
     print("|---|---|---|---|---|")
     for name, layers in zip(asked[::2], asked[1::2], strict=True):

@@ -1,18 +1,21 @@
 """How well do several depths and several networks together predict a rating?
 
-    EMBEDCACHE_REAL_DATA=shared python benchmarks/together.py photos.cache
+    EMBEDCACHE_REAL_DATA=shared python benchmarks/together.py [--cache DIR]
 
 Question: what Pearson correlation does a ridge reach on MEBeauty's ratings (`beauty.csv`, photos
 with exactly one face), five folds, from FaceNet's last layer, from six depths of it, and with two
 other networks beside it? Compared with: the last layer alone, which one has without layers.
 
-The cache is filled first where it lacks vectors: some twenty minutes of one core, resumed where it
-was cut off. The fits take seconds; their time is of the processor, with reading. Ratings are means
-of 5 to 50 raters: `weighted` gives each photo its raters as weight, in fitting and in figures.
+The cache, in the temporary folder unless one is named, is filled first where it lacks vectors: some
+twenty minutes of one core, resumed where it was cut off. The fits take seconds; their time is of
+the processor, with reading. Ratings are means of 5 to 50 raters: `weighted` gives each photo its
+raters as weight, in fitting and in figures.
 """
 
+import argparse
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -62,9 +65,16 @@ def fitted(cache: embedcache.Cache, names: list[str], labels: Path, weight: str 
 
 def main() -> None:
     """Fill the cache, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    kept = Path(tempfile.gettempdir(), "embedcache-together.cache")
+    parser.add_argument("--cache", type=Path, default=kept, metavar="DIR")
+    chosen = parser.parse_args()
+    if "EMBEDCACHE_REAL_DATA" not in os.environ:
+        print("EMBEDCACHE_REAL_DATA names no folder of real photos: nothing is measured")
+        return
     real = Path(os.environ["EMBEDCACHE_REAL_DATA"])
     data = real / "data" / "mebeauty"
-    cache = embedcache.Cache.open(sys.argv[1], create=True)
+    cache = embedcache.Cache.open(chosen.cache, create=True)
     rows = {name: named(row, real / "weights") for name, row in ROWS.items()}
     photos = embedcache.Photos.read(data / "users.csv", id_column="user_id")
     asked = list(dict.fromkeys(name for row in rows.values() for name in row))

@@ -193,3 +193,29 @@ def test_the_library_names_parameters_and_no_options_of_commands() -> None:
         if not module.startswith(("cli", "embedcache.commands", "heads.study.report")):
             for text in sentences(file):
                 assert not re.search(r"(?<![\w-])--[a-z]", whole.sub("", text)), f"{module}: {text}"
+
+
+def test_no_photo_vector_or_weight_is_committed() -> None:
+    """A cache that a command made in the checkout, or a file of a user, is not the project's."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, check=True, cwd=ROOT)
+    names = [Path(name) for name in listed.stdout.decode().split("\0") if name]
+    places = {"tests/golden", "examples", "docs", "data", "embedcache"}
+    assert not [name for name in names if name.parts[0].startswith("-")]
+    data = [
+        name
+        for name in names
+        if name.name in ("zarr.json", "manifest.json")
+        or name.suffix in (".npy", ".npz", ".safetensors", ".jpg", ".jpeg", ".png", ".pt", ".onnx")
+    ]
+    assert not [name for name in data if not any(name.is_relative_to(p) for p in places)]
+
+
+def test_benchmarks_take_words_by_name_and_none_for_a_path() -> None:
+    """`--help` was once taken for the path of a cache, which was then filled and committed."""
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        tree = ast.parse(file.read_text())
+        main = next((one for one in tree.body if getattr(one, "name", "") == "main"), None)
+        said = {ast.unparse(one) for one in ast.walk(main or ast.Pass())}
+        assert not {"sys.argv"} & said, f"{file.name} reads sys.argv itself"

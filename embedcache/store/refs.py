@@ -1,7 +1,8 @@
 """Refs: named, write-once lists of segments, each pinned by its manifest's digest."""
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,11 +157,22 @@ def pinned_ids(cache: Path, key: str, log: Log, *, names: Sequence[str] | None =
 
     names: of the refs; None for all.
     """
+    refs = [read_ref(cache, name) for name in (ref_names(cache) if names is None else names)]
     found: set[str] = set()
-    for name in ref_names(cache) if names is None else names:
-        for segment in read_ref(cache, name).by_set().get(key, {}):
+    for pins in (*refs, *(_put_aside(cache) if names is None else ())):
+        for segment in pins.by_set().get(key, {}):
             found.update(log.stands_for(key, segment) or [])
     return found
+
+
+def _put_aside(cache: Path) -> Iterator[Pins]:
+    """Refs that somebody looks at under a hidden name, see `withdraw_ref`: they may go back."""
+    for path in (cache / "refs").glob(".*.json.*"):
+        name = path.name[1:].partition(".json.")[0]
+        raw = disk.read_kept(path, limit=MAX_REF_BYTES)
+        with contextlib.suppress(Damaged):  # half written, or no ref
+            if raw is not None:
+                yield parse_ref(raw, name=name, where=str(cache))
 
 
 def ref_names(cache: Path) -> list[str]:

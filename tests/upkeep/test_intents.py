@@ -188,3 +188,15 @@ def test_a_folder_in_the_place_of_a_note_is_set_aside(tmp_path: Path, gone: None
     (cache.local / f"{intents.PREFIX}x" / "mine").write_text("mine")
     forget(cache, ["p1"])
     assert list((cache.path / "damaged").rglob("mine"))
+
+
+def test_a_ref_that_is_looked_at_under_a_hidden_name_pins_all_the_same(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", *range(6), segments=3)
+    write_ref(cache, "one")
+    held = {segment.id for segment in cache.space(SPEC).segments()}
+    path = cache.path / "refs" / "one.json"
+    aside = path.rename(disk.temporary_beside(path))
+    compact(Cache.open(cache.path))
+    aside.rename(path)
+    assert held <= {segment.id for segment in Cache.open(cache.path).space(SPEC).segments()}
+    assert verify(cache).clean, str(verify(cache))
