@@ -22,10 +22,19 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that nothing is lost by it
 _FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)
 
 
-class Texts(Sequence[str]):
-    """n texts: text: their UTF-8 bytes. offsets: (n + 1,) int64, where each begins, and the end."""
+class _Compared(Sequence[str]):
+    """Equal to any sequence of the same texts, as a list is to a list."""
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(other) == len(self) and all(map(str.__eq__, self, other))
+
+
+class Texts(_Compared):
+    """n texts: text: their UTF-8 bytes. offsets: (n + 1,) int64, where each begins, and the end."""
 
     def __init__(self, offsets: I64, text: U8) -> None:
         self.offsets = offsets
@@ -78,11 +87,6 @@ class Texts(Sequence[str]):
             ends = (cuts - cuts[0]).tolist()
             yield from (raw[a:b].decode() for a, b in pairwise(ends))
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or len(other) != len(self):
-            return NotImplemented if not isinstance(other, Sequence) else False
-        return all(one == another for one, another in zip(self, other, strict=True))
-
     def __repr__(self) -> str:
         return f"<Texts: {len(self):,}>"
 
@@ -123,10 +127,8 @@ class Texts(Sequence[str]):
         return equal
 
 
-class Repeats(Sequence[str]):
+class Repeats(_Compared):
     """A few texts, each so many times in a row: {text: how often}."""
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, counts: dict[str, int]) -> None:
         self._counts = counts
@@ -154,11 +156,6 @@ class Repeats(Sequence[str]):
         for name, n in self._counts.items():
             for _ in range(n):
                 yield name
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or len(other) != len(self):
-            return NotImplemented if not isinstance(other, Sequence) else False
-        return all(one == another for one, another in zip(self, other, strict=True))
 
     def __repr__(self) -> str:
         return f"<Repeats: {self._counts}>"
