@@ -101,7 +101,7 @@ def test_an_error_leaves_no_bar(terminal: Terminal, error: type[BaseException]) 
 
 
 CHILD = """
-    import os, signal, sys
+    import os, signal, sys, threading, time
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     from embedcache import display
     from embedcache.extraction import run
@@ -111,9 +111,11 @@ CHILD = """
         seen.append(n)
         for _ in range({times} if len(seen) == 3 else 0):
             handler = signal.getsignal(signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            # To the main thread, as a terminal's: one that another thread gets wakes nobody.
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            ends = time.monotonic() + 60
             while signal.getsignal(signal.SIGINT) is handler is not signal.default_int_handler:
-                pass  # until the main thread has handled it
+                assert time.monotonic() < ends  # until the main thread has handled it
 
     seen = []
     display.QUIET_SECONDS = 0
