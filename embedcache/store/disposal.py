@@ -93,8 +93,12 @@ def dispose(path: Path, *, cache: Path, was: Path | None = None) -> bool:
 
 
 def discard(path: Path, *, cache: Path, was: Path | None = None) -> bool:
-    """As `dispose`, under a hidden name first, so that nobody meets half of it."""
-    hidden = path.with_name(f".old-{disk.mark_of_process()}")
+    """As `dispose`, under a hidden name first, so that nobody meets half of it.
+
+    What lies in a segment's folder is hidden beside it, where every command looks for leftovers.
+    """
+    home = path.parent.parent if path.name == journal.FOLDER else path.parent
+    hidden = home / f".old-{disk.mark_of_process()}"
     try:
         path.rename(hidden)
     except FileNotFoundError:

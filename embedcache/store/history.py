@@ -4,17 +4,20 @@ A `History` keeps what it has read: the log is append-only and tombstones and li
 that a look costs one name that is absent and two listings.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from embedcache import disk
+from embedcache.errors import CacheError
 from embedcache.store.layout import bring_over
 from embedcache.store.log import Entry, Log, append, read_log
+from embedcache.store.proposals import drop, enter, propose, withdraw
 from embedcache.store.tombstones import (
     FOLDER,
     LIFTS,
     Dead,
     Lift,
+    Marks,
     Tombstone,
     encode_lift,
     encode_tombstones,
@@ -28,6 +31,7 @@ from embedcache.store.tombstones import (
     write_marks,
 )
 
+ROUNDS = 100  # that one `forget` looks at ids which others publish
 LOST = "0" * 64  # the digest, in the log, of a file that is known to be lost
 
 
@@ -65,10 +69,26 @@ class History:
 
     def forget(self, *, contents: Iterable[bytes] = (), pairs: Iterable[bytes] = ()) -> None:
         """Make marks of contents and of pairs durable: from now on no reader shows their rows."""
+        marks = Marks(frozenset(contents), frozenset(pairs))
+        self.forget_what(lambda: marks)
+
+    def forget_what(self, look: Callable[[], Marks]) -> Marks:
+        """Make the marks durable that `look` finds, and return them.
+
+        It is asked again once they lie ready, and as long as somebody publishes ids of their
+        contents meanwhile (`proposals`).
+        """
         with disk.plain_errors("write to", self.cache):
             bring_over(self.cache)
-            for raw in encode_tombstones(contents, pairs):
-                write_marks(self.cache, FOLDER, raw)
+            for _ in range(ROUNDS):
+                marks = look()
+                ready = propose(self.cache, encode_tombstones(marks))
+                try:
+                    if look() == marks and enter(ready):
+                        return marks
+                finally:
+                    drop(ready)
+        raise CacheError(f"{self.cache} kept changing while this command ran: rerun it")
 
     def lift(self, marks: Iterable[bytes]) -> int:
         """Lift what tombstones say of these marks (of contents or pairs); returns how many held.
@@ -86,6 +106,7 @@ class History:
             with disk.plain_errors("write to", self.cache):
                 bring_over(self.cache)
                 write_marks(self.cache, LIFTS, encode_lift(lifts))
+            withdraw(self.cache)  # what others decide of ids that have just come alive again
             self.note()
         return len(held)
 

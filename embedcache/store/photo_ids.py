@@ -32,11 +32,12 @@ from embedcache.store.manifest import (
     replaces,
 )
 from embedcache.store.pairs import BLOCK_IDS, Pairs, texts_of
+from embedcache.store.proposals import withdraw
 from embedcache.store.salvage import salvage
-from embedcache.store.segment import Segment
+from embedcache.store.segment import Segment, read_segment
 from embedcache.store.segment_set import SegmentSet, members
 from embedcache.store.texts import Repeats, Texts
-from embedcache.store.tombstones import Dead
+from embedcache.store.tombstones import Dead, content_mark
 
 KEPT_IDS = 1 << 20  # recorded ids of which no more are kept in memory after more were recorded
 
@@ -140,6 +141,18 @@ class PhotoIds(SegmentSet):
         self.settle(written)
         return written
 
+    def settle(self, segment_id: str) -> None:
+        """Also withdraw what a `forget` is about to say of contents that have these ids now."""
+
+        def contents() -> set[bytes]:
+            path = str(self.segments_folder / segment_id)
+            segment = read_segment(path, kind=self.kind, space=None)
+            rows = () if segment is None else segment.column("digest")
+            return {content_mark(row.tobytes()) for row in rows}
+
+        withdraw(self.history.cache, contents)
+        super().settle(segment_id)
+
     def newest(self, ids: Sequence[str], *, scope: str | None) -> tuple[U8, Bool]:
         """The newest content of each id, ((n, 32), which are known), in one scope or in all."""
         scopes = self._load()
@@ -206,6 +219,10 @@ class PhotoIds(SegmentSet):
             return found
 
         return self.steadily(look)
+
+    def state(self) -> tuple[list[str], Dead]:
+        """What the living pairs follow from: equal where no id came, went or was forgotten."""
+        return [segment.id for segment in self.segments()], self.history.dead()
 
     def salvage(self) -> None:
         """Remove what writers that died left: ids are recorded again, so no rows are saved."""

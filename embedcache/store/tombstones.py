@@ -4,10 +4,13 @@ A tombstone (`forgotten/<id>.json`, "T") holds marks: sha256 of a content digest
 with its scope and content. A mark names no photo to anyone who does not hold the photo already. A
 lift (`remembered/<id>.json`, "L") names marks of certain tombstones that no longer hold. A row is
 dead while some tombstone names it and no lift lifts that tombstone's mark; no clock decides.
+
+A tombstone of an id whose content goes on under others lists these (`left`). The content is dead as
+soon as every pair of all lists of it is, whoever forgot them, in whichever copy.
 """
 
 import os
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -50,11 +53,24 @@ def _scope(scope: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """One tombstone: the marks of contents and of pairs (id, scope, content); its own digest."""
+    """One tombstone: the marks of contents and of pairs (id, scope, content); its own digest.
+
+    left: {mark of a content: marks of the pairs that it was left to}.
+    """
 
     contents: tuple[bytes, ...]
     pairs: tuple[bytes, ...]
     digest: str
+    left: Mapping[bytes, tuple[bytes, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What one `forget` decides: the marks of contents, of pairs, and of contents left to pairs."""
+
+    contents: frozenset[bytes] = frozenset()
+    pairs: frozenset[bytes] = frozenset()
+    left: Mapping[bytes, frozenset[bytes]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +85,9 @@ class Lift:
 class Dead:
     """The marks that hold now.
 
-    contents, pairs: {mark: file names of the tombstones that name it and are not lifted}.
+    contents, pairs: {mark: file names of the tombstones that name it and are not lifted}; of a
+        content that is dead by its lists, those of the lists and of all that they depend on.
+    left: {mark of a content: {file name: marks of the pairs that this tombstone left it to}}.
     tombstones, lifts: {file name: own digest} of the files that this was made from.
     """
 
@@ -77,6 +95,8 @@ class Dead:
     pairs: Mapping[bytes, tuple[str, ...]] = field(default_factory=dict)
     tombstones: Mapping[str, str] = field(default_factory=dict)
     lifts: Mapping[str, str] = field(default_factory=dict)
+    left: Mapping[bytes, Mapping[str, tuple[bytes, ...]]] = field(default_factory=dict)
+    by_lists: frozenset[bytes] = frozenset()  # of `contents`, those that no tombstone names
 
     def __bool__(self) -> bool:
         return bool(self.contents or self.pairs)
@@ -110,22 +130,37 @@ class Dead:
         return found
 
     def since(self, tombstones: Container[str], lifts: Collection[str]) -> "Dead | None":
-        """The marks that none of some tombstones names; None unless the lifts are the same.
+        """The marks that are dead and were not by some tombstones; None where more has changed:
+        the lifts, or a content that was dead by its lists and has got another pair since.
 
         For what was made without the dead rows of some tombstones, and is brought up to date.
         """
-        if {*lifts} != {*self.lifts}:
+        if {*lifts} != {*self.lifts} or any(
+            self._lives_again(one, tombstones) for one in self.left
+        ):
             return None
-        fresh = (
-            {
-                mark: names
-                for mark, names in marks.items()
-                if not any(n in tombstones for n in names)
-            }
-            for marks in (self.contents, self.pairs)
-        )
-        contents, pairs = fresh
+        contents = {
+            mark: names
+            for mark, names in self.contents.items()
+            if not (all if mark in self.by_lists else any)(name in tombstones for name in names)
+        }
+        pairs = {
+            mark: names
+            for mark, names in self.pairs.items()
+            if not any(name in tombstones for name in names)
+        }
         return Dead(contents, pairs)
+
+    def _lives_again(self, content: bytes, tombstones: Container[str]) -> bool:
+        """Whether a content is alive that was dead by its lists in some tombstones."""
+        if content in self.contents:
+            return False
+        lists = [pairs for name, pairs in self.left[content].items() if name in tombstones]
+        return bool(lists) and all(
+            any(name in tombstones for name in self.pairs.get(pair, ()))
+            for pairs in lists
+            for pair in pairs
+        )
 
 
 def join(tombstones: Mapping[str, Tombstone], lifts: Mapping[str, Lift]) -> Dead:
@@ -138,16 +173,30 @@ def join(tombstones: Mapping[str, Tombstone], lifts: Mapping[str, Lift]) -> Dead
     }
     contents: dict[bytes, tuple[str, ...]] = {}
     pairs: dict[bytes, tuple[str, ...]] = {}
+    left: dict[bytes, dict[str, tuple[bytes, ...]]] = {}
     for name, tombstone in tombstones.items():
         for marks, into in ((tombstone.contents, contents), (tombstone.pairs, pairs)):
             for mark in marks:
                 if (name, mark) not in lifted:
                     into[mark] = (*into.get(mark, ()), name)
+        for mark, some in tombstone.left.items():
+            if (name, mark) not in lifted:
+                left.setdefault(mark, {})[name] = some
+    ended = {
+        mark: lists
+        for mark, lists in left.items()
+        if mark not in contents and all(pair in pairs for some in lists.values() for pair in some)
+    }
+    for mark, lists in ended.items():
+        of_pairs = {name for some in lists.values() for pair in some for name in pairs[pair]}
+        contents[mark] = tuple(sorted(lists.keys() | of_pairs))
     return Dead(
         contents,
         pairs,
         {name: tombstone.digest for name, tombstone in tombstones.items()},
         {name: lift.digest for name, lift in lifts.items()},
+        left,
+        frozenset(ended),
     )
 
 
@@ -189,6 +238,7 @@ def parse_tombstone(raw: bytes, *, name: str) -> Tombstone:
         _marks(document.get("contents"), f"tombstone {name}"),
         _marks(document.get("pairs", []), f"tombstone {name}"),
         digest,
+        _lists(document.get("left", []), f"tombstone {name}"),
     )
 
 
@@ -216,18 +266,52 @@ def _marks(found: Any, what: str) -> tuple[bytes, ...]:
     return tuple(bytes.fromhex(text) for text in found)
 
 
-def encode_tombstones(contents: Iterable[bytes], pairs: Iterable[bytes]) -> list[bytes]:
-    """The bytes of the tombstones of these marks; more than one where there are many."""
-    texts: dict[str, list[str]] = {
-        "contents": sorted(mark.hex() for mark in contents),
-        "pairs": sorted(mark.hex() for mark in pairs),
+def _lists(found: Any, what: str) -> dict[bytes, tuple[bytes, ...]]:
+    """[[mark of a content, [marks of pairs]], ...], as a mapping."""
+    if not isinstance(found, list) or not all(
+        isinstance(one, list) and len(one) == 2 and one[1] for one in found
+    ):
+        raise Damaged(f"{what} is refused: what it left is no list of contents and pairs")
+    contents = _marks([one[0] for one in found], what)
+    return {mark: _marks(one[1], what) for mark, one in zip(contents, found, strict=True)}
+
+
+def encode_tombstones(marks: Marks) -> list[bytes]:
+    """The bytes of the tombstones of these marks: one, or several where there are many.
+
+    Of several the lists come first and the pairs last, so that a content is never without both
+    while they are written one by one.
+    """
+    parts: dict[str, list[Any]] = {
+        "left": [[mark.hex(), _hex(marks.left[mark])] for mark in sorted(marks.left)],
+        "contents": _hex(marks.contents),
+        "pairs": _hex(marks.pairs),
     }
-    found: list[bytes] = []
-    while any(texts.values()) or not found:
-        some = {key: marks[:MAX_MARKS] for key, marks in texts.items()}
-        texts = {key: marks[MAX_MARKS:] for key, marks in texts.items()}
-        found.append(_seal(FOLDER, {key: [*marks] for key, marks in some.items()}))
-    return found
+    if sum(map(len, (marks.contents, marks.pairs, *marks.left.values()))) <= MAX_MARKS:
+        return [_seal(FOLDER, {key: some for key, some in parts.items() if some or key != "left"})]
+    return [
+        _seal(FOLDER, {"contents": [], "pairs": [], key: block})
+        for key, some in parts.items()
+        for block in _blocks(some)
+    ]
+
+
+def _hex(marks: Iterable[bytes]) -> list[str]:
+    return sorted(mark.hex() for mark in marks)
+
+
+def _blocks(entries: list[Any]) -> Iterator[list[Any]]:
+    """Entries, of one mark or of a list of them, by as many as a file may have."""
+    block, n = list[Any](), 0
+    for entry in entries:
+        size = 1 if isinstance(entry, str) else 1 + len(entry[1])
+        if block and n + size > MAX_MARKS:
+            yield block
+            block, n = [], 0
+        block.append(entry)
+        n += size
+    if block:
+        yield block
 
 
 def encode_lift(lifts: Mapping[str, Iterable[bytes]]) -> bytes:

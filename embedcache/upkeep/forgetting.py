@@ -5,7 +5,7 @@ publishes its rows later. Then the bytes go.
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from embedcache import disk
 from embedcache.errors import CacheError, Damaged
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
-from embedcache.store.disposal import aside_note, names_aside, new_aside, set_aside
+from embedcache.store.disposal import aside_note, names_aside, new_aside
 from embedcache.store.layout import APART, PARTS
 from embedcache.store.photo_ids import ids_of
 from embedcache.store.refs import read_ref, ref_names
@@ -24,8 +24,7 @@ from embedcache.store.removal import finish
 from embedcache.store.salvage import leftovers
 from embedcache.store.segment import Segment
 from embedcache.store.segment_set import members
-from embedcache.store.tombstones import content_mark, pair_mark
-from embedcache.upkeep import intents
+from embedcache.store.tombstones import Marks, content_mark, pair_mark
 from embedcache.upkeep.local import clear_hidden, delete_memory, delete_staged
 from embedcache.wording import counted
 
@@ -85,7 +84,7 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     Run again after a crash, it finishes what was begun.
     Raises CacheError for an id that is not recorded, and for a part of a digest that is not here.
     """
-    if _end_cut_off(cache):
+    if cache.history.dead().by_lists:  # of runs that were cut off
         forget_forgotten(cache)
     wanted = set(ids)
     # Also what was forgotten and is still stored: a run that was cut off is finished.
@@ -98,23 +97,13 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     absent = _absent(cache, whole)
     pairs |= cache.photo_ids.pairs_of(contents=whole, dead=True)
     contents = {pair[2] for pair in pairs} | whole
-    # With its ids, at once: a run that is cut off leaves no content whose ids are gone.
-    doomed = whole | (contents - _living(cache, contents, without=pairs).keys())
-    intent = intents.begin(cache, cache.photo_ids.pairs_of(contents=contents - doomed))
-    cache.history.forget(
-        contents=map(content_mark, doomed),
-        pairs=(pair_mark(place, name, content) for place, name, content in pairs),
-    )
-    # Again, now that the pairs are gone for everybody: of two that forget the two ids of one photo
-    # at once, the later look finds no id left.
-    living = _living(cache, contents)
-    later = contents - living.keys() - doomed
-    if later:
-        cache.history.forget(contents=map(content_mark, later))
-    if intent:
-        intent.unlink(missing_ok=True)
-    kept = sorted(living[content] for content in contents - doomed - later)
-    done = _remove(cache, pairs, doomed | later, kept=kept)
+    cache.history.forget_what(_decision(cache, pairs, contents, whole))
+    _end_lists(cache)
+    dead = cache.history.dead().contents
+    doomed = {content for content in contents if content_mark(content) in dead}
+    living = {content: name for _, name, content in sorted(_living(cache, contents - doomed))}
+    kept = sorted(living.values())
+    done = _remove(cache, pairs, doomed, kept=kept)
     notes = (
         f"{cache.path} holds nothing of {content.hex()}: a tombstone was written to keep it out"
         for content in sorted(absent)
@@ -125,7 +114,7 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
 def forget_forgotten(cache: Cache) -> Forgotten:
     """Remove every photo here that a tombstone of this cache names: others forgot it, or it was
     forgotten here and a run was cut off."""
-    _end_cut_off(cache)
+    _end_lists(cache)
     photos = cache.photo_ids
 
     def look(segments: list[Segment]) -> set[Pair]:
@@ -194,30 +183,48 @@ def _remove(
     )
 
 
-def _end_cut_off(cache: Cache) -> bool:
-    """Decide what runs that were cut off had not decided: contents whose last ids they forgot.
+def _decision(
+    cache: Cache, pairs: set[Pair], contents: set[bytes], whole: set[bytes]
+) -> Callable[[], Marks]:
+    """What tombstones are to say of pairs and their contents: which go, which are left to others.
 
-    Returns whether there are any, whose rows are still to be removed.
+    whole: contents that go whatever ids they have. Ids are read again only after any came or went.
     """
-    marks, files = intents.doomed(cache)
-    digests = cache.photo_table().digests if marks else ()
-    doomed = marks - {content_mark(row.tobytes()) for row in digests}
-    if doomed:
-        cache.history.forget(contents=doomed)
-    for path in files:
-        if path.is_dir() and not path.is_symlink():
-            set_aside(cache.path, path)  # somebody else's
-        else:
-            path.unlink(missing_ok=True)
-    return bool(doomed)
+    gone = frozenset(pair_mark(*pair) for pair in pairs)
+    known: tuple[object, Marks] | None = None
+
+    def look() -> Marks:
+        nonlocal known
+        state = cache.photo_ids.state()
+        if known is None or known[0] != state:
+            left: dict[bytes, set[bytes]] = {}
+            for pair in _living(cache, contents - whole) - pairs:
+                left.setdefault(content_mark(pair[2]), set()).add(pair_mark(*pair))
+            known = (
+                state,
+                Marks(
+                    frozenset(map(content_mark, contents)) - left.keys(),
+                    gone,
+                    {mark: frozenset(some) for mark, some in left.items()},
+                ),
+            )
+        return known[1]
+
+    return look
 
 
-def _living(
-    cache: Cache, contents: set[bytes], *, without: Collection[Pair] = ()
-) -> dict[bytes, str]:
-    """By content, of some, an id that stands for it now; of the pairs that are not in `without`."""
-    pairs = sorted(cache.photo_ids.pairs_of(contents=contents))
-    return {pair[2]: pair[1] for pair in pairs if pair not in without}
+def _living(cache: Cache, contents: set[bytes]) -> set[Pair]:
+    """The pairs that stand for some contents now."""
+    return cache.photo_ids.pairs_of(contents=contents) if contents else set()
+
+
+def _end_lists(cache: Cache) -> None:
+    """Name the contents that are dead since all ids are that they were left to.
+
+    For good: a list from another copy could name an id of theirs that lives there.
+    """
+    if ended := cache.history.dead().by_lists:
+        cache.history.forget(contents=ended)
 
 
 def _pins(cache: Cache, ref: str) -> set[str]:

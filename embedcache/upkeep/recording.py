@@ -15,7 +15,6 @@ from embedcache.store.layout import check_group
 from embedcache.store.manifest import MANIFEST
 from embedcache.store.salvage import Leftover, collect, own_litter
 from embedcache.store.zarr_json import encode_document
-from embedcache.upkeep import intents
 from embedcache.upkeep.findings import NO_FILE, REMOVED, REWRITTEN, Finding, Report
 
 # Rows may be in these: a cache's own commands and a push know how to keep or remove them.
@@ -137,12 +136,6 @@ class Record:
             if self.repair and not collect(left.path, cache=self.root):
                 return  # somebody is at work on it after all, or has removed it
             self.find(left.path, "was left by a process that has ended", mends=REMOVED)
-        elif left.path.name.startswith(intents.PREFIX):
-            self.find(
-                left.path,
-                "was left by a forget that was cut off. "
-                f"'embedcache forget {self.report.cache} --forgotten' ends it",
-            )
         elif left.path.name.startswith("outgoing-"):
             self.find(
                 left.path,

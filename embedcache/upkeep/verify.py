@@ -37,7 +37,6 @@ from embedcache.store.tombstones import (
     Dead,
 )
 from embedcache.store.zarr_json import group_document
-from embedcache.upkeep import intents
 from embedcache.upkeep.duplicates import compare_duplicates
 from embedcache.upkeep.findings import LINK, MADE, NO_FOLDER, RESTORED, STRANGE, Report
 from embedcache.upkeep.history_audit import HistoryAudit
@@ -106,7 +105,7 @@ class _Audit:
         self.past.read_refs()
         for folder in work_folders(self.root):
             self.record.left += leftovers(folder)
-        self.record.left += [*staged(self.root), *intents.left(self.root)]
+        self.record.left += staged(self.root)
         self.record.finish()
         self._unseen()
 

@@ -7,7 +7,7 @@ A row that was committed and that nobody began to forget must be readable at eve
 from dataclasses import dataclass, field
 
 from tests.together.operations import Operation
-from tests.together.world import FORGOTTEN, HELD, N_PHOTOS, Row, ids_of
+from tests.together.world import FORGOTTEN, HELD, N_PHOTOS, NET, Row, ids_of
 
 
 @dataclass(slots=True)
@@ -20,6 +20,7 @@ class Facts:
     firsts: what was so when each ref was first begun.
     freed: the spaces that somebody began to free, in this order; freeing: those that somebody is at
         now, by their place in `freed`.
+    named, naming: ids that photos have got, and that they may get.
     """
 
     must: set[Row] = field(default_factory=lambda: set(HELD["cache"]))
@@ -32,6 +33,8 @@ class Facts:
     firsts: dict[str, "Promise"] = field(default_factory=dict)
     freed: list[str] = field(default_factory=list)
     freeing: dict[int, str] = field(default_factory=dict)
+    named: dict[int, set[str]] = field(default_factory=dict)
+    naming: dict[int, set[str]] = field(default_factory=dict)
 
     def begins(self, op: Operation) -> "Promise":
         self.asked |= set(op.forgets)
@@ -39,6 +42,8 @@ class Facts:
         doomed = self._without_ids(self.asked | self.gone)
         self.must = {row for row in self.must if row[1] not in doomed}
         self.must_remote = {row for row in self.must_remote if row[1] not in doomed}
+        if op.names:
+            self.naming.setdefault(op.names[0], set()).add(op.names[1])
         promise = self.promise()
         if op.frees:
             self.freeing[len(self.freed)] = op.frees
@@ -58,6 +63,16 @@ class Facts:
         if op.purges:
             self.never_remote |= promise.never
         self.never_remote |= set(op.removes)
+
+    def names(self, op: Operation, *, taken: bool) -> None:
+        """An operation gave a photo an id, with which alone its vectors go now; or it was dead."""
+        assert op.names is not None
+        n, name = op.names
+        if taken:
+            self.named.setdefault(n, set()).add(name)
+            self.must |= {row for row in HELD["cache"] if row == (NET, n)}
+        else:
+            self.naming[n].discard(name)
 
     def ends(self, op: Operation, promise: "Promise") -> None:
         """An operation succeeded, refused or died."""
@@ -93,10 +108,12 @@ class Facts:
     @property
     def never(self) -> set[int]:
         """Photos of which nothing may be read any more."""
-        return self._without_ids(self.gone)
+        return self._without_ids(self.gone, self.naming)
 
-    def _without_ids(self, ids: set[str]) -> set[int]:
-        return {n for n in range(N_PHOTOS) if ids.issuperset(ids_of(n))}
+    def _without_ids(self, ids: set[str], more: dict[int, set[str]] | None = None) -> set[int]:
+        """The photos whose ids are all among these; more: ids that count beside `named`."""
+        others = self.named if more is None else more
+        return {n for n in range(N_PHOTOS) if ids.issuperset({*ids_of(n), *others.get(n, ())})}
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ class Operation:
     removes: photos of which the remote holds nothing after it; a colleague has forgotten them.
     remote: it may open the remote.
     frees: a space whose rows may be gone once it has begun; those added after it has ended stay.
+    names: a photo and an id that it gets, unless it is forgotten: the operation says which.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Operation:
     reads: bool = False
     remote: bool = False
     frees: str = ""
+    names: tuple[int, str] | None = None
 
 
 def _extract(world: World, album: Album, remote: Remote | str) -> None:
@@ -157,6 +159,13 @@ def _read(world: World, album: Album, remote: Remote | str) -> dict[str, Any]:
     return {"found": found, "wrong": wrong, "ids": sorted(set(table.ids))}
 
 
+def _name(world: World, album: Album, remote: Remote | str) -> dict[str, Any]:
+    """Give a photo another id; says whether it was taken, or skipped as forgotten."""
+    cache = Cache.open(world.cache)
+    cache.record_photos("elsewhere", [NEW_ID], album.digests(RENAMED))
+    return {"taken": bool(cache.photo_ids.pairs_of(ids=[NEW_ID]))}
+
+
 def _forget(*ids: str) -> Call:
     return lambda world, album, remote: forget(Cache.open(world.cache), ids) and None
 
@@ -178,6 +187,7 @@ def _whole(problems: Sequence[str]) -> None:
 
 
 REMOVED: Final = (1, 6)
+RENAMED, NEW_ID = 2, "new-02.png"
 
 
 def _rows(*numbers: int, space: str = NET) -> frozenset[Row]:
@@ -216,6 +226,8 @@ SECOND: Final[dict[str, Operation]] = {
 }
 # Two ids of one photo, forgotten at once: neither may keep the vectors for the other.
 TWINS: Final = tuple(forgetting(f"forget {name}", name) for name in ids_of(3))
+# Another id for a photo that `forget others` takes: if it was taken, the photo stays.
+NAMING: Final = Operation(name="name", call=_name, names=(RENAMED, NEW_ID))
 # Compaction where some segments are too large to be joined: it removes what those hold already.
 COMPACT_LITTLE: Final = Operation(name="compact little", call=_compact_little)
 # What else runs against a remote: another member who forgot photos that are here, an extraction
@@ -240,7 +252,9 @@ READ: Final = next(op for op in ALL if op.reads)
 
 def named(name: str) -> Operation:
     return next(
-        op for op in (*ALL, *TWINS, *REMOTE, FORGET_OTHERS, COMPACT_LITTLE) if op.name == name
+        op
+        for op in (*ALL, *TWINS, *REMOTE, FORGET_OTHERS, NAMING, COMPACT_LITTLE)
+        if op.name == name
     )
 
 

@@ -78,17 +78,22 @@ def removed(place: Path) -> set[str]:
 
 
 def dead_contents(place: Path) -> set[bytes]:
-    """Marks (sha256 of contents) that a tombstone names and no lift answers."""
+    """Marks (sha256 of contents) that are dead: by a tombstone that no lift answers, or by lists
+    (`left`) of which every pair is dead."""
     lifted = set()
     for path in (place / "remembered").glob("[!.]*.json"):
         document = json.loads(path.read_bytes())
         lifted |= {(str(tombstone), mark) for tombstone, mark in _lifts(document)}
-    return {
-        bytes.fromhex(mark)
-        for path in (place / "forgotten").glob("[!.]*.json")
-        for mark in json.loads(path.read_bytes()).get("contents", [])
-        if (path.stem, mark) not in lifted
-    }
+    contents, pairs, left = set[str](), set[str](), dict[str, set[str]]()
+    for path in (place / "forgotten").glob("[!.]*.json"):
+        document = json.loads(path.read_bytes())
+        contents |= {mark for mark in document["contents"] if (path.stem, mark) not in lifted}
+        pairs |= {mark for mark in document.get("pairs", []) if (path.stem, mark) not in lifted}
+        for mark, some in document.get("left", []):
+            if (path.stem, mark) not in lifted:
+                left.setdefault(mark, set()).update(some)
+    contents |= {mark for mark, some in left.items() if some <= pairs}
+    return {bytes.fromhex(mark) for mark in contents}
 
 
 def dangling_refs(place: Path) -> list[str]:

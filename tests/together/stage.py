@@ -109,6 +109,8 @@ class Stage:
             self.facts.ends(op, promise)
             return False
         self.facts.succeeds(op, promise)
+        if op.names and end.value:
+            self.facts.names(op, taken=end.value["taken"])
         self._check_value(op, promise, end)
         return True
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.together.operations import ALL, COMPACT_LITTLE, TWINS
+from tests.together.operations import ALL, COMPACT_LITTLE, NAMING, TWINS
 from tests.together.workers import Workers, describe
 
 N_PAUSES = 3
@@ -20,6 +20,8 @@ PAIRS = [
         for x in ("forget", "forget others", "forget space", "read", "ref", "merge", "pull")
     ),
     *((x, TWINS[0].name) for x in ("merge", "pull", "extract")),
+    *((NAMING.name, y) for y in ("forget others", "compact", "repair")),
+    *((x, NAMING.name) for x in ("forget others", "compact", "forget space")),
 ]
 
 

@@ -1,6 +1,7 @@
 """Forgetting: every trace goes, and nothing else."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from embedcache.errors import CacheError
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, OK
 from embedcache.store.history import History
+from embedcache.store.tombstones import Marks
 from embedcache.upkeep.forgetting import forget, forget_forgotten
 from embedcache.upkeep.merging import merge
 from embedcache.upkeep.pinning import write_ref
@@ -272,13 +274,13 @@ def test_a_forget_cut_off_after_its_first_tombstone_is_ended_though_others_remov
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: list[str]
 ) -> None:
     cache = make(tmp_path / "a", *range(8))
-    real = History.forget
+    real = History.forget_what
 
-    def dies(self: History, **marks: object) -> None:
-        real(self, **marks)  # type: ignore[arg-type]
+    def dies(self: History, look: Callable[[], Marks]) -> Marks:
+        real(self, look)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(History, "forget", dies)
+    monkeypatch.setattr(History, "forget_what", dies)
     with pytest.raises(KeyboardInterrupt):
         forget(cache, ["p3"])
     monkeypatch.undo()

@@ -1,18 +1,18 @@
 """A forget, or the deletion of a ref, that is cut off: the next command ends it."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from embedcache import disk
 from embedcache.errors import CacheError
-from embedcache.store import refs
+from embedcache.store import history, proposals, refs
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, OK
-from embedcache.store.history import History
-from embedcache.upkeep import intents, pinning
+from embedcache.upkeep import pinning
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.forgetting import forget, forget_forgotten
 from embedcache.upkeep.pinning import delete_refs, write_ref
@@ -27,6 +27,10 @@ class Killed(BaseException):
     """What no code catches."""
 
 
+def dies(*_: object) -> NoReturn:
+    raise Killed
+
+
 @pytest.fixture
 def gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process counts as one that has ended."""
@@ -35,19 +39,19 @@ def gone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def both_cut_off(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two forgets, of both ids of photo 1, that look at once and die after their tombstones."""
-    real = History.forget
+    real = proposals.enter
     deed = [["twin"], ["p1"]]
 
-    def dies(self: History, **marks: object) -> None:
+    def dies(ready: Sequence[Path]) -> bool:
         deed.pop()
         if deed:  # the other looks before this one has written
             with pytest.raises(Killed):
                 forget(Cache.open(cache.path), deed[0])
-        real(self, **marks)  # type: ignore[arg-type]
+        real(ready)
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(History, "forget", dies)
+        patched.setattr(history, "enter", dies)
         with pytest.raises(Killed):
             forget(cache, ["p1"])
 
@@ -59,7 +63,9 @@ def test_both_ids_of_a_photo_forgotten_by_two_that_are_killed_leave_no_row(
     cache = make(tmp_path / "a", *range(6))
     cache.record_photos("folder", ["twin"], photos(1))
     both_cut_off(cache, monkeypatch)
-    assert "was left by a forget that was cut off" in str(verify(cache.path))
+    assert Cache.open(cache.path).space(SPEC).status(photos(1, 2)).tolist() == [ABSENT, OK]
+    assert "rows of forgotten photos" in str(verify(cache.path))
+    shutil.rmtree(cache.local)  # nothing there decides
     cache = Cache.open(cache.path)
     if after == "forgotten":
         forget_forgotten(cache)
@@ -81,11 +87,9 @@ def test_a_photo_that_another_id_keeps_is_kept_by_what_ends_a_forget(
     cache = make(tmp_path / "a", 1, 2)
     cache.record_photos("folder", ["twin"], photos(1))
 
-    def dies(self: History, **marks: object) -> None:
-        raise Killed
-
     with monkeypatch.context() as patched:
-        patched.setattr(History, "forget", dies)
+        patched.setattr(history, "enter", dies)
+        patched.setattr(history, "drop", lambda ready: None)
         with pytest.raises(Killed):
             forget(cache, ["p1"])
     assert not verify(cache).clean
@@ -165,11 +169,9 @@ def test_an_id_that_is_merely_gone_decides_nothing(
     cache = make(tmp_path / "a", *range(4))
     cache.record_photos("other", ["twin"], photos(1))
 
-    def dies(self: History, **marks: object) -> None:
-        raise Killed
-
     with monkeypatch.context() as patched:
-        patched.setattr(History, "forget", dies)
+        patched.setattr(history, "enter", dies)
+        patched.setattr(history, "drop", lambda ready: None)
         with pytest.raises(Killed):
             forget(cache, ["p1"])  # before its tombstone: nothing is forgotten yet
     for segment in cache.photo_segments():
@@ -180,14 +182,6 @@ def test_an_id_that_is_merely_gone_decides_nothing(
     forget_forgotten(Cache.open(cache.path))
     seen = Cache.open(cache.path).space(SPEC).status(photos(0, 1, 2, 3))
     assert seen.tolist() == [OK, OK, ABSENT, OK]
-
-
-def test_a_folder_in_the_place_of_a_note_is_set_aside(tmp_path: Path, gone: None) -> None:
-    cache = make(tmp_path / "a", 1, 2)
-    (cache.local / f"{intents.PREFIX}x").mkdir()
-    (cache.local / f"{intents.PREFIX}x" / "mine").write_text("mine")
-    forget(cache, ["p1"])
-    assert list((cache.path / "damaged").rglob("mine"))
 
 
 def test_a_ref_that_is_looked_at_under_a_hidden_name_pins_all_the_same(tmp_path: Path) -> None:
