@@ -4,21 +4,25 @@ Every function is one pass over the rows, a block at a time, in memory or read a
 the rows are in float32 but where a minimum is sought exactly, and are summed in float64.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
+from embedcache.machine import processors
 from heads.dataset.rows import Part
 from heads.fitting.linear import figure
 from heads.fitting.newton import Numbers
+from heads.fitting.threads import Threads, threads
 from heads.head import Layer, Link, Standard
 
 Floats = NDArray[np.float64]
 Matrix = NDArray[np.float32]
 Block = tuple[Numbers, NDArray[np.floating[Any]]]
+Piece = tuple[slice, NDArray[np.floating[Any]]]
 _COLUMN_BYTES = 1 << 28  # of what is kept per row and column between passes
 
 
@@ -78,7 +82,7 @@ class Rows:
         # Floats of a vector per coordinate, (dim, coordinates); None where both are the same.
         self.basis: Floats | None = None
         self._frames: list[tuple[Standard, Frame]] = []
-        self._gram: NDArray[np.float32] | None = None
+        self._threads: Threads | None = None
 
     def _turn(self) -> list[Block]:
         """The rows in coordinates along which they lie, at most one per row; sets `basis`.
@@ -103,12 +107,50 @@ class Rows:
         """Standardised rows, in their coordinates, from memory or read again."""
         return self._read() if self.held is None else self.held
 
-    def _slices(self) -> Iterator[tuple[slice, NDArray[np.floating[Any]]]]:
+    def _slices(self) -> Iterator[Piece]:
         """Where blocks stand in the order of blocks, and their rows."""
         start = 0
         for _, block in self.blocks():
             yield slice(start, start + len(block)), block
             start += len(block)
+
+    @contextmanager
+    def in_threads(self) -> Iterator[None]:
+        """Passes over rows in memory run on all processors meanwhile, see `threads`."""
+        with threads() as found:
+            self._threads = found
+            try:
+                yield
+            finally:
+                self._threads = None
+
+    def share_out(self, work: Callable[[int], None], parts: Sequence[int]) -> None:
+        """Work on each part, on all processors inside `in_threads`."""
+        if self._threads is None:
+            for part in parts:
+                work(part)
+        else:
+            self._threads.each(work, parts)
+
+    def _summed(self, work: Callable[[Piece], list[Floats]]) -> list[Floats]:
+        """The sums of what `work` makes of each block; one pass over the rows."""
+
+        def total(some: Iterable[Piece]) -> list[Floats]:
+            sums: list[Floats] = []
+            for piece in some:
+                found = work(piece)
+                sums = sums or [np.zeros(one.shape) for one in found]
+                for mine, one in zip(sums, found, strict=True):
+                    mine += one
+            return sums
+
+        if self._threads is None or self.held is None:
+            return total(self._slices())
+        first, *others = self._threads.map(total, list(self._slices()))
+        for other in others:
+            for mine, one in zip(first, other, strict=True):
+                mine += one
+        return first
 
     def columns(self, memory_bytes: int | None) -> int:
         """How many columns are fitted at once, by the memory that they take."""
@@ -124,32 +166,43 @@ class Rows:
 
     def frame(self, standard: Standard) -> Frame:
         """The coordinates in which the second moments of the rows by a standard are diagonal."""
-        for known, frame in self._frames:
-            if known is standard:
-                return frame
-        frame = self._framed(standard)
-        self._frames.append((standard, frame))
-        return frame
+        return next(frame for known, frame in self._frames if known is standard)
 
-    def _framed(self, standard: Standard) -> Frame:
-        # All in float32: it only eases slopes, and takes half the time and memory.
+    def find_frames(self, standards: Sequence[Standard]) -> None:
+        """Make ready what `frame` gives for some standards."""
+        known = [id(one) for one, _ in self._frames]
+        missing = [one for one in standards if id(one) not in known]
+        if not missing:
+            return
         if self.width > len(self.train) or self.basis is not None:
             squares = np.zeros(self.width)
             for places, block in self._slices():
                 squares += self.share[places] @ np.square(block)
-            ratio = self.ratios([standard])
-            return Frame(None, squares if ratio is None else squares * ratio[0] ** 2)
-        if self._gram is None:
-            self._gram = np.zeros((self.width, self.width), np.float32)
-            for places, block in self._slices():
-                rows = block * np.sqrt(self.share[places]).astype(np.float32)[:, None]
-                self._gram += rows.T @ rows
-        gram, ratio = self._gram, self.ratios([standard])
-        if ratio is not None:
-            scale = ratio[0].astype(np.float32)
-            gram = gram * scale * scale[:, None]
-        values, axes = eigh(gram, driver="evd", check_finite=False)
-        return Frame(np.ascontiguousarray(axes), values.astype(np.float64).clip(min=0))
+            for one in missing:
+                ratio = self.ratios([one])
+                moments = squares if ratio is None else squares * ratio[0] ** 2
+                self._frames.append((one, Frame(None, moments)))
+            return
+        grams = self._grams(missing)
+        with threads() if processors() <= 2 * len(grams) else nullcontext() as pool:
+            found = map(_framed, grams) if pool is None else pool.each(_framed, grams)
+            self._frames += zip(missing, found, strict=True)
+
+    def _grams(self, standards: Sequence[Standard]) -> list[Matrix]:
+        """The second moments by each standard, float32 (width, width).
+
+        They only ease slopes: float32 takes half the time and memory.
+        """
+        total = np.zeros((self.width, self.width), np.float32)
+        for places, block in self._slices():
+            rows = block * np.sqrt(self.share[places]).astype(np.float32)[:, None]
+            total += rows.T @ rows
+        found = []
+        for one in standards:
+            ratio = self.ratios([one])
+            scale = None if ratio is None else ratio[0].astype(np.float32)
+            found.append(total if scale is None else total * scale * scale[:, None])
+        return found
 
     def constant(self) -> Floats:
         """Theta (k, width + 1) of the regression that knows the classes' shares alone."""
@@ -193,30 +246,32 @@ class Rows:
         c, k, _ = theta.shape
         weight = np.ascontiguousarray(theta[..., :-1].reshape(c * k, -1), kind)
         bias = theta[..., -1].astype(kind)
-        values, curve, slope = np.zeros(c), np.zeros((c, k)), np.zeros_like(theta)
         judge = _two_classes if self.link == "sigmoid" else _classes
-        for places, block in self._slices():
-            rows = block.astype(kind, copy=False)
+
+        def work(piece: Piece) -> list[Floats]:
+            places, rows = piece[0], piece[1].astype(kind, copy=False)
             seen = (rows @ weight.T).reshape(-1, c, k)
             seen += bias
             share = self.share[places]
             losses, gap, chance = judge(seen, self.truth[places])
-            values += share @ losses
             self._kept[places, which] = chance
-            curve += np.tensordot(share, chance * (1 - chance), 1)
+            curve = np.tensordot(share, chance * (1 - chance), 1)
             gap *= share.astype(kind)[:, None, None]
-            flat = gap.reshape(len(rows), -1)
-            slope[..., :-1] += (flat.T @ rows).reshape(c, k, -1)
-            slope[..., -1] += gap.sum(0, dtype=np.float64)
+            across = gap.reshape(len(rows), -1).T @ rows
+            return [share @ losses, curve, across, gap.sum(0, dtype=np.float64)]
+
+        values, curve, across, bent = self._summed(work)
+        slope = np.concatenate([across.reshape(c, k, -1), bent[..., None]], 2)
         return values, slope, curve
 
     def bend(self, direction: Floats, which: Numbers) -> Floats:
         """The second derivatives of the mean losses where they were last looked at, times those."""
         c, k, _ = direction.shape
         weight = np.ascontiguousarray(direction[..., :-1].reshape(c * k, -1), np.float32)
-        bias, found = direction[..., -1].astype(np.float32), np.zeros_like(direction)
-        for places, block in self._slices():
-            rows = block.astype(np.float32, copy=False)
+        bias = direction[..., -1].astype(np.float32)
+
+        def work(piece: Piece) -> list[Floats]:
+            places, rows = piece[0], piece[1].astype(np.float32, copy=False)
             seen: Any = (rows @ weight.T).reshape(-1, c, k)
             seen += bias
             chance = self._kept[places, which]
@@ -226,9 +281,11 @@ class Rows:
             else:
                 seen *= chance * (1 - chance)
             seen *= self.share[places].astype(np.float32)[:, None, None]
-            found[..., :-1] += (seen.reshape(len(rows), -1).T @ rows).reshape(c, k, -1)
-            found[..., -1] += seen.sum(0, dtype=np.float64)
-        return found
+            across: Any = seen.reshape(len(rows), -1).T @ rows
+            return [across, seen.sum(0, dtype=np.float64)]
+
+        across, bent = self._summed(work)
+        return np.concatenate([across.reshape(c, k, -1), bent[..., None]], 2)
 
     def dev_figures(self, dev: Part, theta: Floats, standards: Sequence[Standard]) -> list[float]:
         """The log-loss of the dev rows by each theta (c, k, width + 1) and its standard."""
@@ -239,6 +296,11 @@ class Rows:
         for places, block in dev.blocks():
             outputs[places] = (self.standard.apply(block) @ flat.T).reshape(-1, c, k) + bias
         return [figure(dev, outputs[:, column], self.link) for column in range(c)]
+
+
+def _framed(gram: Matrix) -> Frame:
+    values, axes = np.linalg.eigh(gram)  # scipy's keeps other threads waiting
+    return Frame(np.ascontiguousarray(axes), values.astype(np.float64).clip(min=0))
 
 
 def _two_classes(seen: Any, truth: Numbers) -> tuple[Any, Any, Any]:

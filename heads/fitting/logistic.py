@@ -51,7 +51,8 @@ class Search:
         """The regression of the best strength, solved to the rounding of float32 coefficients."""
         began = time.perf_counter()
         column = Columns(self.rows, [self.standard], [self.strength])
-        theta = minimise(column, self.theta[None], tolerance=_EXACT, exact=True)
+        with self.rows.in_threads():
+            theta = minimise(column, self.theta[None], tolerance=_EXACT, exact=True)
         if self.rows.link == "softmax":  # what is added to all intercepts changes no probability
             theta[..., -1] -= theta[..., -1].mean()
         dev = self.rows.dev_figures(self.part, theta, [self.standard])[0]
@@ -125,7 +126,9 @@ def search(
             pairs = [(k, strength) for k in range(len(some)) for strength in group]
             columns = Columns(rows, [some[k] for k, _ in pairs], [one for _, one in pairs])
             theta = np.stack([start[k] for k, _ in pairs])
-            theta = minimise(columns, theta, tolerance=_ROUGH, exact=False)
+            rows.find_frames(some)
+            with rows.in_threads():
+                theta = minimise(columns, theta, tolerance=_ROUGH, exact=False)
             figures = rows.dev_figures(dev, theta, [some[k] for k, _ in pairs])
             for (k, strength), score, one in zip(pairs, figures, theta, strict=True):
                 scores[k].append((strength, score))
@@ -201,9 +204,12 @@ class Columns:
     def ease(self, slope: Floats, which: Numbers) -> Floats:
         found = np.empty_like(slope)
         curve, penalty = self.curve[which], self.penalty[which]
-        for number, standard in enumerate(self.kinds):
+
+        def by(number: int) -> None:
             mine = self.kind[which] == number
-            frame = self.rows.frame(standard)
+            frame = self.rows.frame(self.kinds[number])
             found[mine, :, :-1] = frame.ease(slope[mine, :, :-1], curve[mine], penalty[mine])
+
+        self.rows.share_out(by, range(len(self.kinds)))
         found[..., -1] = slope[..., -1] / curve.clip(min=1e-9)
         return found

@@ -48,14 +48,16 @@ def minimise(problems: Problems, theta: Floats, *, tolerance: float, exact: bool
     noise = 1e-14 if exact else 1e-6
     before = np.full(len(theta), np.inf)
     for _ in range(_STEPS):
-        length = np.sqrt(_dot(slopes, problems.ease(slopes, which)).clip(min=0))
+        eased = problems.ease(slopes, which)
+        length = np.sqrt(_dot(slopes, eased).clip(min=0))
         # Rounding, and not the last step, is what is left of a short slope that no longer halves.
         going = (length > tolerance) & ~((length < 1e-3) & (length > 0.5 * before))
         which, values, slopes, length = which[going], values[going], slopes[going], length[going]
+        eased = eased[going]
         if not len(which):
             break
         share = np.maximum(np.sqrt(length), 0.5 * tolerance / length).clip(max=_ROUGH)
-        steps = _steps(problems, slopes, which, share)
+        steps = _steps(problems, slopes, eased, which, share)
         last = np.maximum(share, 10 * length) * length <= tolerance
         if exact:
             last[:] = False
@@ -99,15 +101,15 @@ def _moved(
     return ends, end_values, end_slopes
 
 
-def _steps(problems: Problems, slopes: Floats, which: Numbers, share: Floats) -> Floats:
+def _steps(
+    problems: Problems, slopes: Floats, eased: Floats, which: Numbers, share: Floats
+) -> Floats:
     """Newton's steps by conjugate gradients, to a residual of `share` of each slope."""
     steps = np.zeros_like(slopes)
     here = np.arange(len(which))  # of those still going
-    left = -slopes
-    eased = problems.ease(left, which)
-    size = _dot(left, eased)
+    left, direction = -slopes, -eased
+    size = _dot(left, direction)
     enough = share**2 * size
-    direction = eased
     for _ in range(_INNER_STEPS):
         bent = problems.bend(direction, which[here])
         curve = _dot(direction, bent)

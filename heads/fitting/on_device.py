@@ -8,6 +8,7 @@ figures agree to as much.
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -231,7 +232,6 @@ class DeviceRows(Rows):
         self.width = self.rows.shape[1]
         self.weight = rows.tensor(self.share)
         self.known = torch.from_numpy(self.truth).to(self.rows.device)
-        self.moments: Tensor | None = None
 
     def _places(self) -> list[slice]:
         starts = range(0, len(self.rows), _BLOCK_ROWS)
@@ -245,21 +245,39 @@ class DeviceRows(Rows):
         turned: Tensor = axes[:, kept] * lengths
         return turned
 
-    def _framed(self, standard: Standard) -> Frame:
+    def find_frames(self, standards: Sequence[Standard]) -> None:
+        """See `Rows.find_frames`."""
+        moments: Tensor | None = None
+        for standard in standards:
+            if any(known is standard for known, _ in self._frames):
+                continue
+            if moments is None:
+                moments = self._moments()
+            ratio = self.ratios([standard])
+            scale = moments.new_ones(()) if ratio is None else torch.from_numpy(ratio[0])
+            scale = scale.to(moments)
+            if moments.ndim == 1:
+                found = Frame(None, (moments * scale.square()).double().cpu().numpy())
+            else:
+                values, axes = torch.linalg.eigh(moments * scale * scale.view(-1, 1))
+                found = _DeviceFrame(axes, values.double().clamp(min=0).cpu().numpy())
+            self._frames.append((standard, found))
+
+    def _moments(self) -> Tensor:
+        """The second moments of the rows; of fewer rows than floats, of each coordinate alone."""
         if self.basis is not None:
-            return Frame(None, (self.weight @ self.rows.square()).cpu().numpy())
-        if self.moments is None:
-            root = self.weight.sqrt().float()[:, None]
-            self.moments = self.rows.new_zeros(self.width, self.width)
-            for places in self._places():
-                weighted = self.rows[places] * root[places]
-                self.moments += weighted.T @ weighted
-        ratio, moments = self.ratios([standard]), self.moments
-        if ratio is not None:
-            scale = torch.from_numpy(ratio[0]).to(moments)
-            moments = moments * scale * scale[:, None]
-        values, axes = torch.linalg.eigh(moments)
-        return _DeviceFrame(axes, values.double().clamp(min=0).cpu().numpy())
+            return self.weight @ self.rows.square()
+        root = self.weight.sqrt().float()[:, None]
+        total = self.rows.new_zeros(self.width, self.width)
+        for places in self._places():
+            weighted = self.rows[places] * root[places]
+            total += weighted.T @ weighted
+        return total
+
+    @contextmanager
+    def in_threads(self) -> Iterator[None]:
+        """Nothing to share out: the device does that."""
+        yield
 
     def open(self, columns: int) -> None:
         """See `Rows.open`."""
