@@ -1,8 +1,8 @@
 """Work on blocks of rows on all processors, each with blocks of its own.
 
 BLAS's own threads share out every product instead, and wait for each other at its end. For a block
-of a thousand rows times a few columns the wait is longer than the product, at rest by four times
-and far more on a machine that others use (docs/decisions/109).
+of a thousand rows times a few columns the wait is as long as the product or longer, and far longer
+on a machine that others use (docs/decisions/109).
 """
 
 from collections.abc import Callable, Iterator, Sequence

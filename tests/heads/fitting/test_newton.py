@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from heads.dataset import rows
 from heads.dataset.arrays import from_arrays
 from heads.dataset.rows import Dataset, Part
-from heads.fitting import linear
+from heads.fitting import linear, threads
 from heads.fitting.log_loss import Rows
 from heads.fitting.logistic import Losses, logistic, search
 from heads.fitting.newton import Floats, Numbers, minimise
@@ -126,24 +128,66 @@ def test_columns_that_do_not_fit_in_memory_are_fitted_in_turn(sample: Sample) ->
 
 
 @pytest.mark.parametrize("task", ["binary", "classes"])
+@pytest.mark.parametrize("n_processors", [1, 3, 64])
+def test_threads_change_a_regression_by_rounding_alone(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch, task: str, n_processors: int
+) -> None:
+    """Also more threads than there are blocks of rows, and BLAS whose threads cannot be bounded."""
+    data = sample(task=task)
+    part, dev = data.part("train"), data.part("dev")
+    given = part, dev, linear.fit_standard(part)
+    outputs = 1 if task == "binary" else 3
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 37)
+    with monkeypatch.context() as bare:
+        bare.setitem(sys.modules, "threadpoolctl", None)
+        alone = logistic(*given, outputs=outputs)
+    monkeypatch.setattr(threads, "processors", lambda: n_processors)
+    found = logistic(*given, outputs=outputs)
+    assert found.strength == alone.strength
+    assert np.array(found.curve) == pytest.approx(np.array(alone.curve), rel=1e-5)
+    assert found.layer.weight == pytest.approx(alone.layer.weight, abs=1e-6)
+
+
+def test_an_error_in_a_thread_is_raised_and_blas_gets_its_threads_back() -> None:
+    from threadpoolctl import threadpool_info
+
+    def counts() -> list[int]:
+        return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+    def fail(_: object) -> None:
+        assert set(counts()) == {1}
+        raise ValueError("no such block")
+
+    def run() -> None:
+        with threads.threads() as found:
+            assert found is not None
+            found.map(fail, [1, 2])
+
+    before = counts()
+    with pytest.raises(ValueError, match="no such block"):
+        run()
+    assert counts() == before
+
+
+@pytest.mark.parametrize("task", ["binary", "classes"])
 def test_slopes_and_second_derivatives_are_those_of_the_values(sample: Sample, task: str) -> None:
     part: Part = sample(task=task).part("train")
     outputs = 1 if task == "binary" else 3
-    rows = Rows(part, linear.fit_standard(part), outputs, None)
+    held = Rows(part, linear.fit_standard(part), outputs, None)
     rng = np.random.default_rng(0)
-    theta = rng.normal(size=(2, rows.outputs, rows.width + 1)) * 0.3
+    theta = rng.normal(size=(2, held.outputs, held.width + 1)) * 0.3
     toward = rng.normal(size=theta.shape)
     both = np.arange(2)
-    rows.open(2)
+    held.open(2)
 
     def at(step: float) -> Iterator[Floats]:
-        values, slopes, _ = rows.look(theta + step * toward, both, exact=True)
+        values, slopes, _ = held.look(theta + step * toward, both, exact=True)
         yield values
         yield slopes
 
     (low, low_slope), (high, high_slope) = at(-1e-4), at(1e-4)
-    _, slopes, _ = rows.look(theta, both, exact=True)
+    _, slopes, _ = held.look(theta, both, exact=True)
     rise = (slopes * toward).sum((1, 2))
     assert (high - low) / 2e-4 == pytest.approx(rise, rel=1e-6)
     bent = (high_slope - low_slope) / 2e-4
-    assert rows.bend(toward, both) == pytest.approx(bent, rel=1e-3, abs=1e-4)
+    assert held.bend(toward, both) == pytest.approx(bent, rel=1e-3, abs=1e-4)
