@@ -214,13 +214,11 @@ def _fit_linear(
     def constant(one: Standard) -> Linear:
         return linear.constant(train, dev, dim=len(one.mean), link=plain, outputs=outputs)
 
-    def ridge(one: Standard) -> Linear:
-        return solvers.ridge(train, dev, one)
+    def ridge(scalings: Sequence[Standard]) -> list[Linear]:
+        return [solvers.ridge(train, dev, one) for one in scalings]
 
-    losses = solvers.losses(outputs)
-
-    def logit(one: Standard) -> Search:
-        return search(losses, dev, one, tick=lambda: tick(0))
+    def logit(scalings: Sequence[Standard]) -> list[Search]:
+        return search(solvers.losses(outputs), dev, scalings, tick=lambda: tick(0))
 
     fits: dict[str, Callable[[], tuple[Linear, Standard]]] = {
         "const": lambda: (constant(standard), standard),

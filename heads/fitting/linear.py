@@ -87,11 +87,13 @@ class Judged(Protocol):
 
 
 def best_scaling(
-    fit_one: Callable[[Standard], Judged], standard: Standard, widths: Sequence[int] = ()
+    fit_all: Callable[[Sequence[Standard]], Sequence[Judged]],
+    standard: Standard,
+    widths: Sequence[int] = (),
 ) -> tuple[Linear, Standard]:
     """The better on dev of a linear head on standardised and one on centred vectors."""
     scalings = (standard, centred(standard, widths))
-    fitted = [fit_one(one) for one in scalings]
+    fitted = fit_all(scalings)
     best = min(range(len(fitted)), key=lambda place: fitted[place].dev)
     found = fitted[best].exact()
     others = sum(one.seconds for place, one in enumerate(fitted) if place != best)

@@ -73,35 +73,43 @@ class Objective:
         self._dev_rest = self._tensor(1 - sample.group_mass / sample.group_mass.sum())
         self.groups = self._group_rows()
         held = self.groups >= len(train_part)
-        self.inputs = self._read(train_part, np.arange(len(train_part))) if held else None
+        # What the first layers' products take is rounded once, and not in each step.
+        self.kind = getattr(torch, protocol.products)
+        places = np.arange(len(train_part))
+        self.inputs = self._read(train_part, places, self.kind) if held else None
         self._stored = torch.from_numpy(train_part.order)
         size, k = protocol.batch_size, self.targets.shape[1]
         shapes = ((size, len(standard.mean)), (size, k), (size, 1))
-        self._batch = [torch.empty(shape, device=self.device) for shape in shapes]
-        self.dev_inputs = self._read(dev_part, np.arange(len(dev_part))) if held else None
+        kinds = self.kind, torch.float32, torch.float32
+        self._batch = [
+            torch.empty(shape, dtype=kind, device=self.device)
+            for shape, kind in zip(shapes, kinds, strict=True)
+        ]
+        self.dev_inputs = self._read(dev_part, dev_part.order) if held else None
         lengths = [len(order) for order in self._order(0)]
         self.steps_per_epoch = sum(-(-length // size) for length in lengths)
 
     def _tensor(self, values: NDArray[np.float64]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
 
-    def _read(self, part: Part, places: NDArray[np.int64]) -> Tensor:
+    def _read(
+        self, part: Part, places: NDArray[np.int64], kind: torch.dtype = torch.float32
+    ) -> Tensor:
         """The standardised rows at some places, read in this order, on the device.
 
-        They are standardised there, by the same two roundings.
+        They are standardised there, by the same two roundings, and then rounded to `kind`.
         """
         mean, scale = (
             torch.from_numpy(one).to(self.device)
             for one in (self.standard.mean, self.standard.scale)
         )
         if isinstance(part.vectors, DeviceVectors):
-            return part.vectors.take(part.rows[places]).sub_(mean).div_(scale)
-        found = torch.empty(len(places), len(mean), device=self.device)
+            return part.vectors.take(part.rows[places]).sub_(mean).div_(scale).to(kind)
+        found = torch.empty(len(places), len(mean), dtype=kind, device=self.device)
         for start in range(0, len(places), READ_ROWS):
-            rows = part.read(places[start : start + READ_ROWS])
-            here = found[start : start + READ_ROWS]
-            here.copy_(torch.from_numpy(np.ascontiguousarray(rows, np.float32)))
-            here.sub_(mean).div_(scale)
+            rows = np.ascontiguousarray(part.read(places[start : start + READ_ROWS]), np.float32)
+            standardised = (torch.from_numpy(rows).to(self.device) - mean).div_(scale)
+            found[start : start + READ_ROWS] = standardised
         return found
 
     def _group_rows(self) -> int:
@@ -146,7 +154,8 @@ class Objective:
             held, place = self.inputs, rows
             if held is None:
                 near, place = order.sort()
-                held, place = self._read(self.part, self.part.order[near.numpy()]), place.argsort()
+                held = self._read(self.part, self.part.order[near.numpy()], self.kind)
+                place = place.argsort()
             rows, place = rows.to(self.device), place.to(self.device)
             for start in range(0, len(rows), size):
                 step = slice(start, start + size)
@@ -193,7 +202,7 @@ class Objective:
             if self.dev_inputs is None:
                 inputs = self._read(self.dev, self.dev.order[start : start + size])
             else:
-                inputs = self.dev_inputs[rows]
+                inputs = self.dev_inputs[start : start + size]
             seen, truth = self.linked(bank.forward(inputs)[0]), self.dev_targets[rows]
             for place, members in enumerate(averaged):
                 mean = seen[members[0] : members[-1] + 1].mean(0)  # neighbours, by `Bank`

@@ -8,8 +8,8 @@ figures agree to as much.
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from torch import Tensor
 from embedcache.errors import InputError
 from heads.dataset.rows import Part
 from heads.fitting.linear import RIDGE_STRENGTHS, Linear, as_layer, figure, standard_of
-from heads.fitting.logistic import Frame, Loss, Losses
-from heads.head import Head, Layer, Link, Standard
+from heads.fitting.log_loss import Frame, Rows
+from heads.fitting.logistic import Losses
+from heads.fitting.newton import Numbers
+from heads.head import Head, Link, Standard
 
 Floats = NDArray[np.float64]
 _BLOCK_ROWS = 16_384
@@ -213,16 +215,16 @@ class _Ridge:
 class DeviceLosses(Losses):
     """`logistic.Losses` of a train part on a device; `moved` has seen to memory."""
 
-    def by(self, standard: Standard) -> "DeviceLoss":
-        """The loss of rows by this standard, standardised anew: a device does that in no time."""
-        return DeviceLoss(self.train, standard, self.outputs)
+    def rows(self, standard: Standard) -> "DeviceRows":
+        """The rows by one standard."""
+        return DeviceRows(self.train, standard, self.outputs)
 
 
-class DeviceLoss(Loss):
-    """`logistic.Loss` of parts on a device."""
+class DeviceRows(Rows):
+    """`logistic.Rows` of parts on a device."""
 
     def __init__(self, train: Part, standard: Standard, outputs: int) -> None:
-        self.begin(train, standard, outputs)
+        self.begin(train, standard, outputs, np.arange(len(train)))
         rows = _Rows(train, standard)
         self.rows = torch.cat([block for _, block in rows.blocks()])
         if len(train) < self.dim:
@@ -230,15 +232,8 @@ class DeviceLoss(Loss):
         self.width = self.rows.shape[1]
         self.weight = rows.tensor(self.share)
         self.known = torch.from_numpy(self.truth).to(self.rows.device)
-        self.moments: Tensor | None = None
-        if self.width <= len(train):
-            root = self.weight.sqrt()[:, None]
-            self.moments = self.weight.new_zeros(self.width, self.width)
-            for places in self._slices():
-                weighted = self.rows[places] * root[places]
-                self.moments += weighted.T @ weighted
 
-    def _slices(self) -> list[slice]:
+    def _places(self) -> list[slice]:
         starts = range(0, len(self.rows), _BLOCK_ROWS)
         return [slice(start, start + _BLOCK_ROWS) for start in starts]
 
@@ -250,65 +245,121 @@ class DeviceLoss(Loss):
         turned: Tensor = axes[:, kept] * lengths
         return turned
 
-    def frame(self, penalty: float) -> Frame:
-        """Solving with the factor is multiplying with its inverse here: one product, not dim."""
-        if self.moments is None:
-            return Frame()
-        curve = (0.25 if self.outputs == 1 else 0.5) * self.moments
-        curve.diagonal().add_(penalty)
-        return _DeviceFrame(torch.linalg.cholesky(curve, upper=True))
-
-    def value(self, theta: Floats, precision: type[np.floating[Any]]) -> tuple[float, Floats]:
-        """See `Loss.value`."""
-        kind = torch.float32 if precision is np.float32 else torch.float64
-        given = torch.from_numpy(theta).to(self.rows.device)
-        weight, offset = given[:, :-1].to(kind), given[:, -1]
-        total, slope = offset.new_zeros(1), torch.zeros_like(given)
-        for places in self._slices():
-            rows, truth, share = self.rows[places].to(kind), self.known[places], self.weight[places]
-            seen = (rows @ weight.T).double() + offset
-            if self.outputs == 1:
-                one = seen[:, 0]
-                total += share @ (torch.logaddexp(one.new_zeros(()), one) - truth * one)
-                gap = (one.sigmoid() - truth)[:, None]
+    def find_frames(self, standards: Sequence[Standard]) -> None:
+        """See `Rows.find_frames`."""
+        moments: Tensor | None = None
+        for standard in standards:
+            if any(known is standard for known, _ in self._frames):
+                continue
+            if moments is None:
+                moments = self._moments()
+            ratio = self.ratios([standard])
+            scale = moments.new_ones(()) if ratio is None else torch.from_numpy(ratio[0])
+            scale = scale.to(moments)
+            if moments.ndim == 1:
+                found = Frame(None, (moments * scale.square()).double().cpu().numpy())
             else:
-                logs = seen.log_softmax(1)
-                total -= share @ logs.gather(1, truth[:, None])[:, 0]
-                gap = logs.exp()
-                gap.scatter_add_(1, truth[:, None], gap.new_full((len(gap), 1), -1.0))
-            gap *= share[:, None]
-            slope[:, :-1] += gap.T.to(kind) @ rows
-            slope[:, -1] += gap.sum(0)
-        flat = torch.cat([total, slope.flatten()]).cpu().numpy()  # the one copy to the host
-        return float(flat[0]), flat[1:].reshape(theta.shape)
+                values, axes = torch.linalg.eigh(moments * scale * scale.view(-1, 1))
+                found = _DeviceFrame(axes, values.double().clamp(min=0).cpu().numpy())
+            self._frames.append((standard, found))
 
-    def dev_figure(self, dev: Part, layer: Layer, link: Link) -> float:
-        """See `Loss.dev_figure`."""
+    def _moments(self) -> Tensor:
+        """The second moments of the rows; of fewer rows than floats, of each coordinate alone."""
+        if self.basis is not None:
+            return self.weight @ self.rows.square()
+        root = self.weight.sqrt().float()[:, None]
+        total = self.rows.new_zeros(self.width, self.width)
+        for places in self._places():
+            weighted = self.rows[places] * root[places]
+            total += weighted.T @ weighted
+        return total
+
+    @contextmanager
+    def in_threads(self) -> Iterator[None]:
+        """Nothing to share out: the device does that."""
+        yield
+
+    def open(self, columns: int) -> None:
+        """See `Rows.open`."""
+        shape = len(self.rows), columns, self.outputs
+        self.chance = torch.empty(shape, device=self.rows.device)
+
+    def _sent(self, theta: Floats, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Coefficients (c x k, width) and intercepts (c, k) on the device."""
+        given = torch.from_numpy(np.ascontiguousarray(theta)).to(self.rows.device, kind)
+        return given[..., :-1].flatten(0, 1), given[..., -1]
+
+    def look(self, theta: Floats, which: Numbers, *, exact: bool) -> tuple[Floats, Floats, Floats]:
+        """See `Rows.look`."""
+        kind = torch.float64 if exact else torch.float32
+        c, k, _ = theta.shape
+        weight, bias = self._sent(theta, kind)
+        columns = torch.from_numpy(which).to(self.rows.device)
+        total = self.weight.new_zeros(c)
+        curve, slope = self.weight.new_zeros(c, k), self.weight.new_zeros(theta.shape)
+        for places in self._places():
+            rows, truth, share = self.rows[places].to(kind), self.known[places], self.weight[places]
+            seen = (rows @ weight.T).view(-1, c, k) + bias
+            if self.link == "sigmoid":
+                one, known = seen[..., 0], truth[:, None].to(kind)
+                losses = torch.nn.functional.softplus(one, threshold=50) - known * one
+                chance = one.sigmoid()[..., None]
+                gap = chance - known[..., None]
+            else:
+                logs = seen.log_softmax(2)
+                here = truth[:, None, None].expand(-1, c, 1)
+                losses = -logs.gather(2, here)[..., 0]
+                chance = logs.exp()
+                gap = chance.scatter_add(2, here, chance.new_full(here.shape, -1.0))
+            total += share @ losses.double()
+            self.chance[places, columns] = chance.float()
+            curve += torch.tensordot(share, (chance * (1 - chance)).double(), 1)
+            gap = gap * share.to(kind)[:, None, None]
+            slope[..., :-1] += (gap.flatten(1).T @ rows).view(c, k, -1)
+            slope[..., -1] += gap.sum(0)
+        flat = torch.cat([total, curve.flatten(), slope.flatten()]).cpu().numpy()  # one copy
+        values, curves, slopes = np.split(flat, [c, c + c * k])
+        return values, slopes.reshape(theta.shape), curves.reshape(c, k)
+
+    def bend(self, direction: Floats, which: Numbers) -> Floats:
+        """See `Rows.bend`."""
+        c, k, _ = direction.shape
+        weight, bias = self._sent(direction, torch.float32)
+        columns = torch.from_numpy(which).to(self.rows.device)
+        found = self.weight.new_zeros(direction.shape)
+        for places in self._places():
+            rows = self.rows[places].float()
+            seen = (rows @ weight.T).view(-1, c, k) + bias
+            chance = self.chance[places, columns]
+            if self.link == "sigmoid":
+                seen *= chance * (1 - chance)
+            else:
+                seen = chance * (seen - (chance * seen).sum(2, keepdim=True))
+            seen *= self.weight[places].float()[:, None, None]
+            found[..., :-1] += (seen.flatten(1).T @ rows).view(c, k, -1)
+            found[..., -1] += seen.sum(0)
+        return np.asarray(found.cpu().numpy())
+
+    def dev_figures(self, dev: Part, theta: Floats, standards: Sequence[Standard]) -> list[float]:
+        """See `Rows.dev_figures`."""
         rows = _Rows(dev, self.standard)
-        weight, bias = (
-            torch.from_numpy(one).to(rows.raw.device) for one in (layer.weight[0], layer.bias[0])
+        weight, bias = self.lines(theta, standards)
+        c, k, _ = weight.shape
+        given = torch.from_numpy(weight.reshape(c * k, -1)).to(rows.raw.device)
+        offset = rows.tensor(bias)
+        outputs = torch.cat(
+            [(block @ given.T).view(-1, c, k).double() + offset for _, block in rows.blocks()]
         )
-        outputs = torch.cat([block @ weight.T + bias for _, block in rows.blocks()])
-        return figure(dev, outputs.double().cpu().numpy(), link)
+        seen = outputs.cpu().numpy()
+        return [figure(dev, seen[:, column], self.link) for column in range(c)]
 
 
 class _DeviceFrame(Frame):
-    """See `logistic.Frame`; root: upper triangular, on a device."""
+    """See `logistic.Frame`; axes: float32 (width, width), on a device."""
 
-    def __init__(self, root: Tensor) -> None:
-        self._root = root
-        eye = torch.eye(len(root), dtype=root.dtype, device=root.device)
-        self._inverse = torch.linalg.solve_triangular(root, eye, upper=True)
+    def __init__(self, axes: Tensor, moments: Floats) -> None:
+        self._axes, self.moments = axes, moments
 
-    def _times(self, values: Floats, matrix: Tensor) -> Floats:
-        given = torch.from_numpy(np.ascontiguousarray(values)).to(matrix.device)
-        return np.asarray((given @ matrix).cpu().numpy())
-
-    def turned(self, weight: Floats) -> Floats:
-        return self._times(weight, self._root.T)
-
-    def straight(self, turned: Floats) -> Floats:
-        return self._times(turned, self._inverse.T)
-
-    def slope(self, slope: Floats) -> Floats:
-        return self._times(slope, self._inverse)
+    def turned(self, slope: Floats, *, back: bool = False) -> Floats:
+        given = torch.from_numpy(np.ascontiguousarray(slope)).to(self._axes)
+        return np.asarray((given @ (self._axes.T if back else self._axes)).double().cpu().numpy())

@@ -16,7 +16,7 @@ from scipy.linalg import eigh, solve
 
 from heads.dataset import split
 from heads.dataset.rows import Part
-from heads.fitting.linear import best_scaling, fit_standard, ridge
+from heads.fitting.linear import Linear, best_scaling, fit_standard, ridge
 from heads.head import Standard
 from heads.taste.ratings import Ratings
 
@@ -72,6 +72,10 @@ def biases(rows: Rows, score: Floats, n_raters: int, penalty: float) -> Floats:
     return np.asarray(np.bincount(rows.rater, gap, n_raters) / (count + penalty))
 
 
+def _ridges(parts: tuple[Part, Part], scalings: Sequence[Standard]) -> list[Linear]:
+    return [ridge(*parts, one) for one in scalings]
+
+
 def fit_common(ratings: Ratings, train: Rows, dev: Rows) -> Common:
     """The ridge head on photos' mean ratings, biases taken out, and the frame of the directions."""
     n_raters = len(ratings.raters)
@@ -83,7 +87,7 @@ def fit_common(ratings: Ratings, train: Rows, dev: Rows) -> Common:
         owned = biases(train, score, n_raters, FIRST_BIAS)
         parts = _part(ratings, train, owned), _part(ratings, dev, owned)
         if scaling is None:
-            line, scaling = best_scaling(partial(ridge, *parts), standard)
+            line, scaling = best_scaling(partial(_ridges, parts), standard)
             strengths = (line.strength,)
         else:
             line = ridge(*parts, scaling, strengths=strengths)

@@ -159,8 +159,7 @@ def test_a_second_scaling_from_the_first_ones_sums_is_that_scaling(
         found, alone = linear.ridge(part, dev, other, known=known), linear.ridge(part, dev, other)
     else:
         losses = Losses(part, 1 if task == "binary" else 3)
-        search(losses, dev, standard)
-        found = search(losses, dev, other).exact()
+        found = search(losses, dev, [standard, other])[1].exact()
         alone = logistic(part, dev, other, outputs=losses.outputs)
     assert found.strength == alone.strength
     assert np.array(found.curve) == pytest.approx(np.array(alone.curve), rel=1e-5)

@@ -63,7 +63,7 @@ def test_logistic_regression_is_numpys(sample: Sample, device: str, dim: int, ta
     ticks: list[int] = []
     there, their_dev = parts(data, device)
     losses = on_device.DeviceLosses(there, outputs)
-    found = logistic.search(losses, their_dev, standard, tick=lambda: ticks.append(1)).exact()
+    found = logistic.search(losses, their_dev, [standard], tick=lambda: ticks.append(1))[0].exact()
     assert len(ticks) == len(found.curve) == len(here.curve)
     assert found.strength == here.strength
     assert found.dev == pytest.approx(here.dev, rel=1e-6)
@@ -76,7 +76,7 @@ def test_a_class_without_a_train_row_is_about_impossible_there_too(sample: Sampl
     data = replace(data, subset=np.where(data.targets == 1, 1, data.subset).astype(np.uint8))
     part, dev = parts(data, "cpu")
     losses = on_device.DeviceLosses(part, 3)
-    found = logistic.search(losses, dev, linear.fit_standard(part)).exact()
+    found = logistic.search(losses, dev, [linear.fit_standard(part)])[0].exact()
     here = logistic.logistic(
         data.part("train"), data.part("dev"), linear.fit_standard(part), outputs=3
     )
