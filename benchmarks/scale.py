@@ -44,12 +44,14 @@ LAWS = ((300_000, 50), (1_000_000, 50), (3_000_000, 50), (300_000, 1_500))
 
 def contents(first: int, last: int) -> np.ndarray:
     """The digests of photos number `first` to `last`, (n, 32): the same whoever asks."""
-    blocks = []
+    found = np.empty((last - first, 32), np.uint8)
     for block in range(first // ID_ROWS, -(-last // ID_ROWS)):
         all_of_it = np.random.default_rng(block).integers(0, 256, (ID_ROWS, 32), dtype=np.uint8)
         start = block * ID_ROWS
-        blocks.append(all_of_it[max(0, first - start) : last - start])
-    return np.concatenate(blocks)
+        mine = all_of_it[max(0, first - start) : last - start]
+        at = max(first, start) - first
+        found[at : at + len(mine)] = mine
+    return found
 
 
 def ids(numbers: Sequence[int]) -> list[str]:
@@ -136,9 +138,13 @@ def planning(given: argparse.Namespace, *, n: int) -> str:
     from embedcache.extraction.plan import plan
     from embedcache.photos.digests import Digests
     from embedcache.photos.table import Photos
+    from embedcache.texts import Below, Growing
 
-    names = tuple(ids(range(n)))
-    photos = Photos(names, names, SCOPE)
+    names = Growing()
+    for start in range(0, n, ID_ROWS):
+        names.add(ids(range(start, min(start + ID_ROWS, n))))
+    listed = names.done()
+    photos = Photos(listed, Below("/photos", listed), SCOPE)  # as `Photos.read` makes them
     digests = Digests(contents(0, n), {}, 0, np.empty(0, np.int64))
     given.began = time.perf_counter()  # the photos' own list is not the plan's
     cache = Cache.open(given.at / "c")

@@ -255,13 +255,21 @@ class Cache:
             self.face_spaces()
         return self._face_spaces[digest]
 
-    def record_photos(self, scope: str, ids: Sequence[str], digests: NDArray[np.uint8]) -> None:
+    def record_photos(
+        self,
+        scope: str,
+        ids: Sequence[str],
+        digests: NDArray[np.uint8],
+        *,
+        which: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Record which content, (n, 32), each of n ids of `scope` has now.
 
+        which: (n,), those to record; all by default.
         What was forgotten stays forgotten: it is left out, unless it was lifted first.
         """
         self._refuse_at_ref()
-        self._photos.record(scope, ids, digests)
+        self._photos.record(scope, ids, digests, which=which)
 
     def digests_of(
         self, ids: Sequence[str], *, scope: str | None = None
@@ -313,6 +321,8 @@ class Cache:
         Returns how many tombstones' marks this lifted. A later `forget` forgets them again.
         """
         self._refuse_at_ref()
+        if not self.history.dead():
+            return 0
         contents = [row.tobytes() for row in np.ascontiguousarray(digests, dtype=np.uint8)]
         marks = {content_mark(content) for content in contents}
         if scope is not None:
