@@ -138,12 +138,12 @@ def planning(given: argparse.Namespace, *, n: int) -> str:
     from embedcache.extraction.plan import plan
     from embedcache.photos.digests import Digests
     from embedcache.photos.table import Photos
-    from embedcache.texts import Below, Growing
+    from embedcache.texts import Below, Growing, Texts, few_as_tuple
 
     names = Growing()
     for start in range(0, n, ID_ROWS):
         names.add(ids(range(start, min(start + ID_ROWS, n))))
-    listed = names.done()
+    listed = few_as_tuple(Texts(*names.arrays()))
     photos = Photos(listed, Below("/photos", listed), SCOPE)  # as `Photos.read` makes them
     digests = Digests(contents(0, n), {}, 0, np.empty(0, np.int64))
     given.began = time.perf_counter()  # the photos' own list is not the plan's

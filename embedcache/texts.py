@@ -146,11 +146,6 @@ class Growing:
         np.cumsum(offsets, out=offsets)
         return offsets, np.frombuffer(self._text, np.uint8)
 
-    def done(self) -> "Sequence[str]":
-        """All of them: a tuple, or `Texts` where they are many."""
-        texts = Texts(*self.arrays())
-        return texts if len(texts) > MANY else tuple(texts)
-
 
 class Below(_Compared):
     """n paths: texts that are relative to a folder, or absolute."""
@@ -183,6 +178,19 @@ class Below(_Compared):
 
     def _path(self, text: str) -> str:
         return text if text[:1] == os.sep else self._prefix + text
+
+
+def repeated(texts: Texts) -> I64:
+    """The rows whose text occurs more than once, ascending; rarely a few others."""
+    hashes = texts.hashes()
+    in_order = np.sort(hashes)
+    again = in_order[1:][in_order[1:] == in_order[:-1]]
+    return np.flatnonzero(np.isin(hashes, again)) if len(again) else np.empty(0, np.int64)
+
+
+def few_as_tuple(texts: Sequence[str]) -> Sequence[str]:
+    """A tuple, where there are not many; else the texts as they are."""
+    return texts if len(texts) > MANY else tuple(texts)
 
 
 def some_of(texts: Sequence[str], rows: I64) -> Sequence[str]:

@@ -36,7 +36,7 @@ from embedcache.store.salvage import salvage
 from embedcache.store.segment import Segment
 from embedcache.store.segment_set import SegmentSet, members
 from embedcache.store.tombstones import Dead
-from embedcache.texts import Repeats, Texts
+from embedcache.texts import Repeats, Texts, repeated
 
 KEPT_IDS = 1 << 20  # of more recorded ids none are kept in memory while others are recorded
 
@@ -317,14 +317,12 @@ def _in_order(segments: Sequence[Segment]) -> list[Segment]:
 
 def _last_of_each(ids: Texts, at: I64) -> I64:
     """The places `at`, ascending, without those whose id comes again later."""
-    hashes = ids.hashes() if len(at) == len(ids) else ids.take(at).hashes()
-    in_order = np.sort(hashes)
-    again = in_order[1:][in_order[1:] == in_order[:-1]]
-    if not len(again):
+    some = ids if len(at) == len(ids) else ids.take(at)
+    several = repeated(some)
+    if not len(several):
         return at
-    several = np.isin(hashes, again)
-    last = dict(zip(ids.take(at[several]), at[several].tolist(), strict=True))
-    return np.sort(np.concatenate([at[~several], np.array([*last.values()], np.int64)]))
+    last = dict(zip(some.take(several), several.tolist(), strict=True))
+    return at[np.setdiff1d(np.arange(len(at)), np.setdiff1d(several, [*last.values()]))]
 
 
 def read_pairs(segment: Segment) -> tuple[list[str], list[bytes]]:

@@ -17,7 +17,7 @@ from embedcache.store.pairs import Pairs, Run
 from embedcache.store.removal import Victim
 from embedcache.store.tombstones import content_mark, pair_mark
 from embedcache.store.union import lacking
-from embedcache.texts import Below, Growing, Repeats, Texts
+from embedcache.texts import Below, Growing, Repeats, Texts, few_as_tuple
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.forgetting import forget
 from tests.stores import fill, model, photos
@@ -135,7 +135,8 @@ def test_texts_give_back_whatever_they_were_made_of() -> None:
     growing = Growing()
     growing.add(odd[:3])
     growing.add(odd[3:])
-    assert growing.done() == tuple(odd)
+    assert Texts(*growing.arrays()) == odd
+    assert few_as_tuple(some) == tuple(odd)
 
 
 @pytest.mark.parametrize("folder", ["/x", "/x/", "", "y/z"])
