@@ -103,9 +103,7 @@ def _each_id_once(
     folder = os.fspath(sheet.path.parent)
     if isinstance(photos, Texts):
         return ids, Below(folder, photos)
-    joined = (
-        one if isinstance(one, InlinePhoto) else os.path.join(folder, one) for one in photos
-    )
+    joined = (one if isinstance(one, InlinePhoto) else os.path.join(folder, one) for one in photos)
     return ids, tuple(joined)
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from embedcache import texts
 from embedcache.errors import PhotosError
 from embedcache.photos import digests as digests_module
+from embedcache.photos import rows
 from embedcache.photos.digests import DigestMemo
 from embedcache.photos.table import Photos
 
@@ -30,6 +32,43 @@ def test_a_folder_is_searched_recursively_and_ids_are_relative_paths(tmp_path: P
     found = Photos.read(tmp_path)
     assert found.ids == ("a/x.PNG", "b.jpg", "c/x.PNG")
     assert [Path(p) for p in found.paths] == [tmp_path / i for i in found.ids]
+
+
+def test_ids_are_sorted_as_whole_paths_whatever_the_folders_are_called(tmp_path: Path) -> None:
+    names = ["a-b.jpg", "a.jpg", "a/b.jpg", "a/-/c.jpg", "a0/x.jpg", "A/z.jpg", "a /y.jpg"]
+    names += ["a!/b/c.jpg", "a!/b.jpg", "a!/b0.jpg", "ä/x.jpg", "日本/x.jpg", "z.jpg", "😀/x.jpg"]
+    for name in names:
+        write(tmp_path / name)
+    assert Photos.read(tmp_path).ids == tuple(sorted(names))
+
+
+def test_many_photos_are_listed_and_read_like_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (b"a/x.jpg", b"caf\xe9.jpg", b"caf\\xe9.jpg", b"y.jpg", b"y.txt"):
+        path = os.path.join(os.fsencode(tmp_path / "photos"), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(os.fsdecode(path)).write_bytes(name)
+    table = "photo_id,photo\nu1,photos/y.jpg\nu2,\nu3,/else/z.jpg\nu1,photos/y.jpg\n"
+    (tmp_path / "t.csv").write_text(table)
+    few = [Photos.read(tmp_path / name) for name in ("photos", "t.csv")]
+    monkeypatch.setattr(texts, "MANY", 0)
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 2)
+    many = [Photos.read(tmp_path / name) for name in ("photos", "t.csv")]
+    for one, other in zip(few, many, strict=True):
+        assert isinstance(one.ids, tuple)
+        assert isinstance(other.ids, texts.Texts)
+        assert one == other
+        at = [len(one) - 1, 0]
+        assert other.subset(at) == one.subset(at)
+        some = Photos(other.ids[:2], other.paths[:2], other.scope)
+        assert some.paths == [*one.paths[:2]]
+    digests = [found.digests(tmp_path / "memo") for found in (few[0], many[0], many[0])]
+    assert (digests[0].value == digests[1].value).all()
+    assert (digests[2].value == digests[1].value).all()
+    (tmp_path / "t.csv").write_text(f"{table}u3,other.jpg\n")
+    with pytest.raises(PhotosError, match="1 id names more than one photo, the first is 'u3'"):
+        Photos.read(tmp_path / "t.csv")
 
 
 def test_a_symlink_loop_ends(tmp_path: Path) -> None:
