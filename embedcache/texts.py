@@ -135,7 +135,9 @@ class Growing:
         self._text = bytearray()
 
     def add(self, texts: Sequence[str]) -> None:
-        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+        self.add_bytes([text.encode("utf-8", "surrogatepass") for text in texts])
+
+    def add_bytes(self, encoded: Sequence[bytes]) -> None:
         self._sizes.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
         self._text += b"".join(encoded)
 
@@ -186,6 +188,36 @@ def repeated(texts: Texts) -> I64:
     in_order = np.sort(hashes)
     again = in_order[1:][in_order[1:] == in_order[:-1]]
     return np.flatnonzero(np.isin(hashes, again)) if len(again) else np.empty(0, np.int64)
+
+
+def met(ascending: U64, hashes: U64) -> tuple[I64, U64, I64]:
+    """Those of n hashes that are among some others, which ascend: (their rows in the order of their
+    hashes, the hashes, where each begins among the others)."""
+    order = np.argsort(hashes, kind="stable")  # in this order neighbours share cache lines
+    hashes = hashes[order]
+    at = np.minimum(np.searchsorted(ascending, hashes), max(0, len(ascending) - 1))
+    some = np.flatnonzero(ascending[at] == hashes) if len(ascending) else at[:0]
+    return order[some], hashes[some], at[some]
+
+
+def last_of(
+    texts: Texts, hashes: U64, rows: NDArray[Any], asked: Texts, wanted: U64, at: I64
+) -> I64:
+    """The last row of each of k texts, asked[at], whose hashes are `wanted`; -1 for none: (k,).
+
+    hashes, rows: of some texts the hash, ascending, and whose it is; of one hash ascending.
+    """
+    found = np.full(len(at), -1, np.int64)
+    place = np.searchsorted(hashes, wanted, "right") - 1
+    pending = np.arange(len(at))
+    while len(pending := pending[place[pending] >= 0]):
+        pending = pending[hashes[place[pending]] == wanted[pending]]
+        here = rows[place[pending]].astype(np.int64)
+        same = texts.same(here, asked, at[pending])
+        found[pending[same]] = here[same]
+        pending = pending[~same]  # another text with this hash
+        place[pending] -= 1
+    return found
 
 
 def few_as_tuple(texts: Sequence[str]) -> Sequence[str]:

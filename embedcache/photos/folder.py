@@ -82,7 +82,7 @@ class _Walk:
                 yield prefix + name
 
     def _entries(self, prefix: str, above: Marks) -> tuple[str, Iterator[str], dict[str, Marks]]:
-        """(prefix, the photos and folders of one folder, sorted; the marks of each folder's own)."""
+        """Of one folder: (prefix, its photos and folders, sorted, marks by folder)."""
         files: list[str] = []
         folders: dict[str, Marks] = {}
         ignored: Counter[str] = Counter()

@@ -15,7 +15,7 @@ from embedcache.store.columns import check_text
 from embedcache.store.manifest import moment_of
 from embedcache.store.segment import Segment
 from embedcache.store.tombstones import Dead
-from embedcache.texts import Texts, places
+from embedcache.texts import Texts, last_of, met, places
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
@@ -48,17 +48,7 @@ class Run:
 
     def last(self, asked: Texts, hashes: U64, at: I64) -> I64:
         """The last row of each of k ids, asked[at], with these hashes; -1 for none: (k,)."""
-        found = np.full(len(at), -1, np.int64)
-        place = np.searchsorted(self.hashes, hashes, "right") - 1
-        pending = np.arange(len(at))
-        while len(pending := pending[place[pending] >= 0]):
-            pending = pending[self.hashes[place[pending]] == hashes[pending]]
-            rows = self.rows[place[pending]].astype(np.int64)
-            same = self.ids.same(rows, asked, at[pending])
-            found[pending[same]] = rows[same]
-            pending = pending[~same]  # another id with this hash
-            place[pending] -= 1
-        return found
+        return last_of(self.ids, self.hashes, self.rows, asked, hashes, at)
 
     def first(self) -> I64 | None:
         """The first row with the id of each row, (n,); None where every id occurs once."""
@@ -193,18 +183,12 @@ def held_as_newest(asked: Run, scope: str, segments: Sequence[Segment], dead: De
 def _met(asked: Run, ids: Texts, digests: U8, scope: str, dead: Dead) -> tuple[Run, I64]:
     """Those of some pairs that are not dead and whose hash is asked for, and where each of their
     hashes begins in `asked`, ascending."""
-    hashes = ids.hashes()
-    order = np.argsort(hashes, kind="stable")
-    hashes = hashes[order]
-    at = np.minimum(np.searchsorted(asked.hashes, hashes), len(asked) - 1)
-    some = np.flatnonzero(asked.hashes[at] == hashes)
+    order, hashes, at = met(asked.hashes, ids.hashes())
     if dead:
-        theirs = order[some]
-        some = some[~dead.of_pairs(scope, ids.take(theirs), digests[theirs])]
-    order, hashes, at = order[some], hashes[some], at[some]
+        stay = np.flatnonzero(~dead.of_pairs(scope, ids.take(order), digests[order]))
+        order, hashes, at = order[stay], hashes[stay], at[stay]
     rows = np.arange(len(order), dtype=np.uint32)
-    begins = np.ones(len(at), np.bool_)
-    begins[1:] = at[1:] != at[:-1]
+    begins = np.flatnonzero(np.diff(at, prepend=-1))
     return Run(ids.take(order), digests[order], hashes, rows), at[begins]
 
 

@@ -13,7 +13,7 @@ from embedcache import texts
 from embedcache.errors import PhotosError
 from embedcache.photos import digests as digests_module
 from embedcache.photos import rows
-from embedcache.photos.digests import DigestMemo
+from embedcache.photos.memo import DigestMemo
 from embedcache.photos.table import Photos
 
 LONG_AGO = time.time() - 3600
@@ -365,44 +365,44 @@ def test_a_damaged_memo_only_costs_time(tmp_path: Path, content: bytes) -> None:
 
 def test_the_memo_keeps_names_of_any_encoding(tmp_path: Path) -> None:
     name = os.fsdecode(b"/caf\xe9.jpg")
-    memo = DigestMemo.read(tmp_path / "memo.npz")
+    memo = DigestMemo(tmp_path / "memo.npz")
     memo.put(name, 5, 7, b"d" * 32, time.time_ns())
     memo.write()
-    digests, known = DigestMemo.read(tmp_path / "memo.npz").look(
-        [name, "/other"], *sizes([5, 5], [7, 7])
+    digests, known = look(
+        DigestMemo(tmp_path / "memo.npz"), [name, "/other"], *sizes([5, 5], [7, 7])
     )
     assert digests[0].tobytes() == b"d" * 32
     assert known.tolist() == [True, False]
 
 
 def test_the_memo_replaces_the_digest_of_a_changed_file(tmp_path: Path) -> None:
-    memo = DigestMemo.read(tmp_path / "memo.npz")
+    memo = DigestMemo(tmp_path / "memo.npz")
     now = time.time_ns()
     for name in ("a", "b", "c"):
-        memo.put(name, 5, 7, name.encode() * 32, now)
+        memo.put(f"/{name}", 5, 7, name.encode() * 32, now)
     memo.write()
-    memo = DigestMemo.read(tmp_path / "memo.npz")
-    memo.put("b", 6, 8, b"B" * 32, now)
-    memo.put("d", 5, 7, b"d" * 32, now)
+    memo = DigestMemo(tmp_path / "memo.npz")
+    memo.put("/b", 6, 8, b"B" * 32, now)
+    memo.put("/d", 5, 7, b"d" * 32, now)
     memo.write()
-    again = DigestMemo.read(tmp_path / "memo.npz")
-    digests, known = again.look(["d", "b", "a", "c"], *sizes([5, 6, 5, 5], [7, 8, 7, 7]))
+    again = DigestMemo(tmp_path / "memo.npz")
+    digests, known = look(again, ["/d", "/b", "/a", "/c"], *sizes([5, 6, 5, 5], [7, 8, 7, 7]))
     assert known.all()
     assert [row.tobytes()[:1] for row in digests] == [b"d", b"B", b"a", b"c"]
     for size, mtime in ((5, 8), (6, 7)):
-        assert not again.look(["b"], *sizes([size], [mtime]))[1].any()
+        assert not look(again, ["/b"], *sizes([size], [mtime]))[1].any()
 
 
 def test_processes_that_write_one_memo_keep_what_each_learned(tmp_path: Path) -> None:
     now = time.time_ns()
-    memos = {name: DigestMemo.read(tmp_path / "memo.npz") for name in "abc"}
+    memos = {name: DigestMemo(tmp_path / "memo.npz") for name in "abc"}
     for name, memo in memos.items():
-        memo.put(name, 5, 7, name.encode() * 32, now)
+        memo.put(f"/{name}", 5, 7, name.encode() * 32, now)
         memo.write()
-    memos["a"].put("d", 5, 7, b"d" * 32, now)
+    memos["a"].put("/d", 5, 7, b"d" * 32, now)
     memos["a"].write()
-    digests, known = DigestMemo.read(tmp_path / "memo.npz").look(
-        list("abcd"), *sizes([5] * 4, [7] * 4)
+    digests, known = look(
+        DigestMemo(tmp_path / "memo.npz"), ["/a", "/b", "/c", "/d"], *sizes([5] * 4, [7] * 4)
     )
     assert known.all()
     assert [row.tobytes()[:1] for row in digests] == [b"a", b"b", b"c", b"d"]
@@ -436,6 +436,14 @@ def test_a_file_longer_than_it_says_is_not_read_for_ever(
     with pytest.raises(OSError, match="too large") as caught:
         digests_module.read_file(str(path))
     assert digests_module.reason_of(caught.value) == "too_large_file"
+
+
+def look(
+    memo: DigestMemo, names: list[str], sizes: np.ndarray, mtimes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is remembered of files that have these sizes and times: (digests, which are known)."""
+    found = memo.recall(names)
+    return found.digests, (found.sizes == sizes) & (found.mtimes == mtimes)
 
 
 def sizes(sizes: list[int], mtimes: list[int]) -> tuple[np.ndarray, np.ndarray]:
