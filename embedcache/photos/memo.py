@@ -76,7 +76,8 @@ class DigestMemo:
     def recall(self, paths: Sequence[str]) -> Remembered:
         """What is remembered of n files."""
         n = len(paths)
-        found = Remembered(*np.full((2, n), -1, np.int64), np.zeros((n, 32), np.uint8))
+        unknown = np.full(n, -1, np.int64)
+        found = Remembered(unknown, unknown.copy(), np.zeros((n, 32), np.uint8))
         if self._path is None or not n or not os.path.lexists(self._path):
             return found
         hashes = np.empty(n, np.uint64)

@@ -68,7 +68,8 @@ def photos_in(sheet: Sheet, photo_column: str | None, id_column: str | None) -> 
     if not len(found[0]):
         raise PhotosError(f"{sheet.path} names no photo: its column {column!r} is empty")
     notes = _notes(sheet, "" if by_path else id_name, named=id_column is not None)
-    return Rows(*map(few_as_tuple, found), n_without, column, notes)
+    kept, files = map(few_as_tuple, found)
+    return Rows(kept, files, n_without, column, notes)
 
 
 def _holds_bytes(cells: "pl.Series") -> bool:

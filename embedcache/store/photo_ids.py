@@ -322,7 +322,10 @@ def _last_of_each(ids: Texts, at: I64) -> I64:
     if not len(several):
         return at
     last = dict(zip(some.take(several), several.tolist(), strict=True))
-    return at[np.setdiff1d(np.arange(len(at)), np.setdiff1d(several, [*last.values()]))]
+    stay = np.ones(len(at), np.bool_)
+    stay[several] = False
+    stay[[*last.values()]] = True
+    return at[np.flatnonzero(stay)]
 
 
 def read_pairs(segment: Segment) -> tuple[list[str], list[bytes]]:
