@@ -40,7 +40,7 @@ ID_ROWS = 1 << 18  # in a segment of ids, as `Cache.record_photos` writes them
 AIM_BYTES = 1.5e9
 BILLION, BILLION_SEGMENTS = 10**9, 10**9 // 65_536 + 1
 # Above a million rows, where ids and index are no longer kept in memory.
-LAWS = ((1_200_000, 50), (2_000_000, 50), (4_000_000, 50), (1_200_000, 1_500))
+LAWS = ((1_200_000, 50), (1_600_000, 50), (2_400_000, 50), (1_200_000, 1_500))
 
 
 def contents(first: int, last: int) -> np.ndarray:
