@@ -176,6 +176,8 @@ class Cache:
             ]
         if not fitting and _PREFIX.fullmatch(backbone):
             fitting = [space for space in spaces if space.digest.startswith(backbone)]
+        if len(fitting) > 1:
+            fitting = [space for space in fitting if not _is_emptied(space)] or fitting
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
@@ -474,7 +476,7 @@ def _some_held(spaces: Sequence[Space], *, near: str) -> str:
 
     A space of which everything was forgotten is not one that a user can name.
     """
-    held = [space for space in spaces if space.segments() or not _is_emptied(space)]
+    held = [space for space in spaces if not _is_emptied(space)]
     first = sorted(held, key=lambda one: not any(name.startswith(near) for name in one.names))
     shown = [f"{_label(space)} ({space.dim}-d)" for space in first[:SHOWN_SPACES]]
     more = f" and {len(first) - SHOWN_SPACES} more" if len(first) > SHOWN_SPACES else ""
@@ -482,8 +484,9 @@ def _some_held(spaces: Sequence[Space], *, near: str) -> str:
 
 
 def _is_emptied(space: Space) -> bool:
-    """Whether a space had segments; one that a run is about to fill had none yet."""
-    return any(name.startswith(f"{space.key}/") for name in space.history.log().gone)
+    """Whether a space has no segment and had some; one that a run is about to fill had none yet."""
+    gone = space.history.log().gone
+    return not space.segments() and any(name.startswith(f"{space.key}/") for name in gone)
 
 
 def _label(space: Space) -> str:
