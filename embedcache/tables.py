@@ -85,17 +85,21 @@ class Sheet:
             raise self.error(
                 f"{self.path.name} has no column {name!r}; it has {', '.join(self.names)}"
             )
-        if self.cells is not None:
-            return _plain(self.cells[name])
+        if self.cells is not None:  # those of a CSV were stripped as they were read
+            return self.cells[name] if self.from_file else _plain(self.cells[name])
         with _readable(self):
             column = pl.read_parquet(self.path, columns=[name])[name]
         return _plain(column)
 
     def texts(self, name: str) -> list[str | None]:
         """One column as text, blanks stripped, None where empty; 7.0 is "7" and bytes are UTF-8."""
+        return self.texts_of(self.column(name))
+
+    def texts_of(self, column: "pl.Series") -> list[str | None]:
+        """One of the columns, or some rows of it, as text: see `texts`."""
         import polars as pl
 
-        column = self.column(name)
+        name = column.name
         if column.dtype.is_nested() or column.dtype == pl.Object:
             raise self.error(
                 f"column {name!r} of {self.path.name} holds {column.dtype} values; a text or a "

@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "embedcache.disk",
         "embedcache.machine",
         "embedcache.tables",
+        "embedcache.texts",
         "embedcache.wording",
     ),
     ("embedcache.photos", "embedcache.store", "embedcache.remotes"),

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from embedcache.photos.digests import DigestMemo, read_file
+from embedcache.photos.digests import read_file
+from embedcache.photos.memo import DigestMemo
 from embedcache.photos.table import Photos, is_table
 from embedcache.store.cache import Cache
 from embedcache.store.photo_ids import PhotoTable
@@ -77,7 +78,7 @@ def read_original(path: str, content: bytes) -> bytes | None:
 
 
 def _memo(cache: Cache) -> DigestMemo:
-    return DigestMemo.read(_memo_path(cache))
+    return DigestMemo(_memo_path(cache))
 
 
 def _memo_path(cache: Cache) -> Path:

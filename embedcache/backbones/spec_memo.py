@@ -16,7 +16,7 @@ from typing import Any
 from embedcache import disk
 from embedcache.errors import CacheError
 from embedcache.machine import versions
-from embedcache.photos.digests import CLOCK_RESOLUTION_NS
+from embedcache.photos.memo import CLOCK_RESOLUTION_NS
 from embedcache.spec import Json, Spec, canonical_json
 
 FILE = "specs.json"

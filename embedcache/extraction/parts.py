@@ -15,8 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
+import numpy as np
+
 from embedcache.errors import InputError
 from embedcache.photos.table import Photos
+from embedcache.texts import some_of
 
 MAX_PARTS = 100_000
 _PLAIN = ("EMBEDCACHE_PART", "EMBEDCACHE_PARTS")
@@ -95,12 +98,9 @@ class WorkPart:
         """The photos that belong to this part."""
         if self.total == 1:
             return photos
-        mine = [i for i, name in enumerate(photos.ids) if self._holds(name)]
-        return replace(
-            photos,
-            ids=tuple([photos.ids[i] for i in mine]),
-            paths=tuple([photos.paths[i] for i in mine]),
-        )
+        held = np.fromiter(map(self._holds, photos.ids), np.bool_, len(photos))
+        rows = np.flatnonzero(held)
+        return replace(photos, ids=some_of(photos.ids, rows), paths=some_of(photos.paths, rows))
 
     def _holds(self, photo_id: str) -> bool:
         digest = hashlib.sha256(photo_id.encode("utf-8", "surrogateescape")).digest()

@@ -91,31 +91,42 @@ def plan(
     Returns the plan and, for each space, the counts so far: hits, known failures, and photos that
     were forgotten, which are never wanted.
     """
-    positions = np.flatnonzero(digests.readable)
-    every = len(positions) == len(photos)
-    first, copies = distinct(digests.value if every else digests.value[positions])
-    positions = positions[first]
-    rows = digests.value if len(positions) == len(photos) else digests.value[positions]
-    wanted = np.zeros((len(rows), len(spaces)), bool)
+    readable = digests.readable
     known = next((space for space in spaces if space is not None), None)
-    forgotten = np.zeros(len(rows), bool) if known is None else known.history.dead().of(rows)
+    forgotten = np.zeros(len(photos), np.bool_)
+    if known is not None and (dead := known.history.dead()).contents:
+        forgotten = dead.of(digests.value) & readable
+    wanted = np.zeros((len(photos), len(spaces)), np.bool_)
     tallies = []
     for k, space in enumerate(spaces):
-        tally = SpaceTally(wanted=len(photos), forgotten=int(copies[forgotten].sum()))
+        tally = SpaceTally(wanted=len(photos), forgotten=int(forgotten.sum()))
         tally.failed.update(digests.reasons.values())
-        status = np.full(len(rows), ABSENT, np.uint8) if space is None else space.status(rows)
-        tally.hit = int(copies[status == OK].sum())
-        wanted[:, k] = (status == ABSENT) & ~forgotten
-        failed = np.flatnonzero(status == FAILED)
-        if retry_failed:
-            wanted[failed, k] = True
-        elif space is not None:
-            for i, reason in zip(failed.tolist(), space.reasons(rows[failed]), strict=True):
-                tally.failed[reason or "unknown"] += int(copies[i])
+        wanted[:, k] = readable & ~forgotten
+        if space is not None:
+            status = space.status(digests.value)
+            tally.hit = int((readable & (status == OK)).sum())
+            wanted[:, k] &= status == ABSENT
+            failed = np.flatnonzero(readable & (status == FAILED))
+            if retry_failed:
+                wanted[failed, k] = True
+            else:
+                reasons = space.reasons(digests.value[failed])
+                tally.failed.update(reason or "unknown" for reason in reasons)
         tallies.append(tally)
-    chosen = np.flatnonzero(wanted.any(axis=1))
-    found = Plan(rows[chosen], positions[chosen], copies[chosen], wanted[chosen])
-    return found, tallies
+    return _lacking(digests.value, wanted), tallies
+
+
+def _lacking(digests: U8, wanted: NDArray[np.bool_]) -> Plan:
+    """The plan of n photos with contents (n, 32), of which (n, k) are wanted.
+
+    Only what is wanted is compared with itself.
+    """
+    positions = np.flatnonzero(wanted.any(axis=1))
+    some = digests if len(positions) == len(digests) else digests[positions]
+    first, copies = distinct(some)
+    if len(first) < len(some):
+        positions, some = positions[first], some[first]
+    return Plan(some, positions, copies, wanted[positions])
 
 
 def need(b: int, backbone: Backbone) -> Need:

@@ -436,11 +436,12 @@ def _in_order(asked: Sequence[str | Backbone], named: Sequence[Backbone]) -> lis
 
 def _record(photos: Photos, digests: Digests, cache: Cache, *, again: bool) -> None:
     """Record whose photos these are; with `again`, also of those that were forgotten."""
-    readable = [photo for photo, ok in zip(photos.ids, digests.readable, strict=True) if ok]
-    known = digests.value[digests.readable]
+    readable = digests.readable
     if again:
-        cache.lift(known, scope=photos.scope, ids=readable)
-    cache.record_photos(photos.scope, readable, known)
+        at = np.flatnonzero(readable)
+        ids = [photos.ids[i] for i in at.tolist()]
+        cache.lift(digests.value[at], scope=photos.scope, ids=ids)
+    cache.record_photos(photos.scope, photos.ids, digests.value, which=readable)
 
 
 def _engines(

@@ -11,7 +11,8 @@ from embedcache.errors import PhotosError
 from embedcache.extraction.clock import RunProgress
 from embedcache.extraction.outcome import Extraction
 from embedcache.extraction.run import extract
-from embedcache.photos.digests import DigestMemo, digest_files
+from embedcache.photos.digests import digest_files
+from embedcache.photos.memo import DigestMemo
 from embedcache.photos.table import Photos
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
@@ -113,7 +114,7 @@ def _files(
     """One file for each content that has one now, and the content's place; looks at the bytes."""
     memo = cache.local / "digests.npz"
     if photos is None:
-        paths = [path for path, _ in DigestMemo.read(memo).files_of(held)]
+        paths = [path for path, _ in DigestMemo(memo).files_of(held)]
     else:
         paths = list(photos.paths)
 

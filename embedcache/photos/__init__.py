@@ -16,6 +16,7 @@ __all__ = [
     "images",
     "kinds",
     "matching",
+    "memo",
     "resampling",
     "resizing",
     "rows",

@@ -1,39 +1,28 @@
 """Content digests of photo files: the sha256 of each file's bytes, remembered until it changes.
 
-A file is recognised by its path, size and mtime_ns. A digest is not remembered when the file
-changed so recently that it may change again within one tick of its clock.
+A file is recognised by its path, size and mtime_ns (`memo`).
 """
 
 import errno
-import fcntl
 import hashlib
-import io
 import os
 import stat
 import threading
 import time
-import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from embedcache import disk
-from embedcache.errors import Damaged
+from embedcache.photos.memo import DigestMemo, absolute
 
 MAX_FILE_BYTES = 256 * 2**20
 """A larger file is not read: `too_large_file`."""
-CLOCK_RESOLUTION_NS = 2_000_000_000
-"""A file that changed this recently before it was read may change again within one tick of its
-clock (FAT counts in two seconds), so its digest is not remembered."""
-
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -75,120 +64,6 @@ class Digests:
         return ok
 
 
-class DigestMemo:
-    """Digests remembered by path, size and mtime_ns, in one npz file (no pickle).
-
-    A lost or damaged file costs time and nothing else, so it is read leniently. Processes that
-    write it at the same time merge what they learned, one after another.
-    """
-
-    def __init__(
-        self, path: Path | None, names: Sequence[str], sizes: I64, mtimes: I64, digests: U8
-    ) -> None:
-        self._path = path
-        self._rows = dict(zip(names, range(len(names)), strict=True))
-        self._sizes, self._mtimes, self._digests = sizes, mtimes, digests
-        self._learned: dict[str, tuple[int, int, bytes]] = {}
-
-    @classmethod
-    def read(cls, path: Path | None) -> Self:
-        """The memo in `path`, empty when there is none or it cannot be read."""
-        none = np.empty(0, np.int64)
-        empty = cls(path, [], none, none, np.empty((0, 32), np.uint8))
-        if path is None:
-            return empty
-        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, Damaged):
-            opened = os.fdopen(disk.open_plain(str(path)), "rb")
-            with opened as file, np.load(file, allow_pickle=False) as stored:
-                names = stored["paths"].tobytes().decode("utf-8", "surrogateescape").split("\0")
-                sizes, mtimes = (stored[name].astype(np.int64) for name in ("sizes", "mtimes"))
-                digests = stored["digests"].astype(np.uint8, copy=False).reshape(-1, 32)
-            if sizes.shape == mtimes.shape == (len(names),) and len(digests) == len(names):
-                return cls(path, names, sizes, mtimes, digests)
-        return empty
-
-    def look(self, names: Sequence[str], sizes: I64, mtimes: I64) -> tuple[U8, Bool]:
-        """What is remembered of n files: ((n, 32), which have not changed since)."""
-        rows = np.fromiter(map(self._rows.get, names, repeat(-1)), np.int64, len(names))
-        known = rows >= 0
-        known[known] = (self._sizes[rows[known]] == sizes[known]) & (
-            self._mtimes[rows[known]] == mtimes[known]
-        )
-        digests = np.zeros((len(names), 32), np.uint8)
-        digests[known] = self._digests[rows[known]]
-        return digests, known
-
-    def files_of(self, contents: U8) -> list[tuple[str, int]]:
-        """The files that had one of (n, 32) contents when they were last read: (path, place).
-
-        place: which of the contents. A file may have gone or changed since.
-        """
-        place = {row.tobytes(): k for k, row in enumerate(contents)}
-        return [
-            (name, place[content])
-            for name, row in self._rows.items()
-            if (content := self._digests[row].tobytes()) in place
-        ]
-
-    def files(self) -> Iterator[tuple[str, bytes]]:
-        """Every path that is remembered, with the digest that its file had."""
-        for name, row in self._rows.items():
-            yield name, self._digests[row].tobytes()
-
-    def put(self, name: str, size: int, mtime_ns: int, digest: bytes, read_ns: int) -> None:
-        """Remember `digest`, unless the file was so new at `read_ns` that it may change unnoticed.
-
-        size, mtime_ns: from before the file was read.
-        """
-        if read_ns - mtime_ns > CLOCK_RESOLUTION_NS:
-            self._learned[name] = (size, mtime_ns, digest)
-
-    def write(self) -> None:
-        """Store what was learned; a full disk or a read-only folder is no error here."""
-        if self._path is None or not self._learned:
-            return
-        with suppress(OSError), _locked(self._path.with_name(f".{self._path.name}.lock")):
-            self._reload()
-            self._merge()
-            packed = io.BytesIO()
-            text = "\0".join(self._rows).encode("utf-8", "surrogateescape")
-            np.savez(
-                packed,
-                paths=np.frombuffer(text, np.uint8),
-                sizes=self._sizes,
-                mtimes=self._mtimes,
-                digests=self._digests,
-            )
-            disk.replace(self._path, packed.getbuffer())
-
-    def _reload(self) -> None:
-        """Take over what other processes have written since this memo was read."""
-        there = DigestMemo.read(self._path)
-        self._rows = there._rows
-        self._sizes, self._mtimes, self._digests = there._sizes, there._mtimes, there._digests
-
-    def _merge(self) -> None:
-        rows = [self._rows.setdefault(name, len(self._rows)) for name in self._learned]
-        more = len(self._rows) - len(self._sizes)
-        self._sizes = np.append(self._sizes, np.zeros(more, np.int64))
-        self._mtimes = np.append(self._mtimes, np.zeros(more, np.int64))
-        self._digests = np.append(self._digests, np.zeros((more, 32), np.uint8), axis=0)
-        sizes, mtimes, digests = zip(*self._learned.values(), strict=True)
-        self._sizes[rows], self._mtimes[rows] = sizes, mtimes
-        self._digests[rows] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
-        self._learned = {}
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; a file system without locks costs what two writers would merge."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # it may be no file of ours
-    with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 @dataclass(frozen=True, slots=True)
 class _Reading:
     """A file that is being read: its position, its name in the memo, its state before."""
@@ -209,7 +84,7 @@ def digest_files(
     stop: Callable[[], bool],
 ) -> Digests:
     """sha256 of every file's bytes; see `Photos.digests`."""
-    return _Digesting(paths, DigestMemo.read(memo), progress, stop).run(max(1, workers))
+    return _Digesting(paths, DigestMemo(memo), progress, stop).run(max(1, workers))
 
 
 class _Digesting:
@@ -226,7 +101,8 @@ class _Digesting:
         self.memo = memo
         self.progress = progress
         self.stop = stop
-        self.value = np.zeros((len(paths), 32), np.uint8)
+        self.recalled = memo.recall(paths)
+        self.value = self.recalled.digests  # until a file is looked at: what it had
         self.reasons: dict[int, str] = {}
         self.seen = np.zeros(len(paths), bool)
         self.n_seen = self.n_read = 0
@@ -241,7 +117,9 @@ class _Digesting:
         try:
             for start in range(0, len(self.paths), _STAT_FILES):
                 some = self.paths[start : start + _STAT_FILES]
-                names = [_absolute(path, here) for path in some]
+                names = [
+                    path if isinstance(path, InlinePhoto) else absolute(path, here) for path in some
+                ]
                 for i, size, mtime_ns in self._changed(start, names):
                     while len(self.waiting) >= _AHEAD * workers and not self.halt.is_set():
                         self._collect()
@@ -260,12 +138,16 @@ class _Digesting:
                 if not reading.answer.cancelled():
                     self._take(reading)
             self.memo.write()
+        self.value[~self.seen] = 0
         if self.progress is not None:
             self.progress(self.n_seen, len(self.paths))
         return Digests(self.value, self.reasons, self.n_read, np.flatnonzero(~self.seen))
 
     def _changed(self, start: int, names: Sequence[str]) -> list[tuple[int, int, int]]:
         """Look up some files; returns (place in `names`, size, mtime) of those to read."""
+        part = slice(start, start + len(names))
+        before = self.value[part].copy()
+        self.value[part] = 0
         sizes, mtimes = np.full((2, len(names)), -1, np.int64)
         regular = np.zeros(len(names), bool)
         for i, name in enumerate(names):
@@ -283,10 +165,10 @@ class _Digesting:
                 sizes[i], mtimes[i], regular[i] = found.st_size, found.st_mtime_ns, True
             else:
                 self._fail(start + i, "unreadable")
-        digests, known = self.memo.look(names, sizes, mtimes)
+        known = (self.recalled.sizes[part] == sizes) & (self.recalled.mtimes[part] == mtimes)
         known &= regular
         rows = start + np.flatnonzero(known)
-        self.value[rows] = digests[known]
+        self.value[rows] = before[known]
         self.seen[rows] = True
         self.n_seen += len(rows)
         fresh = np.flatnonzero(regular & ~known)
@@ -368,13 +250,6 @@ def reason_of(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return "vanished"
     return "too_large_file" if error.errno == errno.EFBIG else "unreadable"
-
-
-def _absolute(path: str, here: str) -> str:
-    """The path's name in the memo."""
-    if path[:1] == os.sep or isinstance(path, InlinePhoto):
-        return path
-    return os.path.join(here, path)
 
 
 class _Halted(Exception):

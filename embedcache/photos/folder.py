@@ -3,12 +3,13 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from embedcache.errors import PhotosError
 from embedcache.photos.kinds import SNIFF_BYTES, SUFFIXES, DecodeError, kind_of
+from embedcache.texts import Below, Texts, few_as_tuple
 
 # Not opened: a folder of a million photos often holds a million of these beside them. Raw camera
 # files are among them because their first bytes say TIFF, whose first picture is a thumbnail.
@@ -21,13 +22,15 @@ OTHER_SUFFIXES = frozenset(
 )
 _TICK_SECONDS = 0.1
 
+Marks = frozenset[tuple[int, int]]  # of a folder and of those that it is in
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
     """Ids and paths of the photos below a folder, sorted; other files counted by suffix."""
 
-    ids: tuple[str, ...]
-    paths: tuple[str, ...]
+    ids: Sequence[str]
+    paths: Sequence[str]
     ignored: Mapping[str, int]
 
 
@@ -38,38 +41,70 @@ def photos_below(root: Path, progress: Callable[[int], None] | None) -> Listing:
     Hidden files are skipped. A folder that cannot be listed is listed itself, its id ending in "/":
     reading it fails, so it is in the ledger and the other folders are not lost.
     """
-    top = os.path.join(root, "")
-    names: list[str] = []
-    ignored: Counter[str] = Counter()
-    waiting = [("", frozenset({_mark(os.stat(top))}))]
-    shown = time.monotonic()
-    while waiting:
-        prefix, above = waiting.pop()
+    walk = _Walk(root, progress)
+    names = Texts.of(walk.names())
+    ids = names if names.text.max(initial=0) < 128 else _ids(names)
+    return Listing(few_as_tuple(ids), few_as_tuple(Below(walk.top, names)), dict(walk.ignored))
+
+
+class _Walk:
+    """The photos below a folder, one folder after another, so that few are objects at a time."""
+
+    def __init__(self, root: Path, progress: Callable[[int], None] | None) -> None:
+        self.top = os.path.join(root, "")
+        self.ignored: Counter[str] = Counter()
+        self._root = root
+        self._progress = progress
+        self._shown = time.monotonic()
+        self._n_found = 0
+
+    def names(self) -> Iterator[str]:
+        """Their paths below the folder, sorted; PhotosError where that cannot be listed.
+
+        Each folder is sorted by what its entries begin a path with ("name", "folder/"): one after
+        the other they are sorted as a whole.
+        """
         try:
-            with os.scandir(top + prefix) as entries:
-                found = list(entries)
+            opened = [self._entries("", frozenset({_mark(os.stat(self.top))}))]
         except OSError as error:
-            if not prefix:
-                raise PhotosError(f"cannot list {root}: {error.strerror}") from None
-            names.append(prefix)
-            continue
-        for entry in found:
-            name = entry.name
-            if name[0] == ".":
-                continue
-            below = _mark_of_folder(entry)
-            if below is None:
-                if _is_photo(entry):
-                    names.append(prefix + name)
-                else:
-                    ignored[_suffix(name)] += 1
-            elif below not in above:
-                waiting.append((f"{prefix}{name}/", above | {below}))
-        if progress is not None and (now := time.monotonic()) - shown >= _TICK_SECONDS:
-            shown = now
-            progress(len(names))
-    names.sort()
-    return Listing(_ids(names), tuple([top + name for name in names]), dict(ignored))
+            raise PhotosError(f"cannot list {self._root}: {error.strerror}") from None
+        while opened:
+            prefix, entries, folders = opened[-1]
+            name = next(entries, None)
+            if name is None:
+                opened.pop()
+            elif name in folders:
+                try:
+                    opened.append(self._entries(prefix + name, folders[name]))
+                except OSError:
+                    yield prefix + name
+            else:
+                yield prefix + name
+
+    def _entries(self, prefix: str, above: Marks) -> tuple[str, Iterator[str], dict[str, Marks]]:
+        """Of one folder: (prefix, its photos and folders, sorted, marks by folder)."""
+        files: list[str] = []
+        folders: dict[str, Marks] = {}
+        ignored: Counter[str] = Counter()
+        with os.scandir(self.top + prefix) as entries:
+            for entry in entries:
+                name = entry.name
+                if name[0] == ".":
+                    continue
+                below = _mark_of_folder(entry)
+                if below is None:
+                    if _is_photo(entry):
+                        files.append(name)
+                    else:
+                        ignored[_suffix(name)] += 1
+                elif below not in above:
+                    folders[f"{name}/"] = above | {below}
+        self.ignored += ignored
+        self._n_found += len(files)
+        if self._progress is not None and (now := time.monotonic()) - self._shown >= _TICK_SECONDS:
+            self._shown = now
+            self._progress(self._n_found)
+        return prefix, iter(sorted([*files, *folders])), folders
 
 
 def readable_name(name: str) -> str:
@@ -112,14 +147,16 @@ def _mark_of_folder(entry: "os.DirEntry[str]") -> tuple[int, int] | None:
         return None
 
 
-def _ids(names: list[str]) -> tuple[str, ...]:
+def _ids(names: Texts) -> Texts:
     """File names as unique ids."""
+    odd = [i for i, name in enumerate(names) if readable_name(name) != name]
+    if not odd:
+        return names
     ids = [readable_name(name) for name in names]
     if len(set(ids)) < len(ids):  # a name with a literal \\xNN beside one with that byte
         taken = {name for name, text in zip(names, ids, strict=True) if name == text}
-        for i, name in enumerate(names):
-            if ids[i] != name:
-                while ids[i] in taken:
-                    ids[i] += "\\0"
-                taken.add(ids[i])
-    return tuple(ids)
+        for i in odd:
+            while ids[i] in taken:
+                ids[i] += "\\0"
+            taken.add(ids[i])
+    return Texts.of(ids)

@@ -13,7 +13,7 @@ are forgotten.
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -27,6 +27,7 @@ from embedcache.photos.folder import readable_name
 from embedcache.photos.kinds import SUFFIXES
 from embedcache.tables import SUFFIXES as TABLE_SUFFIXES
 from embedcache.tables import open_sheet
+from embedcache.texts import some_of
 from embedcache.wording import counted, html_table
 
 SHOWN = 5
@@ -38,7 +39,9 @@ MOST = 0.5
 class Photos:
     """n photos: `ids[i]` is the photo in the file `paths[i]`.
 
-    ids: unique text, as the table has them, or paths relative to the folder ("/" between parts).
+    ids: unique text, as the table has them, or paths relative to the folder ("/" between parts);
+        a tuple, or where there are more than a million a sequence that makes each `str` when it is
+        asked for (`texts`).
     paths: as opened; whether a file is there shows when it is read. A photo that is stored in the
         table itself has a path that carries its bytes (`digests.InlinePhoto`).
     scope: where the ids come from (see the module's text).
@@ -47,8 +50,8 @@ class Photos:
     column: the table's photo column, "" for a folder.  notes: how the table was read.
     """
 
-    ids: tuple[str, ...]
-    paths: tuple[str, ...]
+    ids: Sequence[str]
+    paths: Sequence[str]
     scope: str
     n_without_photo: int = 0
     ignored: Mapping[str, int] = field(default_factory=dict)
@@ -161,7 +164,8 @@ class Photos:
 
     def subset(self, at: "list[int] | np.ndarray[tuple[int], np.dtype[np.int64]]") -> Self:
         """The photos at some positions, under the same scope."""
-        ids, paths = (tuple(values[i] for i in at) for values in (self.ids, self.paths))
+        rows = np.asarray(at, np.int64)
+        ids, paths = some_of(self.ids, rows), some_of(self.paths, rows)
         return type(self)(ids, paths, self.scope, column=self.column)
 
     @property

@@ -176,6 +176,8 @@ class Cache:
             ]
         if not fitting and _PREFIX.fullmatch(backbone):
             fitting = [space for space in spaces if space.digest.startswith(backbone)]
+        if len(fitting) > 1:
+            fitting = [space for space in fitting if not _is_emptied(space)] or fitting
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
@@ -255,13 +257,21 @@ class Cache:
             self.face_spaces()
         return self._face_spaces[digest]
 
-    def record_photos(self, scope: str, ids: Sequence[str], digests: NDArray[np.uint8]) -> None:
+    def record_photos(
+        self,
+        scope: str,
+        ids: Sequence[str],
+        digests: NDArray[np.uint8],
+        *,
+        which: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Record which content, (n, 32), each of n ids of `scope` has now.
 
+        which: (n,), those to record; all by default.
         What was forgotten stays forgotten: it is left out, unless it was lifted first.
         """
         self._refuse_at_ref()
-        self._photos.record(scope, ids, digests)
+        self._photos.record(scope, ids, digests, which=which)
 
     def digests_of(
         self, ids: Sequence[str], *, scope: str | None = None
@@ -313,6 +323,8 @@ class Cache:
         Returns how many tombstones' marks this lifted. A later `forget` forgets them again.
         """
         self._refuse_at_ref()
+        if not self.history.dead():
+            return 0
         contents = [row.tobytes() for row in np.ascontiguousarray(digests, dtype=np.uint8)]
         marks = {content_mark(content) for content in contents}
         if scope is not None:
@@ -464,7 +476,7 @@ def _some_held(spaces: Sequence[Space], *, near: str) -> str:
 
     A space of which everything was forgotten is not one that a user can name.
     """
-    held = [space for space in spaces if space.segments() or not _is_emptied(space)]
+    held = [space for space in spaces if not _is_emptied(space)]
     first = sorted(held, key=lambda one: not any(name.startswith(near) for name in one.names))
     shown = [f"{_label(space)} ({space.dim}-d)" for space in first[:SHOWN_SPACES]]
     more = f" and {len(first) - SHOWN_SPACES} more" if len(first) > SHOWN_SPACES else ""
@@ -472,8 +484,9 @@ def _some_held(spaces: Sequence[Space], *, near: str) -> str:
 
 
 def _is_emptied(space: Space) -> bool:
-    """Whether a space had segments; one that a run is about to fill had none yet."""
-    return any(name.startswith(f"{space.key}/") for name in space.history.log().gone)
+    """Whether a space has no segment and had some; one that a run is about to fill had none yet."""
+    gone = space.history.log().gone
+    return not space.segments() and any(name.startswith(f"{space.key}/") for name in gone)
 
 
 def _label(space: Space) -> str:

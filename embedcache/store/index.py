@@ -19,6 +19,7 @@ from embedcache import disk
 from embedcache.errors import Damaged
 from embedcache.spec import Json, canonical_json
 from embedcache.store.checksums import CRC_BYTES, crc32c
+from embedcache.store.columns import ABSENT, FAILED, OK
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
@@ -163,24 +164,39 @@ class Table:
 
     def find(self, digests: U8) -> I64:
         """Position of each of (n, 32) digests in the table, -1 where it is absent."""
-        if not len(self.keys) or not len(digests):
-            return np.full(len(digests), -1, dtype=np.int64)
+        found = np.full(len(digests), -1, dtype=np.int64)
+        if len(self.keys):
+            for start in range(0, len(digests), BLOCK_ROWS):
+                self._find(digests[start : start + BLOCK_ROWS], found[start : start + BLOCK_ROWS])
+        return found
+
+    def status(self, digests: U8) -> U8:
+        """ABSENT, OK or FAILED for each of (n, 32) digests."""
+        found = np.empty(len(digests), np.uint8)
+        for start in range(0, len(digests), BLOCK_ROWS):
+            at = self.find(digests[start : start + BLOCK_ROWS])
+            good = self.ok[at] if len(self.ok) else at
+            found[start : start + BLOCK_ROWS] = np.where(
+                at < 0, np.uint8(ABSENT), np.where(good, np.uint8(OK), np.uint8(FAILED))
+            )
+        return found
+
+    def _find(self, digests: U8, found: I64) -> None:
+        """Set `found` to the position of each digest that is in the table, which has some."""
         wanted = _keys(digests)
         order = np.argsort(wanted)  # neighbours share cache lines: three times faster at 1e7
-        at = np.empty(len(wanted), dtype=np.int64)
-        at[order] = np.searchsorted(self.keys, wanted[order])
+        wanted = wanted[order]
+        at = np.searchsorted(self.keys, wanted)
         last = len(self.keys) - 1
-        found = np.full(len(wanted), -1, dtype=np.int64)
         pending = np.flatnonzero((at <= last) & (self.keys[np.minimum(at, last)] == wanted))
         while len(pending):
             here = at[pending]
-            equal = (self.digests[here] == digests[pending]).all(axis=1)
-            found[pending[equal]] = here[equal]
+            equal = (self.digests[here] == digests[order[pending]]).all(axis=1)
+            found[order[pending[equal]]] = here[equal]
             pending = pending[~equal]
             at[pending] += 1
             more = np.minimum(at[pending], last)
             pending = pending[(at[pending] <= last) & (self.keys[more] == wanted[pending])]
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +216,17 @@ def distinct(digests: U8) -> tuple[I64, I64]:
     """
     keys = _keys(digests)
     order = np.argsort(keys, kind="stable")
-    begins = np.ones(len(order), np.bool_)
-    begins[1:] = keys[order[1:]] != keys[order[:-1]]
-    again = np.flatnonzero(~begins)
+    keys = keys[order]
+    again = np.flatnonzero(keys[1:] == keys[:-1]) + 1
+    del keys
+    if not len(again):
+        return np.arange(len(digests)), np.ones(len(digests), np.int64)
     if (digests[order[again]] != digests[order[again - 1]]).any():  # one key of several digests
         whole = np.ascontiguousarray(digests).view("V32").reshape(-1)
         _, first, n_rows = np.unique(whole, return_index=True, return_counts=True)
     else:
+        begins = np.ones(len(order), np.bool_)
+        begins[again] = False
         first, n_rows = order[begins], np.diff(np.flatnonzero(begins), append=len(order))
     order = np.argsort(first)
     return first[order], n_rows[order]

@@ -6,6 +6,7 @@ its own ids in order of their hash, so that a few new pairs cost a little whatev
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from embedcache.store.columns import check_text
 from embedcache.store.manifest import moment_of
 from embedcache.store.segment import Segment
-from embedcache.store.texts import Texts
 from embedcache.store.tombstones import Dead
+from embedcache.texts import Texts, last_of, met, places
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
@@ -47,17 +48,7 @@ class Run:
 
     def last(self, asked: Texts, hashes: U64, at: I64) -> I64:
         """The last row of each of k ids, asked[at], with these hashes; -1 for none: (k,)."""
-        found = np.full(len(at), -1, np.int64)
-        place = np.searchsorted(self.hashes, hashes, "right") - 1
-        pending = np.arange(len(at))
-        while len(pending := pending[place[pending] >= 0]):
-            pending = pending[self.hashes[place[pending]] == hashes[pending]]
-            rows = self.rows[place[pending]].astype(np.int64)
-            same = self.ids.same(rows, asked, at[pending])
-            found[pending[same]] = rows[same]
-            pending = pending[~same]  # another id with this hash
-            place[pending] -= 1
-        return found
+        return last_of(self.ids, self.hashes, self.rows, asked, hashes, at)
 
     def first(self) -> I64 | None:
         """The first row with the id of each row, (n,); None where every id occurs once."""
@@ -91,7 +82,7 @@ class Pairs:
 
     def extended(self, segments: Sequence[Segment], dead: Dead) -> "Pairs":
         """With the pairs of later segments, lowest id first, that are not dead."""
-        ids, digests = _gathered(self._living(segments, dead), segments)
+        ids, digests = _gathered(_living(self.scope, segments, dead), segments)
         runs = [*self._runs, Run.of(ids, digests)] if len(ids) else [*self._runs]
         while len(runs) > 1 and len(runs[-2]) < 2 * len(runs[-1]):
             runs[-2:] = [_joined(runs[-2:])]
@@ -134,6 +125,15 @@ class Pairs:
                 order = order[~there]
         return contents, known
 
+    def hold(self, ids: Sequence[str], digests: U8) -> Bool:
+        """Which of n ids have these contents, (n, 32), as their newest."""
+        found = np.zeros(len(ids), np.bool_)
+        for start in range(0, len(ids) if self._runs else 0, BLOCK_IDS):
+            part = slice(start, start + BLOCK_IDS)
+            contents, known = self.contents(ids[part])
+            found[part] = known & (contents == digests[part]).all(axis=1)
+        return found
+
     def table(self) -> tuple[Texts, U8, Bool]:
         """Each id with each of its contents once, the newest first: ids in the order in which they
         were first recorded, contents (n, 32), which pairs are the newest of their ids (n,)."""
@@ -157,33 +157,65 @@ class Pairs:
         newest[1:] = first[kept[1:]] != first[kept[:-1]]
         return run.ids.take(kept), run.digests[kept], newest
 
-    def _living(self, segments: Sequence[Segment], dead: Dead) -> Iterator[Part]:
-        """The pairs of segments that are not dead, as they count: the later ones over others.
 
-        Of one moment the greater digests count.
-        """
-        at = 0
-        while at < len(segments):
-            stop = at + 1
-            while stop < len(segments) and moment_of(segments[stop].id) == moment_of(
-                segments[at].id
-            ):
-                stop += 1
-            parts = [self._living_in(segment, dead) for segment in segments[at:stop]]
-            at = stop
-            if len(parts) == 1:
-                yield parts[0]
-                continue
-            digests = np.concatenate([some for _, some in parts])
-            order = np.argsort(digests.view("S32").reshape(-1), kind="stable")
-            yield Texts.joined([ids for ids, _ in parts]).take(order), digests[order]
+def held_as_newest(asked: Run, scope: str, segments: Sequence[Segment], dead: Dead) -> Bool:
+    """Which of n pairs are the newest of their ids in the segments of a scope, lowest id first.
 
-    def _living_in(self, segment: Segment, dead: Dead) -> Part:
-        ids, digests = texts_of(segment), segment.column("digest")
-        if not dead:
-            return ids, digests
-        stay = np.flatnonzero(~dead.of_pairs(self.scope, ids[:], digests))
-        return (ids, digests) if len(stay) == len(ids) else (ids.take(stay), digests[stay])
+    For more pairs than should be in memory: the segments are read one by one, the latest first.
+    """
+    held, pending = np.zeros(len(asked), np.bool_), np.ones(len(asked), np.bool_)
+    unique = not (asked.hashes[1:] == asked.hashes[:-1]).any()
+    for group in reversed(_by_moment(segments)):
+        if not pending.any():
+            break
+        run, at = _met(asked, *_pairs_of(group), scope, dead)
+        if not unique:
+            at = places(at, np.searchsorted(asked.hashes, asked.hashes[at], "right") - at)
+        at = at[pending[asked.rows[at]]]
+        rows = asked.rows[at].astype(np.int64)
+        found = run.last(asked.ids, asked.hashes[at], rows)
+        rows, found = rows[found >= 0], found[found >= 0]
+        held[rows] = (run.digests[found] == asked.digests[rows]).all(axis=1)
+        pending[rows] = False
+    return held
+
+
+def _met(asked: Run, ids: Texts, digests: U8, scope: str, dead: Dead) -> tuple[Run, I64]:
+    """Those of some pairs that are not dead and whose hash is asked for, and where each of their
+    hashes begins in `asked`, ascending."""
+    order, hashes, at = met(asked.hashes, ids.hashes())
+    if dead:
+        stay = np.flatnonzero(~dead.of_pairs(scope, ids.take(order), digests[order]))
+        order, hashes, at = order[stay], hashes[stay], at[stay]
+    rows = np.arange(len(order), dtype=np.uint32)
+    begins = np.flatnonzero(np.diff(at, prepend=-1))
+    return Run(ids.take(order), digests[order], hashes, rows), at[begins]
+
+
+def _by_moment(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Segments, lowest id first, in groups of one moment."""
+    return [[*some] for _, some in groupby(segments, key=lambda one: moment_of(one.id))]
+
+
+def _pairs_of(segments: Sequence[Segment]) -> Part:
+    """The pairs of segments of one moment, of which the greater digests count: they come last."""
+    parts = [(texts_of(segment), segment.column("digest")) for segment in segments]
+    if len(parts) == 1:
+        return parts[0]
+    digests = np.concatenate([some for _, some in parts])
+    order = np.argsort(digests.view("S32").reshape(-1), kind="stable")
+    return Texts.joined([ids for ids, _ in parts]).take(order), digests[order]
+
+
+def _living(scope: str, segments: Sequence[Segment], dead: Dead) -> Iterator[Part]:
+    """The pairs of segments that are not dead, as they count: the later ones over others."""
+    for group in _by_moment(segments):
+        ids, digests = _pairs_of(group)
+        if dead:
+            stay = np.flatnonzero(~dead.of_pairs(scope, ids, digests))
+            if len(stay) < len(ids):
+                ids, digests = ids.take(stay), digests[stay]
+        yield ids, digests
 
 
 def texts_of(segment: Segment) -> Texts:

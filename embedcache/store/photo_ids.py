@@ -31,15 +31,15 @@ from embedcache.store.manifest import (
     replacement_id,
     replaces,
 )
-from embedcache.store.pairs import BLOCK_IDS, Pairs, texts_of
+from embedcache.store.pairs import BLOCK_IDS, Pairs, Run, held_as_newest, texts_of
 from embedcache.store.proposals import withdraw
 from embedcache.store.salvage import salvage
 from embedcache.store.segment import Segment, read_segment
 from embedcache.store.segment_set import SegmentSet, members
-from embedcache.store.texts import Repeats, Texts
 from embedcache.store.tombstones import Dead, content_mark
+from embedcache.texts import Repeats, Texts, repeated
 
-KEPT_IDS = 1 << 20  # recorded ids of which no more are kept in memory after more were recorded
+KEPT_IDS = 1 << 20  # of more recorded ids none are kept in memory while others are recorded
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
@@ -103,23 +103,25 @@ class PhotoIds(SegmentSet):
         self._pairs: dict[str, Pairs] = {}
         self._dead = Dead()  # which pairs are left out of `_pairs`
 
-    def record(self, scope: str, ids: Sequence[str], digests: U8) -> None:
-        """Record n ids and their contents, (n, 32).
+    def record(
+        self, scope: str, ids: Sequence[str], digests: U8, *, which: Bool | None = None
+    ) -> None:
+        """Record n ids and their contents, (n, 32), or those of them that `which` (n,) says.
 
         What is known as the newest is not repeated, and what was forgotten is left out.
         """
         digests = np.ascontiguousarray(digests, dtype=np.uint8)
         if digests.shape != (len(ids), 32):
             raise ValueError(f"digests of shape {digests.shape}; expected {(len(ids), 32)}")
-        contents, known = self._load().get(scope, Pairs(scope)).contents(ids)
-        changed = np.flatnonzero(~known | (contents != digests).any(axis=1))
+        texts = ids if isinstance(ids, Texts) else Texts.of(ids)
+        held = self._held(scope, texts, digests)
+        changed = np.flatnonzero(~held if which is None else ~held & which)
+        del held
         dead = self.history.dead()
         if dead and len(changed):
-            some = [ids[i] for i in changed.tolist()]
-            changed = changed[~dead.of_pairs(scope, some, digests[changed])]
-        if sum(map(len, self._pairs.values())) > KEPT_IDS:  # a run needs them no more
-            self._pairs, self._loaded = {}, ()
-        changed = _last_of_each(ids, changed)
+            gone = dead.of_pairs(scope, texts.take(changed), digests[changed])
+            changed = changed[~gone]
+        changed = _last_of_each(texts, changed)
         if len(changed):
             with noting_aside(self.history.cache):
                 self.salvage()
@@ -133,6 +135,18 @@ class PhotoIds(SegmentSet):
                 digests[block],
                 segment_id=new_segment_id(after=after),
             )
+
+    def _held(self, scope: str, ids: Texts, digests: U8) -> Bool:
+        """Which of n ids have these contents, (n, 32), as the newest that is recorded, (n,)."""
+
+        def look(segments: list[Segment]) -> Bool:
+            if sum(segment.manifest.n_rows for segment in segments) <= KEPT_IDS:
+                return self._loaded_from(segments).get(scope, Pairs(scope)).hold(ids, digests)
+            self._pairs, self._loaded = {}, ()
+            mine = [one for one in _in_order(segments) if one.manifest.name == scope]
+            return held_as_newest(Run.of(ids, digests), scope, mine, self.history.dead())
+
+        return self.steadily(look)
 
     def write(self, scope: str, ids: Sequence[str], digests: U8, *, segment_id: str) -> str:
         """Publish one segment of pairs, and return its id."""
@@ -306,20 +320,29 @@ class PhotoIds(SegmentSet):
 def _scopes(before: dict[str, Pairs], segments: Sequence[Segment], dead: Dead) -> dict[str, Pairs]:
     """The pairs of each scope, with those of later segments, lowest id first."""
     parts: dict[str, list[Segment]] = {}
-    for segment in sorted(segments, key=lambda one: (moment_of(one.id), one.manifest.name)):
+    for segment in _in_order(segments):
         parts.setdefault(segment.manifest.name, []).append(segment)
     for scope, some in parts.items():
         before[scope] = before.get(scope, Pairs(scope)).extended(some, dead)
     return before
 
 
-def _last_of_each(ids: Sequence[str], at: I64) -> I64:
+def _in_order(segments: Sequence[Segment]) -> list[Segment]:
+    """Segments as their pairs count, the later over the earlier."""
+    return sorted(segments, key=lambda one: (moment_of(one.id), one.manifest.name))
+
+
+def _last_of_each(ids: Texts, at: I64) -> I64:
     """The places `at`, ascending, without those whose id comes again later."""
-    some = [ids[i] for i in at.tolist()]
-    if len(np.unique(Texts.of(some).hashes())) == len(at):
+    some = ids if len(at) == len(ids) else ids.take(at)
+    several = repeated(some)
+    if not len(several):
         return at
-    last = dict(zip(some, at.tolist(), strict=True))
-    return np.array([*last.values()], np.int64)
+    last = dict(zip(some.take(several), several.tolist(), strict=True))
+    stay = np.ones(len(at), np.bool_)
+    stay[several] = False
+    stay[[*last.values()]] = True
+    return at[np.flatnonzero(stay)]
 
 
 def read_pairs(segment: Segment) -> tuple[list[str], list[bytes]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged
 from embedcache.spec import Json
-from embedcache.store.columns import ABSENT, Columns
+from embedcache.store.columns import Columns
 from embedcache.store.history import History
 from embedcache.store.index import Table
 from embedcache.store.reader import Part
@@ -81,9 +81,7 @@ class RowSet(SegmentSet):
     def status(self, digests: U8) -> U8:
         """ABSENT, OK or FAILED for each of (n, 32) digests; good anywhere beats failed."""
         _, table = self.row_table()
-        at = table.find(digests)
-        status = np.where(table.ok[at], np.uint8(1), np.uint8(2)) if len(table.ok) else at
-        return np.where(at < 0, np.uint8(ABSENT), status).astype(np.uint8)
+        return table.status(digests)
 
     def reasons(self, digests: U8) -> list[str | None]:
         """Why each failed photo failed; None for one that is good or absent."""

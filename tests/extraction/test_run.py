@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from embedcache import texts
 from embedcache.errors import NoSuchSpace, PhotosError
 from embedcache.extraction import prefetch
 from embedcache.extraction.clock import Clock
+from embedcache.extraction.parts import WorkPart
 from embedcache.extraction.run import extract
 from embedcache.photos import images
 from embedcache.photos.table import Photos
+from embedcache.store import photo_ids, rows
 from embedcache.store.cache import Cache
 from embedcache.upkeep.inventory import summarise
 from tests import stand_in
@@ -39,6 +42,36 @@ def test_a_second_run_embeds_nothing_and_touches_no_pixel(
     found = extract(photos, again, backbone=stand_in.backbone())
     assert counts(found) == (20, 20, 0, 0)
     assert found.spaces[0].bottleneck == "read"
+
+
+def test_a_run_of_many_photos_is_like_one_of_few(
+    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many: ids and paths in arrays, recorded ids read segment by segment, an index in its file."""
+    folder = make_photos(12)
+    (folder / "broken.jpg").write_bytes(b"no photo")
+    few = Photos.read(folder)
+    plain = Cache.open(tmp_path / "few", create=True)
+    expected = counts(extract(few, plain, backbone=stand_in.backbone()))
+    monkeypatch.setattr(texts, "MANY", 0)
+    monkeypatch.setattr(photo_ids, "KEPT_IDS", -1)
+    monkeypatch.setattr(rows, "MAPPED_ROWS", 1)
+    monkeypatch.setattr(rows, "INDEX_SEGMENTS", 1)
+    photos, path = Photos.read(folder), tmp_path / "many"
+    assert not isinstance(photos.ids, tuple)
+    part = extract(photos, path, backbone=stand_in.backbone(), part=WorkPart(1, 2))
+    n = part.spaces[0].embedded
+    assert 0 < n < 12
+    found = counts(extract(photos, path, backbone=stand_in.backbone()))
+    assert (found[0], found[1] + found[2], found[3]) == (13, expected[2], expected[3])
+    assert found[1] == n
+    assert counts(extract(photos, path, backbone=stand_in.backbone()))[1:3] == (12, 0)
+    cache = Cache.open(path)
+    assert cache.photo_table().places() == {photos.scope: 13}
+    some = [*range(12, 0, -1)]
+    np.testing.assert_array_equal(
+        vectors(cache, photos.subset(some)), vectors(plain, few.subset(some))
+    )
 
 
 def test_vectors_are_those_of_the_photos_whatever_the_batch(

@@ -9,9 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from embedcache import texts
 from embedcache.errors import PhotosError
 from embedcache.photos import digests as digests_module
-from embedcache.photos.digests import DigestMemo
+from embedcache.photos import rows
+from embedcache.photos.memo import DigestMemo
 from embedcache.photos.table import Photos
 
 LONG_AGO = time.time() - 3600
@@ -30,6 +32,43 @@ def test_a_folder_is_searched_recursively_and_ids_are_relative_paths(tmp_path: P
     found = Photos.read(tmp_path)
     assert found.ids == ("a/x.PNG", "b.jpg", "c/x.PNG")
     assert [Path(p) for p in found.paths] == [tmp_path / i for i in found.ids]
+
+
+def test_ids_are_sorted_as_whole_paths_whatever_the_folders_are_called(tmp_path: Path) -> None:
+    names = ["a-b.jpg", "a.jpg", "a/b.jpg", "a/-/c.jpg", "a0/x.jpg", "A/z.jpg", "a /y.jpg"]
+    names += ["a!/b/c.jpg", "a!/b.jpg", "a!/b0.jpg", "ä/x.jpg", "日本/x.jpg", "z.jpg", "😀/x.jpg"]
+    for name in names:
+        write(tmp_path / name)
+    assert Photos.read(tmp_path).ids == tuple(sorted(names))
+
+
+def test_many_photos_are_listed_and_read_like_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (b"a/x.jpg", b"caf\xe9.jpg", b"caf\\xe9.jpg", b"y.jpg", b"y.txt"):
+        path = os.path.join(os.fsencode(tmp_path / "photos"), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(os.fsdecode(path)).write_bytes(name)
+    table = "photo_id,photo\nu1,photos/y.jpg\nu2,\nu3,/else/z.jpg\nu1,photos/y.jpg\n"
+    (tmp_path / "t.csv").write_text(table)
+    few = [Photos.read(tmp_path / name) for name in ("photos", "t.csv")]
+    monkeypatch.setattr(texts, "MANY", 0)
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 2)
+    many = [Photos.read(tmp_path / name) for name in ("photos", "t.csv")]
+    for one, other in zip(few, many, strict=True):
+        assert isinstance(one.ids, tuple)
+        assert isinstance(other.ids, texts.Texts)
+        assert one == other
+        at = [len(one) - 1, 0]
+        assert other.subset(at) == one.subset(at)
+        some = Photos(other.ids[:2], other.paths[:2], other.scope)
+        assert some.paths == [*one.paths[:2]]
+    digests = [found.digests(tmp_path / "memo") for found in (few[0], many[0], many[0])]
+    assert (digests[0].value == digests[1].value).all()
+    assert (digests[2].value == digests[1].value).all()
+    (tmp_path / "t.csv").write_text(f"{table}u3,other.jpg\n")
+    with pytest.raises(PhotosError, match="1 id names more than one photo, the first is 'u3'"):
+        Photos.read(tmp_path / "t.csv")
 
 
 def test_a_symlink_loop_ends(tmp_path: Path) -> None:
@@ -326,44 +365,44 @@ def test_a_damaged_memo_only_costs_time(tmp_path: Path, content: bytes) -> None:
 
 def test_the_memo_keeps_names_of_any_encoding(tmp_path: Path) -> None:
     name = os.fsdecode(b"/caf\xe9.jpg")
-    memo = DigestMemo.read(tmp_path / "memo.npz")
+    memo = DigestMemo(tmp_path / "memo.npz")
     memo.put(name, 5, 7, b"d" * 32, time.time_ns())
     memo.write()
-    digests, known = DigestMemo.read(tmp_path / "memo.npz").look(
-        [name, "/other"], *sizes([5, 5], [7, 7])
+    digests, known = look(
+        DigestMemo(tmp_path / "memo.npz"), [name, "/other"], *sizes([5, 5], [7, 7])
     )
     assert digests[0].tobytes() == b"d" * 32
     assert known.tolist() == [True, False]
 
 
 def test_the_memo_replaces_the_digest_of_a_changed_file(tmp_path: Path) -> None:
-    memo = DigestMemo.read(tmp_path / "memo.npz")
+    memo = DigestMemo(tmp_path / "memo.npz")
     now = time.time_ns()
     for name in ("a", "b", "c"):
-        memo.put(name, 5, 7, name.encode() * 32, now)
+        memo.put(f"/{name}", 5, 7, name.encode() * 32, now)
     memo.write()
-    memo = DigestMemo.read(tmp_path / "memo.npz")
-    memo.put("b", 6, 8, b"B" * 32, now)
-    memo.put("d", 5, 7, b"d" * 32, now)
+    memo = DigestMemo(tmp_path / "memo.npz")
+    memo.put("/b", 6, 8, b"B" * 32, now)
+    memo.put("/d", 5, 7, b"d" * 32, now)
     memo.write()
-    again = DigestMemo.read(tmp_path / "memo.npz")
-    digests, known = again.look(["d", "b", "a", "c"], *sizes([5, 6, 5, 5], [7, 8, 7, 7]))
+    again = DigestMemo(tmp_path / "memo.npz")
+    digests, known = look(again, ["/d", "/b", "/a", "/c"], *sizes([5, 6, 5, 5], [7, 8, 7, 7]))
     assert known.all()
     assert [row.tobytes()[:1] for row in digests] == [b"d", b"B", b"a", b"c"]
     for size, mtime in ((5, 8), (6, 7)):
-        assert not again.look(["b"], *sizes([size], [mtime]))[1].any()
+        assert not look(again, ["/b"], *sizes([size], [mtime]))[1].any()
 
 
 def test_processes_that_write_one_memo_keep_what_each_learned(tmp_path: Path) -> None:
     now = time.time_ns()
-    memos = {name: DigestMemo.read(tmp_path / "memo.npz") for name in "abc"}
+    memos = {name: DigestMemo(tmp_path / "memo.npz") for name in "abc"}
     for name, memo in memos.items():
-        memo.put(name, 5, 7, name.encode() * 32, now)
+        memo.put(f"/{name}", 5, 7, name.encode() * 32, now)
         memo.write()
-    memos["a"].put("d", 5, 7, b"d" * 32, now)
+    memos["a"].put("/d", 5, 7, b"d" * 32, now)
     memos["a"].write()
-    digests, known = DigestMemo.read(tmp_path / "memo.npz").look(
-        list("abcd"), *sizes([5] * 4, [7] * 4)
+    digests, known = look(
+        DigestMemo(tmp_path / "memo.npz"), ["/a", "/b", "/c", "/d"], *sizes([5] * 4, [7] * 4)
     )
     assert known.all()
     assert [row.tobytes()[:1] for row in digests] == [b"a", b"b", b"c", b"d"]
@@ -397,6 +436,14 @@ def test_a_file_longer_than_it_says_is_not_read_for_ever(
     with pytest.raises(OSError, match="too large") as caught:
         digests_module.read_file(str(path))
     assert digests_module.reason_of(caught.value) == "too_large_file"
+
+
+def look(
+    memo: DigestMemo, names: list[str], sizes: np.ndarray, mtimes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is remembered of files that have these sizes and times: (digests, which are known)."""
+    found = memo.recall(names)
+    return found.digests, (found.sizes == sizes) & (found.mtimes == mtimes)
 
 
 def sizes(sizes: list[int], mtimes: list[int]) -> tuple[np.ndarray, np.ndarray]:

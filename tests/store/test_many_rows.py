@@ -1,21 +1,23 @@
 """What fits a large cache into memory: ids as arrays, tables that are merged, rows in buckets."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import scale
+from embedcache import texts
 from embedcache.spec import foreign
-from embedcache.store import pairs, rows, texts, union
+from embedcache.store import pairs, photo_ids, rows, union
 from embedcache.store.cache import Cache
 from embedcache.store.index import Table, distinct
 from embedcache.store.pairs import Pairs, Run
 from embedcache.store.removal import Victim
-from embedcache.store.texts import Repeats, Texts
-from embedcache.store.tombstones import content_mark
+from embedcache.store.tombstones import content_mark, pair_mark
 from embedcache.store.union import lacking
+from embedcache.texts import Below, Growing, Repeats, Texts, few_as_tuple
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.forgetting import forget
 from tests.stores import fill, model, photos
@@ -124,6 +126,70 @@ def test_texts_and_repeats_are_sequences_like_any_other() -> None:
         with pytest.raises(IndexError):
             sequence[len(expected)]
     assert [*some.take(np.array([4, 0, 4]))] == [NAMES[4], "", NAMES[4]]
+
+
+def test_texts_give_back_whatever_they_were_made_of() -> None:
+    odd = [*NAMES, "caf\udce9.jpg", "\ud800", "\ud83d\ude00"]
+    some = Texts.of(iter(odd))
+    assert [*some] == odd == [some[i] for i in range(len(odd))]
+    growing = Growing()
+    growing.add(odd[:3])
+    growing.add(odd[3:])
+    assert Texts(*growing.arrays()) == odd
+    assert few_as_tuple(some) == tuple(odd)
+
+
+@pytest.mark.parametrize("folder", ["/x", "/x/", "", "y/z"])
+@pytest.mark.parametrize("form", [tuple, Texts.of])
+def test_paths_below_a_folder_are_joined_as_the_system_joins_them(
+    folder: str, form: Callable[[list[str]], Sequence[str]]
+) -> None:
+    names = ["a.jpg", "b/c.jpg", "/else/where.jpg", "", "../d"]
+    expected = [os.path.join(folder, name) for name in names]
+    found = Below(folder, form(names))
+    assert [*found] == expected == [found[i] for i in range(len(names))]
+    assert found[1:3] == expected[1:3]
+    assert [*found.take(np.array([3, 0]))] == [expected[3], expected[0]]
+
+
+@pytest.mark.parametrize("colliding", [False, True])
+def test_ids_are_recorded_alike_whether_all_are_in_memory_or_none(
+    colliding: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if colliding:
+        real = Texts.hashes
+        monkeypatch.setattr(Texts, "hashes", lambda self: real(self) % np.uint64(3))
+    rng = np.random.default_rng(5)
+    caches = [Cache.open(tmp_path / name, create=True) for name in ("all", "none")]
+    lengths = []
+    for turn in range(60):
+        names = [NAMES[i] for i in rng.integers(0, len(NAMES), int(rng.integers(0, 6)))]
+        scope, contents = f"folder {rng.integers(0, 2)}", photos(*rng.integers(0, 4, len(names)))
+        which = rng.integers(0, 4, len(names)) > 0 if turn % 3 else None
+        moment = f"29990101T0000{turn:02}000000"
+        for k, cache in enumerate(caches):
+            with monkeypatch.context() as patch:
+                if k:
+                    patch.setattr(photo_ids, "KEPT_IDS", -1)
+                if turn % 10 == 9:  # as after a merge: two segments of one moment
+                    for tail in ("00000001", "00000002"):
+                        some = [NAMES[1], NAMES[1 + int(tail)]]
+                        digests = photos(turn % 4, (turn + int(tail)) % 4)
+                        name = f"{moment}-{tail}"
+                        cache.photo_ids.write("folder 0", some, digests, segment_id=name)
+                if turn % 7 == 6:
+                    mark = pair_mark("folder 1", NAMES[turn % 5], photos(turn % 3).tobytes())
+                    cache.history.forget(pairs=[mark])
+                if turn == 30:
+                    cache.history.forget(contents=[content_mark(photos(3).tobytes())])
+                cache.record_photos(scope, names, contents, which=which)
+                lengths.append(sum(s.manifest.n_rows for s in cache.photo_segments()))
+        tables = [
+            (*zip(t.ids, t.scopes, map(bytes, t.digests), t.newest.tolist(), strict=True),)
+            for t in (Cache.open(cache.path).photo_table() for cache in caches)
+        ]
+        assert {*tables[0]} == {*tables[1]}
+    assert lengths[::2] == lengths[1::2]  # what is known was not recorded again
 
 
 def test_each_content_is_found_once_where_many_are_planned() -> None:

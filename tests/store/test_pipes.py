@@ -10,7 +10,7 @@ import pytest
 from embedcache import disk
 from embedcache.alike.groups import alike_contents
 from embedcache.errors import EmbedcacheError
-from embedcache.photos.digests import DigestMemo
+from embedcache.photos.memo import DigestMemo
 from embedcache.sharing.share import pull, push
 from embedcache.store.cache import Cache
 from embedcache.upkeep.compaction import compact
@@ -75,7 +75,7 @@ def test_a_pipe_in_local_is_as_good_as_nothing(name: str, cache: Cache, tmp_path
     shared = str(tmp_path / "shared")
     opened = Cache.open(cache.path)
     opened.places()
-    memo = DigestMemo.read(cache.local / "digests.npz")
+    memo = DigestMemo(cache.local / "digests.npz")
     memo.put("/a", 1, 0, bytes(32), 10**18)
     memo.write()
     push(opened, shared)

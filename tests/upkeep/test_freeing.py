@@ -123,6 +123,20 @@ def test_the_empty_space_disturbs_nobody_and_fills_again(cache: Cache, tmp_path:
     assert verify(cache).clean
 
 
+def test_a_name_means_the_vectors_that_are_left_where_others_of_that_name_were_freed(
+    cache: Cache,
+) -> None:
+    again = foreign("net", 12)
+    fill(cache.space(again, create=True), photos(1), name="net")
+    cache.remember_places({SPEC.digest: "net", again.digest: "net"})
+    for freed, left in ((SPEC, again), (again, SPEC)):
+        with pytest.raises(NoSuchSpace, match="holds 2 sets of vectors of 'net'"):
+            Cache.open(cache.path).find("net")
+        forget_space(Cache.open(cache.path), f"net#{freed.digest[:8]}")
+        assert Cache.open(cache.path).find("net").digest == left.digest
+        fill(Cache.open(cache.path).space(freed), photos(1))
+
+
 def test_copies_keep_it_and_bring_it_again_when_asked(cache: Cache, tmp_path: Path) -> None:
     remote = str(tmp_path / "remote")
     push(cache, remote)

@@ -4,9 +4,10 @@ to look them up by.
 Ten million ids as objects of Python take 1.5 GB, and in this form 250 MB.
 """
 
+import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, islice, pairwise
 from typing import Any, Self, SupportsIndex, overload
 
 import numpy as np
@@ -18,6 +19,7 @@ U64 = NDArray[np.uint64]
 Bool = NDArray[np.bool_]
 
 BLOCK_TEXTS = 1 << 16  # taken apart, hashed or compared at a time
+MANY = 1 << 20  # more texts than that are kept in one array
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that nothing is lost by it
 _FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)
 
@@ -41,16 +43,13 @@ class Texts(_Compared):
         self.text = text
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> Self:
-        """These texts; a lone surrogate becomes bytes that no stored text has."""
-        offsets, parts = np.zeros(len(texts) + 1, np.int64), []
-        for start in range(0, len(texts), BLOCK_TEXTS):
-            some = texts[start : start + BLOCK_TEXTS]
-            encoded = [text.encode("utf-8", "surrogatepass") for text in some]
-            offsets[start + 1 : start + 1 + len(some)] = [len(raw) for raw in encoded]
-            parts.append(b"".join(encoded))
-        np.cumsum(offsets, out=offsets)
-        return cls(offsets, np.frombuffer(b"".join(parts), np.uint8))
+    def of(cls, texts: Iterable[str]) -> Self:
+        """These texts, taken one after another; a lone surrogate becomes bytes that no stored text
+        has."""
+        made, rest = Growing(), iter(texts)
+        while some := list(islice(rest, BLOCK_TEXTS)):
+            made.add(some)
+        return cls(*made.arrays())
 
     @classmethod
     def joined(cls, parts: "Sequence[Texts]") -> Self:
@@ -78,14 +77,15 @@ class Texts(_Compared):
                 return [self[i] for i in rows]
             return [*Texts(self.offsets[rows.start : rows.stop + 1], self.text)]
         i = range(len(self))[at]
-        return self.text[self.offsets[i] : self.offsets[i + 1]].tobytes().decode()
+        raw = self.text[self.offsets[i] : self.offsets[i + 1]].tobytes()
+        return raw.decode("utf-8", "surrogatepass")
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), BLOCK_TEXTS):
             cuts = self.offsets[start : start + BLOCK_TEXTS + 1]
             raw = self.text[cuts[0] : cuts[-1]].tobytes()
             ends = (cuts - cuts[0]).tolist()
-            yield from (raw[a:b].decode() for a, b in pairwise(ends))
+            yield from (raw[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(ends))
 
     def __repr__(self) -> str:
         return f"<Texts: {len(self):,}>"
@@ -99,7 +99,7 @@ class Texts(_Compared):
         for start in range(0, len(rows), BLOCK_TEXTS):
             part = slice(start, start + BLOCK_TEXTS)
             cuts = offsets[start : start + BLOCK_TEXTS + 1]
-            text[cuts[0] : cuts[-1]] = self.text[_places(self.offsets[rows[part]], sizes[part])]
+            text[cuts[0] : cuts[-1]] = self.text[places(self.offsets[rows[part]], sizes[part])]
         return Texts(offsets, text)
 
     def hashes(self) -> U64:
@@ -119,12 +119,117 @@ class Texts(_Compared):
         at = np.flatnonzero(equal)
         for start in range(0, len(at), BLOCK_TEXTS):
             some = at[start : start + BLOCK_TEXTS]
-            mine = self.text[_places(self.offsets[rows[some]], sizes[some])]
-            theirs = other.text[_places(other.offsets[others[some]], sizes[some])]
+            mine = self.text[places(self.offsets[rows[some]], sizes[some])]
+            theirs = other.text[places(other.offsets[others[some]], sizes[some])]
             wrong = np.concatenate([[0], np.cumsum(mine != theirs)])
             ends = np.concatenate([[0], np.cumsum(sizes[some])])
             equal[some] = wrong[ends[1:]] == wrong[ends[:-1]]
         return equal
+
+
+class Growing:
+    """Texts to which more are added."""
+
+    def __init__(self) -> None:
+        self._sizes = [np.zeros(1, np.int64)]
+        self._text = bytearray()
+
+    def add(self, texts: Sequence[str]) -> None:
+        self.add_bytes([text.encode("utf-8", "surrogatepass") for text in texts])
+
+    def add_bytes(self, encoded: Sequence[bytes]) -> None:
+        self._sizes.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        self._text += b"".join(encoded)
+
+    def arrays(self) -> tuple[I64, U8]:
+        """offsets and text of `Texts`; nothing may be added afterwards."""
+        offsets = np.concatenate(self._sizes)
+        self._sizes = []
+        np.cumsum(offsets, out=offsets)
+        return offsets, np.frombuffer(self._text, np.uint8)
+
+
+class Below(_Compared):
+    """n paths: texts that are relative to a folder, or absolute."""
+
+    def __init__(self, folder: str, texts: Sequence[str]) -> None:
+        self._prefix = os.path.join(folder, "")
+        self._texts = texts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, at: SupportsIndex) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: SupportsIndex | slice) -> str | list[str]:
+        if isinstance(at, slice):
+            return [self._path(text) for text in self._texts[at]]
+        return self._path(self._texts[at.__index__()])
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._path, self._texts)
+
+    def __repr__(self) -> str:
+        return f"<Below {self._prefix}: {len(self):,}>"
+
+    def take(self, rows: I64) -> "Below":
+        """Some of the paths, in this order."""
+        return Below(self._prefix, some_of(self._texts, rows))
+
+    def _path(self, text: str) -> str:
+        return text if text[:1] == os.sep else self._prefix + text
+
+
+def repeated(texts: Texts) -> I64:
+    """The rows whose text occurs more than once, ascending; rarely a few others."""
+    hashes = texts.hashes()
+    in_order = np.sort(hashes)
+    again = in_order[1:][in_order[1:] == in_order[:-1]]
+    return np.flatnonzero(np.isin(hashes, again)) if len(again) else np.empty(0, np.int64)
+
+
+def met(ascending: U64, hashes: U64) -> tuple[I64, U64, I64]:
+    """Those of n hashes that are among some others, which ascend: (their rows in the order of their
+    hashes, the hashes, where each begins among the others)."""
+    order = np.argsort(hashes, kind="stable")  # in this order neighbours share cache lines
+    hashes = hashes[order]
+    at = np.minimum(np.searchsorted(ascending, hashes), max(0, len(ascending) - 1))
+    some = np.flatnonzero(ascending[at] == hashes) if len(ascending) else at[:0]
+    return order[some], hashes[some], at[some]
+
+
+def last_of(
+    texts: Texts, hashes: U64, rows: NDArray[Any], asked: Texts, wanted: U64, at: I64
+) -> I64:
+    """The last row of each of k texts, asked[at], whose hashes are `wanted`; -1 for none: (k,).
+
+    hashes, rows: of some texts the hash, ascending, and whose it is; of one hash ascending.
+    """
+    found = np.full(len(at), -1, np.int64)
+    place = np.searchsorted(hashes, wanted, "right") - 1
+    pending = np.arange(len(at))
+    while len(pending := pending[place[pending] >= 0]):
+        pending = pending[hashes[place[pending]] == wanted[pending]]
+        here = rows[place[pending]].astype(np.int64)
+        same = texts.same(here, asked, at[pending])
+        found[pending[same]] = here[same]
+        pending = pending[~same]  # another text with this hash
+        place[pending] -= 1
+    return found
+
+
+def few_as_tuple(texts: Sequence[str]) -> Sequence[str]:
+    """A tuple, where there are not many; else the texts as they are."""
+    return texts if len(texts) > MANY else tuple(texts)
+
+
+def some_of(texts: Sequence[str], rows: I64) -> Sequence[str]:
+    """Some of the texts, in this order, in the form in which they are."""
+    if isinstance(texts, Texts | Below):
+        return texts.take(rows)
+    return tuple([texts[i] for i in rows.tolist()])
 
 
 class Repeats(_Compared):
@@ -172,7 +277,7 @@ def _hashed(words: U64, starts: I64, sizes: I64) -> U64:
     return found
 
 
-def _places(starts: I64, sizes: I64) -> NDArray[Any]:
-    """Where the bytes of some texts lie, one text after another."""
+def places(starts: I64, sizes: I64) -> NDArray[Any]:
+    """The numbers from each of n starts on, so many of each, one after another."""
     ends = np.cumsum(sizes)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + sizes, sizes)
