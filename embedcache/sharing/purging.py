@@ -173,11 +173,36 @@ def delete_segment(copy: SharedCopy, space: ListedSpace, segment: str) -> None:
             copy.remote.delete(f"{key}/{path}")
 
 
+def end_deletions(copy: SharedCopy) -> list[str]:
+    """Delete what the log names and still lies there, as after a run that was cut off.
+
+    Returns sentences about files of others, which stay.
+    """
+    gone, notes = copy.log.known.gone, list[str]()
+    for root in ROOTS:
+        for space in copy.listing.spaces(root).values():
+            for segment, files in space.segments.items():
+                if f"{space.set_key}/{segment}" in gone:
+                    delete_segment(copy, space, segment)
+                    if not all(map(is_our_name, files)):
+                        notes.append(_of_others(copy, f"{space.key}/segments/{segment}"))
+            for key in copy.remote.leftovers(f"{space.key}/segments"):
+                if key.rpartition("/")[2].startswith((".gone-", ".old-")):
+                    _delete_hidden(copy, key, notes)
+    return notes
+
+
+def _delete_hidden(copy: SharedCopy, key: str, notes: list[str]) -> None:
+    copy.remote.delete(key, ours=is_our_name)
+    if next(iter(copy.remote.list(f"{key}/")), None) is not None:
+        notes.append(_of_others(copy, key))
+
+
 def _finish(
     copy: SharedCopy, cache: Cache, counts: MoveCounts, only: Collection[str] | None
 ) -> None:
     """Finish deletions that were cut off, and name what may still hold forgotten rows."""
-    gone = copy.log.known.gone
+    counts.notes += end_deletions(copy)
     own = f"-{staging_of(cache)}"
     pinned = copy.pinned()
     unread = any(copy.refusals.of(entry.key) for entry in copy.listing.entries("refs"))
@@ -185,13 +210,9 @@ def _finish(
     ours = {(store.key, segment.id) for store in cache.sets() for segment in store.segments()}
     ours |= {(key, name) for key, _, name in (s.partition("/") for s in cache.history.log().gone)}
     for root in ROOTS:
-        for space in copy.listing.spaces(root).values():
+        for space in copy.spaces(root).values():
             for segment in list(space.segments):
-                if f"{space.set_key}/{segment}" in gone:
-                    delete_segment(copy, space, segment)
-                    if not all(map(is_our_name, space.segments[segment])):
-                        counts.notes.append(_of_others(copy, f"{space.key}/segments/{segment}"))
-                elif MANIFEST in space.segments[segment] or only is not None:
+                if MANIFEST in space.segments[segment] or only is not None:
                     continue
                 elif ref := pinned.get(f"{space.set_key}/{segment}"):
                     counts.problems.append(_pinned(copy, space, segment, ref))
@@ -201,10 +222,8 @@ def _finish(
                     counts.notes.append(_unfinished(copy, f"{space.key}/segments/{segment}"))
             for key in copy.remote.leftovers(f"{space.key}/segments"):
                 name = key.rpartition("/")[2]
-                if name.startswith((".gone-", ".old-")) or name.endswith(own):
-                    copy.remote.delete(key, ours=is_our_name)
-                    if next(iter(copy.remote.list(f"{key}/")), None) is not None:
-                        counts.notes.append(_of_others(copy, key))
+                if name.endswith(own):
+                    _delete_hidden(copy, key, counts.notes)
                 elif name.startswith(".push-") and only is None:
                     counts.notes.append(_unfinished(copy, key))
 
