@@ -5,7 +5,6 @@ changed so recently that it may change again within one tick of its clock.
 """
 
 import errno
-import fcntl
 import hashlib
 import io
 import os
@@ -25,8 +24,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from embedcache import disk
-from embedcache.errors import Damaged
+from embedcache import disk, locks
+from embedcache.errors import CacheError, Damaged
 
 MAX_FILE_BYTES = 256 * 2**20
 """A larger file is not read: `too_large_file`."""
@@ -181,11 +180,11 @@ class DigestMemo:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; a file system without locks costs what two writers would merge."""
+    """Hold the lock file `path`; without the lock it costs what two writers would merge."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # it may be no file of ours
     with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError, CacheError):
+            locks.take(file.fileno(), path)
         yield
 
 

@@ -214,7 +214,7 @@ def _finish(
             for segment in list(space.segments):
                 if MANIFEST in space.segments[segment] or only is not None:
                     continue
-                elif ref := pinned.get(f"{space.set_key}/{segment}"):
+                if ref := pinned.get(f"{space.set_key}/{segment}"):
                     counts.problems.append(_pinned(copy, space, segment, ref))
                 elif (space.set_key, segment) in ours and not unread:
                     delete_segment(copy, space, segment)

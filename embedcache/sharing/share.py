@@ -9,7 +9,6 @@ appears on the other side whole (its manifest comes last) or not at all. Photo i
 anything that names a person or a path, stay home unless they are asked for.
 """
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache import disk
+from embedcache import disk, locks
 from embedcache.errors import CacheError, Damaged, InputError, RemoteError
 from embedcache.remotes.remote import Remote
 from embedcache.sharing.announcing import There, send_marks, send_refs
@@ -312,7 +311,7 @@ def alone(cache: Cache) -> Iterator[None]:
         return
     fd = os.open(cache.local / "push.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.lockf(fd, fcntl.LOCK_EX)
+        locks.take(fd, cache.local / "push.lock", record=True, patient=True)
         yield
     finally:
         os.close(fd)

@@ -1,5 +1,6 @@
 """`compact --remote` that is killed anywhere: running it again ends it, on every kind of remote."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,9 +73,8 @@ def test_killed_amid_its_requests_it_ends_when_it_is_run_again(
     push(make("a", [0, 1], [2], [3]), remote)
     methods = ("delete",) if amid == "deleting" else ("write", "create")
     dying = Dying(remote, lambda method, key: method in methods and "/segments/2" in key, nth)
-    with pytest.raises(Killed):
+    with contextlib.suppress(Killed):  # it may have fewer requests
         compact_remote(dying, b)
-        raise Killed  # it had fewer requests
     ended(remote, b, make)
 
 

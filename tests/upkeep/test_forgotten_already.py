@@ -1,4 +1,4 @@
-"""A `forget` that is run again: what a tombstone names is forgotten already, and that is no error."""
+"""A `forget` that is run again: what a tombstone names is forgotten already, which is no error."""
 
 from pathlib import Path
 from typing import Any
