@@ -102,6 +102,12 @@ def whole(remote: Remote, make: Make, *expected: int, pinned: set[int] | None = 
         assert {n for n in range(10) if found[n]} == pinned
 
 
+def gaps(remote: Remote) -> list[str]:
+    """What refs, and manifests, promise there and is not there."""
+    found = verify_remote(remote).findings
+    return [text for text in found if "is missing" in text or "pins segment" in text]
+
+
 CHANGES: dict[str, Callable[[Cache], object]] = {
     "forget": lambda cache: forget(cache, ["1"]),
     "compact": lambda cache: compact(cache),
@@ -125,6 +131,7 @@ def test_no_ref_is_sent_onto_what_a_purge_took_for_abandoned(
     meanwhile = fakes.Meanwhile(remote, WHENS[when](), purge)
     done = push(x, meanwhile)
     assert meanwhile.happened
+    assert gaps(remote) == []
     for _ in range(2):
         if not done.problems:
             break
@@ -151,6 +158,7 @@ def test_a_push_that_ends_just_before_the_purge_enters_it_keeps_its_rows(
         push(a, meanwhile, purge=True)
         if not meanwhile.happened:
             push(x, remote)
+        assert gaps(remote) == []
     push(Cache.open(a.path), remote, purge=True)
     whole(remote, make, *{0, 1, 2, 3} - ({1} if change == "forget" else set()))
     assert change != "forget" or row_of(1) not in there(remote)
@@ -168,6 +176,7 @@ def test_a_purge_that_pauses_before_it_deletes_takes_nothing_of_a_push_that_ende
     meanwhile = fakes.Meanwhile(remote, deletes, lambda: push(x, remote))
     push(a, meanwhile, purge=True)
     assert meanwhile.happened
+    assert gaps(remote) == []
     fill(x.space(SPEC), photos(5))
     assert not push(x, remote).problems
     push(a, remote, purge=True)
