@@ -28,6 +28,8 @@ def look_again(
     is deleted, and their rows need new ids. And those whose files are not all there, after what is
     missing was sent again.
     """
+    if not published:
+        return set(), set()
     now = copy.again()
     gone = now.log.read().gone
     removed = {name for name in published if "/".join(_in_log(name)) in gone}
