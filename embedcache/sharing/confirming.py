@@ -1,5 +1,6 @@
 """WRITE, after publishing: a push succeeded once its segments are seen, without forgotten rows."""
 
+import contextlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -43,18 +44,19 @@ def look_again(
             key, segment = name
             space = spaces.get(key, ListedSpace(root, key.partition("/")[2]))
             if name in removed:
-                if space.segments.get(segment):
+                with contextlib.suppress(Denied):  # any purge may end it
                     delete_segment(now, space, segment)
                 continue
-            files = published[name].files
             listed = space.segments.get(segment, {})
-            if not listed:  # of a listing that is old; `confirm` opens it by name
+            if _is_there(now, f"{key}/segments/{segment}", published[name], listed):
                 continue
+            files = published[name].files
             lacking = [p for p, (n, _) in files.items() if p not in listed or listed[p].size != n]
+            lacking += [MANIFEST] if MANIFEST not in listed else []
             source = here.get(_in_log(name))
-            if lacking and source is not None and source.manifest.files == files:
+            if source is not None and source.manifest.files == files:
                 send_again(now, key, source, (*lacking,), pool)
-            elif lacking:
+            else:
                 incomplete.add(name)
     return removed, incomplete
 

@@ -181,3 +181,32 @@ def test_a_purge_that_pauses_before_it_deletes_takes_nothing_of_a_push_that_ende
     assert not push(x, remote).problems
     push(a, remote, purge=True)
     whole(remote, make, 0, 1, 2, 3, 5, pinned={0, 1, 2, 3})
+
+
+@pytest.mark.parametrize("what", ["/embedding/c/", f"/{MANIFEST}", "/segments/2"])
+def test_what_somebody_deletes_during_a_push_is_sent_again_before_a_ref_is(
+    what: str, a: Cache, remote: Remote, make: Make
+) -> None:
+    write_ref(a, "paper")
+
+    def lose() -> None:
+        for entry in [*remote.list("spaces/")]:
+            if what in entry.key:
+                remote.delete(entry.key)
+
+    n_whole = [0]
+
+    def then(method: str, key: str) -> bool:
+        n_whole[0] += manifest(method, key)
+        return n_whole[0] == 2 and method == "list"
+
+    losing, looks = fakes.Meanwhile(remote, then, lose), list[list[str]]()
+    watched = fakes.Meanwhile(
+        losing,
+        lambda method, key: key == "refs/paper.json",
+        lambda: looks.append(gaps(remote)),
+    )
+    assert push(a, watched).problems == ()
+    assert losing.happened
+    assert looks == [[]]
+    whole(remote, make, 0, 1, 2, 3, pinned={0, 1, 2, 3})
