@@ -249,8 +249,7 @@ def push(
         if counts.new_copy and not dry_run:
             copy.begin()
         send_marks(copy, cache, counts, dry_run=dry_run)
-        published: Published = {}
-        there = _there(plan, published)
+        published, there = Published(), _there(plan, {})
         if not dry_run:
             copy, published, there = _send(copy, cache, plan, planned, pool, progress)
         if not (backbones or specs):
@@ -264,11 +263,15 @@ def push(
             purge_segments(copy, cache, pool, counts, dry_run=dry_run)
         else:
             counts.problems += _unhealed(copy, cache, plan.unhealed)
+    _count(plan, counts)
+    return _moved("push", copy, cache, counts, dry_run=dry_run, started=started)
+
+
+def _count(plan: PushPlan, counts: MoveCounts) -> None:
     counts.segments, counts.rows, counts.failures = plan.segments, plan.rows, plan.failures
     counts.bytes, counts.ids, counts.already_there = plan.n_bytes, plan.ids, plan.already_there
     counts.withheld, counts.still_here = plan.withheld, plan.still_here
     counts.notes += plan.notes
-    return _moved("push", copy, cache, counts, dry_run=dry_run, started=started)
 
 
 def _send(
