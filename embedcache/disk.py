@@ -6,7 +6,6 @@ Every byte that a cache gains goes through `write_all` or `write_at`, and become
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import os
@@ -24,7 +23,7 @@ from embedcache.errors import CacheError, Damaged
 Bytes = bytes | memoryview
 
 _SYNC = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _LINKS = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EMLINK)
 _ADVICE = {
     errno.ENOSPC: "the disk is full: make room, then rerun the command",
@@ -139,7 +138,7 @@ def publish(path: Path, data: Bytes, *, contested: bool = False) -> None:
             if not os.path.samefile(temporary, path):
                 raise
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in NO_LINKS:
                 raise
             if contested:
                 _claim(temporary, path)
@@ -314,20 +313,6 @@ def delete_folder(path: Path, *, ours: Callable[[str], bool] | None = None) -> b
                 remove_empty(Path(parent, name))
     remove_empty(path)
     return not path.exists()
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Let one process at a time rename folders in `folder`, where its file system has locks."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)  # a process that was forked meanwhile has it open too
-        os.close(fd)
 
 
 def remove_empty(path: Path | str) -> None:

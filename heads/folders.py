@@ -15,6 +15,7 @@ from pathlib import Path
 
 from embedcache import disk
 from embedcache.errors import HeadError
+from embedcache.locks import alone_in
 from heads.outputs import LIST, encode_list, free_name, is_own, listed
 
 _BESIDE = re.compile(r"\.(.+)\.(new-)?[0-9a-f]{8}-[0-9a-f]{8}-\d+-\d+")  # on its way
@@ -32,7 +33,7 @@ def replace_folder(folder: str | Path, marker: str, fill: Callable[[Path], None]
         folder = folder.resolve()
     _kept(folder, marker)  # says what is wrong with it before anything is made
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with disk.alone_in(folder.parent):
+    with alone_in(folder.parent, patient=True):
         bring_back(folder)
         _replace(folder, marker, fill)
     return folder
@@ -67,7 +68,7 @@ def holds_earlier(folder: str | Path, marker: str) -> bool:
     """
     folder = Path(folder)
     if folder.resolve().parent.is_dir():
-        with disk.alone_in(folder.resolve().parent):
+        with alone_in(folder.resolve().parent, patient=True):
             bring_back(folder.resolve())
     _kept(folder, marker)
     return folder.is_dir() and any(folder.iterdir())

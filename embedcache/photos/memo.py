@@ -5,7 +5,6 @@ memory at once. Its arrays: `paths`, UTF-8 with a zero byte between two; `sizes`
 (n,); `digests`, uint8 (n, 32).
 """
 
-import fcntl
 import math
 import os
 import struct
@@ -20,8 +19,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache import disk
-from embedcache.errors import Damaged
+from embedcache import disk, locks
+from embedcache.errors import CacheError, Damaged
 from embedcache.texts import Growing, Texts, last_of, met, places, some_of
 
 CLOCK_RESOLUTION_NS = 2_000_000_000
@@ -274,9 +273,9 @@ def _opened(stored: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, .
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; a file system without locks costs what two writers would merge."""
+    """Hold the lock file `path`; without the lock it costs what two writers would merge."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # it may be no file of ours
     with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError, CacheError):
+            locks.take(file.fileno(), path)
         yield

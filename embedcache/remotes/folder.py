@@ -20,13 +20,9 @@ class LocalFiles:
         self._root = root
 
     def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
-        parts = PurePosixPath(folder).parts
-        for n in range(len(parts)):
-            place = PurePosixPath(*parts[: n + 1])
-            found = (self._root / place).lstat()
-            if not stat.S_ISDIR(found.st_mode):
-                yield str(place), UNSEEN, LINK if stat.S_ISLNK(found.st_mode) else NO_FOLDER
-                return
+        if instead := self._no_folder(folder):
+            yield instead
+            return
         waiting = [PurePosixPath(folder)]
         looks = Looks()
         while waiting:
@@ -114,9 +110,8 @@ class LocalFiles:
         return True
 
     def hidden(self, folder: str) -> list[str]:
-        place = self._root / folder
         try:
-            names = os.listdir(place) if stat.S_ISDIR(place.lstat().st_mode) or not folder else []
+            names = [] if self._no_folder(folder) else os.listdir(self._root / folder)
         except FileNotFoundError:
             return []
         return sorted(name for name in names if name.startswith("."))
@@ -136,6 +131,16 @@ class LocalFiles:
             disk.delete_folder(place, ours=ours)
         else:
             disk.remove_folder(place)
+
+    def _no_folder(self, folder: str) -> tuple[str, int, str] | None:
+        """What stands in the place of a folder, or of one that it lies in; None for folders."""
+        parts = PurePosixPath(folder).parts
+        for n in range(len(parts)):
+            place = PurePosixPath(*parts[: n + 1])
+            found = (self._root / place).lstat()
+            if not stat.S_ISDIR(found.st_mode):
+                return str(place), UNSEEN, LINK if stat.S_ISLNK(found.st_mode) else NO_FOLDER
+        return None
 
     def _place(self, path: str) -> Path:
         """Where `path` is written; Damaged where a link on the way would lead elsewhere."""

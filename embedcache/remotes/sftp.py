@@ -72,13 +72,9 @@ class SftpFiles:
             self.failures += (paramiko.SSHException,)
 
     def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
-        place = ""
-        for part in folder.split("/") if folder else ():
-            place = f"{place}/{part}".lstrip("/")
-            mode = self._ftp.lstat(self._path(place)).st_mode or 0
-            if not stat.S_ISDIR(mode):
-                yield place, UNSEEN, LINK if stat.S_ISLNK(mode) else NO_FOLDER
-                return
+        if found := self._no_folder(folder):
+            yield found
+            return
         waiting = [folder]
         looks = Looks()
         while waiting:
@@ -164,7 +160,7 @@ class SftpFiles:
 
     def hidden(self, folder: str) -> list[str]:
         try:
-            names = self._ftp.listdir(self._path(folder))
+            names = [] if self._no_folder(folder) else self._ftp.listdir(self._path(folder))
         except FileNotFoundError:
             return []
         return sorted(str(name) for name in names if str(name).startswith("."))
@@ -182,10 +178,24 @@ class SftpFiles:
         return bool(self._fs.exists(self._path(path)))
 
     def remove(self, path: str, *, ours: Ours | None = None) -> None:
-        if self._fs.isdir(self._path(path)):
+        try:
+            mode = self._ftp.lstat(self._path(path)).st_mode or 0
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(mode):
             self._clear(path, "", ours)
-        elif self._fs.exists(self._path(path)):
+        else:  # of a link only the link goes, never what it leads to
             self._ftp.remove(self._path(path))
+
+    def _no_folder(self, folder: str) -> tuple[str, int, str] | None:
+        """What stands in the place of a folder, or of one that it lies in; None for folders."""
+        place = ""
+        for part in folder.split("/") if folder else ():
+            place = f"{place}/{part}".lstrip("/")
+            mode = self._ftp.lstat(self._path(place)).st_mode or 0
+            if not stat.S_ISDIR(mode):
+                return place, UNSEEN, LINK if stat.S_ISLNK(mode) else NO_FOLDER
+        return None
 
     def _clear(self, folder: str, inside: str, ours: Ours | None) -> bool:
         """Remove what is ours below `folder`/`inside`; returns whether nothing is left."""

@@ -1,19 +1,70 @@
 """WRITE, after publishing: a push succeeded once its segments are seen, without forgotten rows."""
 
+import contextlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from embedcache.errors import RemoteError
 from embedcache.remotes.patience import read_small
 from embedcache.remotes.remote import Denied, ListedObject
+from embedcache.sharing.listing import ListedSpace
 from embedcache.sharing.moved import MoveCounts
-from embedcache.sharing.purging import purge
+from embedcache.sharing.purging import delete_segment, purge
 from embedcache.sharing.seen import SeenWhole
-from embedcache.sharing.sending import Published
+from embedcache.sharing.sending import Published, send_again
 from embedcache.sharing.shared_copy import Marks, SharedCopy
 from embedcache.store.cache import Cache
 from embedcache.store.manifest import MANIFEST, Manifest
 from embedcache.store.sealed import MAX_MANIFEST_BYTES
+
+Name = tuple[str, str]  # key of a space, segment id
+
+
+def look_again(
+    copy: SharedCopy, cache: Cache, pool: ThreadPoolExecutor, published: Published
+) -> tuple[set[Name], set[Name]]:
+    """Look at what was published before anything is announced: (removed, incomplete).
+
+    Segments that the log names as removed, as a purge took them for abandoned: what is left of them
+    is deleted, and their rows need new ids. And those whose files are not all there, after what is
+    missing was sent again.
+    """
+    if not published:
+        return set(), set()
+    now = copy.again()
+    gone = now.log.read().gone
+    removed = {name for name in published if "/".join(_in_log(name)) in gone}
+    incomplete = set[Name]()
+    here = {
+        (store.key, segment.id): segment for store in cache.sets() for segment in store.segments()
+    }
+    for root in sorted({key.split("/")[0] for key, _ in published}):
+        spaces = {space.key: space for space in now.listing.spaces(root).values()}
+        for name in (one for one in published if one[0].split("/")[0] == root):
+            key, segment = name
+            space = spaces.get(key, ListedSpace(root, key.partition("/")[2]))
+            if name in removed:
+                with contextlib.suppress(Denied):  # any purge may end it
+                    delete_segment(now, space, segment)
+                continue
+            listed = space.segments.get(segment, {})
+            if _is_there(now, f"{key}/segments/{segment}", published[name], listed):
+                continue
+            files = published[name].files
+            lacking = [p for p, (n, _) in files.items() if p not in listed or listed[p].size != n]
+            lacking += [MANIFEST] if MANIFEST not in listed else []
+            source = here.get(_in_log(name))
+            if source is not None and source.manifest.files == files:
+                send_again(now, key, source, (*lacking,), pool)
+            else:
+                incomplete.add(name)
+    return removed, incomplete
+
+
+def _in_log(name: Name) -> tuple[str, str]:
+    """(name of the set, segment id), as the log has it."""
+    key, segment = name
+    return key.partition("/")[2] or key, segment
 
 
 def confirm(
@@ -85,4 +136,4 @@ def _left(copy: SharedCopy) -> RemoteError:
 
 def set_names(published: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
     """(key of a space, segment id) as the log of removals names them: (set, segment id)."""
-    return {(key.partition("/")[2] or key, segment) for key, segment in published}
+    return {*map(_in_log, published)}

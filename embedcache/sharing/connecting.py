@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from embedcache import disk
+from embedcache import disk, locks
 from embedcache.errors import CacheError
 from embedcache.remotes.address import parse_address
 from embedcache.remotes.opening import choose, open_remote
@@ -114,7 +114,7 @@ def _new_staging_digits(cache: Cache) -> str:
     """
     path = cache.local / "staging"
     with open(path.with_name("staging.lock"), "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locks.take(file.fileno(), path.with_name("staging.lock"))
         if not (text := _staging_digits(path)):
             text = os.urandom(4).hex()
             disk.replace(path, text.encode())
@@ -144,7 +144,10 @@ def read_only_lock(cache: Cache, *, wait: bool = True) -> Iterator[None]:
     """
     fd = os.open(cache.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if wait:
+            locks.take(fd, cache.path, patient=True)
+        else:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(fd)

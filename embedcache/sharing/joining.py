@@ -5,8 +5,11 @@ is sent; then one entry of the log takes away the segments whose rows are all in
 store is compacted so, where nobody can open the shared copy as a cache.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +20,7 @@ from embedcache.sharing.confirming import confirm
 from embedcache.sharing.listing import ListedSpace
 from embedcache.sharing.litter import clear_litter
 from embedcache.sharing.moved import MoveCounts, workers
-from embedcache.sharing.purging import delete_segment
+from embedcache.sharing.purging import delete_segment, end_deletions
 from embedcache.sharing.seen import SeenWhole
 from embedcache.sharing.segments import RemoteSegment
 from embedcache.sharing.sending import Published, send_segment
@@ -27,6 +30,7 @@ from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, OK
 from embedcache.store.log import MAX_SEGMENTS, Entry, Gone, Log
 from embedcache.store.manifest import MANIFEST
+from embedcache.store.sealed import MAX_LIST_BYTES
 from embedcache.upkeep.compaction import COMPACT_ROWS, Compacted
 from embedcache.upkeep.compaction import compact as join
 from embedcache.upkeep.local import clear_outgoing
@@ -59,14 +63,18 @@ def compact_remote(
                 more = f", for {counted(len(problems), 'problem')}" if problems[1:] else ""
                 raise RemoteError(problems[0], asked=f"nothing was joined{more}")
             join(scratch, target_rows=target_rows)
-            done = _exchange(copy.again(), scratch, pool)
+            sending = _Sending.of(cache, copy.remote)
+            done = _exchange(copy.again(), scratch, pool, sending)
+            sending.end(copy.again())
             clear_litter(copy.again(), cache)
             return done
         finally:
             disk.remove_folder(folder)
 
 
-def _exchange(copy: SharedCopy, scratch: Cache, pool: ThreadPoolExecutor) -> Compacted:
+def _exchange(
+    copy: SharedCopy, scratch: Cache, pool: ThreadPoolExecutor, sending: "_Sending"
+) -> Compacted:
     """Send the segments of `scratch` that are not there; remove those that it makes needless."""
     spaces = {space.digest: space for root in ROWS for space in copy.spaces(root).values()}
     n_before = sum(len(space.segments) - space.unfinished for space in spaces.values())
@@ -77,12 +85,17 @@ def _exchange(copy: SharedCopy, scratch: Cache, pool: ThreadPoolExecutor) -> Com
     holders = {f"{key}/{segment.id}" for key, some in made.items() for segment in some}
     # A removed id is never sent again, and neither is a row that was forgotten since it came.
     _require_unchanged(copy, holders, copy.log.read(), marks)
+    lacking = {
+        key: [one for one in some if MANIFEST not in spaces[key].segments.get(one.id, {})]
+        for key, some in made.items()
+    }
+    sending.begin(f"{key}/{one.id}" for key, some in lacking.items() for one in some)
     published: Published = {}
     victims, rows = list[Victim](), 0
     for key, some in made.items():
         space = spaces[key]
         for segment in some:
-            if MANIFEST not in space.segments.get(segment.id, {}):
+            if segment in lacking[key]:
                 send_segment(copy, space.key, segment, pool, lambda n: None)
                 published[space.key, segment.id] = segment.manifest
                 rows += segment.manifest.n_rows
@@ -143,12 +156,42 @@ def _remove(
 
         copy.log.append(decide)
         removed += chosen
-    gone = copy.log.known.gone
-    for root in ROWS:  # also what somebody who was cut off has left
-        for space in copy.listing.spaces(root).values():
-            for name in [n for n in space.segments if f"{space.set_key}/{n}" in gone]:
-                delete_segment(copy, space, name)
+    end_deletions(copy)  # also what somebody who was cut off has left
     return removed
+
+
+@dataclass(slots=True)
+class _Sending:
+    """What compactions of one shared copy by one cache began to send, on disk until they end.
+
+    Each time they make segments of their own, so that nothing else knows half-sent ones by name.
+    path: a file with a line for each, by its name in the log.
+    """
+
+    path: Path
+    names: set[str]
+
+    @classmethod
+    def of(cls, cache: Cache, remote: Remote) -> "_Sending":
+        path = cache.local / f"joining-{sha256(remote.name.encode()).hexdigest()[:16]}"
+        raw = disk.read_kept(path, limit=MAX_LIST_BYTES) or b""
+        return cls(path, {*raw.decode("ascii", "replace").split()})
+
+    def begin(self, names: Iterable[str]) -> None:
+        self.names.update(names)
+        if self.names:
+            disk.replace(self.path, "\n".join(sorted(self.names)).encode())
+
+    def end(self, copy: SharedCopy) -> None:
+        """Delete what was sent in part by a run that was cut off, then the file."""
+        kept = _pinned(copy, copy.log.read()) if self.names else set[str]()
+        for root in ROWS if self.names else ():
+            for space in copy.spaces(root).values():
+                for segment, files in list(space.segments.items()):
+                    name = f"{space.set_key}/{segment}"
+                    if MANIFEST not in files and name in self.names and name not in kept:
+                        delete_segment(copy, space, segment)
+        self.path.unlink(missing_ok=True)
 
 
 def _require_unchanged(copy: SharedCopy, holders: Collection[str], log: Log, marks: Marks) -> None:

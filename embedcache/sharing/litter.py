@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator
 
 from embedcache import disk
-from embedcache.remotes.remote import Denied
+from embedcache.errors import RemoteError
+from embedcache.remotes.patience import read_small
+from embedcache.remotes.remote import Denied, Unreachable
 from embedcache.sharing.connecting import staging_of
 from embedcache.sharing.listing import ROOTS
 from embedcache.sharing.shared_copy import SharedCopy
@@ -17,7 +19,9 @@ from embedcache.store.cache import Cache
 from embedcache.store.disposal import is_our_name, ours_in_hidden
 from embedcache.store.journal import LEASE_SECONDS
 from embedcache.store.log import FOLDER as LOG
+from embedcache.store.refs import MAX_REF_BYTES
 from embedcache.store.salvage import own_litter
+from embedcache.store.sealed import own_digest
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
 from embedcache.store.tombstones import LIFTS
 
@@ -52,8 +56,28 @@ def clear_litter(copy: SharedCopy, cache: Cache) -> None:
                         copy.remote.delete(key, ours=is_our_name)
         for key in abandoned(copy):
             name = key.rpartition("/")[2]
-            if not _WITH_ROWS.fullmatch(name):
+            if not _WITH_ROWS.fullmatch(name) and _may_go(copy, key):
                 copy.remote.delete(key, ours=ours_in_hidden(name))
+
+
+def _may_go(copy: SharedCopy, key: str) -> bool:
+    """Whether nothing is lost with a hidden name: a ref that somebody put aside gets its own back.
+
+    That is one which the log acknowledges; a writer that was killed leaves others.
+    """
+    ref, dot, _ = key.removeprefix("refs/.").partition(".json.")
+    if not key.startswith("refs/.") or not dot:
+        return True
+    try:
+        raw = read_small(copy.remote, key, limit=MAX_REF_BYTES)
+        if (ref, own_digest(raw)) not in copy.log.read().acknowledged:
+            return True
+        copy.remote.create(f"refs/{ref}.json", raw)
+        return read_small(copy.remote, f"refs/{ref}.json", limit=MAX_REF_BYTES) == raw
+    except (Unreachable, Denied):
+        raise
+    except (RemoteError, FileNotFoundError):  # a folder, or gone by now
+        return True
 
 
 def advice_on(copy: SharedCopy, key: str) -> str:

@@ -82,7 +82,7 @@ def purge(
             _count(victims, counts)
             return
         if not victims and not now.is_outdated():
-            _finish(now, cache, counts, only)
+            _finish(now, cache, pool, counts, only)
             counts.problems += now.problems()  # they may hold forgotten rows
             return
         _count([v for v in victims if _replace(now, cache, pool, v, marks)], counts)
@@ -173,40 +173,114 @@ def delete_segment(copy: SharedCopy, space: ListedSpace, segment: str) -> None:
             copy.remote.delete(f"{key}/{path}")
 
 
+def end_deletions(copy: SharedCopy) -> list[str]:
+    """Delete what the log names and still lies there, as after a run that was cut off.
+
+    Returns sentences about files of others, which stay.
+    """
+    gone, notes = copy.log.known.gone, list[str]()
+    for root in ROOTS:
+        for space in copy.listing.spaces(root).values():
+            for segment, files in space.segments.items():
+                if f"{space.set_key}/{segment}" in gone:
+                    delete_segment(copy, space, segment)
+                    if not all(map(is_our_name, files)):
+                        notes.append(_of_others(copy, f"{space.key}/segments/{segment}"))
+            for key in copy.remote.leftovers(f"{space.key}/segments"):
+                if key.rpartition("/")[2].startswith((".gone-", ".old-")):
+                    _delete_hidden(copy, key, notes)
+    return notes
+
+
+def _delete_hidden(copy: SharedCopy, key: str, notes: list[str]) -> None:
+    copy.remote.delete(key, ours=is_our_name)
+    if next(iter(copy.remote.list(f"{key}/")), None) is not None:
+        notes.append(_of_others(copy, key))
+
+
 def _finish(
-    copy: SharedCopy, cache: Cache, counts: MoveCounts, only: Collection[str] | None
+    copy: SharedCopy,
+    cache: Cache,
+    pool: ThreadPoolExecutor,
+    counts: MoveCounts,
+    only: Collection[str] | None,
 ) -> None:
     """Finish deletions that were cut off, and name what may still hold forgotten rows."""
-    gone = copy.log.known.gone
+    counts.notes += end_deletions(copy)
     own = f"-{staging_of(cache)}"
     pinned = copy.pinned()
     unread = any(copy.refusals.of(entry.key) for entry in copy.listing.entries("refs"))
-    # Unfinished pushes of segments of this cache, which no other process pushes meanwhile.
-    ours = {(store.key, segment.id) for store in cache.sets() for segment in store.segments()}
-    ours |= {(key, name) for key, _, name in (s.partition("/") for s in cache.history.log().gone)}
+    digests = _segments_of(cache)
     for root in ROOTS:
-        for space in copy.listing.spaces(root).values():
+        for space in copy.spaces(root).values():
             for segment in list(space.segments):
-                if f"{space.set_key}/{segment}" in gone:
-                    delete_segment(copy, space, segment)
-                    if not all(map(is_our_name, space.segments[segment])):
-                        counts.notes.append(_of_others(copy, f"{space.key}/segments/{segment}"))
-                elif MANIFEST in space.segments[segment] or only is not None:
+                name = f"{space.set_key}/{segment}"
+                if MANIFEST in space.segments[segment] or only is not None:
                     continue
-                elif ref := pinned.get(f"{space.set_key}/{segment}"):
+                if ref := pinned.get(name):
                     counts.problems.append(_pinned(copy, space, segment, ref))
-                elif (space.set_key, segment) in ours and not unread:
-                    delete_segment(copy, space, segment)
+                elif name in digests and not unread:
+                    counts.problems += _withdraw(copy, cache, pool, space, segment, digests[name])
                 else:
                     counts.notes.append(_unfinished(copy, f"{space.key}/segments/{segment}"))
             for key in copy.remote.leftovers(f"{space.key}/segments"):
                 name = key.rpartition("/")[2]
-                if name.startswith((".gone-", ".old-")) or name.endswith(own):
-                    copy.remote.delete(key, ours=is_our_name)
-                    if next(iter(copy.remote.list(f"{key}/")), None) is not None:
-                        counts.notes.append(_of_others(copy, key))
+                if name.endswith(own):
+                    _delete_hidden(copy, key, counts.notes)
                 elif name.startswith(".push-") and only is None:
                     counts.notes.append(_unfinished(copy, key))
+
+
+def _segments_of(cache: Cache) -> dict[str, str]:
+    """The segments that this cache has or had, by their names in the log, with their digests."""
+    here = {f"{store.key}/{s.id}": s.digest for store in cache.sets() for s in store.segments()}
+    return {name: gone.digest for name, gone in cache.history.log().gone.items()} | here
+
+
+def _withdraw(
+    copy: SharedCopy,
+    cache: Cache,
+    pool: ThreadPoolExecutor,
+    space: ListedSpace,
+    segment: str,
+    digest: str,
+) -> list[RemoteError]:
+    """Delete a segment of this cache that was sent in part; returns problems.
+
+    A copy of this cache, or a member who pulled the segment, may be sending it at this moment. So
+    it is entered in the log first: whoever sends it looks there once it is whole, and sends its
+    rows under a new id. Where it became whole between the last look and the entry, its rows are
+    published again here.
+    """
+    name = f"{space.set_key}/{segment}"
+
+    def decide(log: Log) -> Entry | None:
+        now = copy.again()
+        found = now.listing.spaces(space.root).get(space.digest)
+        is_whole = found is not None and MANIFEST in found.segments.get(segment, {})
+        if is_whole or name in log.gone or name in now.pinned(log) or now.refusals.problems:
+            return None
+        return Entry(segments={name: Gone(digest, None)})
+
+    if not copy.log.append(decide) and name not in copy.log.known.gone:
+        return []  # it is whole now, or pinned: the next purge looks at it
+    now = copy.again()
+    found = now.listing.spaces(space.root).get(space.digest)
+    if found is None or segment not in found.segments:
+        return []
+    if MANIFEST in found.segments[segment] and (whole := now.segments.one(found, segment)):
+        try:
+            live = np.flatnonzero(~_dead_rows(now, cache, whole, now.segments.dead))
+            if len(live):
+                publish_live(now, cache, pool, found, whole, live)
+        except (DeletedHere, RemovedHere):
+            pass  # another purge is at it
+        except (Unreachable, Denied):
+            raise
+        except (RemoteError, Damaged) as error:
+            return [RemoteError(error.found, asked=f"segment {segment} at {copy.remote.name}")]
+    delete_segment(now, found, segment)
+    return []
 
 
 def _of_others(copy: SharedCopy, key: str) -> str:

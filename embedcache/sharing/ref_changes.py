@@ -86,3 +86,15 @@ def _original(ref: SealedRef) -> Pins:
         spaces={key: parts.get(key, {}) for key in ref.pins.spaces},
         faces={key: parts.get(key, {}) for key in ref.pins.faces},
     )
+
+
+def emptied(ref: SealedRef) -> list[tuple[str, str]]:
+    """(set, segment id) of the segments that a ref was made of and has nothing in the place of."""
+    return [
+        (str(change["set"]), str(change["segment"]))
+        for change in ref.changes
+        if isinstance(change, dict)
+        and change.get("why") == MOVED
+        and change.get("became") == {}
+        and {"set", "segment"} <= change.keys()
+    ]

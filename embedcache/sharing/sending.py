@@ -1,7 +1,7 @@
 """The parcels of a push on their way: each segment's data first, and its manifest last."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
@@ -9,7 +9,7 @@ from hashlib import sha256
 from embedcache import disk
 from embedcache.errors import Damaged, EmbedcacheError, RemoteError
 from embedcache.remotes.patience import read_small
-from embedcache.remotes.remote import BLOCK_BYTES, Denied, Remote
+from embedcache.remotes.remote import BLOCK_BYTES, Denied, ListedObject, Remote
 from embedcache.sharing.listing import ROOTS
 from embedcache.sharing.moved import SEGMENTS_AT_ONCE, CountBytes, OnBytes, counter
 from embedcache.sharing.outgoing import RemovedHere, outgoing
@@ -21,6 +21,7 @@ from embedcache.store.sealed import MAX_MANIFEST_BYTES
 from embedcache.store.segment import Segment, advice
 
 Published = dict[tuple[str, str], Manifest]
+LOOKS = 2  # at what was sent, before the manifest says that it is whole
 
 
 def send(
@@ -63,6 +64,13 @@ def send(
     return published
 
 
+def send_again(
+    copy: SharedCopy, key: str, segment: Segment, files: tuple[str, ...], pool: ThreadPoolExecutor
+) -> None:
+    """Send again some files of a segment that has its manifest there."""
+    _send(copy, Parcel(key, segment, None, files, mends=True), pool, _nobody)
+
+
 def send_segment(
     copy: SharedCopy, key: str, segment: Segment, pool: ThreadPoolExecutor, count: CountBytes
 ) -> None:
@@ -73,9 +81,7 @@ def send_segment(
 def _send(copy: SharedCopy, parcel: Parcel, pool: ThreadPoolExecutor, count: CountBytes) -> None:
     remote, segment, manifest = copy.remote, parcel.segment, parcel.segment.manifest
     key = f"{parcel.key}/segments/{segment.id}"
-    there = {}
-    if not parcel.mends:
-        there = {entry.key: entry.size for entry in remote.unfinished(key)}
+    there = {} if parcel.mends else _sizes(remote.unfinished(key))
 
     def send_file(path: str) -> None:
         size, digest = manifest.files.get(path) or (len(raw), sha256(raw).hexdigest())
@@ -87,7 +93,17 @@ def _send(copy: SharedCopy, parcel: Parcel, pool: ThreadPoolExecutor, count: Cou
     try:
         raw = disk.read_inside(segment.folder, MANIFEST, limit=MAX_MANIFEST_BYTES)
         _finish([pool.submit(send_file, path) for path in parcel.files])
-        if parcel.mends or remote.create(f"{key}/{MANIFEST}", raw):
+        if parcel.mends:
+            return
+        count = _nobody
+        for _ in range(LOOKS):  # a purge may have taken for abandoned what has come so far
+            there = _sizes(remote.unfinished(key))
+            if not _all_there(there, key, parcel):
+                there |= _sizes(remote.list(f"{key}/"))  # in a folder that lacks only its manifest
+            if _all_there(there, key, parcel) or f"{key}/{MANIFEST}" in there:
+                break
+            _finish([pool.submit(send_file, path) for path in parcel.files])
+        if remote.create(f"{key}/{MANIFEST}", raw):
             return
     except FileNotFoundError:
         raise _lacking(remote, segment) from None
@@ -97,6 +113,19 @@ def _send(copy: SharedCopy, parcel: Parcel, pool: ThreadPoolExecutor, count: Cou
             advice="Ids are random, so somebody copied or changed it by hand: find out who writes "
             "there",
         )
+
+
+def _sizes(entries: Iterable[ListedObject]) -> dict[str, int]:
+    return {entry.key: entry.size for entry in entries}
+
+
+def _all_there(there: Mapping[str, int], key: str, parcel: Parcel) -> bool:
+    files = parcel.segment.manifest.files
+    return all(there.get(f"{key}/{path}") == files[path][0] for path in parcel.files)
+
+
+def _nobody(n: int) -> None:
+    """Counts nothing: these bytes were counted when they were sent first."""
 
 
 def _lacking(remote: Remote, segment: Segment) -> EmbedcacheError:

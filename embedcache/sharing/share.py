@@ -9,10 +9,9 @@ appears on the other side whole (its manifest comes last) or not at all. Photo i
 anything that names a person or a path, stay home unless they are asked for.
 """
 
-import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -21,11 +20,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache import disk
+from embedcache import disk, locks
 from embedcache.errors import CacheError, Damaged, InputError, RemoteError
 from embedcache.remotes.remote import Remote
 from embedcache.sharing.announcing import There, send_marks, send_refs
-from embedcache.sharing.confirming import confirm, set_names
+from embedcache.sharing.confirming import confirm, look_again, set_names
 from embedcache.sharing.connecting import connect, memo_of, read_only_lock
 from embedcache.sharing.litter import clear_litter
 from embedcache.sharing.moved import MoveCounts, Moved, OnBytes, workers
@@ -239,17 +238,21 @@ def push(
         workers() as pool,
     ):
         clear_outgoing(cache.path)
-        dead = copy.segments.dead = marks.joined(cache)
         seen = SeenWhole.of(cache, copy.remote)
-        plan = PushPlanner(copy, cache, dead, pool, seen=seen).plan(
-            backbones=backbones, specs=specs, with_ids=with_ids
-        )
+
+        def planned(copy: SharedCopy) -> PushPlan:
+            dead = copy.segments.dead = copy.marks().joined(cache)
+            planner = PushPlanner(copy, cache, dead, pool, seen=seen)
+            return planner.plan(backbones=backbones, specs=specs, with_ids=with_ids)
+
+        plan = planned(copy)
         if counts.new_copy and not dry_run:
             copy.begin()
         send_marks(copy, cache, counts, dry_run=dry_run)
-        published = {} if dry_run else send(copy, cache, plan, pool, progress)
+        published, there = Published(), _there(plan, {})
+        if not dry_run:
+            copy, published, there = _send(copy, cache, plan, planned, pool, progress)
         if not (backbones or specs):
-            there = _there(plan, published)
             send_refs(copy, cache, counts, there, with_ids=with_ids, dry_run=dry_run)
         if not dry_run:
             clear_litter(copy, cache)
@@ -260,15 +263,50 @@ def push(
             purge_segments(copy, cache, pool, counts, dry_run=dry_run)
         else:
             counts.problems += _unhealed(copy, cache, plan.unhealed)
+    _count(plan, counts)
+    return _moved("push", copy, cache, counts, dry_run=dry_run, started=started)
+
+
+def _count(plan: PushPlan, counts: MoveCounts) -> None:
     counts.segments, counts.rows, counts.failures = plan.segments, plan.rows, plan.failures
     counts.bytes, counts.ids, counts.already_there = plan.n_bytes, plan.ids, plan.already_there
     counts.withheld, counts.still_here = plan.withheld, plan.still_here
     counts.notes += plan.notes
-    return _moved("push", copy, cache, counts, dry_run=dry_run, started=started)
+
+
+def _send(
+    copy: SharedCopy,
+    cache: Cache,
+    plan: PushPlan,
+    planned: Callable[[SharedCopy], PushPlan],
+    pool: ThreadPoolExecutor,
+    progress: OnBytes | None,
+) -> tuple[SharedCopy, Published, There]:
+    """Send what is planned, and plan again for what others took away meanwhile.
+
+    Returns the shared copy as it was listed last, what is there of what was sent, and all that a
+    ref may pin. What is not whole there is none of it.
+    """
+    sent: Published = {}
+    now = plan
+    for _ in range(ROUNDS):
+        published = send(copy, cache, now, pool, progress if now is plan else None)
+        removed, incomplete = look_again(copy, cache, pool, published)
+        sent |= {name: one for name, one in published.items() if name not in removed}
+        if now is not plan:
+            plan.unhealed |= now.unhealed
+            plan.notes += now.notes
+        if not removed:
+            break
+        copy = copy.relisted()
+        now = planned(copy)
+    there = _there(now, sent)
+    lost = set_names(incomplete | removed)
+    return copy, sent, replace(there, segments={*there.segments} - lost)
 
 
 def _there(plan: PushPlan, published: Published) -> There:
-    """What the shared copy has once `published` is there."""
+    """What the shared copy has once what is planned, and `published`, is there."""
     sent = [(set_names([key]), one.digest) for key, one in published.items()]
     made = {name: digest for names, digest in sent for name in names}
     return There(plan.there | set_names(plan.whole) | made.keys(), made, plan.stand_ins)
@@ -312,7 +350,7 @@ def alone(cache: Cache) -> Iterator[None]:
         return
     fd = os.open(cache.local / "push.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.lockf(fd, fcntl.LOCK_EX)
+        locks.take(fd, cache.local / "push.lock", record=True, patient=True)
         yield
     finally:
         os.close(fd)

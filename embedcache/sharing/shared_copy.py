@@ -220,12 +220,17 @@ class SharedCopy:
     def pinned(self, log: Log | None = None) -> dict[str, str]:
         """What refs pin, or what stands for it by the log: {name of a segment there: a ref}."""
         log = log or self.log.known
+
+        def standing(key: str, segment: str) -> list[str]:
+            found = log.stands_for(key, segment)
+            return [segment] if found is None else found  # none where all of it was forgotten
+
         return {
             f"{key}/{name}": ref
             for ref, found in self.refs().items()
             for key, pinned in found.pins.by_set().items()
             for segment in pinned
-            for name in log.stands_for(key, segment) or [segment]
+            for name in standing(key, segment)
         }
 
     def spaces(self, root: str) -> dict[str, ListedSpace]:

@@ -11,10 +11,12 @@ from embedcache.remotes.remote import Denied, Remote, Unreachable
 from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.litter import abandoned, advice_on
 from embedcache.sharing.moved import workers
+from embedcache.sharing.ref_changes import emptied
 from embedcache.sharing.remnants import may_hold_forgotten, not_deleted
 from embedcache.sharing.segments import RemoteSegment, has_bytes
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.sharing.small_objects import TooMuch
+from embedcache.sharing.strangers import strangers
 from embedcache.spec import Json
 from embedcache.store.manifest import MANIFEST
 from embedcache.wording import counted
@@ -195,6 +197,8 @@ def verify_remote(remote: Remote | str) -> Checked:
     for name, found in damage.items():
         findings += [*found, *([forgotten[name]] if name in forgotten else [])]
     findings += _missing_pins(copy, {*checked})
+    findings += _emptied_refs(copy)
+    findings += strangers(copy)
     findings += _left_behind(copy)
     findings += may_hold_forgotten(copy)
     findings += not_deleted(copy)
@@ -292,6 +296,25 @@ def _missing_pins(copy: SharedCopy, there: set[str]) -> list[str]:
                 f"ref {ref} pins segment {name.rpartition('/')[2]}, which {what}. {end}"
             )
     return findings
+
+
+def _emptied_refs(copy: SharedCopy) -> list[str]:
+    """What is wrong with refs that pin nothing in the place of a segment that they were made of.
+
+    Such a segment may have held forgotten rows only: so nothing is said where the log there says
+    so, or where anybody forgot anything.
+    """
+    if copy.marks().tombstones:
+        return []
+    log = copy.log.known
+    return [
+        f"ref {name} pins nothing in the place of segment {segment}: its rows were lost before the "
+        f"ref was pushed, and no tombstone there says that photos were forgotten. Delete the ref "
+        f"there; 'embedcache push DIR {copy.remote.name}' from a cache that holds it sends it again"
+        for name, ref in copy.refs().items()
+        for key, segment in emptied(ref)
+        if log.stands_for(key, segment) != []
+    ]
 
 
 def _left_behind(copy: SharedCopy) -> list[str]:

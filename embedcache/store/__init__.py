@@ -54,6 +54,7 @@ __all__ = [
     "subject",
     "tombstones",
     "union",
+    "withdrawal",
     "writer",
     "zarr_json",
     "zarr_view",

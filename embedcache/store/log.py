@@ -96,12 +96,15 @@ class Log:
     """What the first `n` entries say.
 
     gone: every segment that was removed, by "<space>/<segment id>". refs: {name: digest} of the
-    refs that were acknowledged. forgotten, remembered: the tombstones and lifts that are known.
+    refs that were acknowledged, as they were at first; acknowledged: all, as (name, digest), for a
+    ref that was deleted may come back from a shared copy in other words.
+    forgotten, remembered: the tombstones and lifts that are known.
     """
 
     n: int = 0
     gone: Mapping[str, Gone] = field(default_factory=dict)
     refs: Mapping[str, str] = field(default_factory=dict)
+    acknowledged: frozenset[tuple[str, str]] = frozenset()
     forgotten: Mapping[str, str] = field(default_factory=dict)
     remembered: Mapping[str, str] = field(default_factory=dict)
 
@@ -119,6 +122,7 @@ class Log:
             n=self.n + len(entries),
             gone=gone,
             refs=refs,
+            acknowledged=self.acknowledged.union(one.ref for one in entries if one.ref is not None),
             forgotten=forgotten,
             remembered=remembered,
         )

@@ -2,14 +2,14 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged
 from embedcache.spec import Json
-from embedcache.store.log import PHOTOS, Log
+from embedcache.store.log import PHOTOS, Log, read_log
 from embedcache.store.manifest import HEX_DIGEST, is_segment_id
 from embedcache.store.sealed import FORMAT, MAX_LIST_BYTES, own_digest, seal, unseal
 
@@ -50,10 +50,10 @@ def read_ref(cache: Path, name: str) -> Pins:
     try:
         if not NAME.fullmatch(name):
             raise FileNotFoundError
-        raw = disk.read_inside(cache, f"refs/{name}.json", limit=MAX_REF_BYTES)
+        raw = _read_file(cache, name)
     except FileNotFoundError:
         known = sorted(path.stem for path in (cache / "refs").glob("*.json"))
-        raise CacheError(
+        raise NoSuchRef(
             f"{cache} has no ref {name!r}; it has {', '.join(known) or 'none'}. "
             "'embedcache ref' makes one"
         ) from None
@@ -92,6 +92,10 @@ def parse_ref(raw: bytes, *, name: str, where: str) -> Pins:
     return pins
 
 
+class NoSuchRef(CacheError):
+    """There is no ref of that name."""
+
+
 class RefTaken(CacheError):
     """A ref of that name is there already."""
 
@@ -116,30 +120,27 @@ def write_ref(cache: Path, name: str, *, pins: Pins, changes: Sequence[Json] = (
     return str(own_digest(raw))
 
 
+def _read_file(cache: Path, name: str) -> bytes:
+    """The bytes of a ref; of one that counts and lies aside, those. FileNotFoundError for none."""
+    own = f"refs/{name}.json"
+    try:
+        return disk.read_inside(cache, own, limit=MAX_REF_BYTES)
+    except FileNotFoundError:
+        aside = refs_aside(cache, name)
+        log = read_log(cache) if aside else Log()
+        for one in aside:
+            raw = disk.read_kept(one.path, limit=MAX_REF_BYTES)
+            if raw is not None and counts(one, log):
+                return raw
+        return disk.read_inside(cache, own, limit=MAX_REF_BYTES)  # it may just have come back
+
+
 def ref_digest(cache: Path, name: str) -> str | None:
     """The digest of refs/`name`.json; None where there is none, or it is not as it was written."""
     try:
         return own_digest(disk.read_inside(cache, f"refs/{name}.json", limit=MAX_REF_BYTES))
     except (FileNotFoundError, Damaged):
         return None
-
-
-def withdraw_ref(cache: Path, name: str, *, digest: str) -> None:
-    """Take back a ref, entered or not; one of the same name that another wrote stays."""
-    path = cache / "refs" / f"{name}.json"
-    aside = disk.temporary_beside(path)
-    with disk.plain_errors("write", path):
-        try:
-            path.rename(aside)
-        except FileNotFoundError:
-            return
-        raw = disk.read_kept(aside, limit=MAX_REF_BYTES)
-        if raw is not None and own_digest(raw) == digest:
-            disk.delete_folder(disk.claim_of(path))
-            aside.unlink()
-        else:
-            aside.rename(path)
-        disk.sync_folder(path.parent)
 
 
 def dangling(pins: Pins, log: Log) -> list[str]:
@@ -157,22 +158,60 @@ def pinned_ids(cache: Path, key: str, log: Log, *, names: Sequence[str] | None =
 
     names: of the refs; None for all.
     """
-    refs = [read_ref(cache, name) for name in (ref_names(cache) if names is None else names)]
+    refs = _all_refs(cache) if names is None else [read_ref(cache, name) for name in names]
     found: set[str] = set()
-    for pins in (*refs, *(_put_aside(cache) if names is None else ())):
+    for pins in refs:
         for segment in pins.by_set().get(key, {}):
             found.update(log.stands_for(key, segment) or [])
     return found
 
 
-def _put_aside(cache: Path) -> Iterator[Pins]:
-    """Refs that somebody looks at under a hidden name, see `withdraw_ref`: they may go back."""
-    for path in (cache / "refs").glob(".*.json.*"):
-        name = path.name[1:].partition(".json.")[0]
-        raw = disk.read_kept(path, limit=MAX_REF_BYTES)
-        with contextlib.suppress(Damaged):  # half written, or no ref
-            if raw is not None:
-                yield parse_ref(raw, name=name, where=str(cache))
+def _all_refs(cache: Path) -> list[Pins]:
+    """All refs, also those that lie aside: they may go back at any moment.
+
+    One that goes back between two looks is in neither, so it is looked for once more.
+    """
+    found: dict[str, Pins] = {}
+    while True:
+        for name in ref_names(cache):
+            try:
+                found.setdefault(name, read_ref(cache, name))
+            except NoSuchRef:
+                if not NAME.fullmatch(name):
+                    raise  # else it was deleted, or put aside: that is looked for below
+        aside = [one.pins for one in refs_aside(cache)]
+        if found.keys() >= {*ref_names(cache)}:
+            return [*found.values(), *aside]
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A ref that somebody looks at under a hidden name, `path`, or did so when it was killed."""
+
+    path: Path
+    pins: Pins
+    digest: str
+
+
+def refs_aside(cache: Path, name: str = "*") -> list[Aside]:
+    """The refs that lie aside, of one name or of all; what is half written is none."""
+    found = (read_aside(cache, path) for path in sorted((cache / "refs").glob(f".{name}.json.*")))
+    return [one for one in found if one is not None]
+
+
+def read_aside(cache: Path, path: Path) -> Aside | None:
+    """A ref under a hidden name in refs/; None where that holds no ref of its name."""
+    name, dot, _ = path.name[1:].partition(".json.")
+    raw = disk.read_kept(path, limit=MAX_REF_BYTES) if dot and path.name[:1] == "." else None
+    if raw is not None:
+        with contextlib.suppress(Damaged):
+            return Aside(path, parse_ref(raw, name=name, where=str(cache)), str(own_digest(raw)))
+    return None
+
+
+def counts(ref: Aside, log: Log) -> bool:
+    """Whether the log acknowledges a ref that lies aside, and what it pins is still there."""
+    return (ref.pins.name, ref.digest) in log.acknowledged and not dangling(ref.pins, log)
 
 
 def ref_names(cache: Path) -> list[str]:

@@ -21,6 +21,7 @@ from embedcache.store.faces import Faces
 from embedcache.store.manifest import MANIFEST, MAX_ROWS
 from embedcache.store.segment import Segment, cache_of
 from embedcache.store.shard import Geometry, shard_name
+from embedcache.store.withdrawal import bring_one_back
 from embedcache.store.writer import F32, U8, FaceWriter, SegmentWriter
 
 BLOCK_BYTES = 16 << 20  # rows of a draft that are in memory at a time
@@ -157,6 +158,8 @@ def collect(litter: Path, *, cache: Path, gone: Callable[[str], bool] | None = N
             return False
         if litter.is_dir() and not litter.is_symlink():
             return dispose(litter, cache=cache)
+        if litter.parent == cache / "refs" and bring_one_back(cache, litter):
+            return True
         litter.unlink()
         return True
     return False

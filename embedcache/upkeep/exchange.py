@@ -61,13 +61,14 @@ class Exported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """What an import brought in."""
+    """What an import brought in. forgotten: rows of photos that a tombstone keeps out."""
 
     name: str
     spec: str
     rows: int
     already_here: int
     dim: int
+    forgotten: int = 0
 
     def document(self) -> dict[str, Json]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -76,6 +77,7 @@ class Imported:
         return (
             f"imported {counted(self.rows, 'vector')} of {counted(self.dim, 'float')} as "
             f"{self.name} (spec {self.spec[:8]}); {self.already_here:,} here already"
+            + (f"; left out {counted(self.forgotten, 'forgotten photo')}" if self.forgotten else "")
         )
 
 
@@ -183,12 +185,15 @@ def import_vectors(
                 writer.add(rows[block], matrix[block].astype(np.float32))
     if scope is not None:
         cache.record_photos(scope, [ids[i] for i in positions], rows)
+    forgotten = cache.dead(rows)  # before, or meanwhile
+    brought = int((~forgotten[missing]).sum())
     return Imported(
         name=name,
         spec=space.digest,
-        rows=len(missing),
-        already_here=len(names) - len(missing),
+        rows=brought,
+        already_here=len(names) - int(forgotten.sum()) - brought,
         dim=space.dim,
+        forgotten=int(forgotten.sum()),
     )
 
 

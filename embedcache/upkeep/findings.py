@@ -13,6 +13,8 @@ GIVEN_UP = "marked as lost"
 ENTERED = "added to the removal log"
 MADE = "made anew"
 REMOVED = "removed"
+PUT_BACK = "put back"
+_DONE = (REWRITTEN, RESTORED, GIVEN_UP, ENTERED, MADE, REMOVED, PUT_BACK)
 LINK = "is a link, which may lead anywhere: move it out of the cache"
 NO_FILE = "is a folder in a file's place: move it out of the cache, then rerun this"
 NO_FOLDER = "is a file in a folder's place: move it out of the cache, then rerun this"
@@ -105,7 +107,15 @@ class Report:
         for found in self.findings:
             lines.append(f"  {found.path}: {found.problem}")
             if found.moved:
-                done = found.moved in (REWRITTEN, RESTORED, GIVEN_UP, ENTERED, MADE, REMOVED)
+                done = found.moved in (
+                    REWRITTEN,
+                    RESTORED,
+                    GIVEN_UP,
+                    ENTERED,
+                    MADE,
+                    REMOVED,
+                    PUT_BACK,
+                )
                 lines.append(f"    {found.moved if done else f'set aside in {found.moved}'}")
             if found.lost_rows:
                 some = ", ".join(found.lost[:5]) + (", ..." if len(found.lost) > 5 else "")

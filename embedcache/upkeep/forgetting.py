@@ -84,14 +84,17 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     Run again after a crash, it finishes what was begun.
     Raises CacheError for an id that is not recorded, and for a part of a digest that is not here.
     """
+    wanted = set(ids)
+    # Also what was forgotten and is still stored: a run that was cut off is finished. Looked for
+    # before what such runs left is removed, so that running one again knows its ids.
+    recorded = cache.photo_ids.pairs_of(ids=wanted, dead=True)
     if cache.history.dead().by_lists:  # of runs that were cut off
         forget_forgotten(cache)
-    wanted = set(ids)
-    # Also what was forgotten and is still stored: a run that was cut off is finished.
-    recorded = cache.photo_ids.pairs_of(ids=wanted, dead=True)
     named = _named(cache, wanted - {name for _, name, _ in recorded})
     wanted -= named.keys()
     pairs = {pair for pair in recorded if pair[1] in wanted and scope in (None, pair[0])}
+    already = _forgotten_already(cache, wanted - {name for _, name, _ in pairs}, scope)
+    wanted -= already
     _check_known(cache, wanted, pairs)
     whole = set(named.values())
     absent = _absent(cache, whole)
@@ -108,7 +111,8 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
         f"{cache.path} holds nothing of {content.hex()}: a tombstone was written to keep it out"
         for content in sorted(absent)
     )
-    return replace(done, notes=(*notes, *done.notes))
+    known = (f"photo id {name!r} was forgotten already" for name in sorted(already))
+    return replace(done, notes=(*known, *notes, *done.notes))
 
 
 def forget_forgotten(cache: Cache) -> Forgotten:
@@ -293,6 +297,25 @@ def _absent(cache: Cache, contents: set[bytes]) -> set[bytes]:
     marks = cache.history.dead().contents
     here = _contents(cache, lambda digests: members(digests, contents))
     return {one for one in contents - here if content_mark(one) not in marks}
+
+
+def _forgotten_already(cache: Cache, names: set[str], scope: str | None) -> set[str]:
+    """Which of some ids, no longer stored, a tombstone names as those of contents that are here.
+
+    An id whose photo is gone as well cannot be told from one that never was: its mark holds the
+    content, so that nobody finds out by trying names who was forgotten.
+    """
+    marks = cache.history.dead().pairs
+    if not names or not marks:
+        return set()
+    table = cache.photo_table()
+    scopes = {name for name, _ in table.scopes.spans()} if scope is None else {scope}
+    contents = {row.tobytes() for row in table.digests}
+    return {
+        name
+        for name in names
+        if any(pair_mark(place, name, one) in marks for place in scopes for one in contents)
+    }
 
 
 def _check_known(cache: Cache, wanted: set[str], found: set[Pair]) -> None:

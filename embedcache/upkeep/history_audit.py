@@ -10,7 +10,7 @@ from embedcache.store.history import History, missing_marks, unknown_marks
 from embedcache.store.layout import KINDS
 from embedcache.store.log import ENTRY, PHOTOS, Entry, Log, create_entry, read_entry
 from embedcache.store.log import FOLDER as LOG
-from embedcache.store.refs import Pins, read_ref
+from embedcache.store.refs import Pins, read_ref, refs_aside
 from embedcache.store.segment import Segment
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
 from embedcache.store.tombstones import (
@@ -141,6 +141,7 @@ class HistoryAudit:
                     problem += ". Merge or pull what is missing to make the ref work again"
                 self.record.find(path, problem, move=path)
         there = {Path(name).stem for name in self.record.children(self.record.root / "refs")}
+        there |= {aside.pins.name for aside in refs_aside(self.record.root)}
         for name in sorted(self.log.refs.keys() - there):
             self.record.report.notes.append(f"ref {name} was deleted: it no longer pins anything")
 

@@ -20,11 +20,12 @@ from embedcache.store.refs import (
     encode_ref,
     read_ref,
     ref_digest,
-    withdraw_ref,
+    refs_aside,
 )
 from embedcache.store.refs import write_ref as _write_ref
 from embedcache.store.sealed import own_digest
 from embedcache.store.segment import Segment
+from embedcache.store.withdrawal import bring_back, delete_ref, stands, withdraw_ref
 from embedcache.upkeep.local import clear_hidden
 from embedcache.wording import counted
 
@@ -74,10 +75,8 @@ def delete_refs(cache: Cache, names: Sequence[str]) -> Unpinned:
     for name in names:
         if _is_there(cache, name) or name not in once:  # else a run before this has deleted it
             read_ref(cache.path, name)
-    with disk.alone_in(cache.path / "refs"):
-        for name in names:
-            if digest := ref_digest(cache.path, name):
-                withdraw_ref(cache.path, name, digest=digest)
+    for name in names:
+        delete_ref(cache.path, name)
     clear_hidden(cache.path)  # what a run that was killed has left
     return Unpinned(names=names)
 
@@ -140,7 +139,7 @@ def enter_ref(cache: Cache, pins: Pins, *, changes: Sequence[Json] = ()) -> bool
     if not _enter(cache, pins, digest):
         withdraw_ref(cache.path, pins.name, digest=digest)
         return False
-    if ref_digest(cache.path, pins.name) != digest:
+    if not stands(cache.path, pins.name, digest=digest):
         raise CacheError(
             f"ref {pins.name!r} of {cache.path} was written by another process: choose another name"
         )
@@ -150,8 +149,11 @@ def enter_ref(cache: Cache, pins: Pins, *, changes: Sequence[Json] = ()) -> bool
 def finish_ref(cache: Cache, name: str) -> None:
     """Take back a ref that a process that died left, where it pins what was removed since.
 
+    One that was only put aside by such a process gets its name again.
+
     The log may name it: the same ref was there before, and was deleted.
     """
+    bring_back(cache.path, name)
     digest = ref_digest(cache.path, name)
     if digest is None:
         return
@@ -168,6 +170,10 @@ def _enter(cache: Cache, pins: Pins, digest: str) -> bool:
 
     def decide(log: Log) -> Entry | None:
         nonlocal held
+        others = (one for one in refs_aside(cache.path, pins.name) if one.digest != digest)
+        if any((one.pins.name, one.digest) in log.acknowledged for one in others):
+            held = False  # that of another process counts, and gets its name back
+            return None
         removed = any(
             f"{key}/{segment}" in log.gone
             for key, pinned in pins.by_set().items()

@@ -12,10 +12,12 @@ from embedcache.spec import Json
 from embedcache.store import journal
 from embedcache.store.disposal import set_aside
 from embedcache.store.layout import check_group
+from embedcache.store.log import read_log
 from embedcache.store.manifest import MANIFEST
+from embedcache.store.refs import counts, read_aside
 from embedcache.store.salvage import Leftover, collect, own_litter
 from embedcache.store.zarr_json import encode_document
-from embedcache.upkeep.findings import NO_FILE, REMOVED, REWRITTEN, Finding, Report
+from embedcache.upkeep.findings import NO_FILE, PUT_BACK, REMOVED, REWRITTEN, Finding, Report
 
 # Rows may be in these: a cache's own commands and a push know how to keep or remove them.
 _WITH_ROWS = (".new-", ".in-", ".draft-", ".gone-", ".push-")
@@ -133,9 +135,15 @@ class Record:
         if left.holder:
             self.report.notes.append(f"{self.name(left.path)} is being written by {left.holder}")
         elif left.path.name.startswith(".") and not left.path.name.startswith(_WITH_ROWS):
+            aside = read_aside(self.root, left.path) if left.path.parent.name == "refs" else None
+            is_ref = aside is not None and counts(aside, read_log(self.root))
             if self.repair and not collect(left.path, cache=self.root):
                 return  # somebody is at work on it after all, or has removed it
-            self.find(left.path, "was left by a process that has ended", mends=REMOVED)
+            if aside is not None and is_ref:
+                what = f"is ref {aside.pins.name}, put aside by a process that has ended"
+                self.find(left.path, what, mends=PUT_BACK)
+            else:
+                self.find(left.path, "was left by a process that has ended", mends=REMOVED)
         elif left.path.name.startswith("outgoing-"):
             self.find(
                 left.path,

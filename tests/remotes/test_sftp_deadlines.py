@@ -56,6 +56,19 @@ class Files(paramiko.SFTPServerInterface):  # type: ignore[misc]
         except OSError as error:
             return paramiko.SFTPServer.convert_errno(error.errno)
 
+    def remove(self, path: str) -> Any:
+        return self._do(os.remove, path)
+
+    def rmdir(self, path: str) -> Any:
+        return self._do(os.rmdir, path)
+
+    def _do(self, deed: Any, path: str) -> Any:
+        try:
+            deed(path)
+        except OSError as error:
+            return paramiko.SFTPServer.convert_errno(error.errno)
+        return paramiko.SFTP_OK
+
     def open(self, path: str, flags: int, attr: object) -> Any:
         handle = paramiko.SFTPHandle(flags)
         data = Path(path).read_bytes()
@@ -171,3 +184,36 @@ def test_what_stands_in_the_place_of_a_folder_is_listed_as_unseen(
         else:
             assert (entry.key, entry.size) == ("faces", UNSEEN)
     assert list(remote.list("spaces/")) == []
+
+
+@pytest.mark.parametrize("what", ["link", "file"])
+def test_no_hidden_names_are_found_behind_a_link_or_a_file(
+    what: str, remote: Remote, tmp_path: Path
+) -> None:
+    (tmp_path / "moved" / "segments").mkdir(parents=True)
+    for folder in ("moved", "moved/segments"):
+        (tmp_path / folder / ".gone-by").write_text("")
+    place = tmp_path / "shared" / "faces"
+    (tmp_path / "moved").rename(place)
+    assert list(remote.leftovers("faces")) == ["faces/.gone-by"]
+    assert list(remote.leftovers("faces/segments")) == ["faces/segments/.gone-by"]
+    place.rename(tmp_path / "moved")
+    place.symlink_to(tmp_path / "moved") if what == "link" else place.write_text("")
+    for folder in ("faces", "faces/segments"):
+        assert list(remote.leftovers(folder)) == []
+
+
+@pytest.mark.parametrize("of", ["a folder", "a file"])
+def test_of_a_link_only_the_link_is_removed(of: str, remote: Remote, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo").write_text("mine")
+    link = tmp_path / "shared" / ".push-x"
+    link.symlink_to(tmp_path / "mine" / ("photo" if of == "a file" else ""))
+    remote.delete(".push-x")
+    assert not link.is_symlink()
+    assert (tmp_path / "mine" / "photo").read_text() == "mine"
+    remote.delete(".push-x")  # of what is not there nothing
+    (tmp_path / "shared" / ".push-y").mkdir()
+    (tmp_path / "shared" / ".push-y" / "part").write_text("")
+    remote.delete(".push-y")
+    assert not (tmp_path / "shared" / ".push-y").exists()

@@ -13,11 +13,13 @@ import signal
 import struct
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from embedcache import locks
 from embedcache.errors import EmbedcacheError
 
 CHANGES: Final = frozenset(
@@ -78,6 +80,7 @@ def install() -> None:
     sys.addaudithook(_hook)
     os.stat = _stat
     fcntl.lockf, fcntl.flock = _asking(fcntl.lockf), _asking(fcntl.flock)
+    locks.pause = _blocked
 
 
 def stop(name: str, path: str) -> None:
@@ -157,6 +160,15 @@ def _stat(path: Any, *args: Any, **options: Any) -> os.stat_result:
         if where is not None:
             stop("stat", where)
     return _REAL_STAT(path, *args, **options)
+
+
+def _blocked() -> None:
+    """Wait for a lock by asking the parent to let the process that holds it go on."""
+    if _child.pid != os.getpid():
+        time.sleep(locks.LOOK_SECONDS)
+        return
+    with _child.lock:
+        _wait({"event": "blocked", "path": ""})
 
 
 def _asking(lock: Callable[..., None]) -> Callable[..., None]:

@@ -17,6 +17,7 @@ from embedcache.spec import foreign
 from embedcache.store.cache import Cache
 from embedcache.store.space import Space
 from embedcache.upkeep.exchange import export, import_vectors, read_ids
+from embedcache.upkeep.forgetting import forget
 from tests.stores import fill, model, photos
 
 IDS = [f"p{n}" for n in range(10)]
@@ -227,6 +228,19 @@ def test_imported_vectors_are_a_space_of_their_own(
     assert (again.rows, again.already_here) == (0, 3)
     with pytest.raises(NoSuchSpace, match="2 sets of vectors"):
         cache.find("net")
+
+
+def test_rows_of_forgotten_photos_are_left_out_and_counted(
+    cache: Cache, elsewhere: tuple[Path, Path]
+) -> None:
+    some = read_ids(elsewhere[1])
+    forget(cache, [some[0]])
+    given = {"ids": IDS, "digests": photos(*range(10)), "name": "net", "scope": "elsewhere"}
+    told = import_vectors(cache, *elsewhere, **given)  # type: ignore[arg-type]
+    assert (told.rows, told.already_here, told.forgotten) == (2, 0, 1)
+    assert "left out 1 forgotten photo" in str(told)
+    again = import_vectors(cache, *elsewhere, **given)  # type: ignore[arg-type]
+    assert (again.rows, again.already_here, again.forgotten) == (0, 2, 1)
 
 
 def test_an_export_can_be_imported(cache: Cache, tmp_path: Path) -> None:
