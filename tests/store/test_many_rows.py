@@ -162,7 +162,7 @@ def test_ids_are_recorded_alike_whether_all_are_in_memory_or_none(
     rng = np.random.default_rng(5)
     caches = [Cache.open(tmp_path / name, create=True) for name in ("all", "none")]
     lengths = []
-    for turn in range(60):
+    for turn in range(40):
         names = [NAMES[i] for i in rng.integers(0, len(NAMES), int(rng.integers(0, 6)))]
         scope, contents = f"folder {rng.integers(0, 2)}", photos(*rng.integers(0, 4, len(names)))
         which = rng.integers(0, 4, len(names)) > 0 if turn % 3 else None
