@@ -22,6 +22,7 @@ from embedcache.errors import CacheError, InputError, NoSuchSpace
 from embedcache.extraction import prefetch, sink
 from embedcache.extraction.forecast import forecast
 from embedcache.extraction.run import extract
+from embedcache.photos.digests import read_file
 from embedcache.photos.table import Photos
 from embedcache.spec import Preprocessing, Spec, pixels
 from embedcache.store.cache import Cache
@@ -45,7 +46,7 @@ ROW_BYTES = 3 * SIZE * SIZE
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The path of every photo that is read."""
     seen: list[str] = []
-    read = prefetch.read_file
+    read = read_file
 
     def reading(path: str) -> bytes:
         seen.append(path)

@@ -19,30 +19,23 @@ from embedcache.upkeep.verify import verify
 from tests import fakes
 from tests.preprocessings import INCEPTION
 from tests.sharing.members import SPEC, Make, held
-from tests.stores import U8, photos
+from tests.stores import bytes_of, photos
 
 INPUT: Preprocessing = replace(INCEPTION, size=(160, 160))
 KEPT = pixels(INPUT)
 NAME = "pixels:160"
 
 
-def bytes_of(digests: U8) -> U8:
-    """Pixels that only the content decides; every value of a byte is among them."""
-    seeds = [int.from_bytes(row.tobytes()[:8], "big") for row in digests]
-    rows = [np.random.default_rng(seed).integers(0, 256, KEPT.dim, np.uint8) for seed in seeds]
-    return np.array(rows, np.uint8).reshape(-1, KEPT.dim)
-
-
 def keep(cache: Cache, *numbers: int) -> Space:
     space = cache.space(KEPT, create=True)
     with space.writer(n_rows=len(numbers), name=NAME, about={"device": "cpu"}) as writer:
-        writer.add(photos(*numbers), bytes_of(photos(*numbers)))
+        writer.add(photos(*numbers), bytes_of(photos(*numbers), KEPT.dim))
     return space
 
 
 def kept(cache: Cache, *numbers: int) -> list[bool]:
     rows, found = cache.space(KEPT, create=True).read(photos(*numbers))
-    assert np.array_equal(rows[found], bytes_of(photos(*numbers))[found])
+    assert np.array_equal(rows[found], bytes_of(photos(*numbers), KEPT.dim)[found])
     return [bool(there) for there in found]
 
 
@@ -127,7 +120,7 @@ def test_a_writer_of_pixels_takes_bytes_only(make: Make) -> None:
         pytest.raises(ValueError, match="pixels are bytes"),
         space.writer(n_rows=1, name=NAME, about={}) as writer,
     ):
-        writer.add(photos(0), bytes_of(photos(0)).astype(np.float32))
+        writer.add(photos(0), bytes_of(photos(0), KEPT.dim).astype(np.float32))
     with pytest.raises(ValueError, match="out is uint8"):
         space.read(photos(0), out=np.empty((1, KEPT.dim), np.float32))
 
@@ -143,6 +136,6 @@ def test_a_row_is_read_by_itself_and_not_with_its_chunk(make: Make) -> None:
     raw[3 * KEPT.row_bytes] ^= 1
     path.write_bytes(raw)
     space = Cache.open(a.path).space(KEPT)
-    assert np.array_equal(space.read(photos(2, 4))[0], bytes_of(photos(2, 4)))
+    assert np.array_equal(space.read(photos(2, 4))[0], bytes_of(photos(2, 4), KEPT.dim))
     with pytest.raises(CacheError, match="fails its CRC32C"):
         space.read(photos(3))
