@@ -7,8 +7,8 @@ loaded before and with random weights, into a cache that has another network's v
 of the two caches has that network's pixels too. The last two columns are what the first run takes
 without keeping pixels and with it.
 
-JPEGs of 12 megapixels (4032 x 3024) and of 500 x 500 are made on the spot. Rounds alternate. Figures
-are processor time, of the fastest round, so that a busy machine does not count; photos/s, by the
+JPEGs of 12 megapixels (4032 x 3024) and of 500 x 500 are made on the spot. Rounds alternate. Times
+are of the processor, in the fastest round, so that a busy machine does not count; photos/s, by the
 clock and of medians, are for a quiet one.
 """
 
