@@ -2,7 +2,7 @@
 
 timm and facenet-pytorch import torchvision, one of whose operators, which no network here has, asks
 `torch._dynamo` at its top for a function that it calls at its first use. That alone imports 1,000
-modules: a second of the two and a half that a run waits for its imports (docs/decisions/109).
+modules: a second of the two and a half that a run waits for its imports (docs/decisions/111).
 
     with without_compiler():
         import timm
