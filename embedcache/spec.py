@@ -13,7 +13,7 @@ and which machine ran it are provenance: they are in a segment's manifest, never
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from embedcache.errors import CacheError
@@ -22,13 +22,18 @@ if TYPE_CHECKING:
     import torch
 
 MAX_DIM = 65_536
+MAX_PIXEL_SIDE = 1024
+MAX_PIXEL_BYTES = 3 * MAX_PIXEL_SIDE**2
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 Select = Literal["only", "largest", "central"]
+Stored = Literal["float32", "uint8"]
+"""The type of a space's rows: floats of vectors, or the bytes of pixels."""
 CROPS: dict[str, Select] = {"face": "only", "largest-face": "largest", "central-face": "central"}
 """What may follow the @ of a backbone's name: which face of a photo is cropped."""
 Pooling = Literal["none", "avg_nchw", "avg_nhwc", "avg_tokens", "class_token"]
 CLASS_TOKEN = ":cls"
 """What follows a layer's path where its class token is meant and not the mean of its tokens."""
+NO_MEAN, NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -131,17 +136,20 @@ class PooledLayer:
 class Spec:
     """Everything that decides a vector, for vectors computed here or declared as foreign.
 
-    kind: "computed" by `embedcache extract`, or "foreign": imported, with nothing known but a name.
-    architecture: the network (timm's or facenet-pytorch's name for it); a foreign set's name.
+    kind: "computed" by `embedcache extract`; "foreign": imported, with nothing known but a name; or
+        "pixels": no vectors, but the bytes that networks with this preprocessing get of a photo.
+    architecture: the network (timm's or facenet-pytorch's name for it); a foreign set's name; of
+        pixels "identity".
     arguments: the network's constructor arguments, as canonical JSON text.
-    weights: sha256 over the loaded tensors, "" when foreign.
-    dim: floats per vector, 1 to 65,536.
+    weights: sha256 over the loaded tensors, "" when foreign or pixels.
+    dim: floats per vector, 1 to 65,536; of pixels bytes, height x width x 3.
+    preprocessing: of pixels without its last step, the normalisation: mean 0 and std 1.
     face: the face crop, or None for the whole photo.
     layer: the layer inside the network, or None for the network's own output; the document of a
         spec without one has no such key.
     """
 
-    kind: Literal["computed", "foreign"]
+    kind: Literal["computed", "foreign", "pixels"]
     architecture: str
     dim: int
     arguments: str = "{}"
@@ -152,8 +160,11 @@ class Spec:
     layer: PooledLayer | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("computed", "foreign"):
-            raise CacheError(f"a spec's kind is computed or foreign; got {self.kind!r}")
+        if self.kind not in ("computed", "foreign", "pixels"):
+            raise CacheError(f"a spec's kind is computed, foreign or pixels; got {self.kind!r}")
+        if self.kind == "pixels":
+            self._check_pixels()
+            return
         if not 0 < len(self.architecture) <= 512:
             raise CacheError("a spec's architecture has 1 to 512 characters")
         if not 1 <= self.dim <= MAX_DIM:
@@ -164,6 +175,31 @@ class Spec:
             self.preprocessing is None or not _DIGEST.fullmatch(self.weights)
         ):
             raise CacheError("a computed spec needs its preprocessing and a weights digest")
+
+    def _check_pixels(self) -> None:
+        """CacheError unless this is exactly what `pixels` makes of its preprocessing."""
+        p = self.preprocessing
+        fits = p is not None and len(p.size) == 2 and all(type(side) is int for side in p.size)
+        if p is None or not fits or not all(1 <= side <= MAX_PIXEL_SIDE for side in p.size):
+            raise CacheError(
+                f"kept pixels have a preprocessing whose size is two whole numbers from 1 to "
+                f"{MAX_PIXEL_SIDE:,}"
+            )
+        if (p.mean, p.std) != (NO_MEAN, NO_STD) or self.dim != 3 * p.size[0] * p.size[1]:
+            raise CacheError("kept pixels are not normalised, and have height x width x 3 bytes")
+        rest = (self.architecture, self.arguments, self.weights, self.precision)
+        if rest != ("identity", "{}", "", "uint8") or self.face or self.layer:
+            raise CacheError("kept pixels have no network, face crop or layer")
+
+    @property
+    def stored(self) -> Stored:
+        """The type of its rows."""
+        return "uint8" if self.kind == "pixels" else "float32"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.dim if self.kind == "pixels" else 4 * self.dim
 
     def document(self) -> dict[str, Json]:
         """The JSON object that stands for this spec."""
@@ -205,9 +241,10 @@ class Spec:
     def apart(self) -> bool:
         """Whether these vectors may be of faces, and a shared copy keeps them under a prefix apart.
 
-        Of foreign vectors nothing is known but a name, so they lie where fewer may look.
+        Of foreign vectors nothing is known but a name, and pixels are the photos themselves, so
+        they lie where fewer may look.
         """
-        return self.face is not None or self.kind == "foreign"
+        return self.face is not None or self.kind != "computed"
 
     def difference(self, other: "Spec") -> list[str]:
         """One line per field that differs: `field: mine, theirs`."""
@@ -249,6 +286,29 @@ def split_layers(name: str) -> tuple[str, tuple[str, ...]]:
 def foreign(name: str, dim: int) -> Spec:
     """The spec of vectors computed elsewhere, known by name and size only."""
     return Spec(kind="foreign", architecture=name, dim=dim)
+
+
+def pixels(preprocessing: Preprocessing) -> Spec:
+    """The spec of the pixels that every network with this preprocessing gets of a whole photo.
+
+    All of it counts but the normalisation, which is arithmetic on these bytes.
+    """
+    height, width = preprocessing.size
+    return Spec(
+        kind="pixels",
+        architecture="identity",
+        dim=3 * height * width,
+        preprocessing=replace(preprocessing, mean=NO_MEAN, std=NO_STD),
+        precision="uint8",
+    )
+
+
+def shape_of(spec: Spec) -> str:
+    """What a row is, for people: `2048-d`, or `299 x 299 pixels`."""
+    if spec.kind == "pixels" and spec.preprocessing is not None:
+        height, width = spec.preprocessing.size
+        return f"{height} x {width} pixels"
+    return f"{spec.dim}-d"
 
 
 def _fields(cls: type, document: Any) -> dict[str, Any]:

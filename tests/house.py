@@ -15,6 +15,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "embedcache.errors",
         "embedcache.spec",
+        "embedcache.deferred",
         "embedcache.disk",
         "embedcache.locks",
         "embedcache.machine",

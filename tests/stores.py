@@ -29,6 +29,13 @@ def model(digests: U8, dim: int = 8) -> F32:
     return np.array(rows, np.float32).reshape(-1, dim)
 
 
+def bytes_of(digests: U8, dim: int) -> U8:
+    """Kept pixels that only the content decides; every value of a byte is among many of them."""
+    seeds = [int.from_bytes(row.tobytes()[:8], "big") for row in digests]
+    rows = [np.random.default_rng(seed).integers(0, 256, dim, np.uint8) for seed in seeds]
+    return np.array(rows, np.uint8).reshape(-1, dim)
+
+
 def faces_of(counts: list[int]) -> Faces:
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     n = int(offsets[-1])

@@ -7,6 +7,7 @@ This room owns timm and facenet-pytorch and everything that decides a vector's s
 __all__ = [
     "cuda_lane",
     "facenet",
+    "folding",
     "forward",
     "listing",
     "loading",

@@ -23,6 +23,7 @@ import numpy as np
 from embedcache import disk
 from embedcache.backbones import tf_graph, weights
 from embedcache.backbones.forward import Loaded
+from embedcache.deferred import without_compiler
 from embedcache.errors import WeightsError
 from embedcache.spec import Preprocessing, digest_of_weights
 
@@ -71,7 +72,8 @@ _STAGES = {"Repeat": "repeat_1", "Repeat_1": "repeat_2", "Repeat_2": "repeat_3"}
 def network() -> "torch.nn.Module":
     """InceptionResnetV1 without weights; WeightsError where facenet-pytorch is not installed."""
     try:
-        from facenet_pytorch.models.inception_resnet_v1 import InceptionResnetV1
+        with without_compiler():
+            from facenet_pytorch.models.inception_resnet_v1 import InceptionResnetV1
     except (ImportError, KeyError) as error:  # KeyError: an earlier import failed half-way
         raise WeightsError(
             f"facenet: needs the package facenet-pytorch, and it cannot be imported ({error}): "

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from embedcache.backbones import timm_names, weights
 from embedcache.backbones.forward import Loaded
 from embedcache.backbones.names import Name
+from embedcache.deferred import without_compiler
 from embedcache.errors import WeightsError
 from embedcache.spec import Preprocessing
 from embedcache.wording import reason
@@ -48,7 +49,7 @@ def load(name: Name, *, decode: str) -> Loaded:
     Raises WeightsError for a name that is unknown, a configuration that cannot be followed, and
         weights that are missing or do not fill the network.
     """
-    import timm
+    timm = _timm()
 
     arguments: dict[str, Any] = {}
     ours: dict[str, Any] = {}
@@ -61,7 +62,7 @@ def load(name: Name, *, decode: str) -> Loaded:
         _need(name, full)
         _refuse_bad_hub_files(name)
     try:
-        with _watched_loading() as loads:
+        with _watched_loading() as loads, _without_numbers():
             model = timm.create_model(
                 full, pretrained=True, num_classes=0, pretrained_cfg_overlay=ours
             )
@@ -96,6 +97,33 @@ def load(name: Name, *, decode: str) -> Loaded:
     )
 
 
+def _timm() -> Any:
+    """timm; its first import takes a second less without torch's compiler."""
+    with without_compiler():
+        import timm
+    return timm
+
+
+@contextmanager
+def _without_numbers() -> Iterator[None]:
+    """New networks get zeros in place of random numbers: each is replaced by one of the file."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    random = {torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_}
+
+    class Zeros(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, values: Any = (), named: Any = None
+        ) -> Any:
+            if function in random:
+                return values[0].zero_()
+            return function(*values, **(named or {}))
+
+    with Zeros():
+        yield
+
+
 def pooling_of(model: Any) -> str:
     """How a timm network makes one vector of its last layer, in words; "" where it is not known.
 
@@ -124,8 +152,9 @@ def without_weights(name: Name) -> tuple["torch.nn.Module", tuple[int, int]]:
     Made on the meta device where the network allows that, and else with random numbers.
     WeightsError for a name that is unknown, or whose configuration cannot be followed.
     """
-    import timm
     import torch
+
+    timm = _timm()
 
     if name.source == "timm":
         _refuse_unknown(name)
@@ -200,7 +229,7 @@ def _is_size(size: Any) -> bool:
 
 def hub_id_of(name: Name) -> str:
     """The hub's id of a timm or hf-hub name; "" for one whose weights lie elsewhere."""
-    import timm
+    timm = _timm()
 
     if name.source == "hf-hub":
         return name.where.partition("@")[0]
@@ -216,7 +245,7 @@ def _shown(name: Name) -> str:
 
 
 def _config(model: Any, source: str) -> dict[str, Any]:
-    import timm
+    timm = _timm()
 
     try:
         config: dict[str, Any] = timm.data.resolve_data_config({}, model=model)
@@ -286,7 +315,7 @@ def _weights_file(folder: Path) -> Path:
 
 def _need(name: Name, full: str) -> None:
     """Say what is missing before timm spends minutes on an unreachable hub."""
-    import timm
+    timm = _timm()
 
     if name.source == "timm":
         _refuse_unknown(name)
@@ -301,7 +330,7 @@ def _need(name: Name, full: str) -> None:
 
 def _refuse_unknown(name: Name) -> None:
     """WeightsError for a name of timm's form that timm does not know."""
-    import timm
+    timm = _timm()
 
     base, _, tag = name.where.partition(".")
     tags = timm.list_pretrained(f"{base}*") if timm.is_model(base) else []

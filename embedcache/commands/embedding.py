@@ -76,6 +76,15 @@ def extract(
         DetectorName,
         typer.Option(help="Of faces: mtcnn, as in the paper; blazeface: faster, as other spaces."),
     ] = "mtcnn",
+    keep_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="SIZE",
+            help="Also keep the decoded photos, SIZE x SIZE pixels, for later backbones with the "
+            "same preprocessing.",
+        ),
+    ] = None,
     compile_: Annotated[
         Compile,
         typer.Option("--compile", help="Compile the networks; auto: if the run is long enough."),
@@ -142,6 +151,7 @@ def extract(
         "precision": precision,
         "decode": decode,
         "detector": detector,
+        "keep_pixels": keep_pixels,
         "device": device,
         "workers": workers,
         "retry_failed": retry_failed,
@@ -154,9 +164,12 @@ def extract(
     options |= {"compiling": compile_, "again": again, "writer": settings.writer}
     if ray is None:
         options |= {"strict": strict, "part": mine}
+    elif keep_pixels is not None:
+        raise InputError("--keep-pixels and --ray do not go together: keep them on one machine")
     elif strict:
         raise InputError("--strict and --ray do not go together: the machines do not wait for one")
     else:
+        del options["keep_pixels"]
         options["address"] = ray
     with destination(cache) as opened:
         at_work_in(opened.path)

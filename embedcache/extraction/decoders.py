@@ -161,8 +161,8 @@ class Decoders:
 
 
 def _can_travel(job: Job) -> bool:
-    """Whether a path and a digest say it all: no faces to cut or to find, no bytes in memory."""
-    whole = not job.detect and all(need.face is None for need in job.needs)
+    """Whether a path and a digest say it all: no faces, no bytes in memory, no kept pixels."""
+    whole = not job.detect and all(need.face is None and need.kept is None for need in job.needs)
     return whole and type(job.path) is str
 
 

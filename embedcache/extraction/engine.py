@@ -8,7 +8,8 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.backbones.forward import Forward, Network, close, is_out_of_memory
+from embedcache.backbones.folding import close
+from embedcache.backbones.forward import Forward, Network, is_out_of_memory
 from embedcache.extraction.lanes import Lanes
 from embedcache.extraction.pace import Pace
 from embedcache.extraction.prefetch import Pixels

@@ -16,6 +16,7 @@ from embedcache.backbones.loading import Backbone, Decode
 from embedcache.errors import NoSuchSpace
 from embedcache.extraction.clock import RunProgress, SpaceTally, duration
 from embedcache.extraction.face_finder import FaceFinder, as_sequence, detector_of
+from embedcache.extraction.pixels import is_pixels
 from embedcache.extraction.plan import Plan, plan, subset
 from embedcache.extraction.run import extract, load_all
 from embedcache.extraction.upstream import Upstream
@@ -34,7 +35,7 @@ SAMPLE = 24
 class SpaceForecast:
     """One backbone's part: photos wanted = hit + from_remote + missing + failed.
 
-    n_bytes: size of the vectors that would be computed.
+    n_bytes: size of the vectors that would be computed, or of the pixels that would be kept.
     """
 
     backbone: str
@@ -106,6 +107,7 @@ def forecast(
     workers: int | None = None,
     decode: Decode = "full",
     detector: str | None = None,
+    keep_pixels: int | None = None,
     retry_failed: bool = False,
     remote: str | Remote | None = None,
     offer: bool = False,
@@ -121,6 +123,7 @@ def forecast(
             device=device,
             precision=precision,
             decode=decode,
+            keep_pixels=keep_pixels,
         )
         digests = _read(photos, cache, progress)
         spaces = [_space(cache, b) for b in backbones]
@@ -143,7 +146,7 @@ def forecast(
                 hit=tally.hit,
                 missing=n,
                 failed=tally.failed.total(),
-                n_bytes=n * b.spec.dim * 4,
+                n_bytes=n * b.spec.row_bytes,
                 from_remote=n_taken,
             )
             for b, tally, n, n_taken in zip(backbones, tallies, missing, taken, strict=True)
@@ -172,7 +175,7 @@ def _without_remote(
     retry_failed: bool,
 ) -> tuple[Plan, list[int]]:
     """What is left of a plan once the remote's rows are taken, and photos taken by backbone."""
-    upstream.serve([b.spec for b in backbones])
+    upstream.serve([b.spec for b in backbones if not is_pixels(b)])
     available = upstream.look(todo.digests) if len(todo) else {}
     none = todo.digests[:0]
     taken = []

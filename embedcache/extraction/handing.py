@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from embedcache.backbones.loading import Backbone
 from embedcache.extraction.clock import SpaceTally
 from embedcache.extraction.face_finder import FaceFinder
+from embedcache.extraction.pixels import KeptPixels
 from embedcache.extraction.plan import Plan, subset
 from embedcache.extraction.prefetch import Job
 from embedcache.extraction.upstream import Upstream
@@ -216,9 +217,15 @@ class HandedWork:
                 self.give()
             self.done(part.number)
 
-    def jobs(self, part: Plan, backbones: Sequence[Backbone], faces: FaceFinder) -> Iterator[Job]:
+    def jobs(
+        self,
+        part: Plan,
+        backbones: Sequence[Backbone],
+        faces: FaceFinder,
+        kept: KeptPixels | None = None,
+    ) -> Iterator[Job]:
         """The jobs of a part."""
-        return part.jobs(self.photos, backbones, faces)
+        return part.jobs(self.photos, backbones, faces, kept)
 
     def give(self) -> None:
         """Give the remote, if there is one, what was committed here."""

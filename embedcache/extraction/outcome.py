@@ -20,6 +20,7 @@ class SpaceOutcome:
         nothing was embedded.
     shares, bottleneck: of the whole run, for all its backbones together.
     pooling: how a photo's vector came about, in words; "" where it is not known.
+    shape: of kept pixels, in words; "" of vectors.
     batch_size: images per forward pass at the end, None when nothing was to be embedded.
     workers: threads that read and decoded at the end.  compiled: whether the network was.
     """
@@ -40,6 +41,7 @@ class SpaceOutcome:
     compiled: bool = False
     forgotten: int = 0
     pooling: str = ""
+    shape: str = ""
 
     @property
     def failed(self) -> int:
@@ -80,9 +82,10 @@ class SpaceOutcome:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.backbone}  {self.dim}-d  spec {self.spec[:8]}"
+            f"{self.backbone}  {self.shape or f'{self.dim}-d'}  spec {self.spec[:8]}"
             + (f"  ({self.pooling})" if self.pooling else ""),
-            f"  {counted(self.wanted, 'photo')}: {self.hit:,} present, {self.embedded:,} embedded, "
+            f"  {counted(self.wanted, 'photo')}: {self.hit:,} present, "
+            f"{self.embedded:,} {'kept' if self.shape else 'embedded'}, "
             f"{self.failed:,} failed" + (f", {self.left:,} left" if self.left else ""),
         ]
         if self.failures:
@@ -93,7 +96,7 @@ class SpaceOutcome:
             lines.append(f"  {SEVERAL_FACES}")
         if self.forgotten:
             lines.append(f"  skipped: {self.forgotten:,} forgotten before; `again` embeds them")
-        if self.embedded:
+        if self.embedded and not self.shape:
             ceiling = self.model_photos_per_second
             lines.append(
                 f"  {self.photos_per_second:.1f} photos/s"

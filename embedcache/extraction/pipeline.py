@@ -18,9 +18,11 @@ from embedcache.extraction.engine import Engine, Pass, compile_engine, elapsed
 from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.lanes import Lanes
 from embedcache.extraction.pace import PaceFinder
+from embedcache.extraction.pixels import is_pixels
 from embedcache.extraction.plan import Plan
-from embedcache.extraction.prefetch import Ready
+from embedcache.extraction.prefetch import Job, Pixels, Ready
 from embedcache.extraction.sink import Sinks
+from embedcache.photos.resampling import Uncut
 
 
 class Pipeline:
@@ -72,15 +74,19 @@ class Pipeline:
         for b, reason in job.refused:
             self._sinks.fail(job, b, reason)
         if ready.reason is not None:
-            for b in set(job.wanted) - {b for b, _ in job.refused}:
-                self._sinks.fail(job, b, ready.reason)
+            known = {b for b, _ in job.refused}
+            for b in job.wanted:
+                if b not in known and self._leaders[b] not in ready.pixels:
+                    self._sinks.fail(job, b, ready.reason)
             if job.detect:
                 self._sinks.fail_faces(job, ready.reason)
-        else:
-            for b, pixels in ready.pixels.items():
+        for b, pixels in ready.pixels.items():
+            if is_pixels(self._backbones[b]):
+                self._keep(b, job, pixels)
+            else:
                 self._batches.put(job, b, pixels)
-            if ready.image is not None:
-                self._detection.put(ready)
+        if ready.image is not None:
+            self._detection.put(ready)
         self._advance()
 
     def flush(self) -> None:
@@ -140,6 +146,11 @@ class Pipeline:
 
         self._lanes.make_room()
         self._lanes.submit(lambda lane: engine.run(lane, batch.pixels), write)
+
+    def _keep(self, b: int, job: Job, pixels: Pixels) -> None:
+        """Write what networks get of a photo, as it is."""
+        assert not isinstance(pixels, Uncut)  # only an engine's lanes resize
+        self._sinks.add_vectors(b, [job], pixels.reshape(1, -1))
 
     def _sharing(self, b: int) -> list[int]:
         """The backbones that share the pass of backbone number b."""

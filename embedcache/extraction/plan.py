@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from embedcache.backbones.loading import Backbone, leaders_of, shorter_side
 from embedcache.extraction.clock import SpaceTally
 from embedcache.extraction.face_finder import FaceFinder, boxes_for
+from embedcache.extraction.pixels import KeptPixels
 from embedcache.extraction.prefetch import Job, Need
 from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
@@ -43,9 +44,16 @@ class Plan:
         return len(self.digests)
 
     def jobs(
-        self, photos: Photos, backbones: Sequence[Backbone], faces: FaceFinder
+        self,
+        photos: Photos,
+        backbones: Sequence[Backbone],
+        faces: FaceFinder,
+        kept: KeptPixels | None = None,
     ) -> Iterator[Job]:
-        """One job per content; what the cache knows of its faces decides what it needs."""
+        """One job per content; what the cache knows of its faces decides what it needs.
+
+        kept: pixels of the cache, which are read in place of photos.
+        """
         leaders = leaders_of(backbones)
         templates = [need(b, backbone) for b, backbone in enumerate(backbones)]
         sees_face = np.array([b.spec.face is not None for b in backbones], bool)
@@ -55,13 +63,15 @@ class Plan:
             of_faces = np.flatnonzero((wanted & sees_face).any(axis=1))
             row_of = dict(zip(of_faces.tolist(), range(len(of_faces)), strict=True))
             known = faces.known(digests[of_faces]) if len(of_faces) else None
+            readers = {} if kept is None else kept.readers(digests)
             for i in range(len(digests)):
                 mine = np.flatnonzero(wanted[i]).tolist()
                 needs, detect, refused = [], [], []
                 for b in dict.fromkeys(leaders[b] for b in mine):
                     face = backbones[b].spec.face
                     if face is None:
-                        needs.append(templates[b])
+                        own = readers[b][i] if b in readers else None
+                        needs.append(replace(templates[b], kept=own) if own else templates[b])
                         continue
                     assert known is not None
                     if not known[1][row_of[i]]:

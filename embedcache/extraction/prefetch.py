@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -20,7 +20,7 @@ from embedcache.photos import images
 from embedcache.photos.digests import read_file, reason_of
 from embedcache.photos.resampling import Uncut
 from embedcache.photos.resizing import can_stay_uncut, place
-from embedcache.spec import FaceCrop, Preprocessing
+from embedcache.spec import NO_MEAN, NO_STD, FaceCrop, Preprocessing
 
 Pixels = npt.NDArray[np.uint8] | Uncut
 
@@ -42,6 +42,8 @@ class Need:
     shorter_side: pixels to keep when decoding at a reduced scale, None for full size.
     face: the crop that is wanted, None for the whole photo.
     boxes: float32 (k, 4) of the photo's faces, where they are known.
+    kept: reads the network's input, uint8 (h, w, 3), from the cache, or gives None; None where the
+        cache has none of this photo.
     """
 
     backbone: int
@@ -49,6 +51,7 @@ class Need:
     shorter_side: int | None = None
     face: FaceCrop | None = None
     boxes: npt.NDArray[np.float32] | None = None
+    kept: Callable[[], npt.NDArray[np.uint8] | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A job's outcome: pixels by network, the upright image for detection, or a reason."""
+    """A job's outcome: pixels by network, the upright image for detection, or a reason.
+
+    reason: why networks without pixels here get none.
+    """
 
     job: Job
     pixels: dict[int, Pixels] = field(default_factory=dict)
@@ -203,33 +209,61 @@ def prepare(job: Job, clock: Clock, uncut: Collection[int] = frozenset()) -> Rea
 
     uncut: as in `here`.
     """
-    if not job.needs and not job.detect:
-        return Ready(job)
+    pixels = _kept(job, clock)
+    needs = [need for need in job.needs if need.backbone not in pixels]
+    if not needs and not job.detect:
+        return Ready(job, pixels)
     try:
         with clock.step("read"):
             data = read_file(job.path)
             same = hashlib.sha256(data).digest() == job.digest
     except OSError as error:
-        return Ready(job, reason=reason_of(error))
+        return Ready(job, pixels, reason=reason_of(error))
     if not same:
-        return Ready(job, reason=CHANGED)
+        return Ready(job, pixels, reason=CHANGED)
     try:
-        sides = [need.shorter_side for need in job.needs] + ([None] if job.detect else [])
+        sides = [need.shorter_side for need in needs] + ([None] if job.detect else [])
         with clock.step("decode"), images.decoding(data, sides) as decoded:
             if any(
                 need.face is None
                 and need.shorter_side is None
                 and images.reducible(data, image.size, need.preprocessing)
-                for need, image in zip(job.needs, decoded, strict=False)
+                for need, image in zip(needs, decoded, strict=False)
             ):
                 clock.count_reducible()
-            pixels: dict[int, Pixels] = {
-                need.backbone: input_of(image, need, uncut)
-                for need, image in zip(job.needs, decoded, strict=False)
-            }
+            pixels |= _inputs(needs, decoded, uncut)
     except images.DecodeError as error:
-        return Ready(job, reason=str(error.reason))
+        return Ready(job, pixels, reason=str(error.reason))
     return Ready(job, pixels, decoded[-1] if job.detect else None)
+
+
+def _kept(job: Job, clock: Clock) -> dict[int, Pixels]:
+    """What the cache has of a job's inputs, as it was decoded before."""
+    found: dict[int, Pixels] = {}
+    for need in job.needs:
+        if need.kept is not None:
+            with clock.step("read"):
+                pixels = need.kept()
+            if pixels is not None:
+                found[need.backbone] = pixels
+    return found
+
+
+def _inputs(
+    needs: Sequence[Need], decoded: Sequence[Image.Image], uncut: Collection[int]
+) -> dict[int, Pixels]:
+    """What each network gets; networks that differ in the normalisation only share an array."""
+    found: dict[int, Pixels] = {}
+    made: dict[tuple[Preprocessing, int | None], Pixels] = {}
+    for need, image in zip(needs, decoded, strict=False):
+        key = replace(need.preprocessing, mean=NO_MEAN, std=NO_STD), need.shorter_side
+        if need.face is not None or need.backbone in uncut:
+            found[need.backbone] = input_of(image, need, uncut)
+        else:
+            if key not in made:
+                made[key] = cut(image, need)
+            found[need.backbone] = made[key]
+    return found
 
 
 def input_of(image: Image.Image, need: Need, uncut: Collection[int]) -> Pixels:

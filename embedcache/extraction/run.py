@@ -32,17 +32,19 @@ from embedcache.extraction.outcome import Extraction, SpaceOutcome
 from embedcache.extraction.pace import Compile, PaceFinder
 from embedcache.extraction.parts import WorkPart
 from embedcache.extraction.pipeline import Pipeline
+from embedcache.extraction.pixels import KeptPixels, is_pixels, pixel_backbones, require_room
 from embedcache.extraction.prefetch import Decoding, Gate, prefetch
 from embedcache.extraction.process import note_networks, refuse_fork, without_collection
 from embedcache.extraction.provenance import about
-from embedcache.extraction.sink import F32, OpenSegment, Sink, Sinks
+from embedcache.extraction.sink import OpenSegment, Sink, Sinks
 from embedcache.extraction.upstream import Upstream
 from embedcache.extraction.work import Work
 from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
-from embedcache.spec import split_layers
+from embedcache.spec import shape_of, split_layers
 from embedcache.store.cache import Cache
 from embedcache.store.disposal import noting_aside
+from embedcache.store.shard import Rows
 from embedcache.store.space import Space
 
 
@@ -58,6 +60,7 @@ def extract(
     decode: Decode = "full",
     compiling: Compile = "auto",
     detector: str | None = None,
+    keep_pixels: int | None = None,
     retry_failed: bool = False,
     again: bool = False,
     record: bool = True,
@@ -88,6 +91,9 @@ def extract(
     precision, device, decode: as in `backbones.load`.
     detector: of faces: "mtcnn", as in the paper, or "blazeface"; by default that of the backbones
         given as loaded, or MTCNN. It is part of the spec of a face crop.
+    keep_pixels: also keep what backbones with an input of so many pixels a side get of each photo,
+        as uint8 rows, so that a later backbone of the same preprocessing decodes nothing. Rows that
+        are there are read without being asked for.
     retry_failed: try photos again that an earlier run could not embed.
     again: embed and record photos also where they were forgotten; otherwise they are skipped.
     record: keep which content each id has now. Without it `photos` only says where files are.
@@ -113,7 +119,8 @@ def extract(
     upstream = Upstream(remote, cache, offer=offer) if isinstance(remote, str) else remote
     faces = FaceFinder(cache, device, detector_of(detector, as_sequence(backbone)))
     run = Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), faces)
-    options = {"device": device, "precision": precision, "decode": decode}
+    options: dict[str, Any] = {"device": device, "precision": precision, "decode": decode}
+    options["keep_pixels"] = keep_pixels
     digests, backbones = run.read(photos, backbone, again=again, record=record, **options)
     if strict and digests.reasons:
         position, reason = next(iter(digests.reasons.items()))
@@ -232,6 +239,9 @@ class Run:
         strict: bool = False,
     ) -> "Embedded":
         """Embed all parts of the work, unless the caller stops it."""
+        require_room(self.cache, backbones, work.todo.wanted, log=self.watch.log)
+        contents = work.todo.digests, work.todo.wanted
+        kept = KeptPixels(self.cache, backbones, *contents, log=self.watch.log)
         pace_finder = PaceFinder(
             self.gate, batch_size=batch_size, compiling=compiling, log=self.watch.log
         )
@@ -248,7 +258,9 @@ class Run:
                     clock=self.clock,
                 )
                 how = decoding(decoders, self.clock, uncut)
-                stopped = self._embed_parts(work, backbones, pipeline, sinks, how, strict=strict)
+                stopped = self._embed_parts(
+                    *(work, backbones, pipeline, sinks, how), kept=kept, strict=strict
+                )
         return Embedded(stopped, engines, lanes.n)
 
     def _embed_parts(
@@ -259,13 +271,14 @@ class Run:
         sinks: Sinks,
         how: Decoding,
         *,
+        kept: KeptPixels,
         strict: bool,
     ) -> bool:
         """Commit part after part; True where the caller stopped it."""
         began, done = time.perf_counter(), 0
         for part in work.parts():
             pipeline.expect(part)
-            jobs = work.jobs(part, backbones, self.faces)
+            jobs = work.jobs(part, backbones, self.faces, kept)
             decoded = prefetch(
                 jobs,
                 gate=self.gate,
@@ -301,15 +314,18 @@ class Run:
     ) -> Sinks:
         """Where rows go: one sink per space, and one for the faces."""
 
-        def sink(space: Space, backbone: Backbone) -> Sink[F32]:
-            def begin(n_rows: int) -> OpenSegment[F32]:
-                network = backbone.open()
-                provenance = about(network.device, weights=network.origin)
+        def sink(space: Space, backbone: Backbone) -> Sink[Rows]:
+            def begin(n_rows: int) -> OpenSegment[Rows]:
+                if is_pixels(backbone):
+                    provenance = about("cpu")
+                else:
+                    network = backbone.open()
+                    provenance = about(network.device, weights=network.origin)
                 if writer:
                     provenance["writer"] = writer
                 return space.writer(n_rows=n_rows, name=backbone.name, about=provenance)
 
-            return Sink(begin)
+            return Sink(begin, row_bytes=backbone.spec.row_bytes)
 
         vectors = [sink(space, backbone) for space, backbone in zip(spaces, backbones, strict=True)]
         return Sinks(vectors, Sink(self.faces.begin), tallies=tallies, clock=self.clock)
@@ -332,6 +348,7 @@ class Run:
                     backbone=backbone.name,
                     spec=backbone.spec.digest,
                     dim=backbone.spec.dim,
+                    shape=shape_of(backbone.spec) if is_pixels(backbone) else "",
                     pooling=backbone.pooling,
                     wanted=tally.wanted,
                     hit=tally.hit,
@@ -368,11 +385,13 @@ def load_all(
     precision: str,
     decode: Decode,
     cache: Cache | None = None,
+    keep_pixels: int | None = None,
 ) -> list[Backbone]:
-    """The backbones of a run, loaded, each spec once.
+    """The backbones of a run, loaded, each spec once; last those whose rows are pixels.
 
     cache: what it has vectors of may lack its weights here, as in a colleague's cache: photos that
         all have a vector need none.
+    keep_pixels: as `extract` has it.
     """
     asked = as_sequence(backbone)
     names = [one for one in asked if isinstance(one, str)]
@@ -384,8 +403,10 @@ def load_all(
         except WeightsError as error:
             if cache is None or len(names) < len(asked):
                 raise
-            return _held(names, cache, error, **options)
+            named = _held(names, cache, error, **options)
     found = named if len(names) == len(asked) else _in_order(asked, named)
+    if keep_pixels is not None:
+        found = [*found, *pixel_backbones(found, keep_pixels)]
     return list({b.spec.digest: b for b in found}.values())
 
 
@@ -452,6 +473,8 @@ def _engines(
     engines = {}
     leaders = np.array(leaders_of(backbones))
     for b in np.unique(leaders).tolist():
+        if is_pixels(backbones[b]):
+            continue
         if n_photos := int(work.todo.wanted[:, leaders == b].any(axis=1).sum()):
             with without_collection():
                 network = backbones[b].open()

@@ -15,11 +15,12 @@ import numpy.typing as npt
 from embedcache.extraction.clock import Clock, SpaceTally
 from embedcache.extraction.prefetch import TRANSIENT, Job
 from embedcache.store.faces import Faces
+from embedcache.store.shard import Rows
 
 SEGMENT_ROWS = 16_384
+SEGMENT_BYTES = 512 << 20
 SEGMENT_SECONDS = 300.0
 U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
 Values = TypeVar("Values")
 Values_in = TypeVar("Values_in", contravariant=True)
 
@@ -36,11 +37,13 @@ class Sink(Generic[Values]):
     """Takes rows of one space for as long as a run lasts.
 
     begin: opens a segment for so many rows.
+    row_bytes: of one row, as far as it is known; it bounds the size of a segment too.
     planned: rows that may still come; it bounds the size of the next segment.
     """
 
-    def __init__(self, begin: Callable[[int], OpenSegment[Values]]) -> None:
+    def __init__(self, begin: Callable[[int], OpenSegment[Values]], *, row_bytes: int = 1) -> None:
         self.planned = 0
+        self._most = max(1, min(SEGMENT_ROWS, SEGMENT_BYTES // row_bytes))
         self._begin = begin
         self._segment: OpenSegment[Values] | None = None
         self._room = 0
@@ -66,7 +69,7 @@ class Sink(Generic[Values]):
 
     def _open(self, n: int) -> OpenSegment[Values]:
         if self._segment is None:
-            self._room = max(n, min(self.planned, SEGMENT_ROWS))
+            self._room = max(n, min(self.planned, self._most))
             self._segment = self._begin(self._room)
             self._began = time.monotonic()
         return self._segment
@@ -87,7 +90,7 @@ class Sinks:
 
     def __init__(
         self,
-        vectors: Sequence[Sink[F32]],
+        vectors: Sequence[Sink[Rows]],
         faces: Sink[Faces],
         *,
         tallies: Sequence[SpaceTally],
@@ -105,8 +108,11 @@ class Sinks:
             sink.planned = n
         self._faces.planned = photos
 
-    def add_vectors(self, b: int, jobs: Sequence[Job], vectors: F32) -> None:
-        """Take the vectors of backbone number b, float32 (n, dim), one for each of n jobs."""
+    def add_vectors(self, b: int, jobs: Sequence[Job], vectors: Rows) -> None:
+        """Take the vectors of backbone number b, float32 (n, dim), one for each of n jobs.
+
+        vectors: of kept pixels uint8 (n, dim).
+        """
         finite = np.isfinite(vectors.sum(axis=1))
         with self._clock.step("write"):
             self._vectors[b].add(_digests(jobs)[finite], vectors[finite])

@@ -10,6 +10,7 @@ from embedcache.backbones.loading import Backbone
 from embedcache.extraction.clock import SpaceTally
 from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.neighbours import Neighbours
+from embedcache.extraction.pixels import KeptPixels
 from embedcache.extraction.plan import Plan, plan, subset
 from embedcache.extraction.prefetch import Job
 from embedcache.extraction.upstream import Upstream
@@ -69,7 +70,8 @@ class Work:
         self._n_begun = 0  # photos of the current part that were handed out
         self.todo, self.tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
         if upstream is not None:
-            upstream.serve([space.spec for space in spaces])
+            # Pixels are the photos themselves, which no run sends or takes.
+            upstream.serve([space.spec for space in spaces if space.spec.kind != "pixels"])
             upstream.take(self.todo.digests)
             self.todo, self.tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
         self.n_photos = len(self.todo)
@@ -107,10 +109,16 @@ class Work:
             )
             self.n_photos = n_done + len(left)
 
-    def jobs(self, part: Plan, backbones: Sequence[Backbone], faces: FaceFinder) -> Iterator[Job]:
+    def jobs(
+        self,
+        part: Plan,
+        backbones: Sequence[Backbone],
+        faces: FaceFinder,
+        kept: KeptPixels | None = None,
+    ) -> Iterator[Job]:
         """The jobs of a part. A run that was alone ends its part early when others begin."""
         self._n_begun = 0
-        for job in part.jobs(self._photos, backbones, faces):
+        for job in part.jobs(self._photos, backbones, faces, kept):
             if self._alone and self._n_begun and self._neighbours.present():
                 return
             self._n_begun += 1

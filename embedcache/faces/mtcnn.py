@@ -18,13 +18,16 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-import torchvision.ops  # noqa: F401  registers torch.ops.torchvision.nms
 from PIL import Image
 
+from embedcache.deferred import without_compiler
 from embedcache.faces.host import HostPixels, runs_of
 from embedcache.faces.networks import Networks
 from embedcache.faces.on_device import DevicePixels
 from embedcache.faces.pixels import CELL, F32, I64, STRIDE, Level, Pixels
+
+with without_compiler():
+    import torchvision.ops  # noqa: F401  registers torch.ops.torchvision.nms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from embedcache.deferred import without_compiler
 from embedcache.errors import WeightsError
 from embedcache.faces import layers
 from embedcache.faces.layers import pool
@@ -32,7 +33,8 @@ class Networks:
 
     def __init__(self, device: str, *, resident: bool | None = None) -> None:
         try:
-            from facenet_pytorch.models import mtcnn as package
+            with without_compiler():
+                from facenet_pytorch.models import mtcnn as package
         except (ImportError, KeyError) as error:  # KeyError: an earlier import failed half-way
             raise WeightsError(
                 "face detection needs the package facenet-pytorch, which brings its networks' "

@@ -29,10 +29,9 @@ from embedcache.store.check import check_segment
 from embedcache.store.checksums import CRC_BYTES, crc32c, crc_of_rows
 from embedcache.store.manifest import MANIFEST
 from embedcache.store.segment import Segment
-from embedcache.store.shard import Geometry, shard_name, split_by_chunk
+from embedcache.store.shard import Geometry, Rows, shard_name, split_by_chunk
 
 T = TypeVar("T")
-F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 U32 = NDArray[np.uint32]
 
@@ -97,7 +96,7 @@ def fetch_rows(
     row_crcs: U32,
     pool: Executor,
     count: CountBytes,
-) -> F32:
+) -> Rows:
     """Some good rows of a segment, (len(rows), dim), by the byte ranges that hold them.
 
     rows: ascending. row_crcs: of all good rows of the segment. A chunk with many of the rows is
@@ -106,7 +105,7 @@ def fetch_rows(
     """
     cut = source.manifest.geometry
     assert cut is not None
-    out = np.empty((len(rows), cut.dim), dtype="<f4")
+    out = cut.rows(len(rows))
     jobs = [
         pool.submit(_fetch_range, remote, source, whole, some, slots, row_crcs, out, count)
         for whole, some, slots in _ranges(cut, rows)
@@ -144,7 +143,7 @@ def _fetch_range(
     rows: I64,
     slots: I64,
     row_crcs: NDArray[np.uint32],
-    out: F32,
+    out: Rows,
     count: CountBytes,
 ) -> None:
     cut = source.manifest.geometry
@@ -168,11 +167,11 @@ def _fetch_range(
     if whole:
         body, tail = raw[:-CRC_BYTES], int.from_bytes(raw[-CRC_BYTES:], "little")
         known = int(np.frombuffer(source.manifest.chunk_crcs, "<u4")[chunk])
-        matrix = np.frombuffer(body, dtype="<f4").reshape(cut.rows_per_chunk, cut.dim)
+        matrix = np.frombuffer(body, dtype=cut.dtype).reshape(cut.rows_per_chunk, cut.dim)
         right = crc32c(bytes(body)) == known == tail
         out[slots] = matrix[rows - chunk * cut.rows_per_chunk]
     else:
-        out[slots] = np.frombuffer(raw, dtype="<f4").reshape(len(rows), cut.dim)
+        out[slots] = np.frombuffer(raw, dtype=cut.dtype).reshape(len(rows), cut.dim)
         right = True
     # The rows' own CRCs go into the new segment with the rows, so they must match in any case.
     if not right or not np.array_equal(crc_of_rows(out[slots]), row_crcs[rows]):

@@ -158,7 +158,9 @@ class PullPlanner:
         found = {root: list(self._copy.spaces(root).values()) for root in ROOTS}
         if not wanted.backbones:
             every = [space for spaces in found.values() for space in spaces]
-            return [space for space in every if not wanted.specs or space.digest in wanted.specs]
+            if wanted.specs:
+                return [space for space in every if space.digest in wanted.specs]
+            return [space for space in every if not self._holds_pixels(space)]
         named = self._named([*found["spaces"], *found[APART]])
         chosen: list[ListedSpace] = []
         for backbone in wanted.backbones:
@@ -180,6 +182,17 @@ class PullPlanner:
         detectors = {face.detector for face in faces if face is not None}
         chosen += [space for space in found["faces"] if space.digest in detectors]
         return chosen + found["photos"]  # ids belong to photos, whatever the backbone
+
+    def _holds_pixels(self, space: ListedSpace) -> bool:
+        """Whether a space is of kept pixels, which come only where they are named."""
+        if space.root != APART:
+            return False  # a spec there is refused later if it belongs here
+        try:
+            return self._copy.spec(space).kind == "pixels"
+        except Unreachable:
+            raise
+        except (Denied, RemoteError):
+            return False  # which is reported once its rows are looked for
 
     def _named(self, spaces: Sequence[ListedSpace]) -> list[tuple[ListedSpace, set[str]]]:
         """The spaces that this member may read, each with the names its writers gave it."""
@@ -287,8 +300,8 @@ class PullPlanner:
 
     def _read(self, space: ListedSpace, names: Sequence[str]) -> list[RemoteSegment]:
         """The manifests of some segments, fetched several at once; those refused are left out."""
-        dim = self._copy.spec(space).dim if space.kind == "vectors" and names else 0
-        return self._copy.segments.all(space, names, pool=self._pool, dim=dim)
+        spec = self._copy.spec(space) if space.kind == "vectors" and names else None
+        return self._copy.segments.all(space, names, pool=self._pool, spec=spec)
 
 
 def dead_rows_in(cache: Cache, dead: Dead) -> int:

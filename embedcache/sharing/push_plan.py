@@ -136,8 +136,10 @@ class PushPlanner:
 
     def _chosen(self, backbones: Sequence[str]) -> list[Store]:
         if not backbones:
-            return [*self._cache.spaces(), *self._cache.face_spaces()]
-        spaces = [self._cache.find(name) for name in dict.fromkeys(backbones)]
+            # Pixels are the photos themselves: they leave this machine only where they are named.
+            shared = [space for space in self._cache.spaces() if space.spec.kind != "pixels"]
+            return [*shared, *self._cache.face_spaces()]
+        spaces = [self._cache.find(name, pixels=True) for name in dict.fromkeys(backbones)]
         detectors = {space.spec.face.detector for space in spaces if space.spec.face is not None}
         faces = [space for space in self._cache.face_spaces() if space.digest in detectors]
         return [*spaces, *faces]

@@ -111,5 +111,5 @@ class ShardScreen(Screen):
         self._row += len(rows)
         good = rows[: max(0, self._n_ok - first)]  # the last chunk is padded with NaN
         self._row_crcs.append(crc_of_rows(good))
-        if not np.isfinite(good.view("<f4")).all():
+        if not np.isfinite(good.view(self._cut.dtype)).all():
             self.problem = self.problem or f"chunk {self._chunk} holds {NOT_FINITE}"

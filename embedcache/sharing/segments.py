@@ -19,6 +19,7 @@ from embedcache.sharing.listing import ListedSpace
 from embedcache.sharing.memo import Memo
 from embedcache.sharing.refusals import Refusals, advice
 from embedcache.sharing.small_objects import SmallObjects, TooMuch
+from embedcache.spec import Spec
 from embedcache.store.checksums import CRC_BYTES
 from embedcache.store.columns import COLUMNS, column_path, split_text
 from embedcache.store.layout import MAX_DOCUMENT_BYTES
@@ -70,7 +71,7 @@ class RemoteSegments:
         self._known: dict[str, RemoteSegment | None] = {}
 
     def all(
-        self, space: ListedSpace, names: Iterable[str], *, pool: Executor, dim: int = 0
+        self, space: ListedSpace, names: Iterable[str], *, pool: Executor, spec: Spec | None = None
     ) -> list[RemoteSegment]:
         """Some listed segments, fetched several at once; those refused are left out.
 
@@ -79,7 +80,7 @@ class RemoteSegments:
 
         def one(name: str) -> RemoteSegment | Denied | None:
             try:
-                return self.one(space, name, dim=dim)
+                return self.one(space, name, spec=spec)
             except Denied as error:
                 return error
 
@@ -93,14 +94,16 @@ class RemoteSegments:
             self._refusals.segment(name, error)
         return [segment for segment in found if isinstance(segment, RemoteSegment)]
 
-    def one(self, space: ListedSpace, name: str, *, dim: int = 0) -> RemoteSegment | None:
+    def one(
+        self, space: ListedSpace, name: str, *, spec: Spec | None = None
+    ) -> RemoteSegment | None:
         """A listed segment; None where it is unfinished, gone or refused."""
         entry = space.segments[name].get(MANIFEST)
         if entry is None:
             return None
         if entry.key not in self._known:
             try:
-                self._known[entry.key] = self._read(space, entry, name, dim)
+                self._known[entry.key] = self._read(space, entry, name, spec)
             except FileNotFoundError:
                 self._known[entry.key] = None  # removed since it was listed
             except (Unreachable, Denied, TooMuch):
@@ -110,14 +113,16 @@ class RemoteSegments:
                 self._refusals.segment(name, error)
         return self._known[entry.key]
 
-    def _read(self, space: ListedSpace, entry: ListedObject, name: str, dim: int) -> RemoteSegment:
+    def _read(
+        self, space: ListedSpace, entry: ListedObject, name: str, spec: Spec | None
+    ) -> RemoteSegment:
         raw = self._objects.read(entry, limit=MAX_MANIFEST_BYTES)
         self._read_bytes += len(raw)
         if self._read_bytes > MAX_MANIFESTS_BYTES:
             raise TooMuch(f"{self._remote.name} has too many manifests: refused")
         digest = space.digest or None
         manifest = Manifest.parse(raw, segment=name, kind=space.kind, space=digest)
-        check_manifest(manifest, dim=dim)
+        check_manifest(manifest, spec=spec)
         return RemoteSegment(f"{space.key}/segments/{name}", raw, manifest)
 
     def refuse(self, segment: RemoteSegment, error: Exception) -> None:

@@ -334,7 +334,8 @@ def _unfinished(n: int) -> str:
 
 def _counted(root: str, digest: str, found: list[RemoteSegment]) -> SharedSpace:
     manifests = [segment.manifest for segment in found]
-    geometries = {m.geometry.dim for m in manifests if m.geometry is not None}
+    cuts = [m.geometry for m in manifests if m.geometry is not None]
+    geometries = {cut.dim for cut in cuts if cut.stored == "float32"}
     created = sorted(m.created for m in manifests)
     names = () if root == "photos" else tuple(dict.fromkeys(m.name for m in manifests if m.name))
     return SharedSpace(

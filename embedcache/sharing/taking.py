@@ -37,7 +37,9 @@ Target = Space | FaceSpace | PhotoIds
 Arrive = Callable[[RemoteSegment], AbstractContextManager[Segment]]
 
 JOINT_ROWS = 65_536
+JOINT_BYTES = 1 << 30
 BLOCK_ROWS = 1024
+BLOCK_BYTES = 64 << 20
 MAX_ABOUT_BYTES = 65_536
 
 
@@ -155,7 +157,8 @@ class Taking:
         store = self._vectors(pieces[0].space)
         while pieces:
             batch, n_rows = [], 0
-            while pieces and n_rows < JOINT_ROWS:
+            most = min(JOINT_ROWS, max(1, JOINT_BYTES // store.spec.row_bytes))
+            while pieces and n_rows < most:
                 batch.append(pieces.pop(0))
                 n_rows += batch[-1].n_rows
             name = batch[0].segment.manifest.name
@@ -179,8 +182,9 @@ class Taking:
         n_ok = segment.manifest.n_ok
         digests, row_crcs = (segments.column(segment, name) for name in ("digest", "row_crc"))
         good, bad = piece.rows[piece.rows < n_ok], piece.rows[piece.rows >= n_ok]
-        for start in range(0, len(good), BLOCK_ROWS):
-            block = good[start : start + BLOCK_ROWS]
+        step = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * writer.dim)))
+        for start in range(0, len(good), step):
+            block = good[start : start + step]
             vectors = fetch_rows(
                 self._copy.remote, segment, block, row_crcs=row_crcs, pool=self._pool, count=count
             )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, NoSuchSpace, NotACache
-from embedcache.spec import CROPS, Json, Spec, split_layers
+from embedcache.spec import CROPS, Json, Spec, shape_of, split_layers
 from embedcache.store.history import History
 from embedcache.store.layout import (
     APART,
@@ -154,15 +154,16 @@ class Cache:
                 )
         return [self._spaces[digest] for digest in sorted(self._spaces)]
 
-    def find(self, backbone: str) -> Space:
-        """The space that a user calls `backbone`.
+    def find(self, backbone: str, *, pixels: bool = False) -> Space:
+        """The space of vectors that a user calls `backbone`.
 
         A backbone's name as recorded by its writers (of `local-dir:` and `facenet:` paths the last
         part counts), with its layer where it is of one (NAME#LAYER); either with the first digits
         of the spec digest, six or more (NAME#PREFIX); or only those digits.
+        pixels: also a space of kept pixels; otherwise none is found or offered.
         Raises NoSuchSpace where none or several fit.
         """
-        spaces = self.spaces()
+        spaces = [space for space in self.spaces() if pixels or space.spec.kind != "pixels"]
         named = [(space, {plain_name(known) for known in space.names}) for space in spaces]
         name, prefix = backbone, ""
         fitting = [space for space, names in named if plain_name(name) in names]
@@ -186,6 +187,11 @@ class Cache:
                 f"{self.path} holds {len(fitting)} sets of vectors of {name!r} (other weights or "
                 f"preprocessing). Name one of: {several}"
             )
+        if self._are_pixels(backbone):
+            raise NoSuchSpace(
+                f"{backbone!r} are pixels of photos, and vectors are wanted here; {self.path} "
+                f"holds {_some_held(spaces, near='')}"
+            )
         if len(layers := each_layer(backbone)) > 1:
             raise NoSuchSpace(
                 f"{backbone!r} are {len(layers)} sets of vectors, and one is wanted here: name "
@@ -197,14 +203,26 @@ class Cache:
             "Name one of these, or run 'embedcache extract' with that backbone"
         )
 
-    def side_by_side(self, backbone: str | Sequence[str]) -> SideBySide:
+    def _are_pixels(self, name: str) -> bool:
+        """Whether a name or some digits that fit no vectors are those of kept pixels."""
+        kept = [space for space in self.spaces() if space.spec.kind == "pixels"]
+        before, _, digits = name.rpartition("#")
+        named = {known for space in kept for known in space.names}
+        return bool({name, before} & named) or (
+            _PREFIX.fullmatch(digits) is not None
+            and any(space.digest.startswith(digits) for space in kept)
+        )
+
+    def side_by_side(self, backbone: str | Sequence[str], *, pixels: bool = False) -> SideBySide:
         """The spaces that a user calls `backbone`, one or several, in the order given.
 
         A name may hold several layers with commas between: NAME#LAYER,LAYER. Raises NoSuchSpace as
         `find` does, and for a space that is named twice.
+
+        pixels: also kept pixels, where nothing else is named.
         """
         names = each_layer(backbone)
-        spaces = tuple(self.find(name) for name in names)
+        spaces = tuple(self.find(name, pixels=pixels and len(names) == 1) for name in names)
         digests = [space.digest for space in spaces]
         if twice := next((d for d in digests if digests.count(d) > 1), None):
             pairs = zip(names, digests, strict=True)
@@ -379,7 +397,7 @@ class Cache:
 
     def zarr(self, backbone: str) -> list[ZarrSegment]:
         """The segments of a backbone's vectors as read-only zarr arrays (`zarr_view`)."""
-        return zarr_segments(self.find(backbone))
+        return zarr_segments(self.find(backbone, pixels=True))
 
     def _space_folders(self) -> dict[str, Path]:
         """Where the space of each spec digest lies; a shared folder keeps face crops apart."""
@@ -478,7 +496,7 @@ def _some_held(spaces: Sequence[Space], *, near: str) -> str:
     """
     held = [space for space in spaces if not _is_emptied(space)]
     first = sorted(held, key=lambda one: not any(name.startswith(near) for name in one.names))
-    shown = [f"{_label(space)} ({space.dim}-d)" for space in first[:SHOWN_SPACES]]
+    shown = [f"{_label(space)} ({shape_of(space.spec)})" for space in first[:SHOWN_SPACES]]
     more = f" and {len(first) - SHOWN_SPACES} more" if len(first) > SHOWN_SPACES else ""
     return ", ".join(shown) + more or "no vectors"
 

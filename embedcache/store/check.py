@@ -73,7 +73,7 @@ def _check_rows(segment: Segment, row_crcs: NDArray[np.uint32]) -> None:
     if expected != {path for path in segment.manifest.files if path.startswith("embedding/c/")}:
         raise Damaged("its shard files do not fit its rows")
     step = geometry.rows_per_chunk
-    block = np.empty((step, geometry.dim), dtype="<f4")
+    block = geometry.rows(step)
     for start in range(0, segment.manifest.n_ok, step):
         rows = np.arange(start, min(start + step, segment.manifest.n_ok))
         part = (segment, columns, rows, rows - start)

@@ -50,6 +50,8 @@ class Draft:
             lease["rows_per_chunk"] = geometry.rows_per_chunk
             lease["chunks_per_shard"] = geometry.chunks_per_shard
             lease["dim"] = geometry.dim
+            if geometry.stored != "float32":
+                lease["dtype"] = geometry.stored
         try:
             self.journal = journal.Journal(hidden, lease)
             hidden.rename(self.folder)
@@ -75,7 +77,7 @@ class Draft:
             self.stream.end()
             geometry = self.stream.geometry
             documents["embedding/zarr.json"] = array_document(
-                (n_rows, geometry.dim), "float32", geometry=geometry
+                (n_rows, geometry.dim), geometry.stored, geometry=geometry
             )
         for name, column in COLUMNS[self.kind].items():
             array = np.ascontiguousarray(columns[name], dtype=np.dtype(column.dtype))

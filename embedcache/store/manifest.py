@@ -13,7 +13,7 @@ from secrets import token_hex
 from typing import Any, Self
 
 from embedcache.errors import Damaged
-from embedcache.spec import MAX_DIM, Json
+from embedcache.spec import MAX_DIM, MAX_PIXEL_BYTES, Json
 from embedcache.store.columns import COLUMNS, ITEM_BYTES, Kind, column_bytes, product
 from embedcache.store.sealed import FORMAT, seal, unseal
 from embedcache.store.shard import Geometry
@@ -80,12 +80,15 @@ class Manifest:
             "created": self.created,
         }
         if self.geometry is not None:
-            document["embedding"] = {
+            cut: dict[str, Json] = {
                 "dim": self.geometry.dim,
                 "rows_per_chunk": self.geometry.rows_per_chunk,
                 "chunks_per_shard": self.geometry.chunks_per_shard,
                 "chunk_crc32c": self.chunk_crcs.hex(),
             }
+            if self.geometry.stored != "float32":  # which goes without saying
+                cut["dtype"] = self.geometry.stored
+            document["embedding"] = cut
         return seal(document)
 
     @classmethod
@@ -125,10 +128,14 @@ class Manifest:
         geometry, chunk_crcs = None, b""
         if kind == "vectors":
             cut = document["embedding"]
+            stored = cut.get("dtype", "float32")
+            _require(stored == "uint8" or "dtype" not in cut, "its dtype is unknown")
+            most = MAX_PIXEL_BYTES if stored == "uint8" else MAX_DIM
             geometry = Geometry(
-                dim=_count(cut["dim"], MAX_DIM, "dim", least=1),
+                dim=_count(cut["dim"], most, "dim", least=1),
                 rows_per_chunk=_count(cut["rows_per_chunk"], MAX_ROWS, "rows_per_chunk", least=1),
                 chunks_per_shard=_count(cut["chunks_per_shard"], 4096, "chunks_per_shard", least=1),
+                stored=stored,
             )
             _require(geometry.chunk_bytes <= 64 << 20, "a chunk of it is over 64 MiB")
             chunk_crcs = bytes.fromhex(cut["chunk_crc32c"])

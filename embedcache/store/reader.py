@@ -18,6 +18,7 @@ from embedcache.store.segment import Segment
 from embedcache.store.shard import (
     NOT_FINITE,
     Geometry,
+    Rows,
     open_shard,
     read_chunk,
     read_single_rows,
@@ -25,7 +26,6 @@ from embedcache.store.shard import (
     split_by_chunk,
 )
 
-F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 U32 = NDArray[np.uint32]
 
@@ -39,9 +39,9 @@ OPEN_FILES = 64
 
 
 def read_rows(
-    parts: Iterable[Part], out: F32, *, n_rows: int, shards: "OpenShards | None" = None
+    parts: Iterable[Part], out: Rows, *, n_rows: int, shards: "OpenShards | None" = None
 ) -> None:
-    """Fill rows of `out`, (n, dim) C-contiguous float32, from `parts`; n_rows in all.
+    """Fill rows of `out`, (n, dim) C-contiguous, of the stored type, from `parts`; n_rows in all.
 
     shards: keeps files open from one call to the next.
     Raises Damaged, with the file's name, for a wrong byte in what is read.
@@ -63,7 +63,7 @@ def read_rows(
                 raise Damaged(f"a row holds {NOT_FINITE}")
 
 
-def read_rows_singly(part: Part, out: F32) -> None:
+def read_rows_singly(part: Part, out: Rows) -> None:
     """As `read_rows`, each row under its own CRC, whatever chunks' CRCs and the index say."""
     segment, columns, rows, slots = part
     shards = OpenShards(framed=False)
@@ -71,6 +71,20 @@ def read_rows_singly(part: Part, out: F32) -> None:
     if not np.isfinite(out[slots]).all():
         with _located(segment):
             raise Damaged(f"a row holds {NOT_FINITE}")
+
+
+def read_row(segment: Segment, row: int, *, crc: int, shards: "OpenShards") -> Rows:
+    """One good row, (dim,), under its CRC; any thread may ask. Damaged for a wrong byte."""
+    geometry = segment.manifest.geometry
+    assert geometry is not None
+    out = geometry.rows(1)
+    at, slots = np.array([row], np.int64), np.zeros(1, np.int64)
+    _read_singles(segment, at, slots, np.array([crc], np.uint32), shards=shards, out=out)
+    if not np.isfinite(out).all():
+        with _located(segment):
+            raise Damaged(f"a row holds {NOT_FINITE}")
+    found: Rows = out[0]
+    return found
 
 
 class OpenShards:
@@ -135,7 +149,7 @@ def _run_threaded(jobs: Iterator[Callable[[], None]]) -> None:
 
 
 def _jobs(
-    parts: Iterable[Part], out: F32, shards: OpenShards, singles: list[tuple[Segment, I64]]
+    parts: Iterable[Part], out: Rows, shards: OpenShards, singles: list[tuple[Segment, I64]]
 ) -> Iterator[Callable[[], None]]:
     """A job for each chunk that is read whole, and one for all single rows of a segment."""
     for segment, columns, rows, slots in parts:
@@ -150,7 +164,7 @@ def _jobs(
 
 
 def _read_singles(
-    segment: Segment, rows: I64, slots: I64, row_crcs: U32, *, shards: OpenShards, out: F32
+    segment: Segment, rows: I64, slots: I64, row_crcs: U32, *, shards: OpenShards, out: Rows
 ) -> None:
     geometry = segment.manifest.geometry
     assert geometry is not None
@@ -172,16 +186,16 @@ def _chunk_jobs(
     geometry: Geometry,
     whole: list[tuple[int, I64, I64]],
     shards: OpenShards,
-    out: F32,
+    out: Rows,
 ) -> Iterator[Callable[[], None]]:
     chunk_crcs = np.frombuffer(segment.manifest.chunk_crcs, "<u4")
-    spare: list[F32] = []  # memory to work in, as many pieces as there are threads
+    spare: list[Rows] = []  # memory to work in, as many pieces as there are threads
 
     def job(chunk: int, rows: I64, slots: I64, file: _File) -> None:
         try:
             scratch = spare.pop()
         except IndexError:
-            scratch = np.empty((geometry.rows_per_chunk, geometry.dim), dtype="<f4")
+            scratch = geometry.rows(geometry.rows_per_chunk)
         with _located(segment):
             read_chunk(
                 file.fd,

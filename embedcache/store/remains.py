@@ -169,7 +169,7 @@ def _row_crcs(found: Remains, raw: bytes) -> tuple[NDArray[np.uint32], Bool]:
     stored = np.frombuffer(raw[: 4 * min(manifest.n_ok, len(raw) // 4)], "<u4")
     crcs[: len(stored)] = stored
     of_chunks = np.frombuffer(manifest.chunk_crcs, "<u4").tolist()
-    block = np.empty((geometry.rows_per_chunk, geometry.dim), "<f4")
+    block = geometry.rows(geometry.rows_per_chunk)
     for chunk, crc in enumerate(of_chunks):
         shard, within = divmod(chunk, geometry.chunks_per_shard)
         with contextlib.suppress(CacheError, FileNotFoundError):

@@ -20,9 +20,9 @@ from embedcache.store.disposal import discard, dispose, named_by, set_aside
 from embedcache.store.faces import Faces
 from embedcache.store.manifest import MANIFEST, MAX_ROWS
 from embedcache.store.segment import Segment, cache_of
-from embedcache.store.shard import Geometry, shard_name
+from embedcache.store.shard import Geometry, Rows, shard_name
 from embedcache.store.withdrawal import bring_one_back
-from embedcache.store.writer import F32, U8, FaceWriter, SegmentWriter
+from embedcache.store.writer import U8, FaceWriter, SegmentWriter
 
 BLOCK_BYTES = 16 << 20  # rows of a draft that are in memory at a time
 MAX_REASON_BYTES = 4 << 20
@@ -262,7 +262,7 @@ def _replay(
     if isinstance(writer, SegmentWriter):
         cuts = ("rows_per_chunk", "chunks_per_shard")
         cut = {name: int(claim.lease[name]) for name in cuts}
-        geometry = Geometry(dim=writer.dim, **cut)
+        geometry = Geometry(dim=writer.dim, stored=writer.stored, **cut)
     for kind, payload in frames:
         n = int.from_bytes(payload[:4], "little")
         digests = np.frombuffer(payload, np.uint8, 32 * n, 4).reshape(n, 32)
@@ -291,9 +291,9 @@ def _replay(
 
 def _draft_rows(
     folder: Path, geometry: Geometry, first: int, crcs: NDArray[np.uint32]
-) -> tuple[F32, NDArray[np.bool_]]:
+) -> tuple[Rows, NDArray[np.bool_]]:
     """Rows of a draft from `first` on, and which of them are as the journal has them."""
-    rows = np.zeros((len(crcs), geometry.dim), dtype="<f4")
+    rows = np.zeros((len(crcs), geometry.dim), dtype=geometry.dtype)
     valid = np.zeros(len(crcs), dtype=np.bool_)
     for i in range(len(crcs)):
         shard, within = divmod(first + i, geometry.rows_per_shard)

@@ -111,7 +111,7 @@ class Segment:
         found = {"zarr.json": GROUP}
         if (geometry := self.manifest.geometry) is not None:
             shape = (self.manifest.n_rows, geometry.dim)
-            found["embedding/zarr.json"] = array_document(shape, "float32", geometry=geometry)
+            found["embedding/zarr.json"] = array_document(shape, geometry.stored, geometry=geometry)
         for name, column in COLUMNS[self.manifest.kind].items():
             shape_of = self.manifest.column_shape(name)
             found[f"{name}/zarr.json"] = array_document(shape_of, column.dtype)

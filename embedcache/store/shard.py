@@ -1,4 +1,4 @@
-"""The bytes of one matrix of float32 rows as a sharded Zarr v3 array.
+"""The bytes of one matrix of rows as a sharded Zarr v3 array.
 
 A shard file is its chunks one after the other, each `rows_per_chunk` whole rows and their CRC32C,
 then an index of (offset, size) pairs and the index's own CRC32C. Because no codec compresses, every
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import google_crc32c
 import numpy as np
@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import Damaged
+from embedcache.spec import Stored
 from embedcache.store.checksums import CRC_BYTES, U32, crc32c, crc_of_rows
 
-F32 = NDArray[np.float32]
+Rows = NDArray[Any]
+"""(k, dim): float32 of vectors, or uint8 of pixels (`Geometry.stored`)."""
 I64 = NDArray[np.int64]
 
 CHUNK_BYTES = 2 << 20
@@ -35,34 +37,49 @@ SYNC_CHUNKS = 8
 # A chunk is read whole, under its one CRC, once this part of its rows is wanted; below it, rows are
 # read one by one under theirs.
 WHOLE_CHUNK_SHARE = 1 / 8
+SINGLE_ROW_BYTES = 1 << 16  # a row of so many bytes is read by itself at the speed of a chunk
 NOT_FINITE = "NaN or infinite values, which embedcache never writes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """How a matrix of `dim` float32 columns is cut: rows to a chunk, chunks to a shard file."""
+    """How a matrix of `dim` columns is cut: rows to a chunk, chunks to a shard file.
+
+    stored: the type of its numbers.
+    """
 
     dim: int
     rows_per_chunk: int
     chunks_per_shard: int
+    stored: Stored = "float32"
 
     @classmethod
-    def plan(cls, *, dim: int, n_rows: int) -> Self:
+    def plan(cls, *, dim: int, n_rows: int, stored: Stored = "float32") -> Self:
         """Chunks of about 2 MiB that waste little when `n_rows` rows are written.
 
         Zarr stores edge chunks whole, so ten rows get a chunk of ten rows.
         """
-        most = max(1, CHUNK_BYTES // (4 * dim))
+        most = max(1, CHUNK_BYTES // (np.dtype(stored).itemsize * dim))
         n_chunks = -(-max(1, n_rows) // most)
         return cls(
             dim=dim,
             rows_per_chunk=-(-max(1, n_rows) // n_chunks),
             chunks_per_shard=min(CHUNKS_PER_SHARD, n_chunks),
+            stored=stored,
         )
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored numbers, little-endian."""
+        return np.dtype(self.stored).newbyteorder("<")
+
+    def rows(self, n: int) -> Rows:
+        """Memory for n rows, not set."""
+        return np.empty((n, self.dim), dtype=self.dtype)
+
+    @property
     def row_bytes(self) -> int:
-        return 4 * self.dim
+        return self.dtype.itemsize * self.dim
 
     @property
     def chunk_bytes(self) -> int:
@@ -117,7 +134,7 @@ class RowStream:
         self._tasks: list[Future[None]] = []
         self._sealed: dict[str, tuple[int, hashlib._Hash]] = {}
 
-    def add(self, rows: F32) -> U32:
+    def add(self, rows: Rows) -> U32:
         """Write (k, dim) C-contiguous little-endian rows; returns the CRC32C of each."""
         cut = self.geometry
         crcs = crc_of_rows(rows)
@@ -148,7 +165,8 @@ class RowStream:
         """No more rows: fill up the last chunk, and begin to seal its shard."""
         n_rows = self.n_rows
         if short := -n_rows % self.geometry.rows_per_chunk:
-            self.add(np.full((short, self.geometry.dim), np.nan, dtype="<f4"))
+            padding = np.nan if self.geometry.stored == "float32" else 0
+            self.add(np.full((short, self.geometry.dim), padding, dtype=self.geometry.dtype))
             self.n_rows = n_rows
         if self._fd >= 0:
             self._seal()
@@ -248,6 +266,8 @@ def split_by_chunk(
 
     Returns [(chunk, rows within it, slots)] in file order, and (rows, slots) of the rest.
     """
+    if geometry.row_bytes >= SINGLE_ROW_BYTES and geometry.stored == "uint8":
+        return [], (rows, slots)
     least = WHOLE_CHUNK_SHARE * geometry.rows_per_chunk
     if len(rows) < least or np.bincount(rows // geometry.rows_per_chunk).max() < least:
         return [], (rows, slots)
@@ -267,7 +287,7 @@ def split_by_chunk(
 
 
 def read_single_rows(
-    fds: Sequence[int], rows: I64, slots: I64, *, geometry: Geometry, out: F32, row_crcs: U32
+    fds: Sequence[int], rows: I64, slots: I64, *, geometry: Geometry, out: Rows, row_crcs: U32
 ) -> None:
     """Fetch rows of the matrix one by one into `out[slots]`, each under its own CRC.
 
@@ -294,14 +314,14 @@ def read_chunk(
     slots: I64,
     *,
     geometry: Geometry,
-    out: F32,
+    out: Rows,
     chunk_crc: int,
-    scratch: F32,
+    scratch: Rows,
 ) -> None:
     """Fetch `rows` of chunk `chunk` of the matrix into `out[slots]`, verified.
 
     rows: ascending positions within the chunk; slots: as many rows of `out`.
-    out: (n, dim) C-contiguous little-endian float32. scratch: a chunk's rows, to work in.
+    out: (n, dim) C-contiguous, of the geometry's type. scratch: a chunk's rows, to work in.
     chunk_crc: of the whole chunk, from the manifest.
     Raises Damaged for a wrong CRC, a short file, or a row that is not finite.
     """

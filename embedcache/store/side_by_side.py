@@ -41,6 +41,14 @@ class SideBySide:
         return sum(self.widths)
 
     @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of a row as it is given away: (dim,), or (height, width, 3) of pixels."""
+        spec = self.spaces[0].spec
+        if spec.kind == "pixels" and spec.preprocessing is not None:
+            return (*spec.preprocessing.size, 3)
+        return (self.dim,)
+
+    @property
     def absent(self) -> str:
         """Why a photo that no space has failed has no vector."""
         imported = all(space.spec.kind == "foreign" for space in self.spaces)

@@ -1,7 +1,8 @@
 """The two kinds of space: vectors under one spec, and faces under one detector."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,16 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import Damaged
-from embedcache.spec import Json, Spec
+from embedcache.spec import Json, Spec, shape_of
 from embedcache.store.checksums import U32, crc_of_rows
 from embedcache.store.columns import Columns, Kind
 from embedcache.store.faces import Faces
 from embedcache.store.history import History
 from embedcache.store.index import Table
 from embedcache.store.layout import APART
-from embedcache.store.reader import OpenShards, read_rows, read_rows_singly
+from embedcache.store.reader import OpenShards, read_row, read_rows, read_rows_singly
 from embedcache.store.rows import RowSet
 from embedcache.store.segment import Segment
+from embedcache.store.shard import Rows
 from embedcache.store.writer import FaceWriter, SegmentWriter, face_writer, vector_writer
 from embedcache.wording import html_table
 
@@ -27,12 +29,13 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 W = TypeVar("W", SegmentWriter, FaceWriter)
+PIXEL_SEGMENT_BYTES = 512 << 20  # to a compacted segment: a forgotten photo costs a rewrite of one
 SUMMARY = ("backbone", "floats", "vectors", "failed", "spec")
 BLOCK_BYTES = 8 << 20  # rows in memory at a time, while they are copied or compared
 
 
 class Space(RowSet):
-    """The vectors of one spec, which is its subject.
+    """The vectors of one spec, which is its subject; or, where the spec says so, pixels.
 
     given: what it was called on this machine before it had a segment.
     home: where they lie on a shared copy. attributes: of its group.
@@ -54,12 +57,15 @@ class Space(RowSet):
         self.given = given
         self.spec = self.subject = spec
         self.dim = spec.dim
+        self.dtype = np.dtype(spec.stored).newbyteorder("<")
+        if spec.kind == "pixels":
+            self.joint_bytes = PIXEL_SEGMENT_BYTES
         self.home = APART if spec.apart else "spaces"
         self.attributes: dict[str, Json] = {"spec": spec.document()}
         self._shards = OpenShards()
 
     def __repr__(self) -> str:
-        return f"<Space: {self._label}, {self.dim}-d, spec {self.digest[:8]}>"
+        return f"<Space: {self._label}, {shape_of(self.spec)}, spec {self.digest[:8]}>"
 
     def _repr_html_(self) -> str:
         return html_table(repr(self)[1:-1], SUMMARY, [self.summary()])
@@ -84,28 +90,46 @@ class Space(RowSet):
     def _label(self) -> str:
         return " = ".join(self.names) or self.spec.architecture
 
-    def read(self, digests: U8, *, out: F32 | None = None) -> tuple[F32, Bool]:
-        """The vectors of (n, 32) digests, verified: ((n, dim), which were found).
+    def read(self, digests: U8, *, out: Rows | None = None) -> tuple[Rows, Bool]:
+        """The vectors of (n, 32) digests, verified: (float32 (n, dim), which were found).
 
         out: filled and returned instead of a new array; C-contiguous. Rows that are not there are
-            NaN. A digest may come more than once.
+            NaN, or zeros of pixels, which are uint8. A digest may come more than once.
         Raises Damaged for a wrong byte in anything that is read.
         """
         digests = np.ascontiguousarray(digests, dtype=np.uint8)
         if out is None:
-            out = np.empty((len(digests), self.dim), dtype=np.float32)
+            out = self._memory(len(digests))
         if out.shape != (len(digests), self.dim) or not out.flags.c_contiguous:
             raise ValueError(f"out is a C-contiguous array of shape {(len(digests), self.dim)}")
-        if out.dtype != np.dtype("<f4"):
-            raise ValueError(f"out is float32; got {out.dtype}")
+        if out.dtype != self.dtype:
+            raise ValueError(f"out is {self.spec.stored}; got {out.dtype}")
 
         def look(segments: list[Segment], table: Table) -> Bool:
             found, parts = self._found(segments, table, digests)
             read_rows(parts, out, n_rows=int(found.sum()), shards=self._shards)
-            out[~found] = np.nan
+            out[~found] = np.nan if self.spec.stored == "float32" else 0
             return found
 
         return out, self._steadily(look)
+
+    def readers(self, digests: U8) -> list[Callable[[], Rows] | None]:
+        """What reads the row of each of (n, 32) digests, verified; None where there is none.
+
+        Each gives its row, (dim,), on any thread and without a look at the segments. It raises
+        Damaged for a wrong byte, and where its segment was removed meanwhile.
+        """
+        digests = np.ascontiguousarray(digests, dtype=np.uint8)
+
+        def look(segments: list[Segment], table: Table) -> list[Callable[[], Rows] | None]:
+            found: list[Callable[[], Rows] | None] = [None] * len(digests)
+            for segment, columns, rows, slots in self._found(segments, table, digests)[1]:
+                crcs = columns["row_crc"][rows].tolist()
+                for row, crc, slot in zip(rows.tolist(), crcs, slots.tolist(), strict=True):
+                    found[slot] = partial(read_row, segment, row, crc=crc, shards=self._shards)
+            return found
+
+        return self._steadily(look)
 
     def row_crcs(self, digests: U8) -> tuple[U32, Bool]:
         """The CRC32C of the vectors of (n, 32) digests: ((n,), 0 where there is none; which are).
@@ -141,6 +165,7 @@ class Space(RowSet):
             about=about,
             segment_id=segment_id,
             settle=self.settle,
+            stored=self.spec.stored,
         )
 
     def rewrite(
@@ -160,7 +185,7 @@ class Space(RowSet):
                 columns = segment.columns()
                 good = rows[rows < segment.manifest.n_ok]
                 for block in self._blocks(good):
-                    out = np.empty((len(block), self.dim), dtype="<f4")
+                    out = self._memory(len(block))
                     part = (segment, columns, block, np.arange(len(block)))
                     try:
                         read_rows([part], out, n_rows=len(block), shards=self._shards)
@@ -179,10 +204,10 @@ class Space(RowSet):
         found = np.zeros(len(rows), dtype=np.float32)
         start = 0
         for block in self._blocks(rows):
-            theirs = np.empty((len(block), self.dim), dtype="<f4")
+            theirs = self._memory(len(block))
             read_rows([(segment, columns, block, np.arange(len(block)))], theirs, n_rows=len(block))
             ours, there = self.read(digests[block])
-            distance = np.abs(ours - theirs).max(axis=1)
+            distance = np.abs(np.subtract(ours, theirs, dtype=np.float32)).max(axis=1)
             found[start : start + len(block)] = np.where(there, distance, np.float32(0))
             start += len(block)
         return found
@@ -192,7 +217,7 @@ class Space(RowSet):
         fine = np.ones(len(rows), dtype=np.bool_)
         columns = {"row_crc": segment.column("row_crc")}
         blocks = self._blocks(rows)
-        out = np.empty((max(map(len, blocks), default=0), self.dim), dtype="<f4")
+        out = self._memory(max(map(len, blocks), default=0))
 
         def readable(block: I64, *, singly: bool = False) -> bool:
             try:
@@ -216,8 +241,12 @@ class Space(RowSet):
 
     def _blocks(self, rows: I64) -> list[I64]:
         """Rows cut into parts that take no more than BLOCK_BYTES."""
-        step = max(64, BLOCK_BYTES // (4 * self.dim))
+        step = max(1, BLOCK_BYTES // self.spec.row_bytes)
         return [rows[start : start + step] for start in range(0, len(rows), step)]
+
+    def _memory(self, n: int) -> Rows:
+        """Memory for n rows, not set."""
+        return np.empty((n, self.dim), dtype=self.dtype)
 
     def _reopen(self, lease: Mapping[str, Any], n_rows: int) -> SegmentWriter:
         about = dict(lease.get("about") or {})

@@ -12,7 +12,7 @@ from typing import Any
 
 from embedcache import disk
 from embedcache.errors import CacheError
-from embedcache.spec import Json, foreign
+from embedcache.spec import Json, Spec, foreign, pixels
 from embedcache.store.layout import MAX_DOCUMENT_BYTES, attributes_in, face_digest
 from embedcache.store.manifest import is_segment_id
 from embedcache.store.segment import Segment
@@ -77,8 +77,12 @@ def _names_and_sizes(segments: Path) -> Iterator[tuple[str, int]]:
 
 
 def _remembered(local: Path) -> Iterator[Any]:
-    """The specs that runs on this machine have kept."""
+    """The specs that runs on this machine have remembered, and those of their pixels."""
     with contextlib.suppress(CacheError, OSError, ValueError, RecursionError):
         found = json.loads(disk.read_inside(local, SPECS, limit=MAX_SPECS_BYTES))
         for entry in found.values() if isinstance(found, dict) else ():
-            yield entry.get("spec") if isinstance(entry, dict) else None
+            known = entry.get("spec") if isinstance(entry, dict) else None
+            yield known
+            with contextlib.suppress(CacheError):
+                if (preprocessing := Spec.parse(known).preprocessing) is not None:
+                    yield pixels(preprocessing).document()

@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError
-from embedcache.spec import Json
+from embedcache.spec import Json, Stored
 from embedcache.store import journal
 from embedcache.store.columns import FAILED, OK, Columns, Kind, join_text
 from embedcache.store.draft import Draft
 from embedcache.store.faces import Faces
 from embedcache.store.manifest import MAX_ROWS
-from embedcache.store.shard import Geometry
+from embedcache.store.shard import Geometry, Rows
 
-F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 FAIL_ROWS = 4096  # failures to a frame of the journal
 
@@ -150,19 +149,25 @@ class _Writer:
 
 
 class SegmentWriter(_Writer):
-    """Writes vectors of `dim` floats and failures. Not for two threads at once."""
+    """Writes rows of `dim` numbers, and failures. Not for two threads at once."""
 
     def __init__(
-        self, begin: Callable[[], Draft], settle: Callable[[str], None], *, dim: int
+        self, begin: Callable[[], Draft], settle: Callable[[str], None], *, dim: int, stored: Stored
     ) -> None:
         super().__init__(begin, settle)
         self.dim = dim
+        self.stored = stored
         self._crcs: list[NDArray[np.uint32]] = []
 
-    def add(self, digests: U8, vectors: F32) -> None:
-        """Write k vectors, (k, dim) finite float32, of photos with `digests`, (k, 32) uint8."""
+    def add(self, digests: U8, vectors: Rows) -> None:
+        """Write k rows, (k, dim) finite float32, of photos with `digests`, (k, 32) uint8.
+
+        vectors: of pixels uint8 (k, dim).
+        """
         digests = _digests(digests, len(vectors))
-        rows = np.ascontiguousarray(vectors, dtype="<f4")
+        if self.stored == "uint8" and vectors.dtype != np.uint8:
+            raise ValueError(f"pixels are bytes; got {vectors.dtype}")
+        rows = np.ascontiguousarray(vectors, dtype=np.dtype(self.stored).newbyteorder("<"))
         if rows.shape != (len(digests), self.dim):
             raise ValueError(f"vectors of shape {rows.shape}; expected {(len(digests), self.dim)}")
         if not np.isfinite(rows).all():
@@ -222,6 +227,7 @@ def vector_writer(
     about: Mapping[str, Json],
     settle: Callable[[str], None],
     segment_id: str = "",
+    stored: Stored = "float32",
 ) -> SegmentWriter:
     """A writer of one segment of about `n_rows` vectors, failures included.
 
@@ -229,7 +235,7 @@ def vector_writer(
     """
     if not 0 <= n_rows <= MAX_ROWS:
         raise ValueError(f"a segment has at most {MAX_ROWS:,} rows; {n_rows:,} are planned")
-    geometry = Geometry.plan(dim=dim, n_rows=n_rows)
+    geometry = Geometry.plan(dim=dim, n_rows=n_rows, stored=stored)
 
     def begin() -> Draft:
         return _begin(
@@ -242,7 +248,7 @@ def vector_writer(
             segment_id=segment_id,
         )
 
-    return SegmentWriter(begin, settle, dim=dim)
+    return SegmentWriter(begin, settle, dim=dim, stored=stored)
 
 
 def face_writer(

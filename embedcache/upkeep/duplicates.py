@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from embedcache.store.index import repeats
 from embedcache.store.reader import read_rows
 from embedcache.store.segment import Segment
+from embedcache.store.shard import Rows
 from embedcache.upkeep.findings import Report
 
+BLOCK_BYTES = 64 << 20
 BLOCK_ROWS = 1024
 
 
@@ -22,21 +24,26 @@ def compare_duplicates(segments: Sequence[Segment], report: Report, *, values: b
     row = np.concatenate([np.arange(len(mine)) for mine in digests])
     first, again = repeats(np.concatenate(digests))
     report.duplicates += len(again)
-    for start in range(0, len(again) if values else 0, BLOCK_ROWS):
-        part = slice(start, start + BLOCK_ROWS)
+    if not values:
+        return
+    geometry = segments[0].manifest.geometry
+    assert geometry is not None
+    step = max(1, min(BLOCK_ROWS, BLOCK_BYTES // geometry.row_bytes))
+    for start in range(0, len(again), step):
+        part = slice(start, start + step)
         ours = _rows_at(segments, number[first[part]], row[first[part]])
         theirs = _rows_at(segments, number[again[part]], row[again[part]])
-        distance = np.abs(ours - theirs).max(axis=1)
+        distance = np.abs(np.subtract(ours, theirs, dtype=np.float32)).max(axis=1)
         report.differing += int((distance > 0).sum())
         report.largest_difference = max(report.largest_difference, float(distance.max()))
 
 
 def _rows_at(
     segments: Sequence[Segment], number: NDArray[np.int64], row: NDArray[np.int64]
-) -> NDArray[np.float32]:
+) -> Rows:
     geometry = segments[int(number[0])].manifest.geometry
     assert geometry is not None
-    out = np.empty((len(row), geometry.dim), dtype="<f4")
+    out = geometry.rows(len(row))
     for one in np.unique(number).tolist():
         slots = np.flatnonzero(number == one)
         columns = {"row_crc": segments[one].column("row_crc")}

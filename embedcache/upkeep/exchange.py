@@ -37,12 +37,16 @@ SEGMENT_ROWS = 65_536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What an export wrote. skipped: ids that have no vector."""
+    """What an export wrote. skipped: ids that have no vector.
+
+    shape: height, width and 3 of kept pixels, () of vectors.
+    """
 
     files: tuple[str, ...]
     rows: int
     dim: int
     skipped: int
+    shape: tuple[int, ...] = ()
 
     def document(self) -> dict[str, Json]:
         return {
@@ -53,9 +57,14 @@ class Exported:
         }
 
     def __str__(self) -> str:
-        vectors = f"{counted(self.rows, 'vector')} of {counted(self.dim, 'float')}"
-        return f"wrote {vectors} to {' and '.join(self.files)}" + (
-            f"; left out: {counted(self.skipped, 'id')} without a vector" if self.skipped else ""
+        what = "vector"
+        wrote = f"{counted(self.rows, what)} of {counted(self.dim, 'float')}"
+        if self.shape:
+            what = "photo"
+            wrote = f"{counted(self.rows, what)} of {self.shape[0]} x {self.shape[1]} pixels"
+        lacking = "a vector" if what == "vector" else "pixels"
+        return f"wrote {wrote} to {' and '.join(self.files)}" + (
+            f"; left out: {counted(self.skipped, 'id')} without {lacking}" if self.skipped else ""
         )
 
 
@@ -93,8 +102,9 @@ def export(
     """Write vectors and their photo ids to `out`; each file appears whole or not at all.
 
     out: F.npy, which gets F.ids.csv beside it (column photo_id, same order), or F.parquet with the
-        columns photo_id and vector (a list of `dim` floats). An older export is replaced, and
-        anything else that has such a name is refused.
+        columns photo_id and vector (a list of `dim` floats). Kept pixels go into F.npy only, as
+        uint8 (n, height, width, 3). An older export is replaced, and anything else that has such a
+        name is refused.
     backbone: one, or several whose vectors stand side by side; a photo is written if it has all.
     ids: which photos, in which order; all that the cache knows (of `scope`) by default. Ids without
         a vector are left out and counted.
@@ -109,7 +119,12 @@ def export(
     if out.is_dir():
         raise InputError(f"{out} is a folder: name a file to write")
     _check_replaceable(out)
-    space = cache.side_by_side(backbone)
+    space = cache.side_by_side(backbone, pixels=True)
+    is_pixels = len(space.row_shape) > 1
+    if is_pixels and out.suffix != ".npy":
+        raise InputError(
+            f"{space.names[0]} are pixels, which go into a .npy file; got {out.name!r}"
+        )
     if ids is None:
         table = cache.photo_table()
         at = table.current(scope=scope, every_scope=every_scope)
@@ -125,7 +140,7 @@ def export(
         raise NoSuchSpace(without_ids(cache, space.spaces[0]))
     if not kept:
         raise NoSuchSpace(
-            f"none of {counted(len(names), 'photo id')} has a vector of "
+            f"none of {counted(len(names), 'photo id')} has {'' if is_pixels else 'a vector of '}"
             f"{' and '.join(space.names)} in {cache.path}"
         )
     with disk.plain_errors("write", out):
@@ -134,7 +149,11 @@ def export(
         else:
             files = _write_npy(space, kept, digests, out)
     return Exported(
-        files=tuple(map(str, files)), rows=len(kept), dim=space.dim, skipped=len(names) - len(kept)
+        files=tuple(map(str, files)),
+        rows=len(kept),
+        dim=space.dim,
+        skipped=len(names) - len(kept),
+        shape=space.row_shape if is_pixels else (),
     )
 
 
@@ -268,7 +287,7 @@ def _check_finite(matrix: Any, names: Sequence[str], path: Path) -> None:
             )
 
 
-def _blocks(space: SideBySide, digests: U8) -> Iterator[NDArray[np.float32]]:
+def _blocks(space: SideBySide, digests: U8) -> Iterator[NDArray[Any]]:
     step = _rows_of(space, BLOCK_BYTES)
     for start in range(0, len(digests), step):
         rows, found = space.read(digests[start : start + step])
@@ -325,10 +344,12 @@ def _n_ids(listed: Path) -> int | None:
 def _n_rows(out: Path) -> int | None:
     """How many rows an export's matrix has; None for another file."""
     try:
-        matrix = _load(out)
-    except InputError:
+        matrix = np.lib.format.open_memmap(out, mode="r")
+    except (ValueError, OSError, EOFError, OverflowError):
         return None
-    return len(matrix) if matrix.dtype == np.dtype("<f4") else None
+    vectors = matrix.dtype == np.dtype("<f4") and matrix.ndim == 2
+    photos = matrix.dtype == np.uint8 and matrix.ndim == 4 and matrix.shape[3] == 3
+    return len(matrix) if vectors or photos else None
 
 
 def _is_parquet_export(out: Path) -> bool:
@@ -346,7 +367,8 @@ def _write_npy(space: SideBySide, ids: Sequence[str], digests: U8, out: Path) ->
     listed = _list_of(out)
     with disk.replacing(listed, text=True) as text:
         with disk.replacing(out) as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), space.dim)}
+            descr, shape = space.spaces[0].dtype.str, (len(ids), *space.row_shape)
+            header = {"descr": descr, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for rows in _blocks(space, digests):
                 file.write(rows.data)

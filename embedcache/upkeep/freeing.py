@@ -101,7 +101,7 @@ def forget_space(cache: Cache, backbone: str) -> Freed:
 def _find(cache: Cache, backbone: str) -> Space:
     """The space of a name; also one of which a run that was cut off has left only some files."""
     try:
-        return cache.find(backbone)
+        return cache.find(backbone, pixels=True)
     except NoSuchSpace:
         begun = [space for space in cache.spaces() if _was_called(space, backbone)]
         if len(begun) == 1:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from embedcache.photos.kinds import SEVERAL_FACES, in_words
 from embedcache.photos.table import Photos
-from embedcache.spec import Json, Spec
+from embedcache.spec import Json, Spec, shape_of
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.layout import check_root
@@ -78,12 +78,13 @@ class Summary:
         for spec, digest, counts in self.spaces:
             layer = Spec.parse(spec).layer
             about = f"  ({layer})" if layer else "  imported" if spec["kind"] == "foreign" else ""
-            lines += [f"{_name(spec, counts)}  {spec['dim']}-d  spec {digest[:8]}{about}"]
+            shape = shape_of(Spec.parse(spec))
+            lines += [f"{_name(spec, counts)}  {shape}  spec {digest[:8]}{about}"]
             lines += _lines(counts, "distinct photo")
         for document, digest, counts in self.faces:
             name = document.get("detector", "")
             lines += [f"faces  detector {digest[:8]}  {name}", *_lines(counts, "distinct photo")]
-        if not self.spaces:
+        if all(spec["kind"] == "pixels" for spec, _, _ in self.spaces):
             lines.append("no vectors yet: 'embedcache extract PHOTOS --cache DIR' makes some")
         if self.photos is not None:
             lines += ["", *self._table(self.photos)]
@@ -124,6 +125,7 @@ def summarise(cache: Cache, *, photos: bool = False, failed: bool = False) -> Su
         newest = np.flatnonzero(table.newest).tolist()
         digests = table.digests[newest]
         columns = [_states(space, digests) for space in spaces]
+        of_vectors = [k for k, space in enumerate(spaces) if space.spec.kind != "pixels"]
         lines = tuple(
             PhotoLine(
                 photo_id=table.ids[i],
@@ -132,7 +134,7 @@ def summarise(cache: Cache, *, photos: bool = False, failed: bool = False) -> Su
                 states=tuple(column[row] for column in columns),
             )
             for row, i in enumerate(newest)
-            if photos or _lacks_a_vector([column[row] for column in columns])
+            if photos or _lacks_a_vector([columns[k][row] for k in of_vectors])
         )
     return Summary(
         path=str(cache.path),

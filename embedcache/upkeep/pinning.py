@@ -191,7 +191,11 @@ def _enter(cache: Cache, pins: Pins, digest: str) -> bool:
 def _all_pins(cache: Cache, name: str) -> Pins:
     return Pins(
         name=name,
-        spaces={space.digest: _pins(space.segments()) for space in cache.spaces()},
+        spaces={
+            space.digest: _pins(space.segments())
+            for space in cache.spaces()
+            if space.spec.kind != "pixels"  # which are made again, bit by bit, from the photos
+        },
         faces={space.digest: _pins(space.segments()) for space in cache.face_spaces()},
         photos=_pins(cache.photo_segments()),
     )

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from embedcache.backbones.forward import Network, build, close, devices
+from embedcache.backbones.folding import close
+from embedcache.backbones.forward import Network, build, devices
 from embedcache.photos.resampling import Uncut
 from embedcache.photos.resizing import place, resize_crop
 from embedcache.spec import PRECISIONS

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from embedcache.backbones.forward import TOLERANCE, build, close, devices, folded
+from embedcache.backbones.folding import TOLERANCE, close, folded
+from embedcache.backbones.forward import build, devices
 from embedcache.errors import WeightsError
 from embedcache.spec import Preprocessing
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from embedcache.backbones import loading
-from embedcache.backbones.forward import close
+from embedcache.backbones.folding import close
 from embedcache.backbones.layers import listed, pooled_layers
 from embedcache.backbones.loading import Backbone, load, load_several
 from embedcache.backbones.names import Name

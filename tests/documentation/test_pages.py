@@ -35,6 +35,11 @@ def test_every_line_of_a_how_to_runs(page: Path, world: Path, run: Run, no_netwo
         (world / "my-network").mkdir()
     if page.stem == "new-backbone":
         other_network(world / "weights" / "efficientnet_lite0", world / "weights" / "new_network")
+    if page.stem == "keep-pixels":
+        first, second = (world / "weights" / name for name in ("efficientnet_lite0", "new_network"))
+        config = first / "config.json"
+        config.write_text(config.read_text().replace("[3, 96, 96]", "[3, 224, 224]"))
+        other_network(first, second)
     found = blocks(page)
     assert found or page.stem == "sharing"
     for block in found:

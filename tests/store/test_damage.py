@@ -12,24 +12,30 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import EmbedcacheError
-from embedcache.spec import foreign
+from embedcache.spec import foreign, pixels
 from embedcache.store.cache import Cache
 from embedcache.store.history import History
 from embedcache.store.layout import face_digest
+from embedcache.store.space import Space
 from embedcache.upkeep.forgetting import forget
 from embedcache.upkeep.merging import merge
 from embedcache.upkeep.pinning import write_ref
 from embedcache.upkeep.verify import verify
-from tests.stores import DETECTOR, faces_of, fill, model, photos
+from tests.preprocessings import INCEPTION
+from tests.stores import DETECTOR, bytes_of, faces_of, fill, model, photos
 
 SPEC = foreign("net", 4)
+KEPT = pixels(replace(INCEPTION, size=(2, 2)))
 
 # (files to write, what was done): a way to damage a cache.
 Case = tuple[dict[Path, bytes], str]
@@ -41,6 +47,8 @@ def make(path: Path) -> Path:
     with cache.space(SPEC, create=True).writer(n_rows=5, name="net", about={}) as writer:
         writer.add(photos(0, 1, 2), model(photos(0, 1, 2), 4))
         writer.fail(photos(3, 4), ["no face", "truncated"])
+    with cache.space(KEPT, create=True).writer(n_rows=2, name="pixels:2", about={}) as kept:
+        kept.add(photos(0, 1), bytes_of(photos(0, 1), KEPT.dim))
     with cache.face_space(DETECTOR, create=True).writer(n_rows=3, about={}) as faces:
         faces.add(photos(0, 1, 2), faces_of([1, 0, 2]))
         faces.fail(photos(4), ["truncated"])
@@ -48,6 +56,12 @@ def make(path: Path) -> Path:
     write_ref(cache, "r")
     forget(cache, ["x"])
     return cache.path
+
+
+def rows_of(space: Space, digests: NDArray[np.uint8]) -> NDArray[Any]:
+    """What a space of this cache holds of (n, 32) digests."""
+    made = bytes_of if space.spec.kind == "pixels" else model
+    return made(digests, space.dim)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +108,7 @@ def read_behind(path: Path, *parts: str) -> None:
             assert space.reasons(photos(3, 4, 0)) == ["no face", "truncated", None]
             for other in cache.spaces():
                 wanted = other.digests()
-                assert (other.read(wanted)[0] == model(wanted, 4)).all()
+                assert (other.read(wanted)[0] == rows_of(other, wanted)).all()
                 other.reasons(photos(8, 9))
         if "faces" in parts or ref:
             (faces,) = cache.face_spaces()
@@ -254,7 +268,7 @@ def test_repair_mends_whatever_file_is_wrong(double: Path, tmp_path: Path) -> No
         assert verify(copy).clean, (name, verify(copy))
         for space in Cache.open(copy).spaces():
             there = space.digests()
-            assert (space.read(there)[0] == model(there, 4)).all()
+            assert (space.read(there)[0] == rows_of(space, there)).all()
         if "segments" in name.parts and SPEC.digest in name.parts and len(name.parts) > 4:
             (lost,) = (found for found in report.findings if found.segment)
             whole = name.name == "manifest.json" or "digest" in name.parts
