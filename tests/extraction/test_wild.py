@@ -215,8 +215,8 @@ def test_a_photo_may_disappear_or_change_between_plan_and_reading(
     original = victim.read_bytes()
     real = Cache.record_photos
 
-    def planned(self: Cache, *rest: Any) -> None:
-        real(self, *rest)
+    def planned(self: Cache, *rest: Any, **named: Any) -> None:
+        real(self, *rest, **named)
         victim.unlink()
         if fate == "unreadable":
             victim.mkdir()
