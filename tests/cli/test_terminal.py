@@ -149,7 +149,7 @@ def test_ctrl_c_leaves_whole_lines_on_the_terminal(
             while data := os.read(terminal, 1 << 16):
                 written += data
     os.close(terminal)
-    assert child.returncode == 130
+    assert child.returncode == 130, written.decode()
     shown = screen(written.decode())
     assert times == 2 or shown[0] == "stopping: committing what is done ..."
     assert shown[-1] == end
