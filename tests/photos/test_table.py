@@ -491,7 +491,7 @@ def test_reading_stops_in_the_middle_of_a_large_file(
         file.truncate(200 * 2**20)
     asked: list[float] = []
 
-    monkeypatch.setattr(digests_module, "_BLOCK_BYTES", 4096)  # tens of seconds at this size
+    monkeypatch.setattr(digests_module, "_BLOCK_BYTES", 256)  # many seconds at this size
 
     def stop() -> bool:
         asked.append(time.monotonic())
