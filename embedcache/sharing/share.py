@@ -119,7 +119,7 @@ def _adopt_marks(copy: SharedCopy, cache: Cache, counts: MoveCounts, *, dry_run:
     counts.tombstones += len(marks.tombstones.keys() - known.keys())
     if dry_run:
         return marks.joined(cache)
-    cache.history.adopt(lifts=marks.lifts, tombstones=marks.tombstones)
+    cache.adopt(lifts=marks.lifts, tombstones=marks.tombstones)
     return cache.history.dead()
 
 

@@ -349,6 +349,14 @@ class Cache:
             marks |= {pair_mark(scope, *pair) for pair in zip(ids, contents, strict=True)}
         return self.history.lift(marks)
 
+    def adopt(self, *, lifts: Mapping[str, bytes], tombstones: Mapping[str, bytes]) -> int:
+        """Take over another copy's lifts and tombstones, as `History.files` gives them.
+
+        A photo that has an id here which nobody forgot stays. Returns how many were new.
+        """
+        self._refuse_at_ref()
+        return self.history.adopt(lifts=lifts, tombstones=tombstones, left_to=self._photos.left_to)
+
     def some_ids(self, n: int) -> list[str]:
         """A few of the ids that are recorded, for messages."""
         return [*self.photo_table().ids[:n]]

@@ -11,6 +11,7 @@ from embedcache import disk
 from embedcache.errors import CacheError
 from embedcache.store.layout import bring_over
 from embedcache.store.log import Entry, Log, append, read_log
+from embedcache.store.manifest import new_segment_id
 from embedcache.store.proposals import drop, enter, propose, withdraw
 from embedcache.store.tombstones import (
     FOLDER,
@@ -78,11 +79,17 @@ class History:
         It is asked again once they lie ready, and as long as somebody publishes ids of their
         contents meanwhile (`proposals`).
         """
+        return self._decide(look, {})
+
+    def _decide(self, look: Callable[[], Marks], others: Mapping[str, bytes]) -> Marks:
+        """Make what `look` finds durable, and then other tombstones, {file name: bytes}."""
         with disk.plain_errors("write to", self.cache):
             bring_over(self.cache)
             for _ in range(ROUNDS):
                 marks = look()
-                ready = propose(self.cache, encode_tombstones(marks))
+                mine = encode_tombstones(marks) if marks or not others else []
+                named = {f"{new_segment_id()}.json": raw for raw in mine}
+                ready = propose(self.cache, {**named, **others})
                 try:
                     if look() == marks and enter(ready):
                         return marks
@@ -110,28 +117,41 @@ class History:
             self.note()
         return len(held)
 
-    def adopt(self, *, lifts: Mapping[str, bytes], tombstones: Mapping[str, bytes]) -> int:
+    def adopt(
+        self,
+        *,
+        lifts: Mapping[str, bytes],
+        tombstones: Mapping[str, bytes],
+        left_to: Callable[[Dead], Mapping[bytes, frozenset[bytes]]],
+    ) -> int:
         """Take over another copy's lifts and tombstones, {file name: bytes}; returns how many.
 
-        Lifts first: a tombstone that was lifted there never holds here. Raises Damaged for bytes
-        that are not as they were written, before anything is taken over.
+        Lifts first: a tombstone that was lifted there never holds here. Before the tombstones comes
+        one of this copy's own, where their lists would end contents that have other ids here.
+        left_to: of what would hold, the contents that lists end and the pairs they have here.
+        Raises Damaged for bytes that are not as they were written, before anything is taken over.
         """
-        for name, raw in lifts.items():
-            parse_lift(raw, name=name)
-        for name, raw in tombstones.items():
-            parse_tombstone(raw, name=name)
+        parse_marks(lifts, tombstones)
         dead = self.dead()
-        fresh = [(LIFTS, name, raw) for name, raw in lifts.items() if name not in dead.lifts]
-        fresh += [
-            (FOLDER, name, raw) for name, raw in tombstones.items() if name not in dead.tombstones
-        ]
-        if fresh:
+        new_lifts = {name: raw for name, raw in lifts.items() if name not in dead.lifts}
+        fresh = {name: raw for name, raw in tombstones.items() if name not in dead.tombstones}
+        if new_lifts:
             with disk.plain_errors("write to", self.cache):
                 bring_over(self.cache)
-                for which, name, raw in fresh:
-                    write_marks(self.cache, FOLDER if which == FOLDER else LIFTS, raw, name=name)
+                for name, raw in new_lifts.items():
+                    write_marks(self.cache, LIFTS, raw, name=name)
+        if fresh:
+            given = {name: parse_tombstone(fresh[name], name=name) for name in fresh}
+
+            def look() -> Marks:
+                self.dead()
+                after = join(self._tombstones | given, self._lifts)
+                return Marks(left=left_to(after) if after.by_lists else {})
+
+            self._decide(look, fresh)
+        if fresh or new_lifts:
             self.note()
-        return len(fresh)
+        return len(fresh) + len(new_lifts)
 
     def files(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """All lifts and all tombstones as {file name: bytes}, checked, for another copy."""

@@ -36,7 +36,7 @@ from embedcache.store.proposals import withdraw
 from embedcache.store.salvage import salvage
 from embedcache.store.segment import Segment, read_segment
 from embedcache.store.segment_set import SegmentSet, members
-from embedcache.store.tombstones import Dead, content_mark
+from embedcache.store.tombstones import Dead, content_mark, pair_mark
 from embedcache.texts import Repeats, Texts, repeated
 
 KEPT_IDS = 1 << 20  # of more recorded ids none are kept in memory while others are recorded
@@ -233,6 +233,25 @@ class PhotoIds(SegmentSet):
             return found
 
         return self.steadily(look)
+
+    def left_to(self, dead: Dead) -> dict[bytes, frozenset[bytes]]:
+        """Of contents that are dead by their lists alone, those with ids here that no tombstone
+        names: {mark of the content: marks of these pairs}."""
+
+        def look(segments: list[Segment]) -> dict[bytes, set[bytes]]:
+            found: dict[bytes, set[bytes]] = {}
+            for segment in segments:
+                digests, scope = segment.column("digest"), segment.manifest.name
+                rows = np.flatnonzero(dead.of(digests))
+                for name, row in zip(texts_of(segment).take(rows), rows.tolist(), strict=True):
+                    content = digests[row].tobytes()
+                    pair, mark = pair_mark(scope, name, content), content_mark(content)
+                    if mark in dead.by_lists and pair not in dead.pairs:
+                        found.setdefault(mark, set()).add(pair)
+            return found
+
+        found = self.steadily(look) if dead.by_lists else {}
+        return {mark: frozenset(some) for mark, some in found.items()}
 
     def state(self) -> tuple[list[str], Dead]:
         """What the living pairs follow from: equal where no id came, went or was forgotten."""

@@ -13,26 +13,28 @@ Nobody waits for anybody, and a proposal whose process died decides nothing.
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from embedcache import disk
 from embedcache.errors import CacheError
-from embedcache.store.manifest import new_segment_id
 from embedcache.store.tombstones import FOLDER, MAX_BYTES, parse_tombstone
 
 _READY = re.compile(r"\.ready-(.{30}\.json)\..+")
 
 
-def propose(cache: Path, tombstones: Sequence[bytes]) -> list[Path]:
-    """Lay tombstones ready, durably, for `enter` to give them their names."""
+def propose(cache: Path, tombstones: Mapping[str, bytes]) -> list[Path]:
+    """Lay tombstones, {file name: bytes}, ready and durable, for `enter` to name them so."""
     folder = cache / FOLDER
     disk.make_folder(folder, below=cache)
-    found = []
-    for raw in tombstones:
-        path = folder / f".ready-{new_segment_id()}.json.{disk.mark_of_process()}"
-        disk.write_new(path, raw)
-        found.append(path)
+    found = list[Path]()
+    try:
+        for name, raw in tombstones.items():
+            found.append(folder / f".ready-{name}.{disk.mark_of_process()}")
+            disk.write_new(found[-1], raw)
+    except BaseException:
+        drop(found)
+        raise
     return found
 
 

@@ -72,6 +72,9 @@ class Marks:
     pairs: frozenset[bytes] = frozenset()
     left: Mapping[bytes, frozenset[bytes]] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        return bool(self.contents or self.pairs or self.left)
+
 
 @dataclass(frozen=True, slots=True)
 class Lift:

@@ -225,10 +225,17 @@ def _living(cache: Cache, contents: set[bytes]) -> set[Pair]:
 def _end_lists(cache: Cache) -> None:
     """Name the contents that are dead since all ids are that they were left to.
 
-    For good: a list from another copy could name an id of theirs that lives there.
+    For good: a list from another copy could name an id of theirs that lives there. One that has
+    another id here is left to that.
     """
-    if ended := cache.history.dead().by_lists:
-        cache.history.forget(contents=ended)
+
+    def look() -> Marks:
+        dead = cache.history.dead()
+        left = cache.photo_ids.left_to(dead)
+        return Marks(contents=dead.by_lists - left.keys(), left=left)
+
+    if cache.history.dead().by_lists:
+        cache.history.forget_what(look)
 
 
 def _pins(cache: Cache, ref: str) -> set[str]:

@@ -77,7 +77,7 @@ def merge(into: Cache, others: Sequence[Cache], *, with_ids: bool = False) -> Me
                 raise CacheError(f"{into.path} cannot be merged into itself")
             before = _stored(into)
             lifts, tombstones = other.history.files()
-            into.history.adopt(lifts=lifts, tombstones=tombstones)
+            into.adopt(lifts=lifts, tombstones=tombstones)
             tally["still_here"] += before - _stored(into)
             pairs: list[tuple[Store, Store]] = [
                 (into.space(space.spec, create=True), space) for space in other.spaces()

@@ -84,7 +84,7 @@ def exchange_by_files(one: Path, other: Path) -> None:
     """Tombstones alone, as a push and two pulls bring them."""
     for here, there in ((one, other), (other, one)):
         lifts, tombstones = Cache.open(there).history.files()
-        Cache.open(here).history.adopt(lifts=lifts, tombstones=tombstones)
+        Cache.open(here).adopt(lifts=lifts, tombstones=tombstones)
 
 
 @pytest.mark.parametrize("exchange", [exchange_by_merge, exchange_by_files])
@@ -119,6 +119,28 @@ def test_an_id_that_a_copy_has_alone_keeps_what_both_had(tmp_path: Path) -> None
     forget(Cache.open(b), ["only-here"])
     exchange_by_files(a, b)
     assert [status(a), status(b)] == [ABSENT, ABSENT]
+
+
+@pytest.mark.parametrize("exchange", [exchange_by_merge, exchange_by_files])
+def test_an_id_that_came_after_the_list_keeps_its_row_in_an_exchange(
+    tmp_path: Path, exchange: Callable[[Path, Path], None]
+) -> None:
+    a = twins(tmp_path / "a", "twin").path
+    b = Path(shutil.copytree(a, tmp_path / "b"))
+    forget(Cache.open(a), ["p1"])  # left to twin
+    Cache.open(a).record_photos("third", ["later"], photos(1))
+    forget(Cache.open(b), ["twin"])  # left to p1
+    exchange(a, b)
+    forget_forgotten(Cache.open(a))
+    assert status(a) == OK
+    left = Cache.open(a).photo_ids.pairs_of(contents=[photos(1).tobytes()])
+    assert left == {("third", "later", photos(1).tobytes())}
+    exchange(b, a)
+    assert [status(a), status(b)] == [OK, OK]
+    forget(Cache.open(a), ["later"])
+    exchange(a, b)
+    assert [status(a), status(b)] == [ABSENT, ABSENT]
+    assert verify(a).clean, str(verify(a))
 
 
 def test_what_went_by_its_lists_comes_again_on_purpose_only(tmp_path: Path) -> None:
@@ -159,6 +181,6 @@ def test_indexes_follow_lists_that_end_and_lists_that_grow(
     found = [seen()]
     for other in (b, c):
         lifts, tombstones = Cache.open(other).history.files()
-        Cache.open(a).history.adopt(lifts=lifts, tombstones=tombstones)
+        Cache.open(a).adopt(lifts=lifts, tombstones=tombstones)
         found.append(seen())
     assert found == [OK, ABSENT, OK]  # c has it under an id that nobody forgot
