@@ -6,6 +6,9 @@ modules: a second of the two and a half that a run waits for its imports (docs/d
 
     with without_compiler():
         import timm
+
+Only in a process that runs a command: where embedcache is a library, other threads may be importing
+or using the compiler at that moment, and would meet what stands in its place.
 """
 
 import functools
@@ -19,6 +22,12 @@ from types import ModuleType
 from typing import Any
 
 COMPILER = "torch._dynamo"
+_process = {"is ours": False}
+
+
+def own_process() -> None:
+    """To be called where a command begins: nobody else's code runs in this process."""
+    _process["is ours"] = True
 
 
 @contextmanager
@@ -26,10 +35,10 @@ def without_compiler() -> Iterator[None]:
     """Within the block, what others take from `torch._dynamo` by name is looked up once it is used.
 
     To call it, or to ask for its attributes, imports the compiler after all; to decorate a function
-    by its `disable` waits until that is called. Nothing is put off where the compiler has been
-    imported before, and after the block its import is a plain one again.
+    by its `disable` waits until that is called. Nothing is put off in a process that is not our own
+    or has imported the compiler before, and after the block its import is a plain one again.
     """
-    if COMPILER in sys.modules:
+    if COMPILER in sys.modules or not _process["is ours"]:
         yield
         return
     sys.meta_path.insert(0, _FINDER)

@@ -6,8 +6,9 @@ import textwrap
 
 CODE = """
     import sys
-    from embedcache.deferred import without_compiler
+    from embedcache.deferred import own_process, without_compiler
 
+    own_process()
     with without_compiler():
         import torch
         import timm
@@ -28,8 +29,9 @@ CODE = """
 """
 USED_EARLY = """
     import sys, torch
-    from embedcache.deferred import without_compiler
+    from embedcache.deferred import own_process, without_compiler
 
+    own_process()
     with without_compiler():
         from torch._dynamo import config
         from torch._dynamo.utils import is_compile_supported
@@ -43,8 +45,9 @@ USED_EARLY = """
 """
 DISABLED = """
     import sys, torch
-    from embedcache.deferred import without_compiler
+    from embedcache.deferred import own_process, without_compiler
 
+    own_process()
     with without_compiler():
         @torch.compiler.disable
         def twice(x, *, of=2):
@@ -78,3 +81,15 @@ def test_whoever_calls_it_or_asks_for_its_settings_meanwhile_gets_the_real_one()
 
 def test_a_function_that_is_decorated_meanwhile_is_disabled_at_its_first_call() -> None:
     check(DISABLED)
+
+
+def test_where_embedcache_is_a_library_nothing_is_put_off() -> None:
+    check(
+        """
+        import sys
+        from embedcache.deferred import without_compiler
+        with without_compiler():
+            import torchvision
+        assert "torch._dynamo.eval_frame" in sys.modules
+        """
+    )

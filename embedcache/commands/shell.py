@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from embedcache import __version__, disk
 from embedcache.commands.options import INTERRUPTED, OPENED, OPTIONS, as_typed
+from embedcache.deferred import own_process
 from embedcache.errors import EmbedcacheError
 from embedcache.wording import plain, printable
 
@@ -80,6 +81,7 @@ class Commands(TyperGroup):
 def run(app: typer.Typer) -> None:
     """Run a command: a user's error is one message and exit status 1."""
     OPENED.set(())
+    own_process()
     with _streams():
         try:
             app(prog_name="embedcache")

@@ -96,7 +96,7 @@ class KeptPixels:
         self._lock = threading.Lock()
         self._n_damaged = 0
         self._spaces: dict[int, Space] = {}
-        kept = [s for s in cache.spaces() if s.spec.kind == "pixels" and s.segments()]
+        kept = [s for s in cache.spaces() if s.spec.kind == "pixels" and self._usable(s)]
         leaders = np.array(leaders_of(backbones))
         for b in np.unique(leaders).tolist() if kept else ():
             mine = wanted[:, leaders == b].any(axis=1)
@@ -121,21 +121,34 @@ class KeptPixels:
         for b, space in self._spaces.items():
             assert space.spec.preprocessing is not None
             shape = (*space.spec.preprocessing.size, 3)
-            found[b] = [
-                None if row is None else partial(self._read, row, shape)
-                for row in space.readers(digests)
-            ]
+            try:
+                rows = space.readers(digests)
+            except Damaged as error:
+                self._say(error)
+                continue
+            found[b] = [None if row is None else partial(self._read, row, shape) for row in rows]
         return found
+
+    def _usable(self, space: Space) -> bool:
+        """Whether a space has pixels; damage, of which verify says more, makes them no pixels."""
+        try:
+            return bool(len(space.digests()))
+        except Damaged as error:
+            self._say(error)
+            return False
 
     def _read(self, row: Callable[[], U8], shape: tuple[int, int, int]) -> U8 | None:
         try:
             return row().reshape(shape)
         except Damaged as error:
-            with self._lock:
-                first, self._n_damaged = not self._n_damaged, self._n_damaged + 1
-            if first:
-                self._log(f"kept pixels cannot be read, and such photos are decoded: {error}")
+            self._say(error)
             return None
+
+    def _say(self, error: Damaged) -> None:
+        with self._lock:
+            first, self._n_damaged = not self._n_damaged, self._n_damaged + 1
+        if first:
+            self._log(f"kept pixels cannot be read, and such photos are decoded: {error}")
 
 
 def _no_network(spec: str) -> Network:

@@ -224,6 +224,23 @@ def test_a_wrong_byte_costs_a_decode_and_never_gives_a_wrong_vector(
     assert (found.spaces[1].hit, found.spaces[1].embedded) == (4, 1)
 
 
+@pytest.mark.parametrize("file", ["row_crc/c/0", "digest/c/0/0", "manifest.json"])
+def test_damage_beside_the_pixels_stops_no_other_backbone(
+    make_photos: MakePhotos, tmp_path: Path, decoded: list[str], file: str
+) -> None:
+    photos, cache = Photos.read(make_photos(5)), opened(tmp_path)
+    extract(photos, cache, backbone=stand_in.backbone(), keep_pixels=SIZE)
+    flip(shard_of(kept_in(cache)).parents[3] / file, 9)
+    decoded.clear()
+    lines: list[str] = []
+    other = stand_in.backbone("another")
+    found = extract(photos, Cache.open(cache.path), backbone=other, log=lines.append)
+    assert found.spaces[0].embedded == 5
+    assert len(decoded) == 5
+    assert len([line for line in lines if "are decoded: " in line]) == 1
+    assert not verify(cache.path).clean
+
+
 def shard_of(space: Space) -> Path:
     [segment] = space.segments()
     return segment.folder / "embedding" / "c" / "0" / "0"
