@@ -8,11 +8,13 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from embedcache.backbones.loading import Backbone
 from embedcache.errors import InputError
@@ -102,6 +104,43 @@ def test_the_rows_are_those_of_one_machine_though_a_worker_is_killed(
     again = extract_on_ray(photos, cache, backbone=slow_backbone(), cores=1)
     assert stand_in.counts(again) == (300, 300, 0, 0)
     assert again.nodes == ()
+
+
+def deadly_backbone() -> Backbone:
+    """The stand-in, whose process is killed by a white photo."""
+    plain = stand_in.backbone()
+    network = plain.open()
+    [forward] = network.lanes
+
+    def deadly(pixels: Any) -> Any:
+        if (np.asarray(pixels) == 255).all(axis=(1, 2, 3)).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return forward(pixels)
+
+    return replace(plain, open=lambda: replace(network, lanes=(deadly,)))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_photo_that_kills_its_worker_takes_no_other_with_it(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    folder = make_photos(60)
+    Image.new("RGB", (20, 20), "white").save(folder / "deadly.png")
+    photos, cache = Photos.read(folder), Cache.open(tmp_path / "c", create=True)
+    said: list[str] = []
+    found = extract_on_ray(photos, cache, backbone=deadly_backbone(), cores=2, log=said.append)
+    assert found.spaces[0].embedded == 60
+    assert found.spaces[0].failures == {"worker_ended": 1}
+    assert found.spaces[0].left == 0
+    assert found.given_up == 1
+    [line] = [line for line in said if "deadly.png" in line]
+    assert "--retry-failed" in line
+    assert "batches of None" not in str(found)
+    again = extract_on_ray(photos, cache, backbone=deadly_backbone(), cores=2)
+    assert stand_in.counts(again) == (61, 60, 0, 1)
+    cured = extract(photos, cache, backbone=stand_in.backbone(), retry_failed=True)
+    assert cured.spaces[0].failed == 0
+    assert verify(cache).clean
 
 
 @pytest.mark.usefixtures("local_ray")
