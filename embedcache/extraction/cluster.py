@@ -26,6 +26,7 @@ from embedcache import disk, machine
 from embedcache.backbones.loading import Backbone, Decode
 from embedcache.backbones.names import Name
 from embedcache.errors import EmbedcacheError, InputError
+from embedcache.extraction.answering import no_answer, require_answer
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
 from embedcache.extraction.face_finder import FaceFinder, as_sequence, detector_of
 from embedcache.extraction.handed_work import Beat, Job, Unseen, cache_of, work
@@ -89,6 +90,8 @@ def extract_on_ray(
     """
     started = time.perf_counter()
     refuse_fork()
+    if not _ray().is_initialized():
+        require_answer(address)  # before anything is recorded
     faces = FaceFinder(cache, device, detector_of(detector, as_sequence(backbone)))
     run = Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), faces)
     upstream = Upstream(remote, cache, offer=offer) if remote else None
@@ -392,10 +395,7 @@ def _connected(address: str) -> Iterator[Any]:
         elif mine:
             ray.init(address=address, **_QUIET)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0][:200]})",
-            advice="Start one with 'ray start --head', or leave the address out",
-        ) from error
+        raise no_answer(address, str(error)) from error
     try:
         yield ray
     finally:

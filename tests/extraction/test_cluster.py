@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,7 @@ from PIL import Image
 
 from embedcache.backbones.loading import Backbone
 from embedcache.errors import InputError
-from embedcache.extraction import cluster
+from embedcache.extraction import answering, cluster
 from embedcache.extraction.cluster import extract_on_ray
 from embedcache.extraction.run import extract
 from embedcache.photos.table import Photos
@@ -210,6 +211,37 @@ def test_an_address_where_no_cluster_is_and_a_missing_package_are_one_message(
         extract_on_ray(
             photos, Cache.open(tmp_path / "c", create=True), backbone=stand_in.backbone()
         )
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "[::1]:{port}", "no-such-host.invalid:1"])
+def test_an_address_where_nobody_answers_ends_the_command_and_records_nothing(
+    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(answering, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    photos, cache = Photos.read(make_photos(2)), Cache.open(tmp_path / "c", create=True)
+    before = sorted(cache.path.rglob("*"))
+    with pytest.raises(InputError, match="no Ray cluster answers"):
+        extract_on_ray(
+            photos, cache, backbone=stand_in.backbone(), address=address.format(port=port)
+        )
+    assert sorted(cache.path.rglob("*")) == before
+
+
+def test_photos_after_the_option_are_not_taken_for_an_address(
+    run: Callable[..., tuple[int, str, str]], make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    table = tmp_path / "photos.csv"
+    table.write_text("path\n")
+    for photos in (make_photos(2), table):
+        words = ("extract", "--ray", str(photos), "--cache", str(tmp_path / "c"))
+        for more in ([], [str(photos)]):
+            status, _, err = run(*words, *more)
+            assert status == 1
+            assert "PHOTOS before --ray" in err
+    assert not (tmp_path / "c").exists()
 
 
 DRIVER = """
