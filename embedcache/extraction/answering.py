@@ -32,8 +32,9 @@ def require_answer(address: str) -> None:
 
 
 def no_answer(address: str, problem: str) -> InputError:
-    """The error where no cluster is."""
+    """The error where no cluster is; problem: its first line is shown."""
+    first = (problem.splitlines() or ["no reason is known"])[0][:200]
     return InputError(
-        f"no Ray cluster answers at {address!r} ({problem.splitlines()[0][:200]})",
+        f"no Ray cluster answers at {address!r} ({first})",
         advice="Start one with 'ray start --head', or leave the address out",
     )
