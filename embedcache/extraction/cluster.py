@@ -125,7 +125,7 @@ def extract_on_ray(
         log(
             f"{photos.paths[int(todo.positions[row])]}: the process that read it ended each time, "
             "also with no other photo. It counts as failed. Look at it, or give a process more "
-            "memory, and run the command again with --retry-failed"
+            "memory, and run again with `retry_failed`"
         )
     _, after = plan(photos, digests, spaces, retry_failed=False)
     seconds = time.perf_counter() - started
@@ -298,7 +298,7 @@ class _Worker:
         if not ray.get(queue.begin.remote(name)):
             raise EmbedcacheError(
                 "its process ended again and again, also with other photos. See Ray's logs, and "
-                "whether this machine has memory for it (--workers 1 and --batch-size 1 take less)"
+                "whether this machine has memory for it (`workers` and `batch_size` of 1 take less)"
             )
         beat = Beat(lambda done, failed: ray.get(queue.beat.remote(name, done, failed)))
         watch = Watch(beat.show, logging.getLogger("embedcache").info, lambda: beat.stopped)

@@ -135,7 +135,7 @@ def test_a_photo_that_kills_its_worker_takes_no_other_with_it(
     assert found.spaces[0].left == 0
     assert found.given_up == 1
     [line] = [line for line in said if "deadly.png" in line]
-    assert "--retry-failed" in line
+    assert "`retry_failed`" in line
     assert "batches of None" not in str(found)
     again = extract_on_ray(photos, cache, backbone=deadly_backbone(), cores=2)
     assert stand_in.counts(again) == (61, 60, 0, 1)
