@@ -48,6 +48,16 @@ log = logging.getLogger(__name__)
 SHOWN_FAILURES = 5
 
 
+def _address(ray: str | None) -> str | None:
+    """The address of a Ray cluster, looked at before PHOTOS is missed; "" is this machine."""
+    if ray and ray not in ("local", "auto") and Path(ray).exists():
+        raise InputError(
+            f"--ray took {plain(ray)} as the address of a cluster, and it is a file or folder. Put "
+            "PHOTOS before --ray, or write --ray= for Ray on this machine"
+        )
+    return "local" if ray == "" else ray
+
+
 def extract(
     photos: PhotosPath,
     cache: CacheOption,
@@ -107,7 +117,9 @@ def extract(
         str | None,
         typer.Option(
             metavar="[ADDRESS]",
-            help="On all machines of a Ray cluster; without an address, Ray on this one.",
+            callback=_address,
+            help="On all machines of a Ray cluster; without an address, Ray on this one. Put "
+            "PHOTOS first, or write --ray=.",
         ),
     ] = None,
     dry_run: Annotated[

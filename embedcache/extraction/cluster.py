@@ -20,29 +20,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from embedcache import disk, machine
 from embedcache.backbones.loading import Backbone, Decode
 from embedcache.backbones.names import Name
 from embedcache.errors import EmbedcacheError, InputError
+from embedcache.extraction.answering import no_answer, require_answer
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
 from embedcache.extraction.face_finder import FaceFinder, as_sequence, detector_of
 from embedcache.extraction.handed_work import Beat, Job, Unseen, cache_of, work
 from embedcache.extraction.handing import HandedPart, PartQueue
 from embedcache.extraction.outcome import Extraction, NodeOutcome, SpaceOutcome
 from embedcache.extraction.pace import Compile
-from embedcache.extraction.plan import Plan, plan
+from embedcache.extraction.plan import Plan, plan, subset
 from embedcache.extraction.prefetch import Gate
 from embedcache.extraction.process import refuse_fork
+from embedcache.extraction.provenance import about
 from embedcache.extraction.run import Run, Watch
 from embedcache.extraction.upstream import Upstream
+from embedcache.photos.kinds import Reason
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
-from embedcache.store.columns import OK
+from embedcache.store.columns import ABSENT, OK
+from embedcache.store.space import Space
 
 LOCAL = "local"
 CORES = 8
 """Processors of a worker without a GPU; more serve better as a second worker."""
-RESTARTS, ATTEMPTS = 16, 3
+WITHOUT_END = -1  # Ray starts a worker again however often it ends; the queue says when not
 LOOK_SECONDS, NODES_SECONDS, STOP_SECONDS = 0.5, 10.0, 60.0
 STORE_BYTES = 512 * 2**20
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -84,6 +90,8 @@ def extract_on_ray(
     """
     started = time.perf_counter()
     refuse_fork()
+    if not _ray().is_initialized():
+        require_answer(address)  # before anything is recorded
     faces = FaceFinder(cache, device, detector_of(detector, as_sequence(backbone)))
     run = Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), faces)
     upstream = Upstream(remote, cache, offer=offer) if remote else None
@@ -112,8 +120,13 @@ def extract_on_ray(
         if upstream is not None:
             upstream.take(todo.digests)
             upstream.give()
+    _record_ended(backbones, spaces, subset(todo, np.array(done.given_up, np.int64)))
     for row in done.given_up:
-        log(f"given up after several attempts: {photos.paths[int(todo.positions[row])]}")
+        log(
+            f"{photos.paths[int(todo.positions[row])]}: the process that read it ended each time, "
+            "also with no other photo. It counts as failed. Look at it, or give a process more "
+            "memory, and run again with `retry_failed`"
+        )
     _, after = plan(photos, digests, spaces, retry_failed=False)
     seconds = time.perf_counter() - started
     return Extraction(
@@ -138,6 +151,17 @@ def extract_on_ray(
         nodes=done.nodes,
         given_up=len(done.given_up),
     )
+
+
+def _record_ended(backbones: Sequence[Backbone], spaces: Sequence[Space], ended: Plan) -> None:
+    """Note photos that end their workers as failed, so that the next run leaves them out."""
+    for k, (backbone, space) in enumerate(zip(backbones, spaces, strict=True)):
+        lacking = ended.wanted[:, k] & (space.status(ended.digests) == ABSENT)
+        digests = ended.digests[lacking]
+        if len(digests):
+            writer = space.writer(n_rows=len(digests), name=backbone.name, about=about("none"))
+            writer.fail(digests, [Reason.worker_ended] * len(digests))
+            writer.commit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +198,6 @@ class _Crew:
         self._known: set[str] = set()
         self._actors: dict[str, Any] = {}
         self._runs: dict[Any, str] = {}
-        self._starts: dict[str, int] = {}
         self._nodes: list[NodeOutcome] = []
         self._problem: Exception | None = None
         self._n_workers = len(places)
@@ -215,8 +238,8 @@ class _Crew:
                 .options(
                     num_cpus=place.cpus,
                     num_gpus=place.gpus,
-                    max_restarts=RESTARTS,
-                    max_task_retries=RESTARTS,
+                    max_restarts=WITHOUT_END,
+                    max_task_retries=WITHOUT_END,
                     scheduling_strategy=self._on_node(place.node, soft=True),
                 )
                 .remote(place.cpus)
@@ -224,7 +247,6 @@ class _Crew:
             self._start(name)
 
     def _start(self, name: str) -> None:
-        self._starts[name] = self._starts.get(name, 0) + 1
         run = self._actors[name].run.remote(name, self._queue, self._n_workers, *self._told)
         self._runs[run] = name
 
@@ -242,8 +264,8 @@ class _Crew:
                 self._problem = cause if isinstance(cause, EmbedcacheError) else error
                 lines = str(cause).strip().splitlines() or [type(cause).__name__]
                 log.warning("worker %s: %s", name, lines[-1][:300])
-                self._ray.get(self._queue.lost.remote(name))
-                if self._starts[name] < ATTEMPTS and not isinstance(cause, EmbedcacheError):
+                again = self._ray.get(self._queue.lost.remote(name))
+                if again and not isinstance(cause, EmbedcacheError):
                     self._start(name)
         return bool(ready)
 
@@ -273,7 +295,11 @@ class _Worker:
                     return part
                 time.sleep(LOOK_SECONDS)
 
-        ray.get(queue.begin.remote(name))
+        if not ray.get(queue.begin.remote(name)):
+            raise EmbedcacheError(
+                "its process ended again and again, also with other photos. See Ray's logs, and "
+                "whether this machine has memory for it (`workers` and `batch_size` of 1 take less)"
+            )
         beat = Beat(lambda done, failed: ray.get(queue.beat.remote(name, done, failed)))
         watch = Watch(beat.show, logging.getLogger("embedcache").info, lambda: beat.stopped)
         with cache_of(job) as cache, beat:
@@ -369,10 +395,7 @@ def _connected(address: str) -> Iterator[Any]:
         elif mine:
             ray.init(address=address, **_QUIET)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0][:200]})",
-            advice="Start one with 'ray start --head', or leave the address out",
-        ) from error
+        raise no_answer(address, str(error)) from error
     try:
         yield ray
     finally:

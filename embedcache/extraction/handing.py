@@ -4,7 +4,8 @@
     HandedWork     the work of one worker, as `run.Run` takes it: the parts that it is handed
 
 A worker that is twice as fast is handed twice as many photos. A part that is handed out again costs
-time and nothing else, because a worker leaves out what has arrived meanwhile.
+time and nothing else, because a worker leaves out what has arrived meanwhile. One that ends its
+worker twice is cut in halves, so that in the end only the photos that do it are given up.
 """
 
 import time
@@ -32,14 +33,17 @@ PART_SECONDS = 20.0
 """What a part should take, as far as a worker's rate is known: what is lost with a worker."""
 FIRST_PHOTOS, MOST_PHOTOS, LEAST_PHOTOS = 64, 4096, 8
 SHARE = 64  # a part is at most this share of all work
-ATTEMPTS = 3
+WHOLE = 2
+"""How often a part is handed out before it is cut, and a photo on its own before it is given up."""
+MOST_STARTS, MOST_ENDS = 3, 16
+"""How often in a row a worker may end before it has a part, and before it has done one."""
 LOST_SECONDS = 60.0
 """A worker that has said nothing for this long is taken to be gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandedPart:
-    """Rows of the plan, (n,) ascending, and how often they were handed out."""
+    """Rows of the plan, (n,) ascending, and how often they were handed out as this part."""
 
     number: int
     rows: I64
@@ -52,6 +56,8 @@ class _Holder:
 
     heard: float
     part: HandedPart | None = None
+    starts: int = 0  # since it was last handed a part
+    ends: int = 0  # since it last did one
     handed: float = 0.0
     rate: float = 0.0
     before: int = 0  # done by those that had this name before
@@ -64,7 +70,7 @@ class QueueStatus:
     """How far the whole is.
 
     done, failed: photos.  workers: those heard of lately.
-    given_up: rows of the parts that were handed out ATTEMPTS times in vain.
+    given_up: rows of the photos whose worker ended each time, also where they were alone.
     """
 
     done: int
@@ -94,12 +100,15 @@ class PartQueue:
         self._n_cut = 0
         self._stopped = False
 
-    def begin(self, worker: str) -> None:
-        """A worker starts, or starts anew: what it held is handed out again."""
+    def begin(self, worker: str) -> bool:
+        """A worker starts, or starts anew: what it held is handed out again. False where it has
+        ended so often that it should not."""
         holder = self._heard(worker)
         self._take_back(worker)
         holder.before += holder.done
         holder.done = 0
+        holder.starts += 1
+        return holder.starts <= MOST_STARTS and holder.ends <= MOST_ENDS
 
     def next(self, worker: str) -> tuple[HandedPart | None, bool]:
         """(the next part, or None where there is none now; whether one may still come)."""
@@ -117,7 +126,7 @@ class PartQueue:
             self._n_cut += 1
         else:
             return None, not self.status().finished
-        holder.part, holder.handed = part, self._now()
+        holder.part, holder.handed, holder.starts = part, self._now(), 0
         return part, True
 
     def done(self, worker: str, number: int) -> None:
@@ -126,7 +135,7 @@ class PartQueue:
         part = holder.part
         if part is not None and part.number == number:
             holder.rate = len(part.rows) / max(self._now() - holder.handed, 1e-3)
-            holder.part = None
+            holder.part, holder.ends = None, 0
 
     def beat(self, worker: str, done: int, failed: int) -> bool:
         """A worker lives: photos done and failed since it began. True where it should stop."""
@@ -134,9 +143,11 @@ class PartQueue:
         holder.done, holder.failed = done, failed
         return self._stopped
 
-    def lost(self, worker: str) -> None:
-        """A worker has ended without its part."""
+    def lost(self, worker: str) -> bool:
+        """A worker has ended without its part. True where it may start again."""
         self._take_back(worker)
+        holder = self._holders.get(worker, _Holder(self._now(), starts=MOST_STARTS))
+        return holder.starts < MOST_STARTS and holder.ends < MOST_ENDS
 
     def stop(self) -> None:
         """Hand out nothing more, and let workers stop."""
@@ -160,14 +171,22 @@ class PartQueue:
         return holder
 
     def _take_back(self, worker: str) -> None:
-        holder = self._holders[worker]
-        part, holder.part = holder.part, None
-        if part is None:
+        """Hand out again what a worker held: once as it is, then in halves."""
+        holder = self._holders.get(worker)
+        if holder is None or holder.part is None:
             return
-        if part.attempts >= ATTEMPTS:
+        part, holder.part = holder.part, None
+        holder.ends += 1
+        if part.attempts < WHOLE:
+            self._returned.append(replace(part, attempts=part.attempts + 1))
+        elif len(part.rows) == 1:
             self._given_up.append(part)
         else:
-            self._returned.append(replace(part, attempts=part.attempts + 1))
+            for rows in np.array_split(part.rows, 2):
+                # The whole was tried twice; a photo alone is too, as its worker may end by chance.
+                again = WHOLE if len(rows) > 1 else 1
+                self._returned.append(HandedPart(self._n_cut, rows, attempts=again))
+                self._n_cut += 1
 
     def _size(self, holder: _Holder) -> int:
         left = self._n - self._next

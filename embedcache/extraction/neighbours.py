@@ -18,6 +18,7 @@ from embedcache import disk
 from embedcache.extraction.parts import WorkPart
 from embedcache.store.cache import Cache
 
+READING = "reading"  # in place of a space
 LOOK_SECONDS = 1.0
 LOST_SECONDS = 600.0
 """A run on another host that has not shown itself for this long is taken to be gone."""
@@ -25,8 +26,11 @@ LOST_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class AtWork:
-    """A run that shows itself. space: the first digits of one that it fills. process: its number,
-    and when it began. host: "" where that is another one. quiet_seconds: since its last sign."""
+    """A run that shows itself.
+
+    space: the first digits of one that it fills, or READING. process: its number, and when it
+    began. host: "" where that is another one. quiet_seconds: since its last sign.
+    """
 
     space: str
     process: tuple[int, int]
@@ -51,6 +55,40 @@ def at_work(cache: Cache) -> list[AtWork]:
             host = socket.gethostname() if gone is False else ""
             found.append(AtWork(name.partition(".")[0], process, host, max(0.0, quiet)))
     return found
+
+
+class Reading:
+    """Shows others, while a block lasts, a run that reads its photos and knows no space yet.
+
+    Nothing depends on it but what `info --watch` shows.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self._path = cache.local / "at-work" / f"{READING}.all.{disk.mark_of_process()}"
+        self._shown = 0.0
+
+    def __enter__(self) -> "Reading":
+        with contextlib.suppress(OSError):
+            for path in self._path.parent.glob(f"{READING}.*"):
+                if disk.maker_is_gone(path.name):
+                    path.unlink()
+        self._show()
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+    def go_on(self) -> None:
+        """Show that the run still reads; to be called often."""
+        if time.monotonic() - self._shown > LOST_SECONDS / 10:
+            self._show()
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(exist_ok=True)
+            self._path.write_bytes(b"")
 
 
 class Neighbours:

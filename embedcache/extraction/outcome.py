@@ -101,7 +101,11 @@ class SpaceOutcome:
             lines.append(
                 f"  {self.photos_per_second:.1f} photos/s"
                 + (f" (the network alone: {ceiling:.1f})" if ceiling else "")
-                + f", batches of {self.batch_size}, {counted(self.workers, 'thread')} decoding"
+                + (
+                    f", batches of {self.batch_size}, {counted(self.workers, 'thread')} decoding"
+                    if self.batch_size  # else each worker of a cluster has its own
+                    else ""
+                )
                 + (", compiled" if self.compiled else "")
             )
         return "\n".join(lines)
@@ -137,7 +141,8 @@ class Extraction:
 
     n_reducible: large JPEGs that were decoded at full size (`Clock.reducible`).
     part: the part of the photos that the run was for, such as "3/8"; "" for all.
-    nodes: the workers of a cluster.  given_up: photos whose worker ended at each attempt.
+    nodes: the workers of a cluster.  given_up: photos whose worker ended each
+        time; they count as failed.
     remote: the shared copy that the run used, "" for none.  taken, offered: rows of vectors and
         faces that came from it and that were given to it.
     """
@@ -184,7 +189,8 @@ class Extraction:
             )
         if self.given_up:
             lines.append(
-                f"given up: {counted(self.given_up, 'photo')}, whose worker ended each time"
+                f"given up: {counted(self.given_up, 'photo')} that ended each process that read "
+                "them; `retry_failed` tries them again"
             )
         if self.nodes:
             lines += [f"{self.seconds:.1f} s", *map(str, self.nodes)]

@@ -27,7 +27,7 @@ from embedcache.extraction.engine import Engine
 from embedcache.extraction.face_finder import FaceFinder, as_sequence, detector_of
 from embedcache.extraction.handing import HandedWork
 from embedcache.extraction.lanes import Lanes
-from embedcache.extraction.neighbours import Neighbours
+from embedcache.extraction.neighbours import Neighbours, Reading
 from embedcache.extraction.outcome import Extraction, SpaceOutcome
 from embedcache.extraction.pace import Compile, PaceFinder
 from embedcache.extraction.parts import WorkPart
@@ -193,22 +193,24 @@ class Run:
         again: lift what was forgotten.  options: those of `backbones.load`.
         """
         memo = self.cache.local / "specs.json"
-        with ThreadPoolExecutor(1, "load") as beside:  # loading computes, reading waits for a disk
+        # Loading computes, reading waits for a disk.
+        with Reading(self.cache) as shown, ThreadPoolExecutor(1, "load") as beside:
             options |= {"faces": self.faces, "memo": memo, "cache": self.cache}
             loading = beside.submit(load_all, backbone, **options)
             with self.clock.step("read"):
-                digests = self._digests(photos, beside=loading)
+                digests = self._digests(photos, beside=loading, shown=shown)
             backbones = loading.result()  # a name that is wrong records no photo
             if record:
                 with self.clock.step("read"):
                     _record(photos, digests, self.cache, again=again)
             return digests, backbones
 
-    def _digests(self, photos: Photos, *, beside: Future[Any]) -> Digests:
+    def _digests(self, photos: Photos, *, beside: Future[Any], shown: Reading) -> Digests:
         """beside: what is done at the same time; should it fail, reading ends at once."""
         started = time.perf_counter()
 
         def reading(n_done: int, n: int) -> None:
+            shown.go_on()
             seconds = time.perf_counter() - started
             self.watch.progress(RunProgress(n_done, n, 0, seconds, doing="reading"))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embedcache.extraction.neighbours import LOST_SECONDS, at_work
+from embedcache.extraction.neighbours import LOST_SECONDS, READING, AtWork, at_work
 from embedcache.spec import Json
 from embedcache.store import journal
 from embedcache.store.cache import Cache
@@ -57,11 +57,15 @@ class WriterNow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheNow:
-    """A cache at one moment: rows of all backbones that are committed, and who writes more."""
+    """A cache at one moment: rows of all backbones that are committed, and who writes more.
+
+    starting: processes that read their photos or load networks, before they are writers.
+    """
 
     path: str
     rows: int
     writers: tuple[WriterNow, ...]
+    starting: int = 0
 
     @property
     def photos_per_second(self) -> float:
@@ -72,6 +76,7 @@ class CacheNow:
             "path": self.path,
             "rows": self.rows,
             "photos_per_second": round(self.photos_per_second, 2),
+            "starting": self.starting,
             "writers": [writer.document() for writer in self.writers],
         }
 
@@ -79,6 +84,7 @@ class CacheNow:
         first = (
             f"{time.strftime('%H:%M:%S')}  {counted(self.rows, 'row')} committed, "
             f"{counted(len(self.writers), 'writer')}, {self.photos_per_second:.1f} photos/s"
+            + (f"; {self.starting:,} starting (reading photos, loading)" if self.starting else "")
         )
         lines = [
             [
@@ -133,9 +139,15 @@ class WriterWatch:
                 if digest == space.digest:
                     for name in known.drafts.keys() & committed.keys():
                         known.drafts[name] = journal.Written(rows=committed[name])
-        self._look_at_runs(spaces)
+        runs = [run for run in at_work(self._cache) if run.quiet_seconds <= LOST_SECONDS]
+        self._look_at_runs(spaces, runs)
         self._known = {key: known for key, known in self._known.items() if known.alive}
-        return CacheNow(path=str(self._cache.path), rows=rows, writers=tuple(self._writers(now)))
+        return CacheNow(
+            path=str(self._cache.path),
+            rows=rows,
+            writers=tuple(self._writers(now)),
+            starting=sum(run.space == READING for run in runs),
+        )
 
     def _look_at_drafts(self, space: Space) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -158,11 +170,11 @@ class WriterWatch:
         found = (k.drafts.get(segment) for (d, _), k in self._known.items() if d == space.digest)
         return next(filter(None, found), None)
 
-    def _look_at_runs(self, spaces: Sequence[Space]) -> None:
+    def _look_at_runs(self, spaces: Sequence[Space], runs: Sequence[AtWork]) -> None:
         """Runs that write no segment at the moment: they read, load, or are between two parts."""
-        for run in at_work(self._cache):
+        for run in runs:
             for space in spaces:
-                if not space.digest.startswith(run.space) or run.quiet_seconds > LOST_SECONDS:
+                if not space.digest.startswith(run.space):
                     continue
                 known = self._known.setdefault((space.digest, run.process), _Known())
                 if not known.alive:

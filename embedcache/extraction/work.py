@@ -1,22 +1,25 @@
 """The work of a run in parts; before each part, what others have done meanwhile is left out."""
 
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.backbones.loading import Backbone
+from embedcache.errors import Damaged
 from embedcache.extraction.clock import SpaceTally
 from embedcache.extraction.face_finder import FaceFinder
-from embedcache.extraction.neighbours import Neighbours
+from embedcache.extraction.neighbours import LOOK_SECONDS, Neighbours
 from embedcache.extraction.pixels import KeptPixels
 from embedcache.extraction.plan import Plan, plan, subset
 from embedcache.extraction.prefetch import Job
 from embedcache.extraction.upstream import Upstream
 from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
-from embedcache.store.columns import FAILED, OK
+from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.space import Space
 
 
@@ -68,6 +71,8 @@ class Work:
         self._order = np.random.default_rng()
         self._alone = False
         self._n_begun = 0  # photos of the current part that were handed out
+        self._looked = time.monotonic()
+        self._segments: set[tuple[str, str]] = set()  # at the last look, with their spaces
         self.todo, self.tallies = plan(photos, digests, spaces, retry_failed=retry_failed)
         if upstream is not None:
             # Pixels are the photos themselves, which no run sends or takes.
@@ -116,13 +121,28 @@ class Work:
         faces: FaceFinder,
         kept: KeptPixels | None = None,
     ) -> Iterator[Job]:
-        """The jobs of a part. A run that was alone ends its part early when others begin."""
+        """The jobs of a part. A run that was alone ends its part early when others begin, or have
+        committed some of it, which may be all that is seen of them by one that was stopped."""
         self._n_begun = 0
         for job in part.jobs(self._photos, backbones, faces, kept):
-            if self._alone and self._n_begun and self._neighbours.present():
+            looks = self._alone and self._n_begun
+            if looks and (self._neighbours.present() or self._others_committed(part)):
                 return
             self._n_begun += 1
             yield job
+
+    def _others_committed(self, part: Plan) -> bool:
+        """Whether rows that a part still wants have arrived; looks once in LOOK_SECONDS, and no
+        further than at the names of segments where there are no new ones."""
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return False
+        self._looked, before = time.monotonic(), self._segments
+        with suppress(Damaged):  # it is said at the end of the part
+            self._segments = {(s.digest, one.id) for s in self._spaces for one in s.segments()}
+            if self._segments - before:
+                ahead = subset(part, np.arange(self._n_begun, len(part)))
+                return _arrived(ahead, self._spaces, retry_failed=self._retry_failed)
+        return False
 
     def _apart(self, left: Plan) -> NDArray[np.int64]:
         """An order of this run's own, bucket by bucket; buckets that others claim come last."""
@@ -134,6 +154,16 @@ class Work:
         """Give the remote, if there is one, what was committed here."""
         if self._upstream is not None:
             self._upstream.give()
+
+
+def _arrived(todo: Plan, spaces: Sequence[Space], *, retry_failed: bool) -> bool:
+    """Whether any row that a plan wants is there."""
+    for k, space in enumerate(spaces):
+        status = space.status(todo.digests)
+        there = status == OK if retry_failed else status != ABSENT
+        if (todo.wanted[:, k] & there).any():
+            return True
+    return False
 
 
 def without_arrived(

@@ -35,6 +35,7 @@ class Reason(StrEnum):
     unsupported = "unsupported"  # pixels without a defined RGB meaning (float, 32-bit, Lab)
     no_face = "no_face"
     several_faces = "several_faces"
+    worker_ended = "worker_ended"  # on a cluster: each process that read it ended
 
 
 _WORDS: dict[str, str] = {
@@ -43,6 +44,7 @@ _WORDS: dict[str, str] = {
     Reason.too_large_file: "file too large",
     Reason.no_decoder: "no decoder installed: pip install pillow-heif",
     Reason.unsupported: "pixels of no known colour",
+    Reason.worker_ended: "worker ended each time",
 }
 SEVERAL_FACES = "several faces: NAME@largest-face or NAME@central-face takes one of them"
 

@@ -2,21 +2,24 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from embedcache.backbones.loading import Backbone
 from embedcache.errors import InputError
-from embedcache.extraction import cluster
+from embedcache.extraction import answering, cluster
 from embedcache.extraction.cluster import extract_on_ray
 from embedcache.extraction.run import extract
 from embedcache.photos.table import Photos
@@ -104,6 +107,43 @@ def test_the_rows_are_those_of_one_machine_though_a_worker_is_killed(
     assert again.nodes == ()
 
 
+def deadly_backbone() -> Backbone:
+    """The stand-in, whose process is killed by a white photo."""
+    plain = stand_in.backbone()
+    network = plain.open()
+    [forward] = network.lanes
+
+    def deadly(pixels: Any) -> Any:
+        if (np.asarray(pixels) == 255).all(axis=(1, 2, 3)).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return forward(pixels)
+
+    return replace(plain, open=lambda: replace(network, lanes=(deadly,)))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_photo_that_kills_its_worker_takes_no_other_with_it(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    folder = make_photos(60)
+    Image.new("RGB", (20, 20), "white").save(folder / "deadly.png")
+    photos, cache = Photos.read(folder), Cache.open(tmp_path / "c", create=True)
+    said: list[str] = []
+    found = extract_on_ray(photos, cache, backbone=deadly_backbone(), cores=2, log=said.append)
+    assert found.spaces[0].embedded == 60
+    assert found.spaces[0].failures == {"worker_ended": 1}
+    assert found.spaces[0].left == 0
+    assert found.given_up == 1
+    [line] = [line for line in said if "deadly.png" in line]
+    assert "`retry_failed`" in line
+    assert "batches of None" not in str(found)
+    again = extract_on_ray(photos, cache, backbone=deadly_backbone(), cores=2)
+    assert stand_in.counts(again) == (61, 60, 0, 1)
+    cured = extract(photos, cache, backbone=stand_in.backbone(), retry_failed=True)
+    assert cured.spaces[0].failed == 0
+    assert verify(cache).clean
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_photos_that_fail_are_counted_and_a_stop_keeps_what_is_done(
     make_photos: MakePhotos, tmp_path: Path
@@ -171,6 +211,37 @@ def test_an_address_where_no_cluster_is_and_a_missing_package_are_one_message(
         extract_on_ray(
             photos, Cache.open(tmp_path / "c", create=True), backbone=stand_in.backbone()
         )
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "[::1]:{port}", "no-such-host.invalid:1"])
+def test_an_address_where_nobody_answers_ends_the_command_and_records_nothing(
+    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(answering, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    photos, cache = Photos.read(make_photos(2)), Cache.open(tmp_path / "c", create=True)
+    before = sorted(cache.path.rglob("*"))
+    with pytest.raises(InputError, match="no Ray cluster answers"):
+        extract_on_ray(
+            photos, cache, backbone=stand_in.backbone(), address=address.format(port=port)
+        )
+    assert sorted(cache.path.rglob("*")) == before
+
+
+def test_photos_after_the_option_are_not_taken_for_an_address(
+    run: Callable[..., tuple[int, str, str]], make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    table = tmp_path / "photos.csv"
+    table.write_text("path\n")
+    for photos in (make_photos(2), table):
+        words = ("extract", "--ray", str(photos), "--cache", str(tmp_path / "c"))
+        for more in ([], [str(photos)]):
+            status, _, err = run(*words, *more)
+            assert status == 1
+            assert "PHOTOS before --ray" in err
+    assert not (tmp_path / "c").exists()
 
 
 DRIVER = """

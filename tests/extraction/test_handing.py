@@ -1,12 +1,14 @@
 """The queue of parts: everything is handed out, again where a worker is lost, and not for ever."""
 
 import numpy as np
+import pytest
 
 from embedcache.extraction.handing import (
-    ATTEMPTS,
     FIRST_PHOTOS,
     LEAST_PHOTOS,
     LOST_SECONDS,
+    MOST_ENDS,
+    MOST_STARTS,
     PART_SECONDS,
     SHARE,
     PartQueue,
@@ -73,7 +75,7 @@ def test_a_worker_that_begins_anew_or_falls_silent_gives_its_part_back() -> None
     clock.seconds += LOST_SECONDS + 1
     third, _ = queue.next("a")
     assert third is not None
-    assert third.number == first.number
+    assert np.array_equal(third.rows, first.rows[:2])  # the second time in halves
 
 
 def test_who_waits_is_told_whether_a_part_may_come_back() -> None:
@@ -85,14 +87,42 @@ def test_who_waits_is_told_whether_a_part_may_come_back() -> None:
     assert queue.next("b") == (None, False)
 
 
-def test_a_part_that_ends_every_worker_is_given_up_and_named() -> None:
-    queue = PartQueue(1, n_workers=1)
-    for _ in range(ATTEMPTS):
-        assert queue.next("a")[0] is not None
-        queue.begin("a")
-    assert queue.next("a") == (None, False)
-    assert queue.status().given_up == (0,)
+@pytest.mark.parametrize("guilty", [{37}, {0, 63}, {10, 11, 40}, set(range(5))])
+def test_only_the_photos_that_end_their_workers_are_given_up(guilty: set[int]) -> None:
+    n, queue, done, ends = 100, PartQueue(100, n_workers=1), [], 0
+    assert queue.begin("a")
+    while (part := queue.next("a")[0]) is not None:
+        if guilty & set(part.rows.tolist()):
+            ends += 1
+            assert queue.begin("a")
+        else:
+            done += part.rows.tolist()
+            queue.done("a", part.number)
+    assert set(queue.status().given_up) == guilty
+    assert sorted(done) == sorted(set(range(n)) - guilty)
     assert queue.status().finished
+    assert ends <= 8 * len(guilty)
+
+
+def test_a_photo_whose_worker_ends_by_chance_is_tried_again() -> None:
+    queue = PartQueue(1, n_workers=1)
+    assert queue.next("a")[0] is not None
+    assert queue.lost("a")
+    assert drain(queue, "a") == [0]
+    assert queue.status().given_up == ()
+
+
+def test_a_worker_that_always_ends_is_not_started_without_end() -> None:
+    queue = PartQueue(10_000, n_workers=1)
+    assert [queue.begin("early") for _ in range(MOST_STARTS + 1)] == [True] * MOST_STARTS + [False]
+    assert not queue.lost("early")
+    assert not queue.lost("never seen")
+    n_begun = 0
+    while queue.begin("always"):
+        n_begun += 1
+        assert queue.next("always")[0] is not None
+    assert n_begun == MOST_ENDS + 1
+    assert drain(queue, "well")
 
 
 def test_an_answer_that_comes_too_late_does_no_harm() -> None:

@@ -1,6 +1,7 @@
 """Several extractions at once into one cache: they see each other and share the work."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -110,6 +111,48 @@ def test_a_run_that_was_alone_shares_its_work_with_those_who_come_later(
     np.testing.assert_array_equal(
         vectors(Cache.open(tmp_path / "c"), photos), vectors(alone, photos)
     )
+
+
+STOPPED = """
+    import sys, time
+    from embedcache import Cache, Photos, extract
+    from tests import stand_in
+
+    seen = []
+
+    def work(n):
+        seen.append(n)
+        time.sleep(0.02 * n)
+
+    print("begun", flush=True)
+    found = extract(Photos.read(sys.argv[1]), Cache.open(sys.argv[2]),
+                    backbone=stand_in.backbone(before=work), workers=1).spaces[0]
+    assert found.left == found.failed == 0, found
+    print(sum(seen))
+"""
+
+
+def test_a_run_that_was_stopped_looks_at_what_others_did_meanwhile(tmp_path: Path) -> None:
+    folder, cache = pictures(tmp_path / "photos", 500), Cache.open(tmp_path / "c", create=True)
+    command = [sys.executable, "-c", textwrap.dedent(STOPPED), str(folder), str(cache.path)]
+    environ = {**os.environ, "PYTHONPATH": os.getcwd()}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "begun\n"
+        segments, until = cache.path / "spaces", time.monotonic() + 60
+        while not list(segments.glob("*/segments/*/writing/*")):  # it has begun to write
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        os.kill(child.pid, signal.SIGSTOP)
+        done: list[int] = []
+        model = stand_in.backbone(before=done.append)
+        other = extract(Photos.read(folder), cache, backbone=model).spaces[0]
+        assert other.left == 0
+        os.kill(child.pid, signal.SIGCONT)
+        embedded = int(child.communicate(timeout=60)[0])
+    assert child.returncode == 0
+    assert sum(done) + embedded <= 1.3 * 500, (sum(done), embedded)
+    assert verify(cache).clean
 
 
 def test_a_run_alone_writes_one_segment_and_leaves_no_file(

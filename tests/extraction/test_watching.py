@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from embedcache.extraction.neighbours import Neighbours
+from embedcache.extraction.neighbours import Neighbours, Reading
 from embedcache.extraction.run import extract
 from embedcache.extraction.watching import CacheNow, WriterNow, WriterWatch
 from embedcache.photos.table import Photos
@@ -103,6 +103,48 @@ def test_a_run_between_two_segments_is_still_seen(tmp_path: Path) -> None:
             assert len(WriterWatch(cache).look().writers) == 1
 
 
+def test_runs_that_read_photos_or_load_are_shown_before_they_write(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
+    cache, seen = Cache.open(tmp_path / "c", create=True), []
+    watch = WriterWatch(cache)
+
+    def look(now: object) -> None:
+        if getattr(now, "doing", "") == "reading":
+            seen.append(watch.look())
+
+    found = extract(Photos.read(make_photos(5)), cache, backbone=stand_in.backbone(), progress=look)
+    assert found.spaces[0].embedded == 5
+    assert {now.starting for now in seen} == {1}
+    assert "0 writers, 0.0 photos/s; 1 starting (reading photos, loading)" in str(seen[0])
+    assert seen[0].document()["starting"] == 1
+    with Reading(cache), Reading(Cache.open(cache.path)):  # two runs of one process
+        assert watch.look().starting == 2
+    assert watch.look().starting == 0
+
+
+def test_runs_that_died_while_they_read_are_not_shown_and_tidied_away(tmp_path: Path) -> None:
+    cache = Cache.open(tmp_path / "c", create=True)
+    code = """
+        import os, sys
+        from embedcache import Cache
+        from embedcache.extraction.neighbours import Reading
+        Reading(Cache.open(sys.argv[1])).__enter__()
+        os._exit(1)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(cache.path)]
+    subprocess.run(command, env=ENVIRONMENT, check=False)
+    assert len(list((cache.local / "at-work").iterdir())) == 1
+    assert WriterWatch(cache).look().starting == 0
+    away = cache.local / "at-work" / "reading.all.0123abcd-89abcdef-1-1"
+    away.touch()
+    assert WriterWatch(cache).look().starting == 1
+    os.utime(away, (time.time() - 700, time.time() - 700))
+    assert WriterWatch(cache).look().starting == 0
+    with Reading(cache):
+        assert len(list((cache.local / "at-work").iterdir())) == 2  # its own, and that far away
+
+
 def bytes_of(n: int) -> NDArray[np.uint8]:
     return np.arange(32 * n, dtype=np.uint8).reshape(n, 32)
 
@@ -125,7 +167,7 @@ def test_the_command_prints_a_document_a_refresh_until_it_is_interrupted(
         rest, _ = watcher.communicate(timeout=20)
         assert watcher.returncode == 0
         assert not rest
-        assert set(documents[0]) == {"path", "rows", "photos_per_second", "writers"}
+        assert set(documents[0]) == {*("path", "rows", "photos_per_second", "starting", "writers")}
         assert all(w["process"] == child.pid for d in documents for w in d["writers"])
         assert documents[-1]["writers"]
         lines = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
