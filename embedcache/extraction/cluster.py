@@ -38,6 +38,7 @@ from embedcache.extraction.upstream import Upstream
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
+from embedcache.upkeep.local import clear_leftovers
 
 LOCAL = "local"
 CORES = 8
@@ -115,6 +116,7 @@ def extract_on_ray(
     for row in done.given_up:
         log(f"given up after several attempts: {photos.paths[int(todo.positions[row])]}")
     _, after = plan(photos, digests, spaces, retry_failed=False)
+    clear_leftovers(cache)
     seconds = time.perf_counter() - started
     return Extraction(
         spaces=tuple(

@@ -23,6 +23,7 @@ from embedcache.store.columns import OK
 from embedcache.store.disposal import noting_aside
 from embedcache.store.side_by_side import SideBySide
 from embedcache.tables import ID_COLUMNS
+from embedcache.upkeep.local import clear_leftovers
 from embedcache.wording import counted, reason
 
 U8 = NDArray[np.uint8]
@@ -204,6 +205,7 @@ def import_vectors(
                 writer.add(rows[block], matrix[block].astype(np.float32))
     if scope is not None:
         cache.record_photos(scope, [ids[i] for i in positions], rows)
+    clear_leftovers(cache)
     forgotten = cache.dead(rows)  # before, or meanwhile
     brought = int((~forgotten[missing]).sum())
     return Imported(
