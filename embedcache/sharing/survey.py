@@ -174,6 +174,7 @@ def verify_remote(remote: Remote | str) -> Checked:
     findings: list[str] = []
     damage: dict[str, list[str]] = {}
     unfinished = 0
+    copy.check_parts()
     with workers() as pool:
         for root in ROOTS:
             for space in copy.spaces(root).values():
