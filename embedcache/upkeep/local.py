@@ -126,7 +126,7 @@ def _holder_of(lock: Path) -> str:
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return "a running pull"
+            return "a running pull or push"
         finally:
             os.close(fd)
     return ""
