@@ -154,7 +154,7 @@ class Record:
         elif "local" in (left.path.parent.name, left.path.parent.parent.name):
             self.find(
                 left.path,
-                "was left by an interrupted pull or 'push --purge': rerun it to use what has come, "
+                "was left by an interrupted pull or purge: rerun it to use what has come, "
                 "or delete this",
             )
         elif _has_lost_its_lease(left.path):
