@@ -25,6 +25,7 @@ Bytes = bytes | memoryview
 _SYNC = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _LINKS = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EMLINK)
+_OF_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _ADVICE = {
     errno.ENOSPC: "the disk is full: make room, then rerun the command",
     errno.EDQUOT: "the disk quota is used up: make room, then rerun the command",
@@ -445,7 +446,10 @@ def lacks_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def plain_errors(action: str, path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses (space, rights, memory, files) into a CacheError."""
+    """Turn what the operating system refuses (space, rights, memory, files) into a CacheError.
+
+    action: such as "read"; where only a write can have been refused, that is said.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -457,4 +461,6 @@ def plain_errors(action: str, path: Path) -> Iterator[None]:
         if advice is None and error.errno not in (errno.EIO, errno.ENAMETOOLONG):
             raise
         reason = advice or f"{error.strerror}: check the disk"
+        if action == "read" and error.errno in _OF_WRITES:
+            action = "write to"
         raise CacheError(f"cannot {action} {path}: {reason}") from error

@@ -7,6 +7,7 @@ is kept). A bug keeps its traceback.
 import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typer.core import TyperGroup
 from embedcache import __version__, disk
 from embedcache.commands.options import INTERRUPTED, OPENED, OPTIONS, as_typed
 from embedcache.deferred import own_process
-from embedcache.errors import EmbedcacheError
+from embedcache.errors import Damaged, EmbedcacheError
 from embedcache.wording import plain, printable
 
 SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
@@ -93,7 +94,7 @@ def run(app: typer.Typer) -> None:
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("", exc_info=error)
             _miss_caches()
-            _fail(str(error))
+            _fail(_advised(error))
         except BrokenPipeError:  # `embedcache info ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
@@ -115,6 +116,21 @@ def _miss_caches() -> None:
                 f"{path} is gone: it was renamed while this command ran. What was done "
                 "until then is kept in it. Rerun the command with the place where it is now"
             )
+
+
+def _advised(error: EmbedcacheError) -> str:
+    """What is said of an error; of damage in a cache also that verify shows all of it."""
+    said = str(error)
+    is_told = error.advice or "'embedcache " in said or "move it" in said.lower()
+    if not isinstance(error, Damaged) or is_told or "verify" in sys.argv[1:]:
+        return said
+    from embedcache.store.layout import cache_around
+
+    named = Path(re.split(r": | is | has | was | changed ", said)[0])
+    cache = cache_around(named) if named.is_absolute() or named.parent.parts else None
+    if cache is None and named.name == "zarr.json":  # of the cache itself
+        cache = named.parent
+    return f"{said}. 'embedcache verify {cache}' shows all that is damaged" if cache else said
 
 
 def _explain(error: Exception) -> None:

@@ -44,6 +44,7 @@ from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, OK
 from embedcache.store.space import Space
+from embedcache.upkeep.local import clear_leftovers
 
 LOCAL = "local"
 CORES = 8
@@ -128,6 +129,7 @@ def extract_on_ray(
             "memory, and run again with `retry_failed`"
         )
     _, after = plan(photos, digests, spaces, retry_failed=False)
+    clear_leftovers(cache)
     seconds = time.perf_counter() - started
     return Extraction(
         spaces=tuple(

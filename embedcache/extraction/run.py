@@ -46,6 +46,7 @@ from embedcache.store.cache import Cache
 from embedcache.store.disposal import noting_aside
 from embedcache.store.shard import Rows
 from embedcache.store.space import Space
+from embedcache.upkeep.local import clear_leftovers
 
 
 def extract(
@@ -145,6 +146,7 @@ def extract(
                 writer=writer,
                 strict=strict,
             )
+    clear_leftovers(cache)
     seconds = time.perf_counter() - started
     return Extraction(
         spaces=run.outcomes(backbones, work.tallies, done, seconds=seconds),

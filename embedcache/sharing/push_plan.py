@@ -131,6 +131,9 @@ class PushPlanner:
                 self._add_documents(store, space)
         if with_ids:
             self._add_ids(there["photos"].get("") or ListedSpace("photos", ""))
+        for key in (damaged := self._copy.damaged_parts()).keys() - self._plan.rewritten.keys():
+            self._plan.rewritten[key] = damaged[key]
+            self._plan.notes.append(rewriting(key))
         self._plan.still_here = dead_rows_in(self._cache, self._dead)
         return self._plan
 

@@ -39,7 +39,7 @@ from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.sharing.taking import Taking, planned
 from embedcache.store.cache import Cache
 from embedcache.store.tombstones import Dead
-from embedcache.upkeep.local import clear_outgoing
+from embedcache.upkeep.local import clear_leftovers, clear_outgoing, note_marks
 from embedcache.wording import counted
 
 U8 = NDArray[np.uint8]
@@ -85,6 +85,8 @@ def pull(
         copy = pulling.copy
         if not dry_run and (ref is not None or wanted.everything):
             take_refs(copy, cache, pulling.renamed, counts, ref=ref, with_ids=with_ids)
+        if not dry_run:
+            clear_leftovers(cache)
     counts.problems += plan.problems
     counts.already_there += plan.already_there
     counts.withheld += plan.withheld
@@ -120,6 +122,7 @@ def _adopt_marks(copy: SharedCopy, cache: Cache, counts: MoveCounts, *, dry_run:
     if dry_run:
         return marks.joined(cache)
     cache.adopt(lifts=marks.lifts, tombstones=marks.tombstones)
+    note_marks(cache)
     return cache.history.dead()
 
 
@@ -263,6 +266,8 @@ def push(
             purge_segments(copy, cache, pool, counts, dry_run=dry_run)
         else:
             counts.problems += _unhealed(copy, cache, plan.unhealed)
+        if not dry_run:
+            clear_leftovers(cache)
     _count(plan, counts)
     return _moved("push", copy, cache, counts, dry_run=dry_run, started=started)
 

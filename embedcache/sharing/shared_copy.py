@@ -310,15 +310,43 @@ class SharedCopy:
 
     def check_groups(self, space: ListedSpace) -> None:
         """Refuse group documents around a space that format 1 would not write."""
+        for part in (space.root, f"{space.key}/segments"):
+            self._refuse_wrong_group(space.root, part)
+
+    def check_parts(self) -> None:
+        """Refuse group documents of the parts, also of those without a space."""
+        for part in (*GROUPS, APART):
+            self._refuse_wrong_group(part.partition("/")[0], part)
+
+    def damaged_parts(self) -> dict[str, bytes]:
+        """{key: right bytes} of the listed group documents of parts that are damaged.
+
+        What this member may not read is taken for right.
+        """
+        return {
+            f"{part}/zarr.json": encode_document(group_document({}))
+            for part in (*GROUPS, APART)
+            if not self._is_right_group(part.partition("/")[0], part)
+        }
+
+    def _refuse_wrong_group(self, root: str, part: str) -> None:
+        key = f"{part}/zarr.json"
+        with self._refusing(key):
+            if not self._is_right_group(root, part):
+                raise RemoteError("it is not a group document of format 1")
+
+    def _is_right_group(self, root: str, part: str) -> bool:
+        """Whether a group's document, if one is listed that can be read, is as format 1 has it."""
         expected = encode_document(group_document({}))
-        wanted = {f"{part}/zarr.json" for part in (space.root, f"{space.key}/segments")}
-        for entry in self.listing.entries(space.root):
-            if entry.key not in wanted:
-                continue
-            with contextlib.suppress(Denied, FileNotFoundError), self._refusing(entry.key):
-                found = self._objects.read(entry, limit=MAX_DOCUMENT_BYTES, good=expected.__eq__)
-                if found != expected:
-                    raise RemoteError("it is not a group document of format 1")
+        for entry in self.listing.entries(root):
+            if entry.key == f"{part}/zarr.json":
+                if entry.size != len(expected):
+                    return False
+                with contextlib.suppress(Denied, FileNotFoundError):
+                    return expected == self._objects.read(
+                        entry, limit=MAX_DOCUMENT_BYTES, good=expected.__eq__
+                    )
+        return True
 
     @contextlib.contextmanager
     def _refusing(self, key: str) -> Iterator[None]:

@@ -12,6 +12,7 @@ from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.litter import abandoned, advice_on
 from embedcache.sharing.moved import workers
 from embedcache.sharing.ref_changes import emptied
+from embedcache.sharing.refusals import advice
 from embedcache.sharing.remnants import may_hold_forgotten, not_deleted
 from embedcache.sharing.segments import RemoteSegment, has_bytes
 from embedcache.sharing.shared_copy import SharedCopy
@@ -168,12 +169,30 @@ def survey(remote: Remote | str) -> Survey:
 
 
 def verify_remote(remote: Remote | str) -> Checked:
-    """Read every file of every segment of a shared copy against its manifest; keeps nothing."""
+    """Read every file of every segment of a shared copy against its manifest; keeps nothing.
+
+    Raises RemoteError where it cannot be reached, or where damage hides what was removed there.
+    """
     copy = _open(remote)
+    try:
+        return _verify(copy)
+    except RemoteError as error:
+        if error.advice != advice(copy.remote):  # which names this very check
+            raise
+        raise RemoteError(
+            error.found,
+            asked=error.asked,
+            advice="Nothing else was checked. Restore this file from a backup, or push to a new "
+            "place from a cache that holds the rows",
+        ) from error
+
+
+def _verify(copy: SharedCopy) -> Checked:
     checked: dict[str, RemoteSegment] = {}
     findings: list[str] = []
     damage: dict[str, list[str]] = {}
     unfinished = 0
+    copy.check_parts()
     with workers() as pool:
         for root in ROOTS:
             for space in copy.spaces(root).values():

@@ -56,6 +56,7 @@ class Taking:
         self.counts = MoveCounts()
         self.renamed: dict[str, str] = {}
         self.n_lost = 0
+        self._n_dead_ids: list[int] = []  # by segment; several threads append
         self._copy = copy
         self._cache = cache
         self._pool = pool
@@ -89,6 +90,7 @@ class Taking:
                 if not piece.is_whole and not piece.by_ranges:
                     self._take_some(piece, arrive)
             self._take_whole([piece for piece in pieces if piece.is_whole], arrive)
+        self.counts.ids -= sum(self._n_dead_ids)
         for group in ranged.values():
             self._take_ranges(group, count)
 
@@ -134,6 +136,9 @@ class Taking:
         An id that was removed here never returns: its rows come under a new one.
         """
         disk.sync_tree(segment.folder)
+        if segment.kind == "photos":  # their ids are read only here
+            dead = target.dead_rows(segment, target.history.dead())
+            self._n_dead_ids.append(int(dead.sum()))
         if target.admit(segment.folder, segment.id, digest=segment.digest):
             return
         if not segment.folder.exists():

@@ -155,10 +155,15 @@ def read_log(cache: Path, before: Log | None = None) -> Log:
     log = before or Log()
     entries: list[Entry] = []
     while True:
-        raw = read_entry(cache, log.n + len(entries) + 1)
+        number = log.n + len(entries) + 1
+        raw = read_entry(cache, number)
         if raw is None:
             return log.with_entries(entries) if entries else log
-        entries.append(Entry.parse(raw, number=log.n + len(entries) + 1)[0])
+        try:
+            entries.append(Entry.parse(raw, number=number)[0])
+        except Damaged as error:
+            where = str(cache / FOLDER / f"{number:08d}" / ENTRY)
+            raise Damaged(error.found, asked=where) from None
 
 
 def read_entry(cache: Path, number: int) -> bytes | None:

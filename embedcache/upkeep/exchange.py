@@ -23,6 +23,7 @@ from embedcache.store.columns import OK
 from embedcache.store.disposal import noting_aside
 from embedcache.store.side_by_side import SideBySide
 from embedcache.tables import ID_COLUMNS
+from embedcache.upkeep.local import clear_leftovers
 from embedcache.wording import counted, reason
 
 U8 = NDArray[np.uint8]
@@ -70,7 +71,12 @@ class Exported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """What an import brought in. forgotten: rows of photos that a tombstone keeps out."""
+    """What an import brought in.
+
+    already_here: rows that were here before. forgotten: rows of photos that a tombstone keeps out.
+    ids_forgotten: ids that were not recorded because they were forgotten, while their photo is kept
+        under others.
+    """
 
     name: str
     spec: str
@@ -78,15 +84,18 @@ class Imported:
     already_here: int
     dim: int
     forgotten: int = 0
+    ids_forgotten: int = 0
 
     def document(self) -> dict[str, Json]:
         return {name: getattr(self, name) for name in self.__slots__}
 
     def __str__(self) -> str:
+        n_ids = self.ids_forgotten
         return (
             f"imported {counted(self.rows, 'vector')} of {counted(self.dim, 'float')} as "
             f"{self.name} (spec {self.spec[:8]}); {self.already_here:,} here already"
             + (f"; left out {counted(self.forgotten, 'forgotten photo')}" if self.forgotten else "")
+            + (f"; not recorded: {counted(n_ids, 'forgotten id')}" if n_ids else "")
         )
 
 
@@ -202,9 +211,12 @@ def import_vectors(
             for at in range(0, len(part), BLOCK_ROWS):
                 block = part[at : at + BLOCK_ROWS]
                 writer.add(rows[block], matrix[block].astype(np.float32))
+    named = [ids[i] for i in positions]
     if scope is not None:
-        cache.record_photos(scope, [ids[i] for i in positions], rows)
+        cache.record_photos(scope, named, rows)
+    clear_leftovers(cache)
     forgotten = cache.dead(rows)  # before, or meanwhile
+    unnamed = forgotten if scope is None else cache.dead_pairs(scope, named, rows)
     brought = int((~forgotten[missing]).sum())
     return Imported(
         name=name,
@@ -213,6 +225,7 @@ def import_vectors(
         already_here=len(names) - int(forgotten.sum()) - brought,
         dim=space.dim,
         forgotten=int(forgotten.sum()),
+        ids_forgotten=int((unnamed & ~forgotten).sum()),
     )
 
 

@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from embedcache import disk
-from embedcache.store.layout import APART, PARTS
+from embedcache.errors import CacheError
+from embedcache.store.cache import Cache
+from embedcache.store.disposal import noting_aside
+from embedcache.store.history import unknown_marks
+from embedcache.store.layout import APART, PARTS, bring_over
 from embedcache.store.log import FOLDER as LOG
 from embedcache.store.salvage import Leftover, collect, is_abandoned, leftovers
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
@@ -73,6 +77,29 @@ def clear_hidden(cache: Path) -> None:
     clear_outgoing(cache)
 
 
+def clear_leftovers(cache: Cache) -> None:
+    """Clear what runs that were killed have left anywhere in a cache, at the end of another one.
+
+    What cannot be cleared stays: the work that was asked for is done, and `verify` names it.
+    """
+    if not cache.writable:
+        return
+    with contextlib.suppress(OSError):
+        clear_hidden(cache.path)
+    with noting_aside(cache.path), contextlib.suppress(CacheError, OSError):
+        for store in cache.sets():
+            with contextlib.suppress(CacheError, OSError):
+                store.salvage()
+
+
+def note_marks(cache: Cache) -> None:
+    """Enter in the log the tombstones and lifts that a killed run took over and did not enter."""
+    if unknown_marks(cache.history.log(), cache.history.dead()):
+        with disk.plain_errors("write to", cache.path):
+            bring_over(cache.path)
+        cache.history.note()
+
+
 def clear_outgoing(cache: Path) -> None:
     """Delete rows on their way to a shared copy, made by pushes that have ended."""
     for path in sorted((cache / "local").glob("outgoing-*")):
@@ -99,7 +126,7 @@ def _holder_of(lock: Path) -> str:
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return "a running pull"
+            return "a running pull or push"
         finally:
             os.close(fd)
     return ""

@@ -15,6 +15,7 @@ from embedcache.store.manifest import replacement_id
 from embedcache.store.photo_ids import read_pairs
 from embedcache.store.segment import Segment
 from embedcache.store.union import lacking
+from embedcache.upkeep.local import clear_leftovers, note_marks
 from embedcache.upkeep.rewrite import Store, take
 from embedcache.wording import counted
 
@@ -78,6 +79,7 @@ def merge(into: Cache, others: Sequence[Cache], *, with_ids: bool = False) -> Me
             before = _stored(into)
             lifts, tombstones = other.history.files()
             into.adopt(lifts=lifts, tombstones=tombstones)
+            note_marks(into)
             tally["still_here"] += before - _stored(into)
             pairs: list[tuple[Store, Store]] = [
                 (into.space(space.spec, create=True), space) for space in other.spaces()
@@ -90,6 +92,7 @@ def merge(into: Cache, others: Sequence[Cache], *, with_ids: bool = False) -> Me
                 largest = max(largest, _merge_space(mine, theirs, tally))
             if with_ids:
                 tally["ids"] += merge_ids(into, other.photo_segments())
+        clear_leftovers(into)
     rest = {"largest_difference": largest, "into": str(into.path)}
     return Merged(**(tally | rest))  # type: ignore[arg-type]
 

@@ -154,7 +154,8 @@ class Record:
         elif "local" in (left.path.parent.name, left.path.parent.parent.name):
             self.find(
                 left.path,
-                "was left by an interrupted pull: rerun it to use what has come, or delete this",
+                "was left by an interrupted pull or purge: rerun it to use what has come, "
+                "or delete this",
             )
         elif _has_lost_its_lease(left.path):
             if not (left.path / journal.FOLDER).is_dir():

@@ -144,3 +144,27 @@ def test_a_staging_folder_that_was_half_deleted_is_named_and_goes(make: Make) ->
     forget(a, [photos(1)[0].tobytes().hex()])
     assert not left.exists()
     assert verify(a).clean
+
+
+def test_a_pull_counts_the_ids_that_it_records_not_forgotten_ones(
+    remote: Remote, make: Make
+) -> None:
+    a, b, c = make("a", [0, 1, 2]), make("b", [0, 1, 2]), make("c", [0, 1, 2])
+    a.record_photos("f", ["0", "1", "2"], photos(0, 1, 2))
+    push(a, remote, with_ids=True)
+    a.record_photos("g", ["z"], photos(0))
+    push(a, remote, with_ids=True)
+    b.record_photos("f", ["0", "y"], photos(0, 0))
+    forget(b, ["0"])  # the pair alone: y keeps the photo
+    came = pull(remote, b, with_ids=True)
+    assert came.ids == 3
+    assert sorted(b.photo_table().ids) == ["1", "2", "y", "z"]
+    c.record_photos("f", ["0", "1", "2"], photos(0, 1, 2))
+    forget(c, ["0", "1", "2"])
+    came = pull(remote, c, with_ids=True)
+    assert (came.ids, len(c.photo_table())) == (0, 0)
+    assert "photo id" not in str(came)
+    d = make("d", [0])
+    assert merge(d, [a], with_ids=True).ids == 4
+    forget(d, ["1"])
+    assert merge(d, [a], with_ids=True).ids == 0

@@ -198,3 +198,13 @@ def test_a_read_only_cache_is_read(tmp_path: Path) -> None:
     finally:
         for folder in folders:
             folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_what_only_a_write_can_meet_is_never_called_reading(tmp_path: Path, number: int) -> None:
+    with pytest.raises(CacheError, match=f"^cannot write to {tmp_path}: "):  # noqa: SIM117
+        with disk.plain_errors("read", tmp_path):
+            raise OSError(number, os.strerror(number))
+    with pytest.raises(CacheError, match=f"^cannot read {tmp_path}: permission"):  # noqa: SIM117
+        with disk.plain_errors("read", tmp_path):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))

@@ -243,6 +243,28 @@ def test_rows_of_forgotten_photos_are_left_out_and_counted(
     assert (again.rows, again.already_here, again.forgotten) == (0, 2, 1)
 
 
+def test_forgotten_ids_whose_photo_is_kept_are_counted_and_not_recorded(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.arange(12, dtype=np.float32).reshape(3, 4))
+    (tmp_path / "v.csv").write_text("photo_id\nx\ny\nk\n")
+    files = tmp_path / "v.npy", tmp_path / "v.csv"
+    cache = Cache.open(tmp_path / "a", create=True)
+    given = {"ids": ["x", "y", "k"], "digests": photos(1, 1, 2), "name": "net", "scope": "s"}
+    first = import_vectors(cache, *files, **given)  # type: ignore[arg-type]
+    assert first.ids_forgotten == 0
+    assert "not recorded" not in str(first)
+    forget(cache, ["x"])
+    told = import_vectors(cache, *files, **given)  # type: ignore[arg-type]
+    assert (told.forgotten, told.ids_forgotten) == (0, 1)
+    assert str(told).endswith("; not recorded: 1 forgotten id")
+    assert told.document()["ids_forgotten"] == 1
+    assert not cache.digests_of(["x"])[1].any()
+    elsewhere = import_vectors(cache, *files, **given | {"scope": "t"})  # type: ignore[arg-type]
+    assert elsewhere.ids_forgotten == 0  # that place's x was never forgotten
+    forget(cache, ["k"])
+    told = import_vectors(cache, *files, **given)  # type: ignore[arg-type]
+    assert (told.forgotten, told.ids_forgotten) == (1, 1)  # k's photo is forgotten, and x
+
+
 def test_an_export_can_be_imported(cache: Cache, tmp_path: Path) -> None:
     export(cache, "net", tmp_path / "F.npy")
     other = Cache.open(tmp_path / "b", create=True)

@@ -114,3 +114,9 @@ def test_forget_leaves_no_id_in_the_draft_of_a_killed_writer(tmp_path: Path) -> 
     assert b"a-name-of-mine" in below(cache.path)
     forget(cache, ["p1"])
     assert b"a-name-of-mine" not in below(cache.path)
+
+
+def test_rows_that_a_purge_fetched_are_not_said_to_be_of_a_pull_alone(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", 1, 2)
+    (cache.local / "incoming" / "20260101T000000000000-00000000").mkdir(parents=True)
+    assert "was left by an interrupted pull or purge: rerun it" in str(verify(cache))
