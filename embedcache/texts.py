@@ -18,14 +18,16 @@ I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 Bool = NDArray[np.bool_]
 
-BLOCK_TEXTS = 1 << 16  # taken apart, hashed or compared at a time
+BLOCK_TEXTS = 1 << 13  # taken apart, hashed or compared at a time
+BLOCK_COPIED = 1 << 11  # whose bytes are picked at a time: 24 bytes of memory for each
 MANY = 1 << 20  # more texts than that are kept in one array
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that nothing is lost by it
 _FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)
 
 
-class _Compared(Sequence[str]):
-    """Equal to any sequence of the same texts, as a list is to a list."""
+class _MadeWhenAsked(Sequence[str]):
+    """Texts that are made when they are asked for: a slice is a list, and any sequence of the same
+    texts is equal."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -34,8 +36,27 @@ class _Compared(Sequence[str]):
             return NotImplemented
         return len(other) == len(self) and all(map(str.__eq__, self, other))
 
+    @overload
+    def __getitem__(self, at: SupportsIndex) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: SupportsIndex | slice) -> str | list[str]:
+        if not isinstance(at, slice):
+            return self._one(range(len(self))[at])
+        rows = range(len(self))[at]
+        in_a_run = rows and rows.step == 1
+        return self._run(rows.start, rows.stop) if in_a_run else [*map(self._one, rows)]
 
-class Texts(_Compared):
+    def _one(self, i: int) -> str:
+        """The i-th text; 0 <= i < n."""
+        raise NotImplementedError
+
+    def _run(self, start: int, stop: int) -> list[str]:
+        """The texts from one to before another."""
+        return [self._one(i) for i in range(start, stop)]
+
+
+class Texts(_MadeWhenAsked):
     """n texts: text: their UTF-8 bytes. offsets: (n + 1,) int64, where each begins, and the end."""
 
     def __init__(self, offsets: I64, text: U8) -> None:
@@ -66,19 +87,12 @@ class Texts(_Compared):
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @overload
-    def __getitem__(self, at: SupportsIndex) -> str: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[str]: ...
-    def __getitem__(self, at: SupportsIndex | slice) -> str | list[str]:
-        if isinstance(at, slice):
-            rows = range(*at.indices(len(self)))
-            if rows.step != 1 or not rows:
-                return [self[i] for i in rows]
-            return [*Texts(self.offsets[rows.start : rows.stop + 1], self.text)]
-        i = range(len(self))[at]
+    def _one(self, i: int) -> str:
         raw = self.text[self.offsets[i] : self.offsets[i + 1]].tobytes()
         return raw.decode("utf-8", "surrogatepass")
+
+    def _run(self, start: int, stop: int) -> list[str]:
+        return [*Texts(self.offsets[start : stop + 1], self.text)]
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), BLOCK_TEXTS):
@@ -96,9 +110,9 @@ class Texts(_Compared):
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(sizes, out=offsets[1:])
         text = np.empty(offsets[-1], np.uint8)
-        for start in range(0, len(rows), BLOCK_TEXTS):
-            part = slice(start, start + BLOCK_TEXTS)
-            cuts = offsets[start : start + BLOCK_TEXTS + 1]
+        for start in range(0, len(rows), BLOCK_COPIED):
+            part = slice(start, start + BLOCK_COPIED)
+            cuts = offsets[start : start + BLOCK_COPIED + 1]
             text[cuts[0] : cuts[-1]] = self.text[places(self.offsets[rows[part]], sizes[part])]
         return Texts(offsets, text)
 
@@ -117,8 +131,8 @@ class Texts(_Compared):
         sizes = self.offsets[rows + 1] - self.offsets[rows]
         equal: Bool = sizes == other.offsets[others + 1] - other.offsets[others]
         at = np.flatnonzero(equal)
-        for start in range(0, len(at), BLOCK_TEXTS):
-            some = at[start : start + BLOCK_TEXTS]
+        for start in range(0, len(at), BLOCK_COPIED):
+            some = at[start : start + BLOCK_COPIED]
             mine = self.text[places(self.offsets[rows[some]], sizes[some])]
             theirs = other.text[places(other.offsets[others[some]], sizes[some])]
             wrong = np.concatenate([[0], np.cumsum(mine != theirs)])
@@ -149,7 +163,7 @@ class Growing:
         return offsets, np.frombuffer(self._text, np.uint8)
 
 
-class Below(_Compared):
+class Below(_MadeWhenAsked):
     """n paths: texts that are relative to a folder, or absolute."""
 
     def __init__(self, folder: str, texts: Sequence[str]) -> None:
@@ -159,14 +173,11 @@ class Below(_Compared):
     def __len__(self) -> int:
         return len(self._texts)
 
-    @overload
-    def __getitem__(self, at: SupportsIndex) -> str: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[str]: ...
-    def __getitem__(self, at: SupportsIndex | slice) -> str | list[str]:
-        if isinstance(at, slice):
-            return [self._path(text) for text in self._texts[at]]
-        return self._path(self._texts[at.__index__()])
+    def _one(self, i: int) -> str:
+        return self._path(self._texts[i])
+
+    def _run(self, start: int, stop: int) -> list[str]:
+        return [self._path(text) for text in self._texts[start:stop]]
 
     def __iter__(self) -> Iterator[str]:
         return map(self._path, self._texts)
@@ -232,7 +243,7 @@ def some_of(texts: Sequence[str], rows: I64) -> Sequence[str]:
     return tuple([texts[i] for i in rows.tolist()])
 
 
-class Repeats(_Compared):
+class Repeats(_MadeWhenAsked):
     """A few texts, each so many times in a row: {text: how often}."""
 
     def __init__(self, counts: dict[str, int]) -> None:
@@ -248,14 +259,8 @@ class Repeats(_Compared):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, at: SupportsIndex) -> str: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[str]: ...
-    def __getitem__(self, at: SupportsIndex | slice) -> str | list[str]:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        return self._names[bisect_right(self._ends, range(len(self))[at])]
+    def _one(self, i: int) -> str:
+        return self._names[bisect_right(self._ends, i)]
 
     def __iter__(self) -> Iterator[str]:
         for name, n in self._counts.items():

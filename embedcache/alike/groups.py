@@ -21,8 +21,9 @@ from embedcache.alike.originals import copies_in, ids_of
 from embedcache.alike.threshold import Threshold
 from embedcache.errors import CacheError, NoSuchSpace
 from embedcache.spec import Json
-from embedcache.store.cache import Cache, without_ids
+from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
+from embedcache.store.naming import without_ids
 from embedcache.store.space import Space
 from embedcache.wording import counted, plain
 
@@ -167,7 +168,7 @@ def duplicates(
     """
     table = cache.photo_table()
     if not len(table):
-        raise CacheError(without_ids(cache, space))
+        raise CacheError(without_ids(cache.path, space))
     compared = {*ids_of(table, scope=scope)}
     alike = alike_contents(cache, space, threshold.value, contents=compared, progress=progress)
     # Again, for what was forgotten meanwhile; what came meanwhile was not compared.

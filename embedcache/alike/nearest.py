@@ -17,8 +17,9 @@ from embedcache.errors import CacheError, PhotosError
 from embedcache.photos.digests import read_file, reason_of
 from embedcache.photos.kinds import in_words
 from embedcache.spec import Json
-from embedcache.store.cache import Cache, without_ids
+from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
+from embedcache.store.naming import without_ids
 from embedcache.store.space import Space
 from embedcache.wording import columns, counted, plain
 
@@ -95,7 +96,7 @@ def similar(
     """
     space, table = with_vectors(cache, backbone), cache.photo_table()
     if not len(table):
-        raise CacheError(without_ids(cache, space))
+        raise CacheError(without_ids(cache.path, space))
     ids = ids_of(table, scope=scope)
     asked = _asked(cache, space, photo, ids, scope=scope, device=device)
     if asked.photo is not None:

@@ -31,8 +31,8 @@ U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-BLOCK_BYTES = 4 << 20  # of paths, read or written at a time
-BLOCK_FILES = 1 << 17  # hashed at a time
+BLOCK_BYTES = 1 << 19  # of paths, read or written at a time
+BLOCK_FILES = 1 << 13  # hashed at a time
 _NAMES = ("paths", "sizes", "mtimes", "digests")
 _NOT_WHOLE = (
     *(OSError, ValueError, KeyError, EOFError, Damaged),

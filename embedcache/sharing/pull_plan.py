@@ -13,11 +13,12 @@ from embedcache.sharing.arrival import range_bytes
 from embedcache.sharing.listing import ROOTS, ListedSpace
 from embedcache.sharing.segments import RemoteSegment
 from embedcache.sharing.shared_copy import SharedCopy
-from embedcache.store.cache import Cache, plain_name
+from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT
 from embedcache.store.index import Table
 from embedcache.store.layout import APART
 from embedcache.store.manifest import are_twins
+from embedcache.store.naming import plain_name
 from embedcache.store.photo_ids import read_pairs
 from embedcache.store.refs import Pinned, Pins
 from embedcache.store.tombstones import Dead

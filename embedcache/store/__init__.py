@@ -1,7 +1,7 @@
 """The cache on disk: spaces of immutable, checksummed segments, as docs/format.md states it.
 
 This room owns every byte below a cache folder and the rules for reading and publishing it. It
-imports `errors`, `spec` and `disk`, and nothing that knows photos, networks or remotes.
+imports the ground floor, and nothing that knows photos, networks or remotes.
 """
 
 from embedcache.store.cache import Cache
@@ -38,6 +38,7 @@ __all__ = [
     "layout",
     "log",
     "manifest",
+    "naming",
     "photo_ids",
     "reader",
     "refs",

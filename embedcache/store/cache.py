@@ -10,7 +10,6 @@ to one at the same time; none of them waits for another. Imports neither torch n
 import errno
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, NoSuchSpace, NotACache
-from embedcache.spec import CROPS, Json, Spec, shape_of, split_layers
+from embedcache.spec import Json, Spec
 from embedcache.store.history import History
 from embedcache.store.layout import (
     APART,
@@ -35,6 +34,7 @@ from embedcache.store.layout import (
     refuse_links,
 )
 from embedcache.store.manifest import HEX_DIGEST
+from embedcache.store.naming import find_space, plain_name
 from embedcache.store.photo_ids import PhotoIds, PhotoTable
 from embedcache.store.refs import Pins, read_ref
 from embedcache.store.segment import Segment
@@ -48,10 +48,8 @@ from embedcache.wording import html_table
 if TYPE_CHECKING:
     import polars as pl
 
-_PREFIX = re.compile(r"[0-9a-f]{6,64}")
 PLACES = "backbones.json"
 MAX_PLACES_BYTES = 16 << 20
-SHOWN_SPACES = 8  # in a message
 
 
 class Cache:
@@ -163,55 +161,7 @@ class Cache:
         pixels: also a space of kept pixels; otherwise none is found or offered.
         Raises NoSuchSpace where none or several fit.
         """
-        spaces = [space for space in self.spaces() if pixels or space.spec.kind != "pixels"]
-        named = [(space, {plain_name(known) for known in space.names}) for space in spaces]
-        name, prefix = backbone, ""
-        fitting = [space for space, names in named if plain_name(name) in names]
-        before, _, digits = backbone.rpartition("#")
-        if not fitting and before and _PREFIX.fullmatch(digits):
-            name, prefix = before, digits
-            fitting = [
-                space
-                for space, names in named
-                if plain_name(name) in names and space.digest.startswith(prefix)
-            ]
-        if not fitting and _PREFIX.fullmatch(backbone):
-            fitting = [space for space in spaces if space.digest.startswith(backbone)]
-        if len(fitting) > 1:
-            fitting = [space for space in fitting if not _is_emptied(space)] or fitting
-        if len(fitting) == 1:
-            return fitting[0]
-        if fitting:
-            several = ", ".join(f"{name}#{space.digest[:8]}" for space in fitting)
-            raise NoSuchSpace(
-                f"{self.path} holds {len(fitting)} sets of vectors of {name!r} (other weights or "
-                f"preprocessing). Name one of: {several}"
-            )
-        if self._are_pixels(backbone):
-            raise NoSuchSpace(
-                f"{backbone!r} are pixels of photos, and vectors are wanted here; {self.path} "
-                f"holds {_some_held(spaces, near='')}"
-            )
-        if len(layers := each_layer(backbone)) > 1:
-            raise NoSuchSpace(
-                f"{backbone!r} are {len(layers)} sets of vectors, and one is wanted here: name "
-                f"{layers[-1]}, for example"
-            )
-        held = _some_held(spaces, near=split_layers(backbone)[0])
-        raise NoSuchSpace(
-            f"{self.path} has no vectors of {backbone!r}{_no_weights(backbone)}; it holds {held}. "
-            "Name one of these, or run 'embedcache extract' with that backbone"
-        )
-
-    def _are_pixels(self, name: str) -> bool:
-        """Whether a name or some digits that fit no vectors are those of kept pixels."""
-        kept = [space for space in self.spaces() if space.spec.kind == "pixels"]
-        before, _, digits = name.rpartition("#")
-        named = {known for space in kept for known in space.names}
-        return bool({name, before} & named) or (
-            _PREFIX.fullmatch(digits) is not None
-            and any(space.digest.startswith(digits) for space in kept)
-        )
+        return find_space(self.spaces(), backbone, held_by=self.path, pixels=pixels)
 
     def side_by_side(self, backbone: str | Sequence[str], *, pixels: bool = False) -> SideBySide:
         """The spaces that a user calls `backbone`, one or several, in the order given.
@@ -465,66 +415,3 @@ class Cache:
             raise CacheError(
                 f"{self.path} was opened at a ref, and is read-only: open it without ref to write"
             )
-
-
-def plain_name(backbone: str) -> str:
-    """A backbone's name without the folders of a path: `local-dir:/any/NAME@face` → `NAME@face`.
-
-    The kind of name stays in front, so that a path never stands for a name of another kind. A crop
-    stands before a layer: `NAME#LAYER@face` → `NAME@face#LAYER`.
-    """
-    body, layers = split_layers(backbone)
-    layer = f"#{','.join(layers)}" if layers else ""
-    kind, colon, rest = body.partition(":")
-    if not colon or kind not in ("local-dir", "facenet"):
-        return body + layer
-    path, at, crop = rest.rpartition("@")
-    if not at or crop not in CROPS:
-        path, at, crop = rest, "", ""
-    elif kind == "facenet" and CROPS[crop] == "only":  # what facenet: means without it
-        at, crop = "", ""
-    return f"{kind}:{path.rstrip('/').rpartition('/')[2]}{at}{crop}{layer}"
-
-
-def _no_weights(backbone: str) -> str:
-    """` (there is no folder PATH)` where a name holds the path of weights that are not there."""
-    kind, _, path = split_layers(backbone)[0].partition(":")
-    if path.rpartition("@")[2] in CROPS:
-        path = path.rpartition("@")[0]
-    what = {"local-dir": "folder", "facenet": "file"}.get(kind)
-    if what is None or "/" not in path or Path(path).expanduser().exists():
-        return ""
-    return f" (there is no {what} {path})"
-
-
-def _some_held(spaces: Sequence[Space], *, near: str) -> str:
-    """Spaces with their sizes for a message, those of the network `near` first.
-
-    A space of which everything was forgotten is not one that a user can name.
-    """
-    held = [space for space in spaces if not _is_emptied(space)]
-    first = sorted(held, key=lambda one: not any(name.startswith(near) for name in one.names))
-    shown = [f"{_label(space)} ({shape_of(space.spec)})" for space in first[:SHOWN_SPACES]]
-    more = f" and {len(first) - SHOWN_SPACES} more" if len(first) > SHOWN_SPACES else ""
-    return ", ".join(shown) + more or "no vectors"
-
-
-def _is_emptied(space: Space) -> bool:
-    """Whether a space has no segment and had some; one that a run is about to fill had none yet."""
-    gone = space.history.log().gone
-    return not space.segments() and any(name.startswith(f"{space.key}/") for name in gone)
-
-
-def _label(space: Space) -> str:
-    name = space.names[0] if space.names else space.spec.architecture
-    return f"{name}#{space.digest[:8]}"
-
-
-def without_ids(cache: Cache, space: Space) -> str:
-    """What to say of a cache whose rows have no photo ids, as after a pull."""
-    return (
-        f"{cache.path} has vectors but no photo ids: ids are not shared by default. Run "
-        f"'embedcache extract PHOTOS --cache {cache.path} --backbone "
-        f"{next(iter(space.names), 'NAME')}' once: it embeds nothing twice and records "
-        f"the ids. Or 'embedcache pull --with-ids URL {cache.path}', if they were pushed"
-    )

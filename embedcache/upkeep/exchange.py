@@ -18,9 +18,10 @@ from embedcache.errors import CacheError, InputError, NoSuchSpace
 from embedcache.machine import address_space_left
 from embedcache.photos.matching import match_ids
 from embedcache.spec import MAX_DIM, Json, foreign
-from embedcache.store.cache import Cache, without_ids
+from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from embedcache.store.disposal import noting_aside
+from embedcache.store.naming import without_ids
 from embedcache.store.side_by_side import SideBySide
 from embedcache.tables import ID_COLUMNS
 from embedcache.upkeep.local import clear_leftovers
@@ -146,7 +147,7 @@ def export(
     kept = [name for name, there in zip(names, found, strict=True) if there]
     digests = digests[found]
     if not kept and not cache.some_ids(1):
-        raise NoSuchSpace(without_ids(cache, space.spaces[0]))
+        raise NoSuchSpace(without_ids(cache.path, space.spaces[0]))
     if not kept:
         raise NoSuchSpace(
             f"none of {counted(len(names), 'photo id')} has {'' if is_pixels else 'a vector of '}"

@@ -14,9 +14,10 @@ from pathlib import Path
 from embedcache import disk
 from embedcache.errors import CacheError, EmbedcacheError, NoSuchSpace
 from embedcache.spec import Json
-from embedcache.store.cache import Cache, plain_name
+from embedcache.store.cache import Cache
 from embedcache.store.clearing import Pinned
 from embedcache.store.disposal import aside_note, names_aside, new_aside
+from embedcache.store.naming import plain_name
 from embedcache.store.removal import finish
 from embedcache.store.salvage import leftovers
 from embedcache.store.segment import Segment

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from embedcache.errors import LabelsError
 from embedcache.spec import MAX_DIM
-from embedcache.store.cache import Cache, without_ids
+from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
+from embedcache.store.naming import without_ids
 from embedcache.store.side_by_side import SideBySide
 from embedcache.tables import Frame, Sheet, is_missing, open_sheet, parse
 from embedcache.wording import counted
@@ -240,7 +241,7 @@ def _no_match(met: JoinedIds, cache: Cache, space: SideBySide, dropped: Counter[
         )
     held = ", ".join(map(repr, cache.some_ids(3)))
     if not held:
-        return without_ids(cache, space.spaces[0])
+        return without_ids(cache.path, space.spaces[0])
     return (
         f"none of the {len(met.ids)} ids of the label table is in the cache, and none is the path "
         f"or file name of one photo. Column {met.column!r} has ids like "

@@ -9,8 +9,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from embedcache.errors import LabelsError
-from embedcache.store.cache import Cache, without_ids
+from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
+from embedcache.store.naming import without_ids
 from embedcache.store.side_by_side import SideBySide
 from embedcache.store.space import Space
 from embedcache.tables import ID_COLUMNS, Sheet, is_missing, open_sheet, parse
@@ -304,7 +305,7 @@ def _nothing(
         return f"no rating of {sheet.path.name} can be used: {reasons}"
     held = ", ".join(map(repr, cache.some_ids(3)))
     if not held:
-        return without_ids(cache, _spaces(space)[0])
+        return without_ids(cache.path, _spaces(space)[0])
     return (
         f"no photo of {sheet.path.name} is in the cache. Column {met.column!r} has ids like "
         f"{', '.join(map(repr, met.ids[:3]))}; the cache has {held}. Name the matching column "

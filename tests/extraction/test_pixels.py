@@ -1,8 +1,6 @@
 """Kept pixels: a space of bytes that a later network of the same preprocessing reads."""
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +8,6 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,28 +15,18 @@ import pytest
 from numpy.typing import NDArray
 
 from embedcache.backbones.loading import Backbone, load
-from embedcache.errors import CacheError, InputError, NoSuchSpace
-from embedcache.extraction import prefetch, sink
-from embedcache.extraction.forecast import forecast
+from embedcache.errors import InputError, NoSuchSpace
+from embedcache.extraction import prefetch
 from embedcache.extraction.run import extract
 from embedcache.photos.digests import read_file
 from embedcache.photos.table import Photos
-from embedcache.spec import Preprocessing, Spec, pixels
 from embedcache.store.cache import Cache
-from embedcache.store.space import Space
-from embedcache.upkeep.compaction import compact
-from embedcache.upkeep.exchange import export
-from embedcache.upkeep.forgetting import forget
-from embedcache.upkeep.inventory import summarise
-from embedcache.upkeep.merging import merge
-from embedcache.upkeep.pinning import write_ref
 from embedcache.upkeep.verify import verify
 from tests import stand_in
+from tests.kept_pixels import ROW_BYTES, SIZE, flip, kept_in, opened, shard_of
 
 MakePhotos = Callable[..., Path]
 Run = Callable[..., tuple[int, str, str]]
-SIZE = stand_in.SIZE
-ROW_BYTES = 3 * SIZE * SIZE
 
 
 @pytest.fixture
@@ -54,15 +41,6 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(prefetch, "read_file", reading)
     return seen
-
-
-def opened(tmp_path: Path, name: str = "c") -> Cache:
-    return Cache.open(tmp_path / name, create=True)
-
-
-def kept_in(cache: Cache) -> Space:
-    [space] = [one for one in cache.spaces() if one.spec.kind == "pixels"]
-    return space
 
 
 def with_preprocessing(backbone: Backbone, **changes: Any) -> Backbone:
@@ -241,17 +219,6 @@ def test_damage_beside_the_pixels_stops_no_other_backbone(
     assert not verify(cache.path).clean
 
 
-def shard_of(space: Space) -> Path:
-    [segment] = space.segments()
-    return segment.folder / "embedding" / "c" / "0" / "0"
-
-
-def flip(path: Path, at: int) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[at] ^= 4
-    path.write_bytes(raw)
-
-
 def test_photos_without_pixels_are_decoded(
     make_photos: MakePhotos, tmp_path: Path, decoded: list[str]
 ) -> None:
@@ -331,209 +298,3 @@ def test_a_run_that_was_killed_goes_on_and_keeps_nothing_twice(
     assert found.spaces[1].embedded == 5
     assert verify(cache).clean
     assert kept_in(Cache.open(cache)).counts().ok == 12
-
-
-def test_segments_are_bounded_in_bytes(
-    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sink, "SEGMENT_BYTES", 4 * ROW_BYTES)
-    photos, cache = Photos.read(make_photos(10)), opened(tmp_path)
-    extract(photos, cache, backbone=stand_in.backbone(), keep_pixels=SIZE)
-    assert [s.manifest.n_rows for s in kept_in(cache).segments()] == [4, 4, 2]
-    assert len(cache.find("stand-in").segments()) == 1
-
-
-def test_too_little_disk_is_said_before_anything_is_written(
-    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photos, cache = Photos.read(make_photos(3)), opened(tmp_path)
-    lines: list[str] = []
-    extract(photos, cache, backbone=stand_in.backbone(), keep_pixels=SIZE, log=lines.append)
-    assert lines[0] == f"keeping {SIZE} x {SIZE} pixels of 3 photos as pixels:{SIZE}: 0.000 GB"
-    other = opened(tmp_path, "other")
-    free = SimpleNamespace(free=3 * ROW_BYTES - 1)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: free)
-    with pytest.raises(CacheError, match="are free for"):
-        extract(photos, other, backbone=stand_in.backbone(), keep_pixels=SIZE)
-    assert kept_in(other).counts().ok == 0
-
-
-def test_a_forecast_counts_the_bytes_of_pixels(make_photos: MakePhotos, tmp_path: Path) -> None:
-    photos = Photos.read(make_photos(3))
-    found = forecast(photos, None, backbone=stand_in.backbone(), keep_pixels=SIZE)
-    assert [space.n_bytes for space in found.spaces] == [3 * 8 * 4, 3 * ROW_BYTES]
-
-
-def test_commands_that_need_vectors_do_not_offer_pixels(
-    make_photos: MakePhotos, tmp_path: Path, run: Run
-) -> None:
-    photos, cache = Photos.read(make_photos(3)), opened(tmp_path)
-    extract(photos, cache, backbone=stand_in.backbone(), keep_pixels=SIZE)
-    digest = kept_in(cache).digest
-    for name in (f"pixels:{SIZE}", digest[:8], f"pixels:{SIZE}#{digest[:8]}"):
-        with pytest.raises(NoSuchSpace, match=r"are pixels of photos.*holds stand-in#\w+ \(8-d\)"):
-            cache.find(name)
-    with pytest.raises(NoSuchSpace, match=r"holds stand-in#\w+ \(8-d\)\. Name"):
-        cache.find("nothing")
-    words = ("--backbone", f"pixels:{SIZE}", "--json")
-    for command in (("similar", cache.path, "p000.jpg"), ("duplicates", cache.path)):
-        status, out, err = run(*command, *words)
-        assert (status, out) == (1, "")
-        assert "are pixels of photos" in err
-
-
-def test_info_and_export_show_pixels_as_what_they_are(
-    make_photos: MakePhotos, tmp_path: Path, run: Run
-) -> None:
-    photos, cache = Photos.read(make_photos(3)), opened(tmp_path)
-    extract(photos, cache, backbone=stand_in.backbone(), keep_pixels=SIZE)
-    assert f"pixels:{SIZE}  {SIZE} x {SIZE} pixels  spec" in str(summarise(cache))
-    found = export(cache, f"pixels:{SIZE}", tmp_path / "p.npy")
-    assert str(found).startswith(f"wrote 3 photos of {SIZE} x {SIZE} pixels to")
-    matrix = np.load(tmp_path / "p.npy")
-    assert (matrix.shape, matrix.dtype) == ((3, SIZE, SIZE, 3), np.uint8)
-    rows, there = kept_in(cache).read(cache.digests_of(photos.ids)[0])
-    assert there.all()
-    assert np.array_equal(matrix.reshape(3, -1), rows)
-    export(cache, f"pixels:{SIZE}", tmp_path / "p.npy")  # replaces its own
-    with pytest.raises(InputError, match=r"go into a \.npy file"):
-        export(cache, f"pixels:{SIZE}", tmp_path / "p.parquet")
-    with pytest.raises(NoSuchSpace, match="are pixels of photos"):
-        export(cache, ["stand-in", f"pixels:{SIZE}"], tmp_path / "both.npy")
-
-
-def test_a_photo_with_pixels_and_no_vector_is_listed_as_lacking_one(
-    make_photos: MakePhotos, tmp_path: Path, run: Run
-) -> None:
-    photos, cache = Photos.read(make_photos(3)), opened(tmp_path)
-    extract(photos, cache, backbone=stand_in.backbone(), keep_pixels=SIZE)
-    status, _, _ = run("forget", cache.path, "--space", "stand-in")
-    assert status == 0
-    found = summarise(Cache.open(cache.path), failed=True)
-    assert found.photos is not None
-    assert len(found.photos) == 3
-
-
-def test_a_ref_pins_no_pixels_so_that_they_can_be_freed(
-    make_photos: MakePhotos, tmp_path: Path, run: Run
-) -> None:
-    photos, cache = Photos.read(make_photos(3)), opened(tmp_path)
-    extract(photos, cache, backbone=stand_in.backbone(), keep_pixels=SIZE)
-    write_ref(cache, "then")
-    status, _, err = run("forget", cache.path, "--space", f"pixels:{SIZE}")
-    assert status == 0, err
-    assert kept_in(Cache.open(cache.path)).counts().ok == 0
-    assert Cache.open(cache.path, ref="then").find("stand-in").counts().ok == 3
-
-
-def test_the_pixels_of_a_forgotten_photo_are_gone(make_photos: MakePhotos, tmp_path: Path) -> None:
-    photos, cache = Photos.read(make_photos(5)), opened(tmp_path)
-    extract(photos, cache, backbone=stand_in.backbone(), keep_pixels=SIZE)
-    [row] = kept_in(cache).read(cache.digests_of(["p002.jpg"])[0])[0]
-    assert row.tobytes() in shard_of(kept_in(cache)).read_bytes()
-    forget(cache, ["p002.jpg"])
-    files = [path for path in cache.path.rglob("*") if path.is_file()]
-    assert not any(row.tobytes() in path.read_bytes() for path in files)
-    assert kept_in(Cache.open(cache.path)).counts().ok == 4
-    assert verify(cache.path).clean
-    found = extract(photos, cache, backbone=stand_in.backbone(), keep_pixels=SIZE)
-    assert [(space.hit, space.forgotten) for space in found.spaces] == [(4, 1)] * 2
-
-
-def test_compaction_joins_pixels_up_to_a_bound_and_merging_copies_them(
-    make_photos: MakePhotos, tmp_path: Path
-) -> None:
-    folder, cache = make_photos(2), opened(tmp_path)
-    for n in (2, 4, 6):
-        make_photos(n)
-        extract(folder, cache, backbone=stand_in.backbone(), keep_pixels=SIZE)
-    before = kept_in(cache).read(kept_in(cache).digests())[0]
-    cache = Cache.open(cache.path)
-    kept_in(cache).joint_bytes = sum(
-        s.manifest.bytes_on_disk for s in kept_in(cache).segments()[:2]
-    )
-    compact(cache)
-    assert sorted(s.manifest.n_rows for s in kept_in(cache).segments()) == [2, 4]
-    assert np.array_equal(kept_in(cache).read(kept_in(cache).digests())[0], before)
-    other = opened(tmp_path, "other")
-    merge(other, [cache])
-    assert np.array_equal(kept_in(other).read(kept_in(cache).digests())[0], before)
-    assert merge(other, [cache]).rows == 0
-    assert verify(other.path).clean
-
-
-def test_the_command_keeps_pixels_and_reads_them_again(
-    make_photos: MakePhotos, tmp_path: Path, tiny_weights: Path, run: Run
-) -> None:
-    folder = make_photos(4)
-    twin = tmp_path / "twin"
-    shutil.copytree(tiny_weights, twin)
-    config = json.loads((twin / "config.json").read_text())
-    config["pretrained_cfg"]["mean"] = [0.5, 0.5, 0.5]
-    (twin / "config.json").write_text(json.dumps(config))
-    words = ("extract", folder, "--cache", tmp_path / "c", "--device", "cpu")
-    first = ("--backbone", f"local-dir:{tiny_weights}")
-    status, _, err = run(*words, *first, "--keep-pixels", "100")
-    assert status == 1
-    assert "--keep-pixels 100" in err
-    assert "takes 96 x 96; use 96" in err
-    status, out, err = run(*words, *first, "--keep-pixels", "96", "--json")
-    assert status == 0, err
-    assert [one["embedded"] for one in json.loads(out)["spaces"]] == [4, 4]
-    assert "keeping 96 x 96 pixels of 4 photos as pixels:96" in err
-    status, _, err = run(*words, "--backbone", f"local-dir:{twin}")
-    assert status == 0
-    assert "4 of 4 photos are read as pixels from pixels:96 and not decoded" in err
-    status, _, err = run(*words, *first, "--keep-pixels", "96", "--ray", "local")
-    assert status == 1
-    assert "do not go together" in err
-
-
-INPUT = Preprocessing(
-    size=(8, 8),
-    resize="squash",
-    crop_fraction=1.0,
-    interpolation="bilinear",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    decode="1-full",
-)
-
-
-def test_a_spec_of_pixels_is_its_preprocessing_and_nothing_else() -> None:
-    spec = pixels(INPUT)
-    assert (spec.dim, spec.row_bytes, spec.stored, spec.apart) == (192, 192, "uint8", True)
-    assert Spec.parse(spec.document()) == spec
-    assert pixels(replace(INPUT, mean=(0.1, 0.1, 0.1))) == spec
-    assert pixels(replace(INPUT, interpolation="bicubic")) != spec
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"dim": 193},
-        {"dim": 191},
-        {"precision": "float32"},
-        {"weights": "0" * 64},
-        {"architecture": "net"},
-        {"arguments": '{"a":1}'},
-        {"preprocessing": None},
-        {"preprocessing": {"size": [8, 8, 3]}},
-        {"preprocessing": {"size": [True, 192]}},
-        {"preprocessing": {"size": ["8", "8"]}},
-        {"preprocessing": {"size": [2048, 8]}},
-        {"preprocessing": {"size": [0, 8]}},
-        {"preprocessing": {"mean": [0.5, 0.5, 0.5]}},
-        {"preprocessing": {"std": [0.5, 0.5, 0.5]}},
-        {"face": {"detector": "0" * 64, "select": "only", "margin": 0.0}},
-        {"layer": {"path": "a", "pooling": "none", "prefix_tokens": 0}},
-    ],
-)
-def test_a_spec_of_pixels_that_says_more_is_refused(changes: dict[str, object]) -> None:
-    document = pixels(INPUT).document()
-    inner = changes.get("preprocessing")
-    if isinstance(inner, dict):
-        assert isinstance(document["preprocessing"], dict)
-        changes = {"preprocessing": document["preprocessing"] | inner}
-    with pytest.raises(CacheError, match="pixels"):
-        Spec.parse(document | changes)

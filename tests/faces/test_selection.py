@@ -14,7 +14,8 @@ from embedcache.extraction.run import extract
 from embedcache.faces.detector import choose
 from embedcache.photos.table import Photos
 from embedcache.spec import CROPS, FaceCrop, Select
-from embedcache.store.cache import Cache, plain_name
+from embedcache.store.cache import Cache
+from embedcache.store.naming import plain_name
 from tests import stand_in
 
 SMALL, LARGE, CENTRAL = (60, 60, 70, 70), (0, 0, 50, 50), (80, 80, 120, 120)
