@@ -303,6 +303,11 @@ def pixels(preprocessing: Preprocessing) -> Spec:
     )
 
 
+def unnamed(spec: Spec) -> str:
+    """What to call vectors, or pixels, that no writer gave a name."""
+    return "pixels" if spec.kind == "pixels" else spec.architecture
+
+
 def shape_of(spec: Spec) -> str:
     """What a row is, for people: `2048-d`, or `299 x 299 pixels`."""
     if spec.kind == "pixels" and spec.preprocessing is not None:

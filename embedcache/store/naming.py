@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embedcache.errors import NoSuchSpace
-from embedcache.spec import CROPS, shape_of, split_layers
+from embedcache.spec import CROPS, shape_of, split_layers, unnamed
 from embedcache.store.side_by_side import each_layer
 from embedcache.store.space import Space
 
@@ -139,7 +139,7 @@ def _is_emptied(space: Space) -> bool:
 
 
 def _label(space: Space) -> str:
-    name = space.names[0] if space.names else space.spec.architecture
+    name = space.names[0] if space.names else unnamed(space.spec)
     return f"{name}#{space.digest[:8]}"
 
 

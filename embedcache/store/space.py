@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import Damaged
-from embedcache.spec import Json, Spec, shape_of
+from embedcache.spec import Json, Spec, shape_of, unnamed
 from embedcache.store.checksums import U32, crc_of_rows
 from embedcache.store.columns import Columns, Kind
 from embedcache.store.faces import Faces
@@ -88,7 +88,7 @@ class Space(RowSet):
 
     @property
     def _label(self) -> str:
-        return " = ".join(self.names) or self.spec.architecture
+        return " = ".join(self.names) or unnamed(self.spec)
 
     def read(self, digests: U8, *, out: Rows | None = None) -> tuple[Rows, Bool]:
         """The vectors of (n, 32) digests, verified: (float32 (n, dim), which were found).

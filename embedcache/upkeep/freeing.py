@@ -44,14 +44,18 @@ class Freed:
     bytes_freed: int
     left: int
     notes: tuple[str, ...] = ()
+    kind: str = "computed"  # of the spec
 
     def document(self) -> dict[str, Json]:
         found: dict[str, Json] = {name: getattr(self, name) for name in self.__slots__}
         return found | {"notes": [*self.notes]}
 
     def __str__(self) -> str:
+        rows = f"{counted(self.rows, 'vector')} of"
+        if self.kind == "pixels":
+            rows = f"the pixels of {counted(self.rows, 'photo')}, kept as"
         line = (
-            f"removed {counted(self.rows, 'vector')} of {self.backbone} (spec {self.spec[:8]}) in "
+            f"removed {rows} {self.backbone} (spec {self.spec[:8]}) in "
             f"{counted(self.segments, 'segment')}: {self.bytes_freed / 1e6:,.1f} MB freed"
         )
         return "\n".join([line, *self.notes])
@@ -95,6 +99,7 @@ def forget_space(cache: Cache, backbone: str) -> Freed:
         failed=sum(segment.manifest.n_rows - segment.manifest.n_ok for segment in removed),
         bytes_freed=bytes_freed + sum(n for name, n in before.items() if name not in after),
         left=left,
+        kind=space.spec.kind,
         notes=(*notes, *_advice(cache, space, named, left)),
     )
 
@@ -167,6 +172,13 @@ def _advice(cache: Cache, space: Space, named: str, left: int) -> list[str]:
             f"{counted(left, 'vector')} of {named} were written meanwhile and stay. To remove them "
             "too, rerun the command"
         )
+    if space.spec.kind == "pixels":
+        return [
+            *found,
+            "'embedcache extract' with `--keep-pixels` keeps them again, and so do 'embedcache "
+            f"merge', and 'embedcache pull URL {cache.path} --backbone {named}', from a copy that "
+            "has them",
+        ]
     again = (
         f"other copies keep {named}: 'embedcache pull URL {cache.path}' and 'embedcache merge' "
         "bring it again from a copy that has it"

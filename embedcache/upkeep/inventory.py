@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from embedcache.photos.kinds import SEVERAL_FACES, in_words
 from embedcache.photos.table import Photos
-from embedcache.spec import Json, Spec, shape_of
+from embedcache.spec import Json, Spec, shape_of, unnamed
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, FAILED, OK
 from embedcache.store.layout import check_root
@@ -194,7 +194,7 @@ def _counted(counts: Counts) -> dict[str, Json]:
 
 
 def _name(spec: dict[str, Json], counts: Counts) -> str:
-    return " = ".join(counts.names) or str(spec["architecture"])
+    return " = ".join(counts.names) or unnamed(Spec.parse(spec))
 
 
 def _id_of(photo: PhotoLine) -> str:

@@ -116,8 +116,11 @@ def test_a_ref_pins_no_pixels_so_that_they_can_be_freed(
     photos, cache = Photos.read(make_photos(3)), opened(tmp_path)
     extract(photos, cache, backbone=stand_in.backbone(), keep_pixels=SIZE)
     write_ref(cache, "then")
-    status, _, err = run("forget", cache.path, "--space", f"pixels:{SIZE}")
+    status, out, err = run("forget", cache.path, "--space", f"pixels:{SIZE}")
     assert status == 0, err
+    assert out.startswith(f"removed the pixels of 3 photos, kept as pixels:{SIZE} (spec ")
+    assert f"--backbone pixels:{SIZE}', from a copy that has them" in out
+    assert "identity" not in run("info", cache.path)[1]
     assert kept_in(Cache.open(cache.path)).counts().ok == 0
     assert Cache.open(cache.path, ref="then").find("stand-in").counts().ok == 3
 
