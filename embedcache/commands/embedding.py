@@ -91,8 +91,8 @@ def extract(
         typer.Option(
             min=1,
             metavar="SIZE",
-            help="Also keep the decoded photos, SIZE x SIZE pixels (what one of the backbones takes), "
-            "for later backbones with the same preprocessing. 'forget --space' frees them.",
+            help="Also keep the decoded photos, SIZE x SIZE pixels as one of the backbones takes "
+            "them, for later backbones with the same preprocessing. 'forget --space' frees them.",
         ),
     ] = None,
     compile_: Annotated[

@@ -175,7 +175,7 @@ def _advice(cache: Cache, space: Space, named: str, left: int) -> list[str]:
     if space.spec.kind == "pixels":
         return [
             *found,
-            "'embedcache extract' with `--keep-pixels` keeps them again, and so do 'embedcache "
+            "'embedcache extract' with `keep_pixels` keeps them again, and so do 'embedcache "
             f"merge', and 'embedcache pull URL {cache.path} --backbone {named}', from a copy that "
             "has them",
         ]
