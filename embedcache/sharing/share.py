@@ -39,7 +39,7 @@ from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.sharing.taking import Taking, planned
 from embedcache.store.cache import Cache
 from embedcache.store.tombstones import Dead
-from embedcache.upkeep.local import clear_leftovers, clear_outgoing, note_marks
+from embedcache.upkeep.local import clear_leftovers, clear_outgoing
 from embedcache.wording import counted
 
 U8 = NDArray[np.uint8]
@@ -122,7 +122,6 @@ def _adopt_marks(copy: SharedCopy, cache: Cache, counts: MoveCounts, *, dry_run:
     if dry_run:
         return marks.joined(cache)
     cache.adopt(lifts=marks.lifts, tombstones=marks.tombstones)
-    note_marks(cache)
     return cache.history.dead()
 
 

@@ -114,7 +114,7 @@ class History:
                 bring_over(self.cache)
                 write_marks(self.cache, LIFTS, encode_lift(lifts))
             withdraw(self.cache)  # what others decide of ids that have just come alive again
-            self.note()
+        self.note()  # also what a run that was killed lifted
         return len(held)
 
     def adopt(
@@ -149,8 +149,7 @@ class History:
                 return Marks(left=left_to(after) if after.by_lists else {})
 
             self._decide(look, fresh)
-        if fresh or new_lifts:
-            self.note()
+        self.note()  # also what a run that was killed took over
         return len(fresh) + len(new_lifts)
 
     def files(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
@@ -168,8 +167,10 @@ class History:
             entry = self.entry(log)
             return entry if entry.forgotten or entry.remembered else None
 
-        with disk.plain_errors("write to", self.cache):
-            self._log = append(self.cache, self._log, decide)
+        if unknown_marks(self.log(), self.dead()):
+            with disk.plain_errors("write to", self.cache):
+                bring_over(self.cache)
+                self._log = append(self.cache, self._log, decide)
 
     def give_up(self, path: str) -> None:
         """Enter that a tombstone or lift, by its path in the cache, is lost and is not missed."""

@@ -13,8 +13,7 @@ from embedcache import disk
 from embedcache.errors import CacheError
 from embedcache.store.cache import Cache
 from embedcache.store.disposal import noting_aside
-from embedcache.store.history import unknown_marks
-from embedcache.store.layout import APART, PARTS, bring_over
+from embedcache.store.layout import APART, PARTS
 from embedcache.store.log import FOLDER as LOG
 from embedcache.store.salvage import Leftover, collect, is_abandoned, leftovers
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
@@ -90,14 +89,6 @@ def clear_leftovers(cache: Cache) -> None:
         for store in cache.sets():
             with contextlib.suppress(CacheError, OSError):
                 store.salvage()
-
-
-def note_marks(cache: Cache) -> None:
-    """Enter in the log the tombstones and lifts that a killed run took over and did not enter."""
-    if unknown_marks(cache.history.log(), cache.history.dead()):
-        with disk.plain_errors("write to", cache.path):
-            bring_over(cache.path)
-        cache.history.note()
 
 
 def clear_outgoing(cache: Path) -> None:

@@ -15,7 +15,7 @@ from embedcache.store.manifest import replacement_id
 from embedcache.store.photo_ids import read_pairs
 from embedcache.store.segment import Segment
 from embedcache.store.union import lacking
-from embedcache.upkeep.local import clear_leftovers, note_marks
+from embedcache.upkeep.local import clear_leftovers
 from embedcache.upkeep.rewrite import Store, take
 from embedcache.wording import counted
 
@@ -79,7 +79,6 @@ def merge(into: Cache, others: Sequence[Cache], *, with_ids: bool = False) -> Me
             before = _stored(into)
             lifts, tombstones = other.history.files()
             into.adopt(lifts=lifts, tombstones=tombstones)
-            note_marks(into)
             tally["still_here"] += before - _stored(into)
             pairs: list[tuple[Store, Store]] = [
                 (into.space(space.spec, create=True), space) for space in other.spaces()

@@ -102,3 +102,21 @@ def test_tombstones_that_a_killed_run_took_over_are_entered_by_the_next(
     n = cache.history.log().n
     bring(cache, there)
     assert cache.history.log().n == n  # nothing is entered twice
+
+
+def test_a_lift_that_a_killed_run_did_not_enter_is_entered_by_its_rerun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make(tmp_path / "c", 1, 2)
+    forget(cache, ["p1"])
+
+    def killed(self: History) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(History, "note", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cache.lift(photos(1), scope="folder", ids=["p1"])
+    assert "named by no entry" in str(verify(cache))
+    Cache.open(cache.path).lift(photos(1), scope="folder", ids=["p1"])
+    assert verify(cache).clean, str(verify(cache))
