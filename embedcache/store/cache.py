@@ -292,6 +292,7 @@ class Cache:
         """
         self._refuse_at_ref()
         if not self.history.dead():
+            self.history.note()  # what a run that was killed has lifted
             return 0
         contents = [row.tobytes() for row in np.ascontiguousarray(digests, dtype=np.uint8)]
         marks = {content_mark(content) for content in contents}

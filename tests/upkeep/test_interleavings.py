@@ -70,7 +70,8 @@ class Interleaving(RuleBasedStateMachine):
         fill(other.space(SPEC, create=True), photos(*numbers))
         merge(self.cache, [other])
         shutil.rmtree(other.path)
-        self.rows |= set(numbers) - self.gone
+        self.rows |= (set(numbers) | self.drafts) - self.gone  # at its end it salvages
+        self.drafts = set()
 
     @rule(target_rows=st.sampled_from([4, 100]))
     def compact(self, target_rows: int) -> None:
