@@ -30,6 +30,11 @@ def own_process() -> None:
     _process["is ours"] = True
 
 
+def is_own_process() -> bool:
+    """Whether `own_process` was called."""
+    return _process["is ours"]
+
+
 @contextmanager
 def without_compiler() -> Iterator[None]:
     """Within the block, what others take from `torch._dynamo` by name is looked up once it is used.

@@ -6,7 +6,7 @@ close(found, expected)                          whether a faster form gives the 
 """
 
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
@@ -126,8 +126,8 @@ def _fused_pair(conv: "torch.nn.Conv2d", norm: "torch.nn.BatchNorm2d") -> "torch
 
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    fused = _sharing_tensors(conv)
-    assert isinstance(fused, type(conv))
+    fused = copy(conv)
+    fused._parameters = dict(conv._parameters)
     fused.weight, fused.bias = fuse_conv_bn_weights(
         *(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps),
         *(norm.weight, norm.bias),

@@ -17,6 +17,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -255,7 +256,9 @@ def _load(
         else timm_networks.load(asked, decode=decoding(decode))
     )
     loaded.model.eval().requires_grad_(False)
-    digest = digest_of_weights(loaded.model.state_dict())
+    beside = ThreadPoolExecutor(1, "digest")  # hashing lets other threads compute
+    digest = beside.submit(digest_of_weights, loaded.model.state_dict())
+    beside.shutdown(wait=False)
     preprocessing = loaded.preprocessing
     wanted = [layer for one in members for layer in one.layers]
     layers = (
@@ -277,7 +280,7 @@ def _load(
             kind="computed",
             architecture=loaded.architecture,
             arguments=json.dumps(loaded.arguments, sort_keys=True, separators=(",", ":")),
-            weights=digest,
+            weights=digest.result(),
             dim=width,
             preprocessing=preprocessing,
             face=face,
@@ -313,7 +316,7 @@ def _built(
             layers=layers,
             whole=whole,
         )
-        vectors = built.lanes[0](np.zeros((2, *preprocessing.size, 3), np.uint8))
+        vectors = built.lanes[0](np.zeros((1, *preprocessing.size, 3), np.uint8))
     except Exception as error:  # a network may raise anything on an unsuitable input
         if forward.is_out_of_memory(error):
             raise
@@ -327,7 +330,7 @@ def _built(
     if vectors.ndim != 2 or too_wide or not np.isfinite(vectors).all():
         fault = "values that are not finite" if vectors.ndim == 2 else "maps, not one vector"
         raise WeightsError(
-            f"{asked.recorded} gives {fault}: an output of shape {vectors.shape} for 2 images. "
+            f"{asked.recorded} gives {fault}: an output of shape {vectors.shape} for an image. "
             "Set global_pool in its config.json (avg, for example), or name other weights."
         )
     return replace(built, origin=loaded.origin), widths

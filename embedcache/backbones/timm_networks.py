@@ -110,14 +110,18 @@ def _without_numbers() -> Iterator[None]:
     import torch
     from torch.overrides import TorchFunctionMode
 
+    # Those of torch.nn.init draw where this mode does not see it.
     random = {torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_}
+    kinds = ("uniform", "normal", "trunc_normal", "kaiming", "xavier", "orthogonal", "sparse")
+    initialisers = vars(torch.nn.init).items()
+    random |= {one for name, one in initialisers if name.endswith("_") and name.startswith(kinds)}
 
     class Zeros(TorchFunctionMode):
         def __torch_function__(
             self, function: Any, types: Any, values: Any = (), named: Any = None
         ) -> Any:
             if function in random:
-                return values[0].zero_()
+                return (values[0] if values else named["tensor"]).zero_()
             return function(*values, **(named or {}))
 
     with Zeros():

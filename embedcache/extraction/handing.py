@@ -32,7 +32,9 @@ I64 = NDArray[np.int64]
 PART_SECONDS = 20.0
 """What a part should take, as far as a worker's rate is known: what is lost with a worker."""
 FIRST_PHOTOS, MOST_PHOTOS, LEAST_PHOTOS = 64, 4096, 8
-SHARE = 64  # a part is at most this share of all work
+SHARE, SHARE_OF_WORKER = 64, 8
+"""A part is at most a 64th of all work, or an 8th of a worker's share of it if that is more: every
+part ends with batches that are not full."""
 WHOLE = 2
 """How often a part is handed out before it is cut, and a photo on its own before it is given up."""
 MOST_STARTS, MOST_ENDS = 3, 16
@@ -190,10 +192,12 @@ class PartQueue:
 
     def _size(self, holder: _Holder) -> int:
         left = self._n - self._next
-        wanted = round(holder.rate * PART_SECONDS) or FIRST_PHOTOS
-        share = min(MOST_PHOTOS, self._n // SHARE, left // (2 * self._n_workers))
-        most = max(LEAST_PHOTOS, share)
-        return min(left, max(1, min(wanted, most)))
+        workers = max(self._n_workers, len(self._holders))
+        wanted = max(1, round(holder.rate * PART_SECONDS)) if holder.rate else FIRST_PHOTOS
+        most = min(MOST_PHOTOS, self._n // min(SHARE, SHARE_OF_WORKER * workers))
+        if workers > 1:  # all of them end at about the same time
+            most = min(most, left // (2 * workers))
+        return min(left, wanted, max(LEAST_PHOTOS, most))
 
 
 @dataclass(slots=True)
@@ -226,6 +230,9 @@ class HandedWork:
     def parts(self) -> Iterator[Plan]:
         """The parts as they are handed; ask for the next one once a part is committed."""
         while (part := self.ask()) is not None:
+            if part.attempts > 1:  # whoever held it may have left rows in a draft
+                for space in self.spaces:
+                    space.salvage()
             left = without_arrived(
                 subset(self.todo, part.rows),
                 *(self.spaces, self.tallies),

@@ -99,24 +99,25 @@ def plan(
     """Compare the photos with what k spaces hold; None stands for a space that does not exist.
 
     Returns the plan and, for each space, the counts so far: hits, known failures, and photos that
-    were forgotten, which are never wanted.
+    were forgotten, which are never wanted, also where another id keeps their content.
     """
     readable = digests.readable
     known = next((space for space in spaces if space is not None), None)
     forgotten = np.zeros(len(photos), np.bool_)
-    if known is not None and (dead := known.history.dead()).contents:
-        forgotten = dead.of(digests.value) & readable
+    if known is not None and (dead := known.history.dead()):
+        forgotten = dead.of_pairs(photos.scope, photos.ids, digests.value) & readable
+    present = readable & ~forgotten
     wanted = np.zeros((len(photos), len(spaces)), np.bool_)
     tallies = []
     for k, space in enumerate(spaces):
         tally = SpaceTally(wanted=len(photos), forgotten=int(forgotten.sum()))
         tally.failed.update(digests.reasons.values())
-        wanted[:, k] = readable & ~forgotten
+        wanted[:, k] = present
         if space is not None:
             status = space.status(digests.value)
-            tally.hit = int((readable & (status == OK)).sum())
+            tally.hit = int((present & (status == OK)).sum())
             wanted[:, k] &= status == ABSENT
-            failed = np.flatnonzero(readable & (status == FAILED))
+            failed = np.flatnonzero(present & (status == FAILED))
             if retry_failed:
                 wanted[failed, k] = True
             else:

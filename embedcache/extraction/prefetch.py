@@ -93,7 +93,11 @@ class Ready:
 
 
 class Gate:
-    """How many threads may read and decode at once, which may change at any time."""
+    """How many threads may read and decode at once, which may change at any time.
+
+    Threads enter in the order in which they came: whoever left and came back at once would
+    otherwise pass those who hold the photos that the run waits for.
+    """
 
     def __init__(self, workers: int | None, *, most: int | None = None) -> None:
         """workers: a fixed number of threads; None: one per core until `set` changes it.
@@ -108,16 +112,26 @@ class Gate:
         self._inside = 0
         self._shut = False
         self._changed = threading.Condition()
+        self._line: deque[threading.Lock] = deque()  # released when their thread may enter
 
     def __enter__(self) -> None:
+        turn = threading.Lock()
+        turn.acquire()
         with self._changed:
-            self._changed.wait_for(lambda: self._inside < self._workers and not self._shut)
-            self._inside += 1
+            self._line.append(turn)
+            self._let_in()
+        turn.acquire()
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
             self._inside -= 1
+            self._let_in()
             self._changed.notify_all()
+
+    def _let_in(self) -> None:
+        while self._line and self._inside < self._workers and not self._shut:
+            self._inside += 1
+            self._line.popleft().release()
 
     @property
     def workers(self) -> int:
@@ -127,7 +141,7 @@ class Gate:
         """Allow this many from now on, between 1 and `most`."""
         with self._changed:
             self._workers = max(1, min(workers, self.most))
-            self._changed.notify_all()
+            self._let_in()
 
     @contextmanager
     def shut(self) -> Iterator[None]:
@@ -140,7 +154,7 @@ class Gate:
         finally:
             with self._changed:
                 self._shut = False
-                self._changed.notify_all()
+                self._let_in()
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,8 @@ class Objective:
                 inputs = self._read(self.dev, self.dev.order[start : start + size])
             else:
                 inputs = self.dev_inputs[start : start + size]
-            seen, truth = self.linked(bank.forward(inputs)[0]), self.dev_targets[rows]
+            seen = self.linked(bank.forward(inputs, training=True)[0])
+            truth = self.dev_targets[rows]
             for place, members in enumerate(averaged):
                 mean = seen[members[0] : members[-1] + 1].mean(0)  # neighbours, by `Bank`
                 if self.link == "softmax":
