@@ -121,7 +121,8 @@ def _without_numbers() -> Iterator[None]:
             self, function: Any, types: Any, values: Any = (), named: Any = None
         ) -> Any:
             if function in random:
-                return (values[0] if values else named["tensor"]).zero_()
+                with torch.no_grad():
+                    return (values[0] if values else named["tensor"]).zero_()
             return function(*values, **(named or {}))
 
     with Zeros():

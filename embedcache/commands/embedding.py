@@ -171,7 +171,7 @@ def extract(
         "offer": settings.offer if offer is None else offer,
     }
     if dry_run:
-        print_result(_forecast(table, cache, names, options), json_)
+        print_result(_forecast(table, cache, names, options | {"part": mine}), json_)
         return
     options |= {"compiling": compile_, "again": again, "writer": settings.writer}
     if ray is None:

@@ -101,8 +101,8 @@ HalvingSteps = Annotated[
 ProductsOption = Annotated[
     Products | None,
     typer.Option(
-        help="Arithmetic of the FC heads' first layers while they train. bfloat16 is faster where "
-        "the processor has it, and rounds. [default: float32]"
+        help="Arithmetic of the FC heads' first layers while they train and are chosen. bfloat16 "
+        "is faster where the processor has it, and rounds. [default: float32]"
     ),
 ]
 StartOption = Annotated[

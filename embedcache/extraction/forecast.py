@@ -16,6 +16,7 @@ from embedcache.backbones.loading import Backbone, Decode
 from embedcache.errors import NoSuchSpace
 from embedcache.extraction.clock import RunProgress, SpaceTally, duration
 from embedcache.extraction.face_finder import FaceFinder, as_sequence, detector_of
+from embedcache.extraction.parts import WorkPart
 from embedcache.extraction.pixels import is_pixels
 from embedcache.extraction.plan import Plan, plan, subset
 from embedcache.extraction.run import extract, load_all
@@ -33,7 +34,7 @@ SAMPLE = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceForecast:
-    """One backbone's part: photos wanted = hit + from_remote + missing + failed.
+    """One backbone's part: photos wanted = hit + from_remote + missing + failed + forgotten.
 
     n_bytes: size of the vectors that would be computed, or of the pixels that would be kept.
     """
@@ -47,16 +48,21 @@ class SpaceForecast:
     failed: int
     n_bytes: int
     from_remote: int = 0
+    forgotten: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What a run would do. seconds: measured on `n_sample` photos; None if nothing is missing."""
+    """What a run would do. seconds: measured on `n_sample` photos; None if nothing is missing.
+
+    part: the part of the photos that it is about, such as "3/8"; "" for all.
+    """
 
     spaces: tuple[SpaceForecast, ...]
     n_sample: int
     seconds: float | None
     remote: str = ""
+    part: str = ""
 
     def document(self) -> dict[str, Json]:
         return {
@@ -72,12 +78,14 @@ class Forecast:
                     "failed": s.failed,
                     "bytes": s.n_bytes,
                     "from_remote": s.from_remote,
+                    "forgotten": s.forgotten,
                 }
                 for s in self.spaces
             ],
             "remote": {"url": self.remote, "taken": sum(s.from_remote for s in self.spaces)}
             if self.remote
             else None,
+            "part": self.part or None,
             "sample": self.n_sample,
             "seconds": None if self.seconds is None else round(self.seconds, 1),
         }
@@ -87,8 +95,11 @@ class Forecast:
             f"{s.backbone}: {counted(s.wanted, 'photo')}, {s.hit:,} present, "
             + (f"{s.from_remote:,} to download from {self.remote}, " if self.remote else "")
             + f"{s.missing:,} to embed ({s.n_bytes / 1e9:.3f} GB), {s.failed:,} failed before"
+            + (f", {s.forgotten:,} forgotten before" if s.forgotten else "")
             for s in self.spaces
         ]
+        if self.part:
+            lines.insert(0, f"part {self.part} of the photos")
         if self.seconds is None:
             came = any(s.from_remote for s in self.spaces)
             return "\n".join([*lines, "nothing to embed" if came else "nothing to do"])
@@ -109,11 +120,13 @@ def forecast(
     detector: str | None = None,
     keep_pixels: int | None = None,
     retry_failed: bool = False,
+    part: WorkPart | None = None,
     remote: str | Remote | None = None,
     offer: bool = False,
     progress: Callable[[RunProgress], None] = lambda now: None,
 ) -> Forecast:
     """Predict what `extract` with the same arguments would do; cache None: one to be created."""
+    photos = photos if part is None else part.of(photos)
     with tempfile.TemporaryDirectory(prefix="embedcache-") as folder:
         scratch = Cache.open(f"{folder}/scratch", create=True)
         backbones = load_all(
@@ -148,12 +161,14 @@ def forecast(
                 failed=tally.failed.total(),
                 n_bytes=n * b.spec.row_bytes,
                 from_remote=n_taken,
+                forgotten=tally.forgotten,
             )
             for b, tally, n, n_taken in zip(backbones, tallies, missing, taken, strict=True)
         ),
         n_sample=sample,
         seconds=seconds,
         remote="" if upstream is None else upstream.name,
+        part="" if part is None else str(part),
     )
 
 

@@ -24,6 +24,11 @@ MAX_FILES = 4096
 MAX_NAME_BYTES = 1 << 16
 
 _SEGMENT_ID = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)(\d{6})-[0-9a-f]{8}", re.ASCII)
+# Nearly all ids, which need no look at the calendar.
+_PLAIN_ID = re.compile(
+    r"2\d{3}(?:0[1-9]|1[0-2])(?:0[1-9]|1\d|2[0-8])T(?:[01]\d|2[0-3])[0-5]\d\d{8}-[0-9a-f]{8}",
+    re.ASCII,
+)
 HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"(?:[a-z_]{1,32}/(?:c(?:/\d{1,9}){1,3}|zarr\.json)|zarr\.json)")
 _NAME = b',"name":"'
@@ -190,7 +195,7 @@ def own_name(raw: bytes) -> str:
 
 def is_segment_id(name: str) -> bool:
     """Whether `name` is a segment's: a moment of the years 1970 to 9998, and 8 hex digits."""
-    return time_of(name) is not None
+    return _PLAIN_ID.fullmatch(name) is not None or time_of(name) is not None
 
 
 def time_of(segment: str) -> datetime | None:

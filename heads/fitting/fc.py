@@ -32,8 +32,8 @@ class Bank:
 
     members: sorted by depth, so that a depth's members are adjacent.
     dim, hidden, outputs: floats in, per hidden layer and out.
-    products: "bfloat16" rounds what the first layers' products take and give while they train; the
-        parameters stay float32, and so does what `forward` gives otherwise.
+    products: "bfloat16" rounds what the first layers' products take and give while they train and
+        are chosen; the parameters stay float32, and so does what `forward` gives otherwise.
     """
 
     def __init__(

@@ -47,9 +47,10 @@ class Protocol:
     halving_steps: with a patience, keep the better half of the rates of 1FC and of 2FC, by dev, at
         the end of epochs 1, 2, 4, ... that come after this many steps, twice, four times as many,
         ...; None never does.
-    products: of the first layers while FC heads train: "bfloat16" rounds their factors and results
-        to three digits, which is faster where the processor or the device multiplies such numbers
-        itself; parameters, sums and all that is judged stay float32.
+    products: of the first layers while FC heads train and dev chooses their rate and epoch:
+        "bfloat16" rounds their factors and results to three digits, which is faster where the
+        processor or the device multiplies such numbers itself; parameters, sums and the heads
+        that come of it stay float32.
     memory_bytes: vectors held in memory at a time when they are read from a cache.
     device: of FC training; cpu, cuda, cuda:N, or auto.
     """

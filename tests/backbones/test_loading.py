@@ -62,6 +62,18 @@ def test_vectors_equal_timms_own_forward(tiny_weights: Path) -> None:
     assert backbone.spec.dim == expected.shape[1]
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"])
+def test_no_random_numbers_are_drawn_for_a_network_that_a_file_fills(
+    name: str, tmp_path: Path
+) -> None:
+    model = timm.create_model(name, num_classes=0)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "num_classes": 0}))
+    before = torch.get_rng_state()
+    load(f"local-dir:{tmp_path}", device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_digest_is_of_the_weights_and_not_of_their_place(
     tiny_weights: Path, tmp_path: Path
 ) -> None:

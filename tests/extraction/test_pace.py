@@ -115,3 +115,24 @@ def test_a_gate_lets_in_so_many_and_nobody_while_it_is_shut() -> None:
     gate.set(0)
     assert gate.workers == 1
     assert (Gate(3).workers, Gate(3).most, Gate(3).fixed) == (3, 3, True)
+
+
+def test_threads_enter_a_gate_in_the_order_in_which_they_came() -> None:
+    gate, order = Gate(1), list[int]()
+    threads = []
+
+    def work(number: int) -> None:
+        for _ in range(2):  # whoever leaves and comes back stands behind the others
+            with gate:
+                order.append(number)
+
+    with gate.shut():
+        for number in range(5):
+            threads.append(threading.Thread(target=work, args=(number,)))
+            threads[-1].start()
+            while len(gate._line) <= number:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert order[:5] == [*range(5)]
+    assert sorted(order) == sorted([*range(5)] * 2)

@@ -20,7 +20,7 @@ from embedcache.store import removal
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, OK
 from embedcache.store.log import Entry, create_entry, read_log
-from embedcache.store.manifest import is_segment_id, new_segment_id
+from embedcache.store.manifest import is_segment_id, new_segment_id, time_of
 from embedcache.store.photo_ids import PhotoIds
 from embedcache.store.refs import Pins
 from embedcache.store.refs import write_ref as write_ref_file
@@ -275,6 +275,9 @@ def test_a_claim_whose_owner_died_is_finished_by_the_next_writer(
     assert path.read_bytes() == b"first"
 
 
+YEARS_TO_SECONDS = ((1960, 3100), (0, 14), (0, 33), (0, 26), (0, 62), (0, 100))
+
+
 @pytest.mark.parametrize(
     ("name", "fits"),
     [
@@ -291,6 +294,14 @@ def test_a_claim_whose_owner_died_is_finished_by_the_next_writer(
 )
 def test_a_segments_name_holds_a_moment(name: str, fits: bool) -> None:
     assert is_segment_id(name) == fits
+
+
+def test_a_name_is_an_id_where_it_holds_a_moment() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        year, *rest = (int(rng.integers(low, high)) for low, high in YEARS_TO_SECONDS)
+        name = f"{year:04}{rest[0]:02}{rest[1]:02}T{rest[2]:02}{rest[3]:02}{rest[4]:02}000001"
+        assert is_segment_id(f"{name}-0123abcd") == (time_of(f"{name}-0123abcd") is not None)
 
 
 def test_new_ids_follow_any_id_and_are_ids() -> None:
