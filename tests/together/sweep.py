@@ -101,7 +101,7 @@ class Sweeper:
     ) -> Answer:
         """Pause, and kill, `x` at some of its events, and run `y` there.
 
-        n: at how many to pause; half as many kills. 0 for both at every one.
+        n: at how many to pause; half as many kills, or one. 0 for both at every one.
         where: the remote is a "folder", or on an "s3" server.
         damaged: a row that two segments hold is damaged in the one whose rows count.
         far: `y` always runs on another host, which our locks do not bind, its clock a day ahead.
@@ -173,14 +173,15 @@ def _flaw(rng: random.Random) -> Flaw:
 
 
 def _choose(events: list[Event], n: int, rng: random.Random) -> list[tuple[int, bool]]:
-    """Where to pause, and where to kill: before changes half of the time, else before any call."""
+    """Where to pause, and where to kill: before changes half of the time or more, else before any
+    call."""
     everywhere = range(len(events) + 1)
     if n == 0:
         return [(k, kills) for k in everywhere for kills in (False, True)]
     changes = [k for k, event in enumerate(events) if event.changes]
     found = []
-    for kills, wanted in ((False, n), (True, n // 2)):
-        some = rng.sample(changes, min(len(changes), wanted // 2))
+    for kills, wanted in ((False, n), (True, (n + 1) // 2)):
+        some = rng.sample(changes, min(len(changes), (wanted + 1) // 2))
         rest = [k for k in everywhere if k not in some]
         some += rng.sample(rest, min(len(rest), wanted - len(some)))
         found += [(k, kills) for k in sorted(some)]

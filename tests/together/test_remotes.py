@@ -35,7 +35,7 @@ def _sweeps(where: str, pairs: list[tuple[str, str]], n: int) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("sweep", [*_sweeps("folder", PAIRS, 3), *_sweeps("s3", ON_S3, 2)])
+@pytest.mark.parametrize("sweep", [*_sweeps("folder", PAIRS, 1), *_sweeps("s3", ON_S3, 1)])
 def test_nothing_is_lost_or_back_over_a_flawed_network(
     sweep: dict[str, Any], workers: Workers
 ) -> None:
