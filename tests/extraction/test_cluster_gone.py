@@ -1,4 +1,4 @@
-"""A cluster that is lost in the midst of a run: a message, what was done kept, and no token left."""
+"""A cluster that is lost in the midst of a run: what is said, what is kept; and tokens."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,14 +25,14 @@ VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home folder of its own, no variable of Ray's tokens, and ray not imported yet."""
     for name in VARIABLES:
         monkeypatch.setenv(name, "")  # so that it is as before, afterwards
         monkeypatch.delenv(name)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.delitem(sys.modules, "ray", raising=False)
-    yield tmp_path
+    return tmp_path
 
 
 def test_a_cluster_of_our_own_has_a_token_that_no_file_keeps(home: Path) -> None:
