@@ -12,10 +12,12 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import numpy as np
 from embedcache import disk, machine
 from embedcache.backbones.loading import Backbone, Decode
 from embedcache.backbones.names import Name
+from embedcache.deferred import is_own_process
 from embedcache.errors import EmbedcacheError, InputError
 from embedcache.extraction.answering import (
     LOCAL,
@@ -56,7 +59,7 @@ CORES = 8
 """Processors of a worker without a GPU; more serve better as a second worker."""
 WITHOUT_END = -1  # Ray starts a worker again however often it ends; the queue says when not
 LOOK_SECONDS, NODES_SECONDS, STOP_SECONDS = 0.5, 10.0, 60.0
-SILENT_SECONDS = 30.0
+SILENT_SECONDS, END_SECONDS = 30.0, 10.0
 """A cluster that answers nothing for so long has gone. After 60 Ray ends our process."""
 STORE_BYTES = 512 * 2**20
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -421,6 +424,8 @@ def _connected(address: str) -> Iterator[Any]:
     """Ray, connected to a cluster, or started on this machine; ended as it was found."""
     ray = _ray()
     mine = not ray.is_initialized()
+    # Ray prints what befalls its processes, and our result is all that a script reads there.
+    aside = redirect_stdout(sys.stderr) if is_own_process() else nullcontext()
     try:
         if mine and address == LOCAL:
             ray.init(
@@ -435,16 +440,20 @@ def _connected(address: str) -> Iterator[Any]:
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise no_answer(address, str(error)) from error
     try:
-        yield ray
+        with aside:
+            yield ray
     finally:
         if mine:
-            ray.shutdown()
+            # Where the head node is lost this waits until Ray ends our process: not before the
+            # result, or the error, has been said.
+            ending = threading.Thread(target=ray.shutdown, daemon=True)
+            ending.start()
+            ending.join(END_SECONDS)
 
 
 def _ray() -> Any:
     """The module ray; it would put its own handlers in place of the command line's."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it means is said in our words
     main = threading.current_thread() is threading.main_thread()
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try:

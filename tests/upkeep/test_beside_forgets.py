@@ -43,7 +43,7 @@ def test_a_merge_goes_on_where_the_other_side_forgets_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     mine, other = make(tmp_path / "mine", 9), make(tmp_path / "other", 1, 2, 3)
-    forgot = []
+    forgot: list[str] = []
 
     def late(segment: Segment) -> None:
         if (segment.kind == "photos") == (part == "ids") and not forgot:
