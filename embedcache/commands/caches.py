@@ -126,7 +126,8 @@ def import_(
 
     opened = open_cache(cache, create=True)
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
-    digests = table.digests(opened.local / "digests.npz", progress=counts_on("photos read"))
+    memo, counting = opened.local / "digests.npz", counts_on("photos read")
+    digests = table.digests(memo, progress=counting, forgotten=opened)
     known = [i for i, ok in zip(table.ids, digests.readable, strict=True) if ok]
     found = import_vectors(
         *(opened, vectors, ids),

@@ -17,6 +17,7 @@ __all__ = [
     "inputs",
     "lanes",
     "neighbours",
+    "networks",
     "outcome",
     "pace",
     "parts",

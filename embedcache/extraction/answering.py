@@ -1,13 +1,50 @@
-"""Whether anybody answers at the address of a Ray cluster. Ray itself would wait without end."""
+"""What a run needs to know of a Ray cluster, without Ray: who answers, by which token, and who does
+not any more. Ray itself would wait without end, or end the process.
+"""
 
+import os
+import secrets
 import socket
+import sys
 import time
+from pathlib import Path
 
-from embedcache.errors import InputError
+from embedcache.errors import EmbedcacheError, InputError
+
+LOCAL = "local"
 
 ANSWER_SECONDS = 60.0
 """How long a cluster that is being started may take."""
 AGAIN_SECONDS = 0.5
+RAY_ENDS_SECONDS = 60.0
+"""After so long without the head node Ray ends every process of the cluster, ours too."""
+
+
+class ClusterGone(EmbedcacheError):
+    """A cluster, or what of it ran for this command, that does not answer any more."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"the Ray cluster does not answer any more ({_first_line(problem)}). What its workers "
+            "have committed is kept: run the command again"
+        )
+
+
+def set_token(address: str) -> None:
+    """Let Ray's processes know each other by a token, before ray is imported.
+
+    Ray writes a token into the home folder for a cluster of its own, after which every 'ray start'
+    asks for it; and it sends none to a cluster that is named. So a cluster of our own has a token
+    of its own, and one that is named gets the token that is here.
+    """
+    if "ray" in sys.modules or "RAY_AUTH_MODE" in os.environ:
+        return
+    here = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if address == LOCAL and not here:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    elif address != LOCAL and not here and not (Path.home() / ".ray/auth_token").exists():
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def require_answer(address: str) -> None:
@@ -33,8 +70,15 @@ def require_answer(address: str) -> None:
 
 def no_answer(address: str, problem: str) -> InputError:
     """The error where no cluster is; problem: its first line is shown."""
-    first = (problem.splitlines() or ["no reason is known"])[0][:200]
+    token = "uthentication" in problem or "AuthToken" in problem
     return InputError(
-        f"no Ray cluster answers at {address!r} ({first})",
-        advice="Start one with 'ray start --head', or leave the address out",
+        f"no Ray cluster answers at {address!r} ({_first_line(problem)})",
+        advice="It asks for another token: copy its ~/.ray/auth_token here, or set RAY_AUTH_TOKEN"
+        if token
+        else "Start one with 'ray start --head', or leave the address out. If it was started with "
+        "a token, copy its ~/.ray/auth_token here",
     )
+
+
+def _first_line(problem: str) -> str:
+    return (problem.strip().splitlines() or ["no reason is known"])[0][:200]

@@ -12,10 +12,12 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,15 @@ import numpy as np
 from embedcache import disk, machine
 from embedcache.backbones.loading import Backbone, Decode
 from embedcache.backbones.names import Name
+from embedcache.deferred import is_own_process
 from embedcache.errors import EmbedcacheError, InputError
-from embedcache.extraction.answering import no_answer, require_answer
+from embedcache.extraction.answering import (
+    LOCAL,
+    ClusterGone,
+    no_answer,
+    require_answer,
+    set_token,
+)
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
 from embedcache.extraction.face_finder import FaceFinder, as_sequence, detector_of
 from embedcache.extraction.handed_work import Beat, Job, Unseen, cache_of, work
@@ -44,13 +53,14 @@ from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 from embedcache.store.columns import ABSENT, OK
 from embedcache.store.space import Space
-from embedcache.upkeep.local import clear_leftovers
+from embedcache.upkeep.local import MARKER, clear_leftovers
 
-LOCAL = "local"
 CORES = 8
 """Processors of a worker without a GPU; more serve better as a second worker."""
 WITHOUT_END = -1  # Ray starts a worker again however often it ends; the queue says when not
 LOOK_SECONDS, NODES_SECONDS, STOP_SECONDS = 0.5, 10.0, 60.0
+SILENT_SECONDS, END_SECONDS = 30.0, 10.0
+"""A cluster that answers nothing for so long has gone. After 60 Ray ends our process."""
 STORE_BYTES = 512 * 2**20
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
 
@@ -91,6 +101,7 @@ def extract_on_ray(
     """
     started = time.perf_counter()
     refuse_fork()
+    set_token(address)
     if not _ray().is_initialized():
         require_answer(address)  # before anything is recorded
     faces = FaceFinder(cache, device, detector_of(detector, as_sequence(backbone)))
@@ -105,7 +116,7 @@ def extract_on_ray(
     todo, before = plan(photos, digests, spaces, retry_failed=retry_failed)
     job = Job(
         cache=cache.path.resolve(),
-        marker=cache.local.resolve() / f"ray-{uuid.uuid4().hex}",
+        marker=cache.local.resolve() / f"{MARKER}{disk.mark_of_process()}",
         backbones=tuple(_places(backbone)),
         loading=loading,
         detector=faces.name,
@@ -117,7 +128,7 @@ def extract_on_ray(
     done = _Done(stopped=digests.stopped or stop())
     if len(todo) and not done.stopped:
         with _connected(address) as ray, _marked(job.marker):
-            done = _Crew(ray, job, photos, todo, cores=cores).work(run.watch)
+            done = _Crew(ray, job, photos, todo, run.watch, cores=cores).work()
         if upstream is not None:
             upstream.take(todo.digests)
             upstream.give()
@@ -179,11 +190,12 @@ class _Crew:
     """The workers of one run, and the queue that hands them their parts."""
 
     def __init__(
-        self, ray: Any, job: Job, photos: Photos, todo: Plan, *, cores: int | None
+        self, ray: Any, job: Job, photos: Photos, todo: Plan, watch: Watch, *, cores: int | None
     ) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
         self._ray = ray
+        self._watch = watch
         self._n = len(todo)
         self._on_node = OnNode
         here = OnNode(ray.get_runtime_context().get_node_id(), soft=False)
@@ -204,23 +216,37 @@ class _Crew:
         self._problem: Exception | None = None
         self._n_workers = len(places)
 
-    def work(self, watch: Watch) -> _Done:
-        """Run until everything is done or the caller stops it."""
-        began, looked = time.perf_counter(), float("-inf")
+    def work(self) -> _Done:
+        """Run until everything is done or the caller stops it. ClusterGone where Ray is lost."""
+        looking = ThreadPoolExecutor(1, "nodes")  # a call that waits for a lost cluster
+        try:
+            return self._work(looking)
+        except ClusterGone:
+            if self._watch.stop():
+                return _Done(True, tuple(self._nodes))
+            raise
+        finally:
+            looking.shutdown(wait=False)
+
+    def _work(self, looking: ThreadPoolExecutor) -> _Done:
+        began, asked = time.perf_counter(), time.perf_counter()
+        nodes = looking.submit(self._ray.nodes)
         while True:
-            if time.perf_counter() - looked > NODES_SECONDS:
-                looked = time.perf_counter()
-                self._hire()
-            status = self._ray.get(self._queue.status.remote())
-            seconds = time.perf_counter() - began
-            watch.progress(RunProgress(status.done, self._n, status.failed, seconds))
-            if status.finished or watch.stop():
+            now = time.perf_counter()
+            if nodes.done() and now - asked > (NODES_SECONDS if self._known else 0.0):
+                self._hire(nodes.result())
+                nodes, asked = looking.submit(self._ray.nodes), now
+            elif now - asked > NODES_SECONDS + SILENT_SECONDS:
+                raise ClusterGone("its head node is silent")
+            status = self._ask(self._queue.status.remote())
+            self._watch.progress(RunProgress(status.done, self._n, status.failed, now - began))
+            if status.finished or self._watch.stop():
                 break
-            if not self._runs:  # all had ended before the queue was asked
+            if self._known and not self._runs:  # all had ended before the queue was asked
                 raise self._problem or EmbedcacheError("every worker of the Ray cluster was lost")
             self._collect(LOOK_SECONDS)
         if not status.finished:
-            self._ray.get(self._queue.stop.remote())
+            self._ask(self._queue.stop.remote())
         until = time.perf_counter() + STOP_SECONDS
         while self._runs and time.perf_counter() < until:
             if not self._collect(LOOK_SECONDS) and status.finished and self._idle():
@@ -229,10 +255,23 @@ class _Crew:
             self._ray.kill(actor)
         return _Done(not status.finished, tuple(self._nodes), status.given_up)
 
-    def _hire(self) -> None:
+    def _ask(self, answer: Any) -> Any:
+        """What the queue answers. ClusterGone where it is lost, or silent for too long, or where
+        the caller stops a run meanwhile."""
+        until = time.perf_counter() + SILENT_SECONDS
+        while True:
+            try:
+                return self._ray.get(answer, timeout=LOOK_SECONDS)
+            except self._ray.exceptions.GetTimeoutError:
+                if time.perf_counter() > until or self._watch.stop():
+                    raise ClusterGone("the actor that hands out the work is silent") from None
+            except self._ray.exceptions.RayError as error:
+                raise ClusterGone(str(error)) from None
+
+    def _hire(self, nodes: Sequence[dict[str, Any]]) -> None:
         """Start a worker in every place of nodes that are new."""
-        nodes = [node for node in self._ray.nodes() if node["NodeID"] not in self._known]
-        for k, place in enumerate(_places_on(nodes, cores=self._cores)):
+        new = [node for node in nodes if node["NodeID"] not in self._known]
+        for k, place in enumerate(_places_on(new, cores=self._cores)):
             self._known.add(place.node)
             name = f"{place.host}-{place.node[:6]}-{k}"
             self._actors[name] = (
@@ -266,14 +305,14 @@ class _Crew:
                 self._problem = cause if isinstance(cause, EmbedcacheError) else error
                 lines = str(cause).strip().splitlines() or [type(cause).__name__]
                 log.warning("worker %s: %s", name, lines[-1][:300])
-                again = self._ray.get(self._queue.lost.remote(name))
+                again = self._ask(self._queue.lost.remote(name))
                 if again and not isinstance(cause, EmbedcacheError):
                     self._start(name)
         return bool(ready)
 
     def _idle(self) -> bool:
         """Whether the workers that have not ended are lost ones, for which nobody waits."""
-        workers: int = self._ray.get(self._queue.status.remote()).workers
+        workers: int = self._ask(self._queue.status.remote()).workers
         return workers <= len(self._nodes)
 
 
@@ -385,6 +424,8 @@ def _connected(address: str) -> Iterator[Any]:
     """Ray, connected to a cluster, or started on this machine; ended as it was found."""
     ray = _ray()
     mine = not ray.is_initialized()
+    # Ray prints what befalls its processes, and our result is all that a script reads there.
+    aside = redirect_stdout(sys.stderr) if is_own_process() else nullcontext()
     try:
         if mine and address == LOCAL:
             ray.init(
@@ -399,10 +440,15 @@ def _connected(address: str) -> Iterator[Any]:
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise no_answer(address, str(error)) from error
     try:
-        yield ray
+        with aside:
+            yield ray
     finally:
         if mine:
-            ray.shutdown()
+            # Where the head node is lost this waits until Ray ends our process: not before the
+            # result, or the error, has been said.
+            ending = threading.Thread(target=ray.shutdown, daemon=True)
+            ending.start()
+            ending.join(END_SECONDS)
 
 
 def _ray() -> Any:

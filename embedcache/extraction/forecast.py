@@ -16,10 +16,11 @@ from embedcache.backbones.loading import Backbone, Decode
 from embedcache.errors import NoSuchSpace
 from embedcache.extraction.clock import RunProgress, SpaceTally, duration
 from embedcache.extraction.face_finder import FaceFinder, as_sequence, detector_of
+from embedcache.extraction.networks import load_all
 from embedcache.extraction.parts import WorkPart
 from embedcache.extraction.pixels import is_pixels
 from embedcache.extraction.plan import Plan, plan, subset
-from embedcache.extraction.run import extract, load_all
+from embedcache.extraction.run import extract
 from embedcache.extraction.upstream import Upstream
 from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
@@ -179,7 +180,9 @@ def _read(photos: Photos, cache: Cache | None, progress: Callable[[RunProgress],
         seconds = time.perf_counter() - started
         progress(RunProgress(n_done, n, 0, seconds, doing="reading"))
 
-    return photos.digests(cache.local / "digests.npz" if cache else None, progress=reading)
+    return photos.digests(
+        cache.local / "digests.npz" if cache else None, progress=reading, forgotten=cache
+    )
 
 
 def _without_remote(

@@ -15,10 +15,11 @@ from embedcache.errors import InputError
 from embedcache.extraction.clock import Clock, RunProgress
 from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.handing import HandedPart, HandedWork
+from embedcache.extraction.networks import load_all
 from embedcache.extraction.outcome import NodeOutcome
 from embedcache.extraction.plan import Plan
 from embedcache.extraction.prefetch import Gate
-from embedcache.extraction.run import Run, Watch, load_all
+from embedcache.extraction.run import Run, Watch
 from embedcache.extraction.upstream import Upstream
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache

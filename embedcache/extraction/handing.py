@@ -31,7 +31,7 @@ I64 = NDArray[np.int64]
 
 PART_SECONDS = 20.0
 """What a part should take, as far as a worker's rate is known: what is lost with a worker."""
-FIRST_PHOTOS, MOST_PHOTOS, LEAST_PHOTOS = 64, 4096, 8
+FIRST_PHOTOS, MOST_PHOTOS, LEAST_PHOTOS = 64, 4096, 24
 SHARE, SHARE_OF_WORKER = 64, 8
 """A part is at most a 64th of all work, or an 8th of a worker's share of it if that is more: every
 part ends with batches that are not full."""

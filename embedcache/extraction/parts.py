@@ -70,9 +70,15 @@ class WorkPart:
             missing = next(name for name in names if name not in given)
             raise InputError(f"`part='auto'` found {given[0]}, but {missing} is not set")
         index, total = (_number(environ, name) for name in names)
-        if names == _SLURM:
-            return cls._of_slurm(environ, index, total)
-        return cls(index + 1 if names == _KUBERNETES else index, total)
+        try:
+            if names == _SLURM:
+                return cls._of_slurm(environ, index, total)
+            return cls(index + 1 if names == _KUBERNETES else index, total)
+        except InputError as error:
+            told = " and ".join(f"{name}={environ[name]}" for name in names)
+            if told in str(error) or "array" in error.fact:
+                raise
+            raise InputError(f"`part='auto'`, from {told}: {error.fact}") from None
 
     @classmethod
     def _of_slurm(cls, environ: Mapping[str, str], index: int, total: int) -> Self:

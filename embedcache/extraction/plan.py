@@ -105,7 +105,10 @@ def plan(
     known = next((space for space in spaces if space is not None), None)
     forgotten = np.zeros(len(photos), np.bool_)
     if known is not None and (dead := known.history.dead()):
-        forgotten = dead.of_pairs(photos.scope, photos.ids, digests.value) & readable
+        forgotten = dead.of(digests.value) & readable
+        left = np.flatnonzero(dead.of_left(digests.value) & readable)
+        ids = [photos.ids[i] for i in left.tolist()]
+        forgotten[left] |= dead.of_pairs(photos.scope, ids, digests.value[left])
     present = readable & ~forgotten
     wanted = np.zeros((len(photos), len(spaces)), np.bool_)
     tallies = []

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from embedcache.backbones.loading import Backbone, Decode
 from embedcache.errors import SpecMismatch
 from embedcache.extraction.face_finder import FaceFinder
-from embedcache.extraction.run import load_all
+from embedcache.extraction.networks import load_all
 from embedcache.spec import Spec, split_layers
 from embedcache.store.cache import Cache
 
@@ -26,7 +26,7 @@ def backbones_of(
     names: backbones to use in place of these names, in any order.
     of, advice: whose specs they are, and what helps, in the words of an error.
     Where a backbone cannot be loaded, one whose vectors the cache has stands in its place, which
-        can be asked for no vector (see `run.load_all`).
+        can be asked for no vector (see `networks.load_all`).
     SpecMismatch where a backbone as it is loaded here gives other vectors.
     """
     places = cache.places()

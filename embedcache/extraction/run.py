@@ -10,17 +10,16 @@ run embeds what the cache lacks, so running it again after a crash is the resume
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from embedcache.backbones.forward import Network
-from embedcache.backbones.loading import Backbone, Decode, leaders_of, load_several
-from embedcache.backbones.names import DEFAULT, Name
-from embedcache.errors import NoSuchSpace, PhotosError, WeightsError
+from embedcache.backbones.loading import Backbone, Decode, leaders_of
+from embedcache.backbones.names import DEFAULT
+from embedcache.errors import PhotosError
 from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
 from embedcache.extraction.decoders import children, decoding
 from embedcache.extraction.engine import Engine
@@ -28,20 +27,21 @@ from embedcache.extraction.face_finder import FaceFinder, as_sequence, detector_
 from embedcache.extraction.handing import HandedWork
 from embedcache.extraction.lanes import Lanes
 from embedcache.extraction.neighbours import Neighbours, Reading
+from embedcache.extraction.networks import engines_of, load_all
 from embedcache.extraction.outcome import Extraction, SpaceOutcome
 from embedcache.extraction.pace import Compile, PaceFinder
 from embedcache.extraction.parts import WorkPart
 from embedcache.extraction.pipeline import Pipeline
-from embedcache.extraction.pixels import KeptPixels, is_pixels, pixel_backbones, require_room
+from embedcache.extraction.pixels import KeptPixels, is_pixels, require_room
 from embedcache.extraction.prefetch import Decoding, Gate, prefetch
-from embedcache.extraction.process import note_networks, refuse_fork, without_collection
+from embedcache.extraction.process import refuse_fork
 from embedcache.extraction.provenance import about
 from embedcache.extraction.sink import OpenSegment, Sink, Sinks
 from embedcache.extraction.upstream import Upstream
 from embedcache.extraction.work import Work
 from embedcache.photos.digests import Digests
 from embedcache.photos.table import Photos
-from embedcache.spec import shape_of, split_layers
+from embedcache.spec import shape_of
 from embedcache.store.cache import Cache
 from embedcache.store.disposal import noting_aside
 from embedcache.store.shard import Rows
@@ -220,7 +220,13 @@ class Run:
             return self.watch.stop() or (beside.done() and beside.exception() is not None)
 
         memo = self.cache.local / "digests.npz"
-        return photos.digests(memo, workers=self.gate.workers, progress=reading, stop=stopped)
+        return photos.digests(
+            memo,
+            workers=self.gate.workers,
+            progress=reading,
+            stop=stopped,
+            forgotten=self.cache,
+        )
 
     def open_spaces(self, backbones: Sequence[Backbone]) -> list[Space]:
         """The spaces, with what runs that were killed have left in them."""
@@ -251,7 +257,7 @@ class Run:
         )
         # Children start while networks load.
         with children(work.n_photos, wanted=lambda: self.faces.on_cuda) as decoders:
-            engines = _engines(backbones, work, pace_finder)
+            engines = engines_of(backbones, work.todo, pace_finder)
             sinks = self._sinks(backbones, spaces, tallies=work.tallies, writer=writer)
             uncut = {b for b, engine in engines.items() if engine.network.resizes}
             with Lanes.of([engine.network for engine in engines.values()]) as lanes:
@@ -380,85 +386,6 @@ class Embedded:
     n_lanes: int = 1
 
 
-def load_all(
-    backbone: str | Backbone | Sequence[str | Backbone],
-    *,
-    faces: FaceFinder,
-    memo: Path | None = None,
-    device: str,
-    precision: str,
-    decode: Decode,
-    cache: Cache | None = None,
-    keep_pixels: int | None = None,
-) -> list[Backbone]:
-    """The backbones of a run, loaded, each spec once; last those whose rows are pixels.
-
-    cache: what it has vectors of may lack its weights here, as in a colleague's cache: photos that
-        all have a vector need none.
-    keep_pixels: as `extract` has it.
-    """
-    asked = as_sequence(backbone)
-    names = [one for one in asked if isinstance(one, str)]
-    options: dict[str, Any] = {"device": device, "precision": precision, "decode": decode}
-    options |= {"detector": faces.digest, "detector_name": faces.name, "memo": memo}
-    with without_collection():
-        try:
-            named = load_several(names, **options)
-        except WeightsError as error:
-            if cache is None or len(names) < len(asked):
-                raise
-            named = _held(names, cache, error, **options)
-    found = named if len(names) == len(asked) else _in_order(asked, named)
-    if keep_pixels is not None:
-        found = [*found, *pixel_backbones(found, keep_pixels)]
-    return list({b.spec.digest: b for b in found}.values())
-
-
-def _held(
-    names: Sequence[str], cache: Cache, error: WeightsError, **options: Any
-) -> list[Backbone]:
-    """The backbones that can be loaded by name, or from where this machine had them; and in place
-    of others the sets of vectors that the cache has. To ask one of these for a vector raises
-    `error`."""
-
-    def refuse() -> Network:
-        raise error
-
-    found: list[Backbone] = []
-    for name in names:
-        try:
-            found += load_several([name], **options)
-            continue
-        except WeightsError as own:
-            if str(own) != str(error):
-                raise error from None
-        for one in Name.parse(name).each():
-            try:
-                spec = cache.find(one.recorded).spec
-            except NoSuchSpace:
-                raise error from None
-            if spec.kind == "foreign" or spec.precision != options["precision"]:
-                raise error
-            if place := cache.places().get(spec.digest):  # where they were on this machine
-                with suppress(WeightsError):
-                    found += load_several([place], **options)
-                    continue
-            found.append(Backbone(name=one.recorded, place="", spec=spec, open=refuse))
-    return found
-
-
-def _in_order(asked: Sequence[str | Backbone], named: Sequence[Backbone]) -> list[Backbone]:
-    """What was asked for in its order; named: those that were asked for by name."""
-    by_place = {one.place: one for one in named}
-    found: list[Backbone] = []
-    for one in asked:
-        if isinstance(one, Backbone):
-            found.append(one)
-        else:
-            found += [by_place[each.place] for each in Name.parse(one).each()]
-    return found
-
-
 def _record(photos: Photos, digests: Digests, cache: Cache, *, again: bool) -> None:
     """Record whose photos these are; with `again`, also of those that were forgotten."""
     readable = digests.readable
@@ -467,26 +394,6 @@ def _record(photos: Photos, digests: Digests, cache: Cache, *, again: bool) -> N
         ids = [photos.ids[i] for i in at.tolist()]
         cache.lift(digests.value[at], scope=photos.scope, ids=ids)
     cache.record_photos(photos.scope, photos.ids, digests.value, which=readable)
-
-
-def _engines(
-    backbones: Sequence[Backbone], work: Work | HandedWork, pace_finder: PaceFinder
-) -> dict[int, Engine]:
-    """The networks, loaded, that have something to embed, by position of the first backbone that
-    shares their pass."""
-    engines = {}
-    leaders = np.array(leaders_of(backbones))
-    for b in np.unique(leaders).tolist():
-        if is_pixels(backbones[b]):
-            continue
-        if n_photos := int(work.todo.wanted[:, leaders == b].any(axis=1).sum()):
-            with without_collection():
-                network = backbones[b].open()
-            note_networks()
-            name = split_layers(backbones[b].name)[0]
-            pace = pace_finder.begin(name, network, n_photos=n_photos)
-            engines[b] = Engine(name, network, pace)
-    return engines
 
 
 def _refusal(failure: str) -> PhotosError:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,16 @@ class _Reading:
     answer: "Future[tuple[bytes, int]]"
 
 
+class Withheld(Protocol):
+    """Which photos a memo must not remember, as they were forgotten."""
+
+    def of(self, positions: Sequence[int], digests: U8) -> Bool:
+        """Which of some photos, by their positions, with digests (n, 32)."""
+
+    def state(self) -> object:
+        """Another one as soon as more is withheld."""
+
+
 def digest_files(
     paths: Sequence[str],
     memo: Path | None,
@@ -82,9 +92,10 @@ def digest_files(
     workers: int,
     progress: Callable[[int, int], None] | None,
     stop: Callable[[], bool],
+    withheld: Withheld | None = None,
 ) -> Digests:
     """sha256 of every file's bytes; see `Photos.digests`."""
-    return _Digesting(paths, DigestMemo(memo), progress, stop).run(max(1, workers))
+    return _Digesting(paths, DigestMemo(memo), progress, stop, withheld).run(max(1, workers))
 
 
 class _Digesting:
@@ -96,7 +107,10 @@ class _Digesting:
         memo: DigestMemo,
         progress: Callable[[int, int], None] | None,
         stop: Callable[[], bool],
+        withheld: Withheld | None,
     ) -> None:
+        self.withheld = withheld
+        self.learned: list[tuple[_Reading, bytes, int]] = []  # since the memo was written
         self.paths = paths
         self.memo = memo
         self.progress = progress
@@ -137,7 +151,7 @@ class _Digesting:
             for reading in self.waiting:
                 if not reading.answer.cancelled():
                     self._take(reading)
-            self.memo.write()
+            self._save()
         self.value[~self.seen] = 0
         if self.progress is not None:
             self.progress(self.n_seen, len(self.paths))
@@ -193,7 +207,27 @@ class _Digesting:
             self._fail(reading.position, reason_of(error))
             return
         self._keep(reading.position, digest)
-        self.memo.put(reading.name, reading.size, reading.mtime_ns, digest, read_ns)
+        self.learned.append((reading, digest, read_ns))
+
+    def _save(self) -> None:
+        """Write the memo, without what must not be in it.
+
+        Who forgets a photo deletes the memo after saying so: either that comes after this, or it is
+        seen here, once the memo is written.
+        """
+        learned, self.learned = self.learned, []
+        before = None if self.withheld is None else self.withheld.state()
+        banned = [False] * len(learned)
+        if self.withheld is not None and learned:
+            value = np.frombuffer(b"".join(digest for _, digest, _ in learned), np.uint8)
+            positions = [reading.position for reading, _, _ in learned]
+            banned = self.withheld.of(positions, value.reshape(-1, 32)).tolist()
+        for (reading, digest, read_ns), out in zip(learned, banned, strict=True):
+            if not out:
+                self.memo.put(reading.name, reading.size, reading.mtime_ns, digest, read_ns)
+        self.memo.write()
+        if self.withheld is not None and self.withheld.state() != before:
+            self.memo.delete()
 
     def _keep(self, position: int, digest: bytes) -> None:
         self.value[position] = np.frombuffer(digest, np.uint8)
@@ -216,7 +250,7 @@ class _Digesting:
             if self.stop():
                 self.halt.set()
             if now - self.kept >= _KEEP_SECONDS:  # a killed run then loses a minute of reading
-                self.memo.write()
+                self._save()
                 self.kept = time.monotonic()
         return self.halt.is_set()
 

@@ -134,6 +134,12 @@ class DigestMemo:
                     self._write(new, name, old, kept)
             self._learned = {}
 
+    def delete(self) -> None:
+        """Delete the file: what it remembers is read again."""
+        if self._path is not None:
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
     @contextmanager
     def _stored(self) -> Iterator[zipfile.ZipFile | None]:
         """The file, every byte of it checked; None where it is not there, or not whole."""

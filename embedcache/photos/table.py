@@ -16,13 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
 from embedcache.errors import PhotosError
 from embedcache.photos import folder, rows
-from embedcache.photos.digests import Digests, InlinePhoto, digest_files
+from embedcache.photos.digests import U8, Bool, Digests, InlinePhoto, digest_files
 from embedcache.photos.folder import readable_name
 from embedcache.photos.kinds import SUFFIXES
 from embedcache.tables import SUFFIXES as TABLE_SUFFIXES
@@ -33,6 +33,28 @@ from embedcache.wording import counted, html_table
 SHOWN = 5
 MOST = 0.5
 """Where more of a run's files are missing than this share, the folder or table is wrong."""
+
+
+class Forgotten(Protocol):
+    """What knows which photos were forgotten: a cache."""
+
+    def dead_pairs(self, scope: str, ids: Sequence[str], digests: U8) -> Bool: ...
+    def tombstones(self) -> frozenset[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Withheld:
+    """What a memo must not remember of photos."""
+
+    photos: "Photos"
+    forgotten: Forgotten
+
+    def of(self, positions: Sequence[int], digests: U8) -> Bool:
+        ids = some_of(self.photos.ids, np.array(positions, np.int64))
+        return self.forgotten.dead_pairs(self.photos.scope, ids, digests)
+
+    def state(self) -> object:
+        return self.forgotten.tombstones()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +157,7 @@ class Photos:
         workers: int = 4,
         progress: Callable[[int, int], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
+        forgotten: Forgotten | None = None,
     ) -> Digests:
         """sha256 of every file's bytes.
 
@@ -144,10 +167,14 @@ class Photos:
             and once at the end.
         stop: asked ten times a second; True ends the reading, also within a large file. What was
             learned is in the memo, and the files that were not reached are `unread`.
+        forgotten: a cache, whose forgotten photos the memo does not remember.
         A file that cannot be read gets a reason instead. Raises PhotosError when most of the files
         do not exist, since then the table or its photo column is wrong.
         """
-        found = digest_files(self.paths, memo, workers=workers, progress=progress, stop=stop)
+        withheld = None if forgotten is None else _Withheld(self, forgotten)
+        found = digest_files(
+            self.paths, memo, workers=workers, progress=progress, stop=stop, withheld=withheld
+        )
         gone = [i for i, reason in sorted(found.reasons.items()) if reason == "vanished"]
         if gone and len(gone) > MOST * (len(self) - len(found.unread)):
             raise PhotosError(

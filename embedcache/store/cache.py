@@ -282,6 +282,10 @@ class Cache:
         """Which of n ids of a scope, with contents (n, 32), were forgotten, (n,)."""
         return self.history.dead().of_pairs(scope, ids, digests)
 
+    def tombstones(self) -> frozenset[str]:
+        """The names of all tombstones: another one for each photo that is forgotten."""
+        return frozenset(self.history.dead().tombstones)
+
     def lift(
         self, digests: NDArray[np.uint8], *, scope: str | None = None, ids: Sequence[str] = ()
     ) -> int:

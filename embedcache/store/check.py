@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,26 @@ from embedcache.store.manifest import MANIFEST
 from embedcache.store.photo_ids import read_pairs, scope_key
 from embedcache.store.reader import read_rows
 from embedcache.store.salvage import is_left_inside
-from embedcache.store.segment import Segment
+from embedcache.store.segment import Segment, advice
 from embedcache.store.space import faces_of
+
+
+@contextmanager
+def naming(segment: Segment) -> Iterator[None]:
+    """Whatever is wrong with another cache's segment is Damaged that names it and the next step;
+    also that it is gone, which `steadily` looks at again."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if segment.folder.exists():
+            raise
+        raise Damaged(
+            f"{error.filename or segment.folder} is missing", advice=advice(str(segment.folder))
+        ) from None
+    except Damaged as error:
+        folder = str(segment.folder)
+        fact = error.fact if folder in error.fact else f"{folder}: {error.fact}"
+        raise Damaged(fact, advice=error.advice or advice(folder)) from None
 
 
 def check_segment(segment: Segment, *, row_crcs: NDArray[np.uint32] | None = None) -> None:

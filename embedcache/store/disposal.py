@@ -68,7 +68,8 @@ def dispose(path: Path, *, cache: Path, was: Path | None = None) -> bool:
         with contextlib.suppress(FileNotFoundError):
             set_aside(cache, path)
         return True
-    is_ours = _ours_in(path)
+    # local/ is this machine's alone: whole caches on their way to a shared copy lie there.
+    is_ours = (lambda own: True) if path.parent == cache / "local" else _ours_in(path)
     aside: Path | None = None
     for parent, folders, files in os.walk(path, topdown=False):
         inside = os.path.relpath(parent, path)

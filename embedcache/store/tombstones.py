@@ -106,14 +106,11 @@ class Dead:
 
     def of(self, digests: U8) -> Bool:
         """Which of (n, 32) content digests are dead."""
-        if not self.contents:
-            return np.zeros(len(digests), dtype=np.bool_)
-        found, marks = np.empty(len(digests), np.bool_), self.contents
-        for start in range(0, len(digests), BLOCK_ROWS):
-            raw = np.ascontiguousarray(digests[start : start + BLOCK_ROWS]).tobytes()
-            some = (sha256(raw[i : i + 32]).digest() in marks for i in range(0, len(raw), 32))
-            found[start : start + BLOCK_ROWS] = np.fromiter(some, np.bool_, len(raw) // 32)
-        return found
+        return _marked(digests, self.contents)
+
+    def of_left(self, digests: U8) -> Bool:
+        """Which of (n, 32) content digests a tombstone left to other ids than it forgot."""
+        return _marked(digests, self.left)
 
     def of_pairs(self, scope: str, ids: Sequence[str], digests: U8) -> Bool:
         """Which of n ids of a scope with contents (n, 32) are dead, by their pair or content."""
@@ -164,6 +161,18 @@ class Dead:
             for pairs in lists
             for pair in pairs
         )
+
+
+def _marked(digests: U8, marks: Collection[bytes]) -> Bool:
+    """Which of (n, 32) content digests have one of some marks."""
+    if not marks:
+        return np.zeros(len(digests), dtype=np.bool_)
+    found = np.empty(len(digests), np.bool_)
+    for start in range(0, len(digests), BLOCK_ROWS):
+        raw = np.ascontiguousarray(digests[start : start + BLOCK_ROWS]).tobytes()
+        some = (sha256(raw[i : i + 32]).digest() in marks for i in range(0, len(raw), 32))
+        found[start : start + BLOCK_ROWS] = np.fromiter(some, np.bool_, len(raw) // 32)
+    return found
 
 
 def join(tombstones: Mapping[str, Tombstone], lifts: Mapping[str, Lift]) -> Dead:

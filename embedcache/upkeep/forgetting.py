@@ -82,7 +82,8 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     a removed segment read its remaining rows.
     scope: where the ids come from; needed when an id stands for different photos in two places.
     Run again after a crash, it finishes what was begun.
-    Raises CacheError for an id that is not recorded, and for a part of a digest that is not here.
+    Raises CacheError for an id that is not recorded, and for a part of a digest that is not here:
+    before anything is removed, but where photos were forgotten before, once the others are gone.
     """
     wanted = set(ids)
     # Also what was forgotten and is still stored: a run that was cut off is finished. Looked for
@@ -95,8 +96,14 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     pairs = {pair for pair in recorded if pair[1] in wanted and scope in (None, pair[0])}
     already = _forgotten_already(cache, wanted - {name for _, name, _ in pairs}, scope)
     wanted -= already
-    _check_known(cache, wanted, pairs)
     whole = set(named.values())
+    _refuse_ambiguous(cache, pairs)
+    unknown = wanted - {name for _, name, _ in pairs}
+    # Where photos were forgotten before, such an id may be of a run that was cut off: it keeps
+    # nobody from the rest of that run's list.
+    if unknown and not ((pairs or whole) and cache.history.dead()):
+        forget_forgotten(cache)
+        raise _unknown(cache, unknown)
     absent = _absent(cache, whole)
     pairs |= cache.photo_ids.pairs_of(contents=whole, dead=True)
     contents = {pair[2] for pair in pairs} | whole
@@ -107,6 +114,8 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     living = {content: name for _, name, content in sorted(_living(cache, contents - doomed))}
     kept = sorted(living.values())
     done = _remove(cache, pairs, doomed, kept=kept)
+    if unknown:
+        raise _unknown(cache, unknown, done)
     notes = (
         f"{cache.path} holds nothing of {content.hex()}: a tombstone was written to keep it out"
         for content in sorted(absent)
@@ -325,17 +334,19 @@ def _forgotten_already(cache: Cache, names: set[str], scope: str | None) -> set[
     }
 
 
-def _check_known(cache: Cache, wanted: set[str], found: set[Pair]) -> None:
-    """Raise for an id that is not recorded, or that stands for different photos in two places."""
-    if unknown := sorted(wanted - {name for _, name, _ in found}):
-        # Of a run that was cut off: others may have removed its ids, and its rows are still stored.
-        forget_forgotten(cache)
-        raise CacheError(
-            f"{cache.path} knows no photo id or sha256 {unknown[0]!r}"
-            + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else "")
-            + f": it was never recorded, or is forgotten already. 'embedcache info {cache.path} "
-            "--photos' lists all"
-        )
+def _unknown(cache: Cache, names: set[str], done: Forgotten | None = None) -> CacheError:
+    """The error for ids that are not recorded. done: what was removed of the others."""
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return CacheError(
+        f"{cache.path} knows no photo id or sha256 {min(names)!r}{more}: it was never recorded, or "
+        "is forgotten already. "
+        + ("" if done is None else f"Of the others {str(done).splitlines()[0]}. ")
+        + f"'embedcache info {cache.path} --photos' lists all"
+    )
+
+
+def _refuse_ambiguous(cache: Cache, found: set[Pair]) -> None:
+    """Raise for an id that stands for different photos in two places."""
     places: dict[str, dict[str, set[bytes]]] = {}
     for scope, name, content in found:
         places.setdefault(name, {}).setdefault(scope, set()).add(content)

@@ -19,6 +19,7 @@ from embedcache.store.salvage import Leftover, collect, is_abandoned, leftovers
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
 from embedcache.store.tombstones import LIFTS
 
+MARKER = "ray-"  # begins the name of a file by which workers of a cluster know the cache
 STATE = ("alike", "index", "seen", "remotes/*")  # the folders of what is remembered
 MEMORY = ("digests*", "index/*", "remotes/*", "alike/*.groups")  # may be deleted at any time
 
@@ -92,11 +93,16 @@ def clear_leftovers(cache: Cache) -> None:
 
 
 def clear_outgoing(cache: Path) -> None:
-    """Delete rows on their way to a shared copy, made by pushes that have ended."""
+    """Delete rows on their way to a shared copy, made by pushes that have ended, and the markers
+    of runs on a cluster."""
     for path in sorted((cache / "local").glob("outgoing-*")):
         with contextlib.suppress(FileNotFoundError):
             if is_abandoned(path):
                 disk.remove_folder(path)
+    for path in sorted((cache / "local").glob(f"{MARKER}*")):
+        with contextlib.suppress(FileNotFoundError):
+            if disk.maker_is_gone(path.name):
+                path.unlink()
 
 
 def _state_folders(cache: Path) -> list[Path]:

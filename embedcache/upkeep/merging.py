@@ -1,7 +1,9 @@
 """Merging: bringing in what other caches hold and this one lacks."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -9,10 +11,10 @@ from embedcache import disk
 from embedcache.errors import CacheError
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
-from embedcache.store.check import check_segment
+from embedcache.store.check import check_segment, naming
 from embedcache.store.columns import OK
 from embedcache.store.manifest import replacement_id
-from embedcache.store.photo_ids import read_pairs
+from embedcache.store.photo_ids import PhotoIds, read_pairs
 from embedcache.store.segment import Segment
 from embedcache.store.union import lacking
 from embedcache.upkeep.local import clear_leftovers
@@ -88,9 +90,14 @@ def merge(into: Cache, others: Sequence[Cache], *, with_ids: bool = False) -> Me
                 for space in other.face_spaces()
             ]
             for mine, theirs in pairs:
-                largest = max(largest, _merge_space(mine, theirs, tally))
+                taken = Counter[str]()
+                met = theirs.steadily(partial(_take_lacking, mine, taken))
+                largest = max(largest, met.largest_difference)
+                for counts in (taken, met.counts):
+                    for name, n in counts.items():
+                        tally[name] += n
             if with_ids:
-                tally["ids"] += merge_ids(into, other.photo_segments())
+                tally["ids"] += merge_ids(into, other.photo_ids)
         clear_leftovers(into)
     rest = {"largest_difference": largest, "into": str(into.path)}
     return Merged(**(tally | rest))  # type: ignore[arg-type]
@@ -101,54 +108,75 @@ def _stored(cache: Cache) -> int:
     return sum(len(store.digests()) for store in cache.stores())
 
 
-def _merge_space(mine: Store, theirs: Store, tally: dict[str, int]) -> float:
-    """Bring one space's rows in; returns the largest difference between rows of both sides."""
+@dataclass(frozen=True, slots=True)
+class _Met:
+    """What both sides hold of a space, or must not hold."""
+
+    counts: Counter[str]
+    largest_difference: float
+
+
+def _take_lacking(mine: Store, taken: Counter[str], segments: Sequence[Segment]) -> _Met:
+    """Bring in what a space lacks of some segments of another one.
+
+    taken: counts what came, also in a call before this one, when a segment was removed meanwhile.
+    """
     here = {segment.id: segment.digest for segment in mine.segments()}
-    largest = 0.0
-    segments = []
-    for segment in theirs.segments():
+    counts, largest = Counter[str](), 0.0
+    others = []
+    for segment in segments:
         if here.get(segment.id) == segment.digest:
-            tally["already_here"] += segment.manifest.n_ok
+            counts["already_here"] += segment.manifest.n_ok
         else:
-            check_segment(segment)
-            segments.append(segment)
+            with naming(segment):
+                check_segment(segment)
+            others.append(segment)
     found = lacking(
-        [(segment.column("digest"), segment.manifest.n_ok) for segment in segments],
+        [(segment.column("digest"), segment.manifest.n_ok) for segment in others],
         status=mine.status,
         dead=mine.history.dead().of,
     )
-    tally["already_here"] += found.already_there
-    tally["withheld"] += found.withheld
-    for segment, rows in zip(segments, found.rows, strict=True):
+    counts["already_here"] += found.already_there - taken["rows"]
+    counts["withheld"] += found.withheld
+    for segment, rows in zip(others, found.rows, strict=True):
         n_ok = segment.manifest.n_ok
-        both = np.flatnonzero(mine.status(segment.column("digest")[:n_ok]) == OK)
-        distance = mine.distance(segment, both)
-        tally["differing"] += int((distance > 0).sum())
+        with naming(segment):
+            both = np.flatnonzero(mine.status(segment.column("digest")[:n_ok]) == OK)
+            distance = mine.distance(segment, both)
+            if len(rows):
+                take(mine, segment, rows)
+        counts["differing"] += int((distance > 0).sum())
         largest = max(largest, float(distance.max(initial=0)))
         if len(rows):
-            take(mine, segment, rows)
-            tally["rows"] += int((rows < n_ok).sum())
-            tally["failures"] += int((rows >= n_ok).sum())
-            tally["segments"] += 1
-    return largest
+            taken["rows"] += int((rows < n_ok).sum())
+            taken["failures"] += int((rows >= n_ok).sum())
+            taken["segments"] += 1
+    return _Met(counts, largest)
 
 
-def merge_ids(into: Cache, segments: Sequence[Segment]) -> int:
+def merge_ids(into: Cache, theirs: PhotoIds) -> int:
     """Bring in the photo ids that `into` does not know and that were not forgotten there."""
+    merged: list[int] = []
+    theirs.steadily(partial(_take_ids, into, merged))
+    return sum(merged)
+
+
+def _take_ids(into: Cache, merged: list[int], segments: Sequence[Segment]) -> None:
+    """Bring in the ids of some segments; merged: takes how many came, segment by segment."""
     here = into.photo_table()
     known = {
         (name, scope, digest.tobytes())
         for name, scope, digest in zip(here.ids, here.scopes, here.digests, strict=True)
     }
     ids = {segment.id for segment in into.photo_segments()}
-    merged = 0
     for segment in segments:
         if segment.id in ids:
             continue
-        check_segment(segment)
-        names, contents = read_pairs(segment)
+        with naming(segment):
+            check_segment(segment)
+            names, contents = read_pairs(segment)
+            digests = segment.column("digest")
         scope = segment.manifest.name
-        digests = segment.column("digest")
         banned = into.dead_pairs(scope, names, digests)
         keep = [
             i
@@ -156,9 +184,9 @@ def merge_ids(into: Cache, segments: Sequence[Segment]) -> int:
             if not banned[i] and (names[i], scope, contents[i]) not in known
         ]
         if keep:
-            into.photo_ids.rewrite(
-                [(segment, np.array(keep))], segment_id=replacement_id(segment.id)
-            )
+            with naming(segment):
+                into.photo_ids.rewrite(
+                    [(segment, np.array(keep))], segment_id=replacement_id(segment.id)
+                )
             known.update((names[i], scope, contents[i]) for i in keep)
-            merged += len(keep)
-    return merged
+            merged.append(len(keep))

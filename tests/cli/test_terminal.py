@@ -104,7 +104,7 @@ CHILD = """
     import os, signal, sys, threading, time
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     from embedcache import display
-    from embedcache.extraction import run
+    from embedcache.extraction import networks
     from tests import stand_in
 
     def before(n):
@@ -125,7 +125,7 @@ CHILD = """
 
     seen = []
     display.QUIET_SECONDS = 0
-    run.load_several = lambda *_, **__: [stand_in.backbone(before=before)]
+    networks.load_several = lambda *_, **__: [stand_in.backbone(before=before)]
     import cli
     sys.argv = ["embedcache", "extract", "photos", "--cache", "c", "--batch-size", "1"]
     cli.main()
