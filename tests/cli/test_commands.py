@@ -243,7 +243,7 @@ SLOW = """
 import sys
 import cli
 from embedcache.store.cache import Cache
-from embedcache.extraction import run as extraction
+from embedcache.extraction import networks
 from tests import stand_in
 import time
 
@@ -253,7 +253,7 @@ def load(*_, **__):
         time.sleep(0.2)
     return [stand_in.backbone(before=slowly)]
 
-extraction.load_several = load
+networks.load_several = load
 sys.argv[0] = "embedcache"
 cli.main()
 """

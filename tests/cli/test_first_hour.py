@@ -29,12 +29,12 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every backbone's name is the stand-in's."""
-    from embedcache.extraction import run
+    from embedcache.extraction import networks
 
     def load(*_: Any, **__: Any) -> list[Backbone]:
         return [stand_in.backbone()]
 
-    monkeypatch.setattr(run, "load_several", load)
+    monkeypatch.setattr(networks, "load_several", load)
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ def test_an_extraction_runs_in_a_thread_also_as_commands_start_it(
     make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from embedcache.commands import embedding
-    from embedcache.extraction import run
+    from embedcache.extraction import networks
 
-    monkeypatch.setattr(run, "load_several", lambda *_, **__: [stand_in.backbone()])
+    monkeypatch.setattr(networks, "load_several", lambda *_, **__: [stand_in.backbone()])
     photos, embedded = Photos.read(make_photos(9)), list[int]()
 
     def work() -> None:
