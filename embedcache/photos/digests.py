@@ -110,7 +110,8 @@ class _Digesting:
         withheld: Withheld | None,
     ) -> None:
         self.withheld = withheld
-        self.learned: list[tuple[_Reading, bytes, int]] = []  # since the memo was written
+        self.learned: list[tuple[int, tuple[str, int, int, bytes, int]]] = []  # position, for memo
+        self.state = None if withheld is None else withheld.state()
         self.paths = paths
         self.memo = memo
         self.progress = progress
@@ -207,26 +208,33 @@ class _Digesting:
             self._fail(reading.position, reason_of(error))
             return
         self._keep(reading.position, digest)
-        self.learned.append((reading, digest, read_ns))
+        told = reading.name, reading.size, reading.mtime_ns, digest, read_ns
+        self.learned.append((reading.position, told))
+        if len(self.learned) >= _STAT_FILES:
+            self._learn()
+
+    def _learn(self) -> None:
+        """Give the memo what was learned, without what must not be in it."""
+        learned, self.learned = self.learned, []
+        banned = [False] * len(learned)
+        if self.withheld is not None and learned:
+            value = np.frombuffer(b"".join(told[3] for _, told in learned), np.uint8)
+            positions = [position for position, _ in learned]
+            banned = self.withheld.of(positions, value.reshape(-1, 32)).tolist()
+        for (_, told), out in zip(learned, banned, strict=True):
+            if not out:
+                self.memo.put(*told)
 
     def _save(self) -> None:
-        """Write the memo, without what must not be in it.
+        """Write the memo.
 
         Who forgets a photo deletes the memo after saying so: either that comes after this, or it is
         seen here, once the memo is written.
         """
-        learned, self.learned = self.learned, []
-        before = None if self.withheld is None else self.withheld.state()
-        banned = [False] * len(learned)
-        if self.withheld is not None and learned:
-            value = np.frombuffer(b"".join(digest for _, digest, _ in learned), np.uint8)
-            positions = [reading.position for reading, _, _ in learned]
-            banned = self.withheld.of(positions, value.reshape(-1, 32)).tolist()
-        for (reading, digest, read_ns), out in zip(learned, banned, strict=True):
-            if not out:
-                self.memo.put(reading.name, reading.size, reading.mtime_ns, digest, read_ns)
+        self._learn()
         self.memo.write()
-        if self.withheld is not None and self.withheld.state() != before:
+        if self.withheld is not None and self.withheld.state() != self.state:
+            self.state = self.withheld.state()
             self.memo.delete()
 
     def _keep(self, position: int, digest: bytes) -> None:

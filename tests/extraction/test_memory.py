@@ -70,7 +70,8 @@ def growth(tmp_path: Path, few: int, many: int) -> list[int]:
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
 def test_memory_hardly_grows_with_the_number_of_photos(tmp_path: Path) -> None:
     long = tmp_path / ("a path as people have them, " * 5)
-    assert max(growth(long, 1_000, 7_000)) < 6_000 * 200_000_000 / 90_000
+    # Buffers of a fixed size are full at the smaller number already.
+    assert max(growth(long, 3_000, 12_000)) < 9_000 * 200_000_000 / 90_000
 
 
 @pytest.mark.torture
