@@ -1,5 +1,6 @@
 """What networks mean for the process they run in: slow imports, and threads that a fork loses."""
 
+import atexit
 import contextlib
 import gc
 import os
@@ -26,6 +27,7 @@ def without_collection() -> Iterator[None]:
     finally:
         if is_own_process():
             gc.freeze()
+            atexit.register(gc.unfreeze)  # libraries complain of what is left at the end
         if was_enabled:
             gc.enable()
 
