@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,13 +230,15 @@ class _Crew:
 
     def _work(self, looking: ThreadPoolExecutor) -> _Done:
         began, asked = time.perf_counter(), time.perf_counter()
-        nodes = looking.submit(self._ray.nodes)
+        nodes: Future[Any] | None = looking.submit(self._ray.nodes)
         while True:
             now = time.perf_counter()
-            if nodes.done() and now - asked > (NODES_SECONDS if self._known else 0.0):
-                self._hire(nodes.result())
+            if nodes is None and now - asked > NODES_SECONDS:
                 nodes, asked = looking.submit(self._ray.nodes), now
-            elif now - asked > NODES_SECONDS + SILENT_SECONDS:
+            elif nodes is not None and nodes.done():
+                self._hire(self._answered(nodes.result))
+                nodes = None
+            elif nodes is not None and now - asked > SILENT_SECONDS:
                 raise ClusterGone("its head node is silent")
             status = self._ask(self._queue.status.remote())
             self._watch.progress(RunProgress(status.done, self._n, status.failed, now - began))
@@ -261,12 +263,19 @@ class _Crew:
         until = time.perf_counter() + SILENT_SECONDS
         while True:
             try:
-                return self._ray.get(answer, timeout=LOOK_SECONDS)
+                return self._answered(lambda: self._ray.get(answer, timeout=LOOK_SECONDS))
             except self._ray.exceptions.GetTimeoutError:
                 if time.perf_counter() > until or self._watch.stop():
                     raise ClusterGone("the actor that hands out the work is silent") from None
-            except self._ray.exceptions.RayError as error:
-                raise ClusterGone(str(error)) from None
+
+    def _answered(self, ask: Callable[[], Any]) -> Any:
+        """What Ray answers, maybe that there is no answer yet; ClusterGone where it is lost."""
+        try:
+            return ask()
+        except self._ray.exceptions.GetTimeoutError:
+            raise
+        except self._ray.exceptions.RayError as error:
+            raise ClusterGone(str(error)) from None
 
     def _hire(self, nodes: Sequence[dict[str, Any]]) -> None:
         """Start a worker in every place of nodes that are new."""

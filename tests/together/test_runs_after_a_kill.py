@@ -1,6 +1,7 @@
 """What a killed run left is gone, and entered, once any other command has run in the cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,19 @@ def test_hidden_names_of_killed_runs_go_and_those_of_others_stay(
     assert verify(cache).clean, str(verify(cache))
 
 
+@contextmanager
+def killed_before_the_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the block does ends where it would enter tombstones and lifts in the log."""
+
+    def killed(self: History) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(History, "note", killed)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
 def pull_from(cache: Cache, there: Cache) -> object:
     return pull(str(there.path), cache)
 
@@ -88,13 +102,8 @@ def test_tombstones_that_a_killed_run_took_over_are_entered_by_the_next(
     there, cache = make(tmp_path / "there", 1, 2, 3), make(tmp_path / "a", 2, 3)
     forget(there, ["p1"])
 
-    def killed(self: History) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(History, "note", killed)
-        with pytest.raises(KeyboardInterrupt):
-            bring(cache, there)
+    with killed_before_the_log(monkeypatch):
+        bring(cache, there)
     assert "named by no entry" in str(verify(cache))
     cache = Cache.open(cache.path)
     bring(cache, there)
@@ -110,13 +119,8 @@ def test_a_lift_that_a_killed_run_did_not_enter_is_entered_by_its_rerun(
     cache = make(tmp_path / "c", 1, 2)
     forget(cache, ["p1"])
 
-    def killed(self: History) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(History, "note", killed)
-        with pytest.raises(KeyboardInterrupt):
-            cache.lift(photos(1), scope="folder", ids=["p1"])
+    with killed_before_the_log(monkeypatch):
+        cache.lift(photos(1), scope="folder", ids=["p1"])
     assert "named by no entry" in str(verify(cache))
     Cache.open(cache.path).lift(photos(1), scope="folder", ids=["p1"])
     assert verify(cache).clean, str(verify(cache))
