@@ -5,6 +5,7 @@ not any more. Ray itself would wait without end, or end the process.
 import os
 import secrets
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -35,16 +36,34 @@ def set_token(address: str) -> None:
 
     Ray writes a token into the home folder for a cluster of its own, after which every 'ray start'
     asks for it; and it sends none to a cluster that is named. So a cluster of our own has a token
-    of its own, and one that is named gets the token that is here.
+    of its own, and one that is named gets the token that is here if it asks for one: a cluster that
+    asks for none takes whoever expects one for dead.
     """
     if "ray" in sys.modules or "RAY_AUTH_MODE" in os.environ:
         return
     here = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    if address == LOCAL and not here:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    elif address != LOCAL and not here and not (Path.home() / ".ray/auth_token").exists():
+    if address == LOCAL:
+        if not here:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    elif not (here or (Path.home() / ".ray/auth_token").exists()) or not _asks_for_token(address):
         return
     os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def _asks_for_token(address: str) -> bool:
+    """Whether a cluster does not tell its state to a process that sends no token."""
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address],
+            env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=ANSWER_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return True
+    return asked.returncode != 0
 
 
 def require_answer(address: str) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,9 @@ def extract_on_ray(
     """
     started = time.perf_counter()
     refuse_fork()
-    set_token(address)
-    if not _ray().is_initialized():
+    if not _is_connected():
         require_answer(address)  # before anything is recorded
+        set_token(address)
     faces = FaceFinder(cache, device, detector_of(detector, as_sequence(backbone)))
     run = Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), faces)
     upstream = Upstream(remote, cache, offer=offer) if remote else None
@@ -458,6 +459,13 @@ def _connected(address: str) -> Iterator[Any]:
             ending = threading.Thread(target=ray.shutdown, daemon=True)
             ending.start()
             ending.join(END_SECONDS)
+
+
+def _is_connected() -> bool:
+    """Whether the caller has connected this process to a cluster. InputError without ray."""
+    if "ray" not in sys.modules and find_spec("ray") is not None:
+        return False
+    return bool(_ray().is_initialized())
 
 
 def _ray() -> Any:

@@ -39,7 +39,15 @@ def slow_backbone() -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
+def no_token() -> Iterator[None]:
+    """Ray writes no token into the home folder."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_AUTH_MODE", "disabled")
+        yield
+
+
+@pytest.fixture(scope="module")
+def local_ray(no_token: None) -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         ray.init(
@@ -267,6 +275,7 @@ DRIVER = """
 
 @pytest.mark.torture
 @pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("no_token")
 def test_twenty_thousand_photos_survive_workers_a_node_and_the_driver(
     make_photos: MakePhotos, tmp_path: Path
 ) -> None:
@@ -285,12 +294,12 @@ def test_twenty_thousand_photos_survive_workers_a_node_and_the_driver(
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     try:
         with subprocess.Popen(command, env=environ) as driver:
-            wait_for_rows(tmp_path / "c", n // 5)
+            wait_for_rows(tmp_path / "c", n // 5, of=driver)
             for pid in workers_of(set())[:2]:
                 os.kill(pid, signal.SIGKILL)
-            wait_for_rows(tmp_path / "c", 2 * n // 5)
+            wait_for_rows(tmp_path / "c", 2 * n // 5, of=driver)
             nodes.remove_node(lost, allow_graceful=False)
-            wait_for_rows(tmp_path / "c", 3 * n // 5)
+            wait_for_rows(tmp_path / "c", 3 * n // 5, of=driver)
             driver.kill()
         time.sleep(5)
         done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
@@ -303,10 +312,11 @@ def test_twenty_thousand_photos_survive_workers_a_node_and_the_driver(
     assert written - n <= 0.02 * n
 
 
-def wait_for_rows(path: Path, n: int) -> None:
-    """Wait until a cache holds n rows."""
+def wait_for_rows(path: Path, n: int, *, of: subprocess.Popen[Any]) -> None:
+    """Wait until a cache holds n rows, written by a process or for it."""
     until = time.monotonic() + 900
     while time.monotonic() < until:
+        assert of.poll() is None, f"the process ended with status {of.returncode}"
         try:
             spaces = Cache.open(path).spaces()
             if spaces and len(spaces[0].digests()) >= n:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,11 +40,22 @@ def test_a_cluster_of_our_own_has_a_token_that_no_file_keeps(home: Path) -> None
     assert list(home.iterdir()) == []
 
 
-def test_a_cluster_that_is_named_gets_the_token_that_is_here(home: Path) -> None:
+def test_a_cluster_that_is_named_gets_the_token_that_is_here_if_it_asks(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def asks(address: str) -> bool:
+        asked.append(address)
+        return len(asked) > 1
+
+    monkeypatch.setattr(answering, "_asks_for_token", asks)
     set_token("10.0.0.1:6379")
-    assert "RAY_AUTH_MODE" not in os.environ
+    assert asked == []
     (home / ".ray").mkdir()
     (home / ".ray/auth_token").write_text("0" * 64)
+    set_token("10.0.0.1:6379")
+    assert "RAY_AUTH_MODE" not in os.environ
     set_token("10.0.0.1:6379")
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert "RAY_AUTH_TOKEN" not in os.environ
@@ -55,6 +67,32 @@ def test_who_says_how_ray_is_trusted_is_obeyed(monkeypatch: pytest.MonkeyPatch) 
     set_token(LOCAL)
     assert "RAY_AUTH_TOKEN" not in os.environ
     assert "token" in str(no_answer("a:1", "InvalidAuthToken: no"))
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", ["token", "disabled"])
+def test_a_token_that_is_here_is_no_matter_to_a_cluster_without(
+    make_photos: MakePhotos, tiny_weights: Path, tmp_path: Path, mode: str
+) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("0" * 64)
+    environ = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    environ["HOME"] = str(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    start += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    command = [sys.executable, "-m", "embedcache", "extract", str(make_photos(40))]
+    command += ["--cache", str(tmp_path / "c"), "--backbone", f"local-dir:{tiny_weights}"]
+    command += ["--ray", f"127.0.0.1:{port}", "--json"]
+    with subprocess.Popen(start, env=environ | {"RAY_AUTH_MODE": mode}) as head:
+        try:
+            done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        finally:
+            head.terminate()
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["spaces"][0]["embedded"] == 40
 
 
 @pytest.mark.torture
@@ -74,7 +112,7 @@ def test_a_run_whose_cluster_is_lost_says_so_and_is_finished_by_the_next(
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as driver:
-        wait_for_rows(cache, 300)
+        wait_for_rows(cache, 300, of=driver)
         for pid in processes(lost) - before:
             os.kill(pid, signal.SIGKILL)
         assert driver.stderr is not None
