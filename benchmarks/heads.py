@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 # As `heads.fit` has it, which cannot set it once torch is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 import numpy as np
 import polars as pl

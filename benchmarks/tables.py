@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 # As `heads.fit` has it, which cannot set it once torch is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 if find_spec("google_crc32c") is None:  # the checksums of caches, of which there is none here
     sys.modules["google_crc32c"] = ModuleType("google_crc32c")
 

@@ -88,7 +88,7 @@ def fit_candidates(
     loss = _loss(protocol, dataset, link)
     # OpenMP threads that wait for each other by spinning lose most of the machine as soon as
     # something else runs on it. Without effect once torch is loaded (docs/decisions/030).
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "4000")
     train, dev, solvers = _placed(train, dev, protocol)
     standard = solvers.fit_standard(train)
     found = _fit_linear(

@@ -206,8 +206,7 @@ class Bank:
     ) -> None:
         """Fill the gradients from d loss / d outputs `slope` (members, rows, outputs).
 
-        kept: what `forward` returned, used up here: the sign of what passed a rectifier is its
-            slope.
+        kept: what `forward` returned.
         """
         value, grad, (m0, m1, m2), (a, b, c) = self._value, self._slope, self.count, self.cuts
         first, one, two, second = kept
@@ -231,17 +230,22 @@ class Bank:
             between = torch.bmm(upper, value["last"][m1:])
             if masks is not None:
                 between.mul_(masks[2])
-            between.mul_(second.sign_())
+            _through_rectifier(between, second)
             torch.bmm(between.transpose(1, 2), two, out=grad["middle"])
             torch.sum(between, 1, keepdim=True, out=grad["middle_bias"])
             target = down[:, b:c].view(rows, m2, self.hidden).transpose(0, 1)
             target.copy_(torch.bmm(between, value["middle"]))
             if masks is not None:
                 target.mul_(masks[1])
-        down[:, a:].mul_(first[:, a:].sign_())
+        _through_rectifier(down[:, a:], first[:, a:])
         if self.products == "float32":
             torch.mm(down.T, inputs, out=grad["first"])
         else:
             kind = self._rounded.dtype
             grad["first"].copy_(torch.mm(down.to(kind).T, inputs.to(kind)))
         torch.sum(down, 0, out=grad["first_bias"])
+
+
+def _through_rectifier(slope: Tensor, passed: Tensor) -> None:
+    """Set a slope by what a rectifier gave to the slope by what it took."""
+    torch.ops.aten.threshold_backward(slope, passed, 0, grad_input=slope)

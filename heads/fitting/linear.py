@@ -19,6 +19,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from heads.dataset.rows import Part
 from heads.fitting.metrics import row_log_loss, squared_error
+from heads.fitting.moments import Moments, ahead
 from heads.head import Layer, Link, Standard, linked
 
 RIDGE_STRENGTHS = tuple(float(10 ** (k / 2)) for k in range(-2, 15))
@@ -200,10 +201,12 @@ class _Primal(_Centred):
     def __init__(self, train: Part, standard: Standard) -> None:
         super().__init__(train, standard)
         dim = len(self.centre)
-        self.gram, self.cross = np.zeros((dim, dim)), np.zeros((dim, train.targets.shape[1]))
-        for rows, targets in self.blocks():
-            self.gram += rows.T @ rows
-            self.cross += rows.T @ targets
+        # Targets are further floats of a row, whose products with the others are X'y.
+        moments = Moments(dim + train.targets.shape[1], np.float64)
+        for rows in ahead(np.concatenate(pair, 1) for pair in self.blocks()):
+            moments.add(rows)
+        both = moments.whole()
+        self.gram, self.cross = both[:dim, :dim], both[:dim, dim:]
         self.diagonal = self.gram.diagonal().copy()
 
     def rescaled(self, standard: Standard) -> "_Primal":

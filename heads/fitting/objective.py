@@ -85,7 +85,7 @@ class Objective:
             torch.empty(shape, dtype=kind, device=self.device)
             for shape, kind in zip(shapes, kinds, strict=True)
         ]
-        self.dev_inputs = self._read(dev_part, dev_part.order) if held else None
+        self.dev_inputs = self._read(dev_part, dev_part.order, self.kind) if held else None
         lengths = [len(order) for order in self._order(0)]
         self.steps_per_epoch = sum(-(-length // size) for length in lengths)
 
@@ -200,7 +200,7 @@ class Objective:
         for start in range(0, len(self.dev), size):
             rows = self._dev_order[start : start + size]
             if self.dev_inputs is None:
-                inputs = self._read(self.dev, self.dev.order[start : start + size])
+                inputs = self._read(self.dev, self.dev.order[start : start + size], self.kind)
             else:
                 inputs = self.dev_inputs[start : start + size]
             seen = self.linked(bank.forward(inputs, training=True)[0])

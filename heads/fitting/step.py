@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The functions behind torch.optim: its classes load torch._dynamo, which takes seconds.
-from torch.optim.adamw import adamw
+# What is behind torch.optim: its classes load torch._dynamo, which takes seconds, and its functions
+# take longer over five rates than over their values (docs/decisions/109).
+from torch import _fused_adamw_ as adamw
 from torch.optim.sgd import sgd
 
 from heads.fitting.fc import Bank
@@ -30,7 +31,7 @@ _BEFORE_CAPTURE = 3  # libraries load their kernels and take their workspaces me
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The tensors of one rate and weight decay: values, their slopes, moments and steps taken."""
+    """The tensors of one rate and weight decay: values, their slopes and their moments."""
 
     rate: float
     decay: float
@@ -38,7 +39,6 @@ class _Group:
     slopes: list[Tensor]
     first: list[Tensor]
     second: list[Tensor]
-    steps: list[Tensor]
 
 
 class Optimizer:
@@ -55,11 +55,12 @@ class Optimizer:
         self.kind, self.total, self.on_device = protocol.optimizer, total, on_device
         self.moments = (torch.zeros_like(bank.flat), torch.zeros_like(bank.flat))
         self._clock = bank.flat.new_full((), taken, dtype=torch.float64)
-        self._groups = self._grouped(bank, protocol.weight_decay, taken)
+        self._steps = bank.flat.new_full((), taken)  # as AdamW counts them
+        self._groups = self._grouped(bank, protocol.weight_decay)
         self._starts = bank.flat.new_tensor([one.rate for one in self._groups], dtype=torch.float64)
         self._rates = self._starts.float()
 
-    def _grouped(self, bank: Bank, weight_decay: float, taken: int) -> list[_Group]:
+    def _grouped(self, bank: Bank, weight_decay: float) -> list[_Group]:
         """A group per rate; a second one of biases, where weights decay."""
         found: dict[tuple[float, float], _Group] = {}
         for place, member in enumerate(bank.members):
@@ -68,11 +69,10 @@ class Optimizer:
                 zip(*(bank.views(f, place) for f in flats), strict=True)
             ):
                 key = member.rate, 0.0 if kind % 2 else weight_decay
-                group = found.setdefault(key, _Group(*key, [], [], [], [], []))
+                group = found.setdefault(key, _Group(*key, [], [], [], []))
                 held = (group.values, group.slopes, group.first, group.second)
                 for one, tensor in zip(held, tensors, strict=True):
                     one.append(tensor)
-                group.steps.append(bank.flat.new_full((), taken))
         return list(found.values())
 
     def step(self, taken: int) -> None:
@@ -84,6 +84,7 @@ class Optimizer:
             rates = self._rates.unbind()
         else:
             rates = [one.rate * _DECAY ** (taken / self.total) for one in self._groups]
+        self._steps += 1
         for group, rate in zip(self._groups, rates, strict=True):
             if self.kind == "sgd":
                 sgd(
@@ -92,10 +93,11 @@ class Optimizer:
                     maximize=False,
                 )  # fmt: skip
             else:
+                steps = [self._steps] * len(group.values)
                 adamw(
-                    group.values, group.slopes, group.first, group.second, [], group.steps,
-                    fused=True, capturable=self.on_device, lr=rate, weight_decay=group.decay,
-                    beta1=0.9, beta2=0.999, eps=1e-8, amsgrad=False, maximize=False,
+                    group.values, group.slopes, group.first, group.second, [], steps, lr=rate,
+                    weight_decay=group.decay, beta1=0.9, beta2=0.999, eps=1e-8, amsgrad=False,
+                    maximize=False,
                 )  # fmt: skip
 
 
