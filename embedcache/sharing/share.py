@@ -28,7 +28,7 @@ from embedcache.sharing.confirming import confirm, look_again, set_names
 from embedcache.sharing.connecting import connect, memo_of, read_only_lock
 from embedcache.sharing.litter import clear_litter
 from embedcache.sharing.moved import MoveCounts, Moved, OnBytes, workers
-from embedcache.sharing.pull_plan import PullPlan, PullPlanner, Wanted
+from embedcache.sharing.pull_plan import PullPlan, PullPlanner, Wanted, dead_rows_in
 from embedcache.sharing.pulled_refs import take_refs
 from embedcache.sharing.purging import ROUNDS
 from embedcache.sharing.purging import purge as purge_segments
@@ -82,6 +82,9 @@ def pull(
             counts.add(planned(plan.pieces))
         else:
             pulling.take(plan, wanted, counts, progress)
+            if plan.pieces:  # what others forgot while these came
+                _adopt_marks(pulling.copy.again(), cache, counts, dry_run=False)
+                plan.still_here = dead_rows_in(cache, cache.history.dead())
         copy = pulling.copy
         if not dry_run and (ref is not None or wanted.everything):
             take_refs(copy, cache, pulling.renamed, counts, ref=ref, with_ids=with_ids)
@@ -253,7 +256,11 @@ def push(
         send_marks(copy, cache, counts, dry_run=dry_run)
         published, there = Published(), _there(plan, {})
         if not dry_run:
-            copy, published, there = _send(copy, cache, plan, planned, pool, progress)
+            try:
+                copy, published, there = _send(copy, cache, plan, planned, pool, progress)
+            except Damaged:  # perhaps by a 'forget', which holds there too though this push ends
+                send_marks(copy.again(), cache, counts, dry_run=False)
+                raise
         if not (backbones or specs):
             send_refs(copy, cache, counts, there, with_ids=with_ids, dry_run=dry_run)
         if not dry_run:
