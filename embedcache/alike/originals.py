@@ -61,7 +61,7 @@ def paths_of(
     found = {digest: path for path, digest in _memo(cache).files()}
     if photos is not None:
         kept = _memo_path(cache) if cache.writable else None
-        digests = photos.digests(kept, progress=progress)
+        digests = photos.digests(kept, progress=progress, forgotten=cache)
         for i, ok in enumerate(digests.readable.tolist()):
             if ok:
                 found[digests.value[i].tobytes()] = photos.paths[i]

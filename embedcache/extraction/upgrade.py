@@ -1,6 +1,6 @@
 """A new backbone beside an old one: embed with it every photo that the old one has."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,19 @@ def upgrade(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Forgotten:
+    """The contents that the cache's memory of files must not hold."""
+
+    cache: Cache
+
+    def of(self, positions: Sequence[int], digests: U8) -> NDArray[np.bool_]:
+        return self.cache.dead(digests)
+
+    def state(self) -> object:
+        return self.cache.tombstones()
+
+
 def _files(
     cache: Cache,
     held: U8,
@@ -121,7 +134,9 @@ def _files(
     def reading(n_done: int, n: int) -> None:
         progress(RunProgress(n_done, n, 0, 0.0, doing="reading"))
 
-    read = digest_files(paths, memo, workers=4, progress=reading, stop=stop)
+    read = digest_files(
+        paths, memo, workers=4, progress=reading, stop=stop, withheld=_Forgotten(cache)
+    )
     place = {row.tobytes(): k for k, row in enumerate(held)}
     chosen: dict[int, str] = {}
     for path, row, ok in zip(paths, read.value, read.readable, strict=True):

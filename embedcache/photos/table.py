@@ -162,7 +162,8 @@ class Photos:
         """sha256 of every file's bytes.
 
         memo: a file that remembers digests by path, size and mtime_ns; read if it is there,
-            rewritten atomically when something new was learned.
+            rewritten atomically when something new was learned. That of a cache goes with
+            `forgotten`.
         progress: called ten times a second, in the calling thread, with (files looked at, files),
             and once at the end.
         stop: asked ten times a second; True ends the reading, also within a large file. What was

@@ -64,7 +64,7 @@ def compact_remote(
                 raise RemoteError(problems[0], asked=f"nothing was joined{more}")
             join(scratch, target_rows=target_rows)
             sending = _Sending.of(cache, copy.remote)
-            done = _exchange(copy.again(), scratch, pool, sending)
+            done = _exchange(copy.again(), cache, scratch, pool, sending)
             sending.end(copy.again())
             clear_litter(copy.again(), cache)
             return done
@@ -73,14 +73,18 @@ def compact_remote(
 
 
 def _exchange(
-    copy: SharedCopy, scratch: Cache, pool: ThreadPoolExecutor, sending: "_Sending"
+    copy: SharedCopy,
+    cache: Cache,
+    scratch: Cache,
+    pool: ThreadPoolExecutor,
+    sending: "_Sending",
 ) -> Compacted:
     """Send the segments of `scratch` that are not there; remove those that it makes needless."""
     spaces = {space.digest: space for root in ROWS for space in copy.spaces(root).values()}
     n_before = sum(len(space.segments) - space.unfinished for space in spaces.values())
     lifts, tombstones = scratch.history.files()
     marks = Marks(lifts=lifts, tombstones=tombstones)  # those that its rows obey
-    copy.segments.dead = scratch.history.dead()
+    copy.segments.dead = marks.joined(cache)  # what `cache` remembers of the remote obeys both
     made = {store.key: store.segments() for store in scratch.stores()}
     holders = {f"{key}/{segment.id}" for key, some in made.items() for segment in some}
     # A removed id is never sent again, and neither is a row that was forgotten since it came.

@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from embedcache.alike.originals import paths_of
 from embedcache.errors import CacheError, Damaged
+from embedcache.extraction.run import extract
+from embedcache.extraction.upgrade import upgrade
 from embedcache.photos.memo import DigestMemo
 from embedcache.photos.table import Photos
+from embedcache.sharing.joining import compact_remote
 from embedcache.sharing.memo import Memo
+from embedcache.sharing.share import push
 from embedcache.store.cache import Cache
 from embedcache.store.check import check_segment
 from embedcache.store.columns import OK
@@ -21,6 +26,7 @@ from embedcache.upkeep.forgetting import forget
 from embedcache.upkeep.local import clear_hidden
 from embedcache.upkeep.merging import merge
 from embedcache.upkeep.verify import verify
+from tests import stand_in
 from tests.stores import photos
 from tests.upkeep.caches import SPEC, make
 
@@ -138,3 +144,27 @@ def test_an_id_that_is_gone_keeps_nobody_from_the_rest_of_a_list(tmp_path: Path)
     assert not cache.digests_of(["p2"])[1].any()
     assert cache.digests_of(["p3"])[1].all()
     assert verify(cache).clean
+
+
+@pytest.mark.parametrize("way", ["paths_of", "upgrade"])
+def test_no_command_that_reads_photos_remembers_a_forgotten_one(tmp_path: Path, way: str) -> None:
+    found, cache = folder_of(tmp_path / "photos", 3), Cache.open(tmp_path / "c", create=True)
+    extract(found, cache, backbone=stand_in.backbone("old"))
+    digests = found.digests().value
+    forget(cache, ["1.png"])
+    if way == "paths_of":
+        paths_of(cache, found)
+    else:
+        upgrade(cache, old="old", new=stand_in.backbone("new"), photos=found)  # type: ignore[arg-type]
+    assert digests[2].tobytes() in (cache.local / "digests.npz").read_bytes()
+    assert digests[1].tobytes() not in everything_in(cache.path)
+
+
+def test_a_compact_of_a_remote_remembers_no_photo_that_was_forgotten_here(tmp_path: Path) -> None:
+    mine, other = make(tmp_path / "a", 1, 2), make(tmp_path / "b", 3)
+    remote = (tmp_path / "remote").as_uri()
+    push(mine, remote)
+    push(other, remote)
+    forget(mine, ["p1"])
+    compact_remote(remote, mine)
+    assert photos(1).tobytes() not in everything_in(mine.path)
