@@ -298,10 +298,17 @@ def _shared(remote: str | None, settings: "ProjectSettings") -> str | None:
 
 
 def _refuse_failures(found: "Extraction", max_failed: float | None) -> None:
-    """Raise where all photos failed, or more than the share that was asked for."""
+    """Raise where photos were left, where all failed, or more than the share that was asked for."""
     from embedcache.photos.kinds import in_words
 
     for space in found.spaces:
+        if space.left:
+            raise EmbedcacheError(
+                f"{space.left:,} of {counted(space.wanted, 'photo')} were left: they have changed "
+                "or gone, or a machine of the cluster does not see them. Put them on a folder that "
+                "all machines see under the same path, and run the command again. What was "
+                "embedded is kept"
+            )
         if not space.wanted or not space.failed:
             continue
         share = space.failed / space.wanted

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from embedcache.errors import EmbedcacheError, InputError
@@ -16,7 +17,7 @@ LOCAL = "local"
 
 ANSWER_SECONDS = 60.0
 """How long a cluster that is being started may take."""
-AGAIN_SECONDS = 0.5
+AGAIN_SECONDS, CONNECT_SECONDS = 0.5, 5.0
 RAY_ENDS_SECONDS = 60.0
 """After so long without the head node Ray ends every process of the cluster, ours too."""
 
@@ -66,8 +67,8 @@ def _asks_for_token(address: str) -> bool:
     return asked.returncode != 0
 
 
-def require_answer(address: str) -> None:
-    """Raise InputError where nobody listens at host:port within ANSWER_SECONDS.
+def require_answer(address: str, *, stop: Callable[[], bool] = lambda: False) -> None:
+    """Raise InputError where nobody listens at host:port within ANSWER_SECONDS, unless `stop`.
 
     Other forms of an address ("local", "auto", ray://...) are left to Ray.
     """
@@ -75,20 +76,24 @@ def require_answer(address: str) -> None:
     host = host.strip("[]")
     if not host or "/" in host or not port.isdecimal():
         return
-    until, left = time.monotonic() + ANSWER_SECONDS, ANSWER_SECONDS
-    while True:
+    until = time.monotonic() + ANSWER_SECONDS
+    while not stop():
+        left = until - time.monotonic()
         try:
-            with socket.create_connection((host, int(port)), timeout=left):
+            with socket.create_connection((host, int(port)), min(max(left, 0.1), CONNECT_SECONDS)):
                 return
         except (OSError, OverflowError, UnicodeError) as error:
-            left = until - time.monotonic() - AGAIN_SECONDS
-            if left <= 0 or not isinstance(error, ConnectionRefusedError):
+            if left <= AGAIN_SECONDS or not isinstance(
+                error, ConnectionRefusedError | TimeoutError
+            ):
                 raise no_answer(address, str(error)) from error
         time.sleep(AGAIN_SECONDS)
 
 
 def no_answer(address: str, problem: str) -> InputError:
     """The error where no cluster is; problem: its first line is shown."""
+    if address == LOCAL:
+        return InputError(f"Ray does not start on this machine ({_first_line(problem)})")
     token = "uthentication" in problem or "AuthToken" in problem
     return InputError(
         f"no Ray cluster answers at {address!r} ({_first_line(problem)})",

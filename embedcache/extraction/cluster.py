@@ -8,6 +8,7 @@ Decoding, batches and commits are those of any run. Workers write into the cache
 machines see; where they do not, each writes a cache of its own and offers its rows to the remote.
 """
 
+import atexit
 import contextlib
 import logging
 import os
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -103,7 +104,7 @@ def extract_on_ray(
     started = time.perf_counter()
     refuse_fork()
     if not _is_connected():
-        require_answer(address)  # before anything is recorded
+        require_answer(address, stop=stop)  # before anything is recorded
         set_token(address)
     faces = FaceFinder(cache, device, detector_of(detector, as_sequence(backbone)))
     run = Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), faces)
@@ -117,6 +118,7 @@ def extract_on_ray(
     todo, before = plan(photos, digests, spaces, retry_failed=retry_failed)
     job = Job(
         cache=cache.path.resolve(),
+        folder=Path.cwd(),
         marker=cache.local.resolve() / f"{MARKER}{disk.mark_of_process()}",
         backbones=tuple(_places(backbone)),
         loading=loading,
@@ -219,23 +221,20 @@ class _Crew:
 
     def work(self) -> _Done:
         """Run until everything is done or the caller stops it. ClusterGone where Ray is lost."""
-        looking = ThreadPoolExecutor(1, "nodes")  # a call that waits for a lost cluster
         try:
-            return self._work(looking)
+            return self._work()
         except ClusterGone:
             if self._watch.stop():
                 return _Done(True, tuple(self._nodes))
             raise
-        finally:
-            looking.shutdown(wait=False)
 
-    def _work(self, looking: ThreadPoolExecutor) -> _Done:
+    def _work(self) -> _Done:
         began, asked = time.perf_counter(), time.perf_counter()
-        nodes: Future[Any] | None = looking.submit(self._ray.nodes)
+        nodes: Future[Any] | None = _aside(self._ray.nodes)
         while True:
             now = time.perf_counter()
             if nodes is None and now - asked > NODES_SECONDS:
-                nodes, asked = looking.submit(self._ray.nodes), now
+                nodes, asked = _aside(self._ray.nodes), now
             elif nodes is not None and nodes.done():
                 self._hire(self._answered(nodes.result))
                 nodes = None
@@ -338,6 +337,9 @@ class _Worker:
         """Embed what the queue hands out, until it has nothing more."""
         import ray
 
+        with contextlib.suppress(OSError):  # photos are named from there
+            os.chdir(job.folder)
+
         def ask() -> HandedPart | None:
             part: HandedPart | None
             while True:
@@ -435,30 +437,48 @@ def _connected(address: str) -> Iterator[Any]:
     ray = _ray()
     mine = not ray.is_initialized()
     # Ray prints what befalls its processes, and our result is all that a script reads there.
-    aside = redirect_stdout(sys.stderr) if is_own_process() else nullcontext()
-    try:
-        if mine and address == LOCAL:
-            ray.init(
-                address=LOCAL,
-                num_cpus=machine.processors(),
-                include_dashboard=False,
-                object_store_memory=STORE_BYTES,
-                **_QUIET,
-            )
-        elif mine:
-            ray.init(address=address, **_QUIET)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise no_answer(address, str(error)) from error
-    try:
-        with aside:
+    with redirect_stdout(sys.stderr) if is_own_process() else nullcontext():
+        try:
+            if mine and address == LOCAL:
+                ray.init(
+                    address=LOCAL,
+                    num_cpus=machine.processors(),
+                    include_dashboard=False,
+                    object_store_memory=STORE_BYTES,
+                    **_QUIET,
+                )
+            elif mine:
+                ray.init(address=address, **_QUIET)
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise no_answer(address, str(error)) from error
+        try:
             yield ray
-    finally:
-        if mine:
-            # Where the head node is lost this waits until Ray ends our process: not before the
-            # result, or the error, has been said.
-            ending = threading.Thread(target=ray.shutdown, daemon=True)
-            ending.start()
-            ending.join(END_SECONDS)
+        finally:
+            if mine:
+                _disconnect(ray)
+
+
+def _disconnect(ray: Any) -> None:
+    """End what connects us;."""
+    ending = threading.Thread(target=ray.shutdown, daemon=True)
+    ending.start()
+    ending.join(END_SECONDS)
+    if ending.is_alive():
+        atexit.unregister(ray.shutdown)  # which would wait again
+
+
+def _aside(ask: Callable[[], Any]) -> "Future[Any]":
+    """What a call gives that may wait for a lost cluster without end: nothing waits for it."""
+    answer: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as error:  # raised where the answer is taken
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return answer
 
 
 def _is_connected() -> bool:

@@ -31,12 +31,14 @@ BEAT_SECONDS = 1.0
 class Job:
     """What every worker is told.
 
-    cache: its folder.  marker: a file in it, by which a worker sees that it is the same folder.
+    cache: its folder.  folder: where the command runs, from which photos are named.
+    marker: a file in the cache, by which a worker sees that it is the same folder.
     loading: the options of `load_all`.  detector: of faces.  embedding: those of `Run.embed`.
     remote: where a worker that does not see the cache offers its rows, None for nowhere.
     """
 
     cache: Path
+    folder: Path
     marker: Path
     backbones: tuple[str | Backbone, ...]
     loading: dict[str, Any]

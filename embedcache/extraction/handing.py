@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.backbones.loading import Backbone
+from embedcache.errors import RemoteError
 from embedcache.extraction.clock import SpaceTally
 from embedcache.extraction.face_finder import FaceFinder
 from embedcache.extraction.pixels import KeptPixels
@@ -254,6 +255,14 @@ class HandedWork:
         return part.jobs(self.photos, backbones, faces, kept)
 
     def give(self) -> None:
-        """Give the remote, if there is one, what was committed here."""
+        """Give the remote, if there is one, what was committed here.
+
+        Raises RemoteError where it does not take it, as nobody would see these rows: what this
+        worker holds goes to others.
+        """
         if self.upstream is not None:
             self.upstream.give()
+            if not self.upstream.takes:
+                raise RemoteError(
+                    f"{self.upstream.name} takes no rows of a machine that does not see the cache"
+                )

@@ -17,6 +17,7 @@ from embedcache.extraction.pace import PaceFinder
 from embedcache.extraction.pixels import is_pixels, pixel_backbones
 from embedcache.extraction.plan import Plan
 from embedcache.extraction.process import note_networks, without_collection
+from embedcache.faces.named import name_of
 from embedcache.spec import split_layers
 from embedcache.store.cache import Cache
 
@@ -79,6 +80,8 @@ def _held(
             except NoSuchSpace:
                 raise error from None
             if spec.kind == "foreign" or spec.precision != options["precision"]:
+                raise error
+            if spec.face and name_of(spec.face.detector) != options["detector_name"]:
                 raise error
             if place := cache.places().get(spec.digest):  # where they were on this machine
                 with suppress(WeightsError):

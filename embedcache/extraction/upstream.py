@@ -108,6 +108,11 @@ class Upstream:
         """Whether the remote has answered so far."""
         return self._up
 
+    @property
+    def takes(self) -> bool:
+        """Whether the remote has taken all that it was given, and is given more."""
+        return self._up and self._offers
+
     def shuffled(self, n: int) -> NDArray[np.int64]:
         """0 to n - 1 in an order that differs between members."""
         return self._order.permutation(n)

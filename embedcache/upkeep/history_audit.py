@@ -29,7 +29,7 @@ from embedcache.wording import counted
 # Of a tombstone that is lost.
 _ADVICE = (
     "Repair the cache, then merge or pull from a copy that still has the file, or forget its "
-    "photos again by their sha256: until then a merge or pull may bring them back"
+    "photos again by their sha256: until then an extract, merge or pull may bring them back"
 )
 
 

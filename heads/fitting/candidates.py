@@ -163,8 +163,9 @@ def _trained(
 ) -> Candidate:
     """An FC head as training left it; base: the head that it started from."""
     figures, scores = _dev(head, dev, dataset)
-    same_as = None
-    if best.epoch == 0 and protocol.start != "random":
+    same_as, outputs = None, best.layers[-1].bias.shape[-1]
+    narrow = len(best.layers) > 1 and 2 * outputs > protocol.hidden  # see `Bank.initialise`
+    if best.epoch == 0 and protocol.start != "random" and not narrow:
         same_as, scores = _stayed(base, head, scores), base.dev_scores
     rates = sorted({p.rate for p in best.curve if not math.isfinite(p.dev) and p.epoch})
     return Candidate(
@@ -177,9 +178,21 @@ def _trained(
         seconds=seconds,
         notes=(
             *(f"{head.name}: learning rate {rate:g} diverged" for rate in rates),
+            *_narrow(head.name, outputs, protocol, narrow=narrow),
             *_edges(head.name, best.rate, best.epoch, protocol),
         ),
         same_as=same_as,
+    )
+
+
+def _narrow(name: str, outputs: int, protocol: Protocol, *, narrow: bool) -> tuple[str, ...]:
+    """What to say of hidden layers that cannot carry the linear head."""
+    if not narrow or protocol.start == "random":
+        return ()
+    return (
+        f"{name}: its hidden layers of {protocol.hidden:,} are too narrow to start as the linear "
+        f"head, and start from the intercepts alone; for {outputs:,} outputs they need "
+        f"{2 * outputs:,} (`hidden`)",
     )
 
 

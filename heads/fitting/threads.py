@@ -8,7 +8,9 @@ on a machine that others use (docs/decisions/109).
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from importlib.util import find_spec
+from threading import Lock
+from typing import Any, TypeVar
 
 from embedcache.machine import processors
 
@@ -36,11 +38,38 @@ class Threads:
 @contextmanager
 def threads() -> Iterator[Threads | None]:
     """Threads to work on blocks in; None where BLAS cannot be kept from having its own."""
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:  # a bare machine has no scikit-learn, which it comes with
+    if find_spec("threadpoolctl") is None:  # scikit-learn brings it, and a bare machine has none
         yield None
         return
     n = processors()
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(n) as pool:
+    with _alone, ThreadPoolExecutor(n) as pool:
         yield Threads(pool, n)
+
+
+class _Alone:
+    """Keeps BLAS from having threads while any fit of this process wants that.
+
+    The limit is of the whole process: of fits that overlap, the last one to end lifts it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._n = 0
+        self._limits: Any = None
+
+    def __enter__(self) -> None:
+        from threadpoolctl import threadpool_limits
+
+        with self._lock:
+            if self._n == 0:
+                self._limits = threadpool_limits(1, user_api="blas")
+            self._n += 1
+
+    def __exit__(self, *why: object) -> None:
+        with self._lock:
+            self._n -= 1
+            if self._n == 0:
+                self._limits.restore_original_limits()
+
+
+_alone = _Alone()

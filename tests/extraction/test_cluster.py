@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from embedcache.backbones.loading import Backbone
-from embedcache.errors import InputError
+from embedcache.commands.embedding import _refuse_failures
+from embedcache.errors import EmbedcacheError, InputError
 from embedcache.extraction import answering, cluster
 from embedcache.extraction.cluster import extract_on_ray
 from embedcache.extraction.run import extract
@@ -175,6 +176,45 @@ def test_photos_that_fail_are_counted_and_a_stop_keeps_what_is_done(
     rest = extract_on_ray(photos, cache, backbone=stand_in.backbone(), cores=2)
     assert rest.spaces[0].failed == 1
     assert rest.spaces[0].left == 0
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_photos_are_found_from_where_the_command_runs(
+    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_photos(20)
+    monkeypatch.chdir(folder.parent)  # and not where Ray was started
+    cache = Cache.open(tmp_path / "c", create=True)
+    photos = Photos.read(Path(folder.name))
+    found = extract_on_ray(photos, cache, backbone=stand_in.backbone(), cores=4)
+    assert stand_in.counts(found) == (20, 0, 20, 0)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_photos_that_workers_cannot_read_are_left_which_the_command_says(
+    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, cache = Photos.read(make_photos(20)), Cache.open(tmp_path / "c", create=True)
+    marked = cluster._marked
+
+    def gone(marker: Path) -> Any:
+        for path in photos.paths[:5]:  # after they were looked at
+            Path(path).unlink()
+        return marked(marker)
+
+    monkeypatch.setattr(cluster, "_marked", gone)
+    found = extract_on_ray(photos, cache, backbone=stand_in.backbone(), cores=4)
+    assert (found.spaces[0].embedded, found.spaces[0].left) == (15, 5)
+    with pytest.raises(EmbedcacheError, match="5 of 20 photos were left: they have changed"):
+        _refuse_failures(found, None)
+
+
+def test_a_stop_ends_the_wait_for_an_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    began = time.monotonic()
+    answering.require_answer(f"127.0.0.1:{port}", stop=lambda: time.monotonic() > began + 1)
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.usefixtures("local_ray")

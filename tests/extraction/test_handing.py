@@ -1,8 +1,12 @@
 """The queue of parts: everything is handed out, again where a worker is lost, and not for ever."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
+from embedcache.errors import RemoteError
 from embedcache.extraction.handing import (
     FIRST_PHOTOS,
     LEAST_PHOTOS,
@@ -11,6 +15,7 @@ from embedcache.extraction.handing import (
     MOST_STARTS,
     PART_SECONDS,
     SHARE,
+    HandedWork,
     PartQueue,
 )
 
@@ -145,3 +150,14 @@ def test_a_stop_reaches_workers_and_hands_out_nothing_more() -> None:
     queue.stop()
     assert queue.beat("a", 1, 0)
     assert queue.next("a") == (None, False)
+
+
+def test_rows_that_the_remote_does_not_take_are_not_done() -> None:
+    given: list[int] = []
+    upstream = SimpleNamespace(name="s3://b/t", takes=True, give=lambda: given.append(1))
+    work: Any = SimpleNamespace(upstream=upstream)
+    HandedWork.give(work)
+    upstream.takes = False
+    with pytest.raises(RemoteError, match="s3://b/t takes no rows of a machine"):
+        HandedWork.give(work)
+    assert len(given) == 2

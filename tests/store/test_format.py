@@ -153,7 +153,8 @@ def test_the_six_lines_of_the_format_page_read_a_cache() -> None:
     for golden, numbers in ((GOLDEN, (1, 2, 3, 6)), (GOLDEN_2, (1, 2, 3, 6, 8, 10))):
         exec(code.replace("photos.cache", str(golden)), names)
         assert names["vectors"] == {
-            bytes([n] * 32): pytest.approx([n + i / 8 for i in range(6)]) for n in numbers
+            (SPEC.digest, bytes([n] * 32)): pytest.approx([n + i / 8 for i in range(6)])
+            for n in numbers
         }
 
 

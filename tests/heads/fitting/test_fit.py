@@ -417,3 +417,35 @@ def test_where_the_truth_is_linear_an_fc_head_is_seldom_best(name: str) -> None:
     """The short form of benchmarks/null.py."""
     best = null.best_heads(12, name=name, n=500, dim=16)
     assert sum(head in FC_NAMES for head in best) <= 3
+
+
+def test_a_hidden_layer_that_cannot_carry_the_linear_head_is_not_called_that_head() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((600, 12))
+    data = from_arrays(vectors, vectors @ rng.standard_normal(12), target="y")
+    found = heads.fit(data, heads=["ridge", "1fc"], **(QUICK | {"hidden": 1}))
+    rows = {row.head: row for row in found.rows if row.metric == "mse"}
+    assert rows["1fc"].value > 2 * rows["ridge"].value
+    assert rows["1fc"].same_as is None
+    [note] = [note for note in found.notes if "too narrow" in note]
+    assert "1fc" in note
+    wide = heads.fit(data, heads=["ridge", "1fc"], **(QUICK | {"hidden": 2}))
+    assert not [note for note in wide.notes if "too narrow" in note]
+
+
+def test_fits_that_overlap_in_threads_give_blas_its_threads_back() -> None:
+    from threadpoolctl import threadpool_info
+
+    from heads.fitting.threads import threads as without
+
+    def counts() -> list[int]:
+        return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+    before = counts()
+    first, second = without(), without()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert set(counts()) == {1}
+    second.__exit__(None, None, None)
+    assert counts() == before
