@@ -304,10 +304,10 @@ def _refuse_failures(found: "Extraction", max_failed: float | None) -> None:
     for space in found.spaces:
         if space.left:
             raise EmbedcacheError(
-                f"{space.left:,} of {counted(space.wanted, 'photo')} were left: they have changed "
-                "or gone, or a machine of the cluster does not see them. Put them on a folder that "
-                "all machines see under the same path, and run the command again. What was "
-                "embedded is kept"
+                f"{space.left:,} of {counted(space.wanted, 'photo')} left: changed or gone "
+                "meanwhile, or not seen by a machine of the cluster. Put them on a folder that all "
+                "machines see under the same path, and run the command again. What was embedded "
+                "is kept"
             )
         if not space.wanted or not space.failed:
             continue

@@ -55,8 +55,8 @@ def _asks_for_token(address: str) -> bool:
     """Whether a cluster does not tell its state to a process that sends no token."""
     try:
         asked = subprocess.run(
-            [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address],
-            env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+            [sys.executable, "-m", "ray.scripts.scripts", "status"],
+            env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": address},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=ANSWER_SECONDS,

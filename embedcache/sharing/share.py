@@ -238,7 +238,7 @@ def push(
     marks = copy.marks()
     with (
         disk.plain_errors("read", cache.path),
-        _saying_what_was_removed(cache),
+        _saying_what_was_removed(copy, cache, counts, dry_run=dry_run),
         alone(cache),
         workers() as pool,
     ):
@@ -256,11 +256,7 @@ def push(
         send_marks(copy, cache, counts, dry_run=dry_run)
         published, there = Published(), _there(plan, {})
         if not dry_run:
-            try:
-                copy, published, there = _send(copy, cache, plan, planned, pool, progress)
-            except Damaged:  # perhaps by a 'forget', which holds there too though this push ends
-                send_marks(copy.again(), cache, counts, dry_run=False)
-                raise
+            copy, published, there = _send(copy, cache, plan, planned, pool, progress)
         if not (backbones or specs):
             send_refs(copy, cache, counts, there, with_ids=with_ids, dry_run=dry_run)
         if not dry_run:
@@ -336,14 +332,22 @@ def _unhealed(copy: SharedCopy, cache: Cache, segments: Mapping[str, int]) -> It
 
 
 @contextmanager
-def _saying_what_was_removed(cache: Cache) -> Iterator[None]:
-    """A segment that another process removed meanwhile is not damaged: say so."""
+def _saying_what_was_removed(
+    copy: SharedCopy, cache: Cache, counts: MoveCounts, *, dry_run: bool
+) -> Iterator[None]:
+    """A segment that another process removed meanwhile is not damaged: say so.
+
+    What was forgotten is obeyed there all the same, though the push ends.
+    """
     before = cache.history.log().n
     try:
         yield
     except Damaged:
         if cache.history.log().n == before:
             raise
+        now = copy.again()
+        if not dry_run and now.exists():
+            send_marks(now, cache, counts, dry_run=False)
         raise CacheError(
             f"segments of {cache.path} were compacted or forgotten during the push",
             advice="Rerun the command",

@@ -205,7 +205,7 @@ def test_photos_that_workers_cannot_read_are_left_which_the_command_says(
     monkeypatch.setattr(cluster, "_marked", gone)
     found = extract_on_ray(photos, cache, backbone=stand_in.backbone(), cores=4)
     assert (found.spaces[0].embedded, found.spaces[0].left) == (15, 5)
-    with pytest.raises(EmbedcacheError, match="5 of 20 photos were left: they have changed"):
+    with pytest.raises(EmbedcacheError, match="5 of 20 photos left: changed or gone"):
         _refuse_failures(found, None)
 
 
