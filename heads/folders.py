@@ -31,7 +31,13 @@ def replace_folder(folder: str | Path, marker: str, fill: Callable[[Path], None]
     folder = Path(folder)
     if folder.is_symlink():
         folder = folder.resolve()
-    _kept(folder, marker)  # says what is wrong with it before anything is made
+    try:
+        _kept(folder, marker)  # says what is wrong with it before anything is made
+    except HeadError:
+        if not folder.is_dir():
+            raise
+        with alone_in(folder.parent, patient=True):  # while another fit takes its place it is mixed
+            _kept(folder, marker)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with alone_in(folder.parent, patient=True):
         bring_back(folder)
