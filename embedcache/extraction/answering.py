@@ -1,5 +1,5 @@
-"""What a run needs to know of a Ray cluster, without Ray: who answers, by which token, and who does
-not any more. Ray itself would wait without end, or end the process.
+"""What a run needs to know of a Ray cluster, without Ray: who answers, by which token, who does not
+any more, and where workers have room. Ray itself would wait without end, or end the process.
 """
 
 import os
@@ -7,13 +7,19 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from embedcache.errors import EmbedcacheError, InputError
 
 LOCAL = "local"
+CORES = 8
+"""Processors of a worker without a GPU; more serve better as a second worker."""
 
 ANSWER_SECONDS = 60.0
 """How long a cluster that is being started may take."""
@@ -102,6 +108,42 @@ def no_answer(address: str, problem: str) -> InputError:
         else "Start one with 'ray start --head', or leave the address out. If it was started with "
         "a token, copy its ~/.ray/auth_token here",
     )
+
+
+def aside(ask: Callable[[], Any]) -> "Future[Any]":
+    """What a call gives that may wait for a lost cluster without end: nothing waits for it."""
+    answer: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as error:  # raised where the answer is taken
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Room for one worker on a node."""
+
+    node: str
+    host: str
+    cpus: int
+    gpus: int
+
+
+def places_on(nodes: Sequence[dict[str, Any]], *, cores: int | None) -> list[Place]:
+    """Room for workers on nodes that live: one per GPU, else one per so many processors."""
+    found = []
+    for node in nodes:
+        has = node["Resources"] if node["Alive"] else {}
+        cpus, gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
+        each = max(1, cpus // gpus) if gpus else min(cores or CORES, max(1, cpus))
+        n = gpus or cpus // each
+        found += [Place(node["NodeID"], node["NodeManagerHostname"], each, min(gpus, 1))] * n
+    return found
 
 
 def _first_line(problem: str) -> str:

@@ -34,7 +34,9 @@ from embedcache.errors import EmbedcacheError, InputError
 from embedcache.extraction.answering import (
     LOCAL,
     ClusterGone,
+    aside,
     no_answer,
+    places_on,
     require_answer,
     set_token,
 )
@@ -57,8 +59,6 @@ from embedcache.store.columns import ABSENT, OK
 from embedcache.store.space import Space
 from embedcache.upkeep.local import MARKER, clear_leftovers
 
-CORES = 8
-"""Processors of a worker without a GPU; more serve better as a second worker."""
 WITHOUT_END = -1  # Ray starts a worker again however often it ends; the queue says when not
 LOOK_SECONDS, NODES_SECONDS, STOP_SECONDS = 0.5, 10.0, 60.0
 SILENT_SECONDS, END_SECONDS = 30.0, 10.0
@@ -203,7 +203,7 @@ class _Crew:
         self._on_node = OnNode
         here = OnNode(ray.get_runtime_context().get_node_id(), soft=False)
         self._cores = cores
-        places = _places_on(ray.nodes(), cores=cores)
+        places = places_on(ray.nodes(), cores=cores)
         if not places:
             raise InputError("the Ray cluster has no processors to run a worker on")
         self._queue = (
@@ -230,11 +230,11 @@ class _Crew:
 
     def _work(self) -> _Done:
         began, asked = time.perf_counter(), time.perf_counter()
-        nodes: Future[Any] | None = _aside(self._ray.nodes)
+        nodes: Future[Any] | None = aside(self._ray.nodes)
         while True:
             now = time.perf_counter()
             if nodes is None and now - asked > NODES_SECONDS:
-                nodes, asked = _aside(self._ray.nodes), now
+                nodes, asked = aside(self._ray.nodes), now
             elif nodes is not None and nodes.done():
                 self._hire(self._answered(nodes.result))
                 nodes = None
@@ -280,7 +280,7 @@ class _Crew:
     def _hire(self, nodes: Sequence[dict[str, Any]]) -> None:
         """Start a worker in every place of nodes that are new."""
         new = [node for node in nodes if node["NodeID"] not in self._known]
-        for k, place in enumerate(_places_on(new, cores=self._cores)):
+        for k, place in enumerate(places_on(new, cores=self._cores)):
             self._known.add(place.node)
             name = f"{place.host}-{place.node[:6]}-{k}"
             self._actors[name] = (
@@ -365,28 +365,6 @@ class _Worker:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Room for one worker on a node."""
-
-    node: str
-    host: str
-    cpus: int
-    gpus: int
-
-
-def _places_on(nodes: Sequence[dict[str, Any]], *, cores: int | None) -> list[_Place]:
-    """Room for workers on nodes that live: one per GPU, else one per so many processors."""
-    found = []
-    for node in nodes:
-        has = node["Resources"] if node["Alive"] else {}
-        cpus, gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
-        each = max(1, cpus // gpus) if gpus else min(cores or CORES, max(1, cpus))
-        n = gpus or cpus // each
-        found += [_Place(node["NodeID"], node["NodeManagerHostname"], each, min(gpus, 1))] * n
-    return found
-
-
 def _outcome(
     backbone: Backbone,
     before: SpaceTally,
@@ -465,20 +443,6 @@ def _disconnect(ray: Any) -> None:
     ending.join(END_SECONDS)
     if ending.is_alive():
         atexit.unregister(ray.shutdown)  # which would wait again
-
-
-def _aside(ask: Callable[[], Any]) -> "Future[Any]":
-    """What a call gives that may wait for a lost cluster without end: nothing waits for it."""
-    answer: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(ask())
-        except Exception as error:  # raised where the answer is taken
-            answer.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return answer
 
 
 def _is_connected() -> bool:
