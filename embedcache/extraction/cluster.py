@@ -437,7 +437,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 def _disconnect(ray: Any) -> None:
-    """End what connects us;."""
+    """End the connection, or after some seconds leave it: a lost cluster may never answer."""
     ending = threading.Thread(target=ray.shutdown, daemon=True)
     ending.start()
     ending.join(END_SECONDS)
