@@ -277,7 +277,7 @@ def predict(
     specs = specs_of(head.card)
     imported = bool(specs) and all(spec.kind == "foreign" for _, spec in specs)
     if imported:  # no network gives these vectors: what the cache lacks stays without a prediction
-        digests = table.digests(opened.local / "digests.npz", forgotten=opened)
+        digests = table.digests(opened)
         kept = [name for name, ok in zip(table.ids, digests.readable, strict=True) if ok]
         opened.record_photos(table.scope, kept, digests.value[digests.readable])
     predictions = apply(

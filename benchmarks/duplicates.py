@@ -133,7 +133,7 @@ def main() -> None:
                     check=True,
                 )
                 lines.append(f"| {kind} | {name} | {done.stdout.strip()}")
-                for kept in Path(folder, kind, "local", "alike").glob("*.groups"):
+                for kept in Path(folder, kind, "local").rglob("*.groups"):
                     kept.unlink()
     print("\n".join(lines))
     if given.out:

@@ -62,7 +62,7 @@ def make_backbone(folder: Path) -> str:
 
 def fill(cache: Cache, photos: Photos, backbone: Backbone) -> None:
     """Put a vector of every photo into the cache, and record the ids."""
-    digests = photos.digests(cache.local / "digests.npz").value
+    digests = photos.digests(cache).value
     cache.record_photos(photos.scope, photos.ids, digests)
     space = cache.space(backbone.spec, create=True)
     for start in range(0, len(digests), 16_384):

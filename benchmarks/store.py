@@ -212,7 +212,7 @@ def looking_up(folder: Path, rounds: int, n: int = 10_000_000) -> list[str]:
     """76,000 look-ups among 1e7 digests, in the table as it is mapped from its file."""
     digests = contents(n)
     table = Table.empty().extended([(0, digests, n)], renumbered=np.empty(0, np.int64))
-    table.save(folder / "t", ["one"], tombstones=(), lifts=())
+    table.save(folder / "t", ["one"])
     del table
     wanted = digests[np.random.default_rng(4).integers(0, n, 76_000)].copy()
     del digests

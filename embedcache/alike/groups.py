@@ -21,6 +21,7 @@ from embedcache.alike.originals import copies_in, ids_of
 from embedcache.alike.threshold import Threshold
 from embedcache.errors import CacheError, NoSuchSpace
 from embedcache.spec import Json
+from embedcache.store import memory
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from embedcache.store.naming import without_ids
@@ -210,9 +211,9 @@ def alike_contents(
     The result is kept beside the cache until a vector comes, goes or is another one. It holds
     digests and no vectors, and `forget` deletes it.
     """
+    file = memory.folder_now(cache.path) / "alike" / f"{space.digest}.groups"
     digests, read = _in_file_order(space, contents)
     key = _key(space, digests, threshold)
-    file = cache.path / "local" / "alike" / f"{space.digest}.groups"
     if (kept := _kept(file, key)) is not None:
         return kept
     links = link(read, len(digests), space.dim, threshold=threshold, progress=progress)
@@ -267,14 +268,11 @@ def _kept(file: Path, key: bytes) -> AlikeContents | None:
 
 
 def _keep(cache: Cache, file: Path, key: bytes, found: AlikeContents) -> None:
-    """Write it down, unless a photo in it was forgotten meanwhile; a full disk is no error."""
+    """Write it down, unless a photo was forgotten meanwhile; a full disk is no error."""
     rows = np.empty(len(found.digests), _ROW)
     rows["digest"], rows["group"], rows["degree"] = found.digests, found.group, found.degree
     data = rows.tobytes()
     if not cache.writable or len(data) > MAX_KEPT_BYTES - 64:
         return
-    with contextlib.suppress(OSError):
-        disk.make_folder(file.parent, below=cache.path)
+    with contextlib.suppress(OSError), memory.writing(file):
         disk.replace(file, key + hashlib.sha256(data).digest() + data, durable=False)
-        if cache.dead(found.digests).any():
-            file.unlink(missing_ok=True)

@@ -3,10 +3,9 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 from embedcache.photos.digests import read_file
-from embedcache.photos.memo import DigestMemo
+from embedcache.photos.memo import MEMO, DigestMemo
 from embedcache.photos.table import Photos, is_table
 from embedcache.store.cache import Cache
 from embedcache.store.photo_ids import PhotoTable
@@ -60,8 +59,7 @@ def paths_of(
     """
     found = {digest: path for path, digest in _memo(cache).files()}
     if photos is not None:
-        kept = _memo_path(cache) if cache.writable else None
-        digests = photos.digests(kept, progress=progress, forgotten=cache)
+        digests = photos.digests(cache if cache.writable else None, progress=progress)
         for i, ok in enumerate(digests.readable.tolist()):
             if ok:
                 found[digests.value[i].tobytes()] = photos.paths[i]
@@ -78,8 +76,4 @@ def read_original(path: str, content: bytes) -> bytes | None:
 
 
 def _memo(cache: Cache) -> DigestMemo:
-    return DigestMemo(_memo_path(cache))
-
-
-def _memo_path(cache: Cache) -> Path:
-    return cache.path / "local" / "digests.npz"
+    return DigestMemo(cache.remembered(MEMO))

@@ -126,8 +126,7 @@ def import_(
 
     opened = open_cache(cache, create=True)
     table = read_photos(photos, photo_column=photo_column, id_column=id_column)
-    memo, counting = opened.local / "digests.npz", counts_on("photos read")
-    digests = table.digests(memo, progress=counting, forgotten=opened)
+    digests = table.digests(opened, progress=counts_on("photos read"))
     known = [i for i, ok in zip(table.ids, digests.readable, strict=True) if ok]
     found = import_vectors(
         *(opened, vectors, ids),

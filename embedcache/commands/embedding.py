@@ -325,7 +325,7 @@ def reasons_of(photos: "Photos", cache: "Cache") -> Callable[[str], str]:
 
     @functools.cache
     def contents() -> tuple[dict[str, int], "Digests", list[bool]]:
-        digests = photos.digests(cache.local / "digests.npz", forgotten=cache)
+        digests = photos.digests(cache)
         places = dict(zip(photos.ids, range(len(photos)), strict=True))
         dead = cache.dead(digests.value)
         dead |= cache.dead_pairs(photos.scope, photos.ids, digests.value)

@@ -93,7 +93,7 @@ def pull(
         if photos is not None:
             table = read_photos(photos, photo_column=photo_column, id_column=id_column)
             read = counts_on("photos read")
-            found = table.digests(opened.local / "digests.npz", progress=read, forgotten=opened)
+            found = table.digests(opened, progress=read)
             digests = found.value[found.readable]
         moved = share.pull(
             source,

@@ -180,9 +180,7 @@ def _read(photos: Photos, cache: Cache | None, progress: Callable[[RunProgress],
         seconds = time.perf_counter() - started
         progress(RunProgress(n_done, n, 0, seconds, doing="reading"))
 
-    return photos.digests(
-        cache.local / "digests.npz" if cache else None, progress=reading, forgotten=cache
-    )
+    return photos.digests(cache, progress=reading)
 
 
 def _without_remote(

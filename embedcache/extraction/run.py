@@ -219,14 +219,7 @@ class Run:
         def stopped() -> bool:
             return self.watch.stop() or (beside.done() and beside.exception() is not None)
 
-        memo = self.cache.local / "digests.npz"
-        return photos.digests(
-            memo,
-            workers=self.gate.workers,
-            progress=reading,
-            stop=stopped,
-            forgotten=self.cache,
-        )
+        return photos.digests(self.cache, workers=self.gate.workers, progress=reading, stop=stopped)
 
     def open_spaces(self, backbones: Sequence[Backbone]) -> list[Space]:
         """The spaces, with what runs that were killed have left in them."""

@@ -1,7 +1,9 @@
 """A new backbone beside an old one: embed with it every photo that the old one has."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from embedcache.extraction.clock import RunProgress
 from embedcache.extraction.outcome import Extraction
 from embedcache.extraction.run import extract
 from embedcache.photos.digests import digest_files
-from embedcache.photos.memo import DigestMemo
+from embedcache.photos.memo import MEMO, DigestMemo
 from embedcache.photos.table import Photos
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
@@ -105,16 +107,19 @@ def upgrade(
 
 
 @dataclass(frozen=True, slots=True)
-class _Forgotten:
-    """The contents that the cache's memory of files must not hold."""
+class _Memory:
+    """What a cache remembers of files, by their contents alone."""
 
     cache: Cache
 
-    def of(self, positions: Sequence[int], digests: U8) -> NDArray[np.bool_]:
-        return self.cache.dead(digests)
+    def place(self) -> Path:
+        return self.cache.remembered(MEMO)
 
-    def state(self) -> object:
-        return self.cache.tombstones()
+    def writing(self, place: Path) -> AbstractContextManager[None]:
+        return self.cache.remembering(place)
+
+    def forgotten(self, positions: Sequence[int], digests: U8) -> NDArray[np.bool_]:
+        return self.cache.dead(digests)
 
 
 def _files(
@@ -125,18 +130,15 @@ def _files(
     stop: Callable[[], bool],
 ) -> tuple[list[str], list[int]]:
     """One file for each content that has one now, and the content's place; looks at the bytes."""
-    memo = cache.local / "digests.npz"
     if photos is None:
-        paths = [path for path, _ in DigestMemo(memo).files_of(held)]
+        paths = [path for path, _ in DigestMemo(cache.remembered(MEMO)).files_of(held)]
     else:
         paths = list(photos.paths)
 
     def reading(n_done: int, n: int) -> None:
         progress(RunProgress(n_done, n, 0, 0.0, doing="reading"))
 
-    read = digest_files(
-        paths, memo, workers=4, progress=reading, stop=stop, withheld=_Forgotten(cache)
-    )
+    read = digest_files(paths, _Memory(cache), workers=4, progress=reading, stop=stop)
     place = {row.tobytes(): k for k, row in enumerate(held)}
     chosen: dict[int, str] = {}
     for path, row, ok in zip(paths, read.value, read.readable, strict=True):

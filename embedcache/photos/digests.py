@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -75,27 +76,29 @@ class _Reading:
     answer: "Future[tuple[bytes, int]]"
 
 
-class Withheld(Protocol):
-    """Which photos a memo must not remember, as they were forgotten."""
+class Memory(Protocol):
+    """Where digests are remembered, and which must not be, as the photos were forgotten."""
 
-    def of(self, positions: Sequence[int], digests: U8) -> Bool:
+    def place(self) -> Path:
+        """The memo's file: another one as soon as more is forgotten."""
+
+    def writing(self, place: Path) -> AbstractContextManager[None]:
+        """While a memo is written: makes its folder, and deletes it unless its place is current."""
+
+    def forgotten(self, positions: Sequence[int], digests: U8) -> Bool:
         """Which of some photos, by their positions, with digests (n, 32)."""
-
-    def state(self) -> object:
-        """Another one as soon as more is withheld."""
 
 
 def digest_files(
     paths: Sequence[str],
-    memo: Path | None,
+    memory: Memory | None,
     *,
     workers: int,
     progress: Callable[[int, int], None] | None,
     stop: Callable[[], bool],
-    withheld: Withheld | None = None,
 ) -> Digests:
     """sha256 of every file's bytes; see `Photos.digests`."""
-    return _Digesting(paths, DigestMemo(memo), progress, stop, withheld).run(max(1, workers))
+    return _Digesting(paths, memory, progress, stop).run(max(1, workers))
 
 
 class _Digesting:
@@ -104,19 +107,17 @@ class _Digesting:
     def __init__(
         self,
         paths: Sequence[str],
-        memo: DigestMemo,
+        memory: Memory | None,
         progress: Callable[[int, int], None] | None,
         stop: Callable[[], bool],
-        withheld: Withheld | None,
     ) -> None:
-        self.withheld = withheld
+        self.memory = memory
         self.learned: list[tuple[int, tuple[str, int, int, bytes, int]]] = []  # position, for memo
-        self.state = None if withheld is None else withheld.state()
         self.paths = paths
-        self.memo = memo
+        self.memo = DigestMemo(None if memory is None else memory.place())
         self.progress = progress
         self.stop = stop
-        self.recalled = memo.recall(paths)
+        self.recalled = self.memo.recall(paths)
         self.value = self.recalled.digests  # until a file is looked at: what it had
         self.reasons: dict[int, str] = {}
         self.seen = np.zeros(len(paths), bool)
@@ -217,25 +218,24 @@ class _Digesting:
         """Give the memo what was learned, without what must not be in it."""
         learned, self.learned = self.learned, []
         banned = [False] * len(learned)
-        if self.withheld is not None and learned:
+        if self.memory is not None and learned:
             value = np.frombuffer(b"".join(told[3] for _, told in learned), np.uint8)
             positions = [position for position, _ in learned]
-            banned = self.withheld.of(positions, value.reshape(-1, 32)).tolist()
+            banned = self.memory.forgotten(positions, value.reshape(-1, 32)).tolist()
         for (_, told), out in zip(learned, banned, strict=True):
             if not out:
                 self.memo.put(*told)
 
     def _save(self) -> None:
-        """Write the memo.
-
-        Who forgets a photo deletes the memo after saying so: either that comes after this, or it is
-        seen here, once the memo is written.
-        """
+        """Write the memo; what was learned before a photo was forgotten may be of that one."""
+        if self.memory is None:
+            return
+        if (place := self.memory.place()) != self.memo.path:
+            self.memo = DigestMemo(place)
         self._learn()
-        self.memo.write()
-        if self.withheld is not None and self.withheld.state() != self.state:
-            self.state = self.withheld.state()
-            self.memo.delete()
+        if self.memo.has_learned:
+            with suppress(OSError), self.memory.writing(place):
+                self.memo.write()
 
     def _keep(self, position: int, digest: bytes) -> None:
         self.value[position] = np.frombuffer(digest, np.uint8)

@@ -23,6 +23,7 @@ from embedcache import disk, locks
 from embedcache.errors import CacheError, Damaged
 from embedcache.texts import Growing, Texts, last_of, met, places, some_of
 
+MEMO = "digests.npz"
 CLOCK_RESOLUTION_NS = 2_000_000_000
 """A file that changed this recently before it was read may change again within one tick of its
 clock (FAT counts in two seconds), so its digest is not remembered."""
@@ -69,7 +70,7 @@ class DigestMemo:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
+        self.path = path
         self._learned: dict[bytes, tuple[int, int, bytes]] = {}
 
     def recall(self, paths: Sequence[str]) -> Remembered:
@@ -77,7 +78,7 @@ class DigestMemo:
         n = len(paths)
         unknown = np.full(n, -1, np.int64)
         found = Remembered(unknown, unknown.copy(), np.zeros((n, 32), np.uint8))
-        if self._path is None or not n or not os.path.lexists(self._path):
+        if self.path is None or not n or not os.path.lexists(self.path):
             return found
         hashes = np.empty(n, np.uint64)
         for start in range(0, n, BLOCK_FILES):
@@ -122,32 +123,31 @@ class DigestMemo:
         if read_ns - mtime_ns > CLOCK_RESOLUTION_NS:
             self._learned[_encoded(name)] = (size, mtime_ns, digest)
 
+    @property
+    def has_learned(self) -> bool:
+        """Whether there is something to write."""
+        return bool(self._learned)
+
     def write(self) -> None:
         """Store what was learned; a full disk or a read-only folder is no error here."""
-        if self._path is None or not self._learned:
+        if self.path is None or not self._learned:
             return
-        lock = self._path.with_name(f".{self._path.name}.lock")
+        lock = self.path.with_name(f".{self.path.name}.lock")
         with suppress(OSError), _locked(lock), self._stored() as old:
             kept = [self._not_learned(block) for block in _blocks(old)]
-            with disk.replacing(self._path) as file, zipfile.ZipFile(file, "w") as new:
+            with disk.replacing(self.path) as file, zipfile.ZipFile(file, "w") as new:
                 for name in _NAMES:
                     self._write(new, name, old, kept)
             self._learned = {}
-
-    def delete(self) -> None:
-        """Delete the file: what it remembers is read again."""
-        if self._path is not None:
-            with suppress(OSError):
-                self._path.unlink(missing_ok=True)
 
     @contextmanager
     def _stored(self) -> Iterator[zipfile.ZipFile | None]:
         """The file, every byte of it checked; None where it is not there, or not whole."""
         with ExitStack() as stack:
             stored = None
-            if self._path is not None:
+            if self.path is not None:
                 with suppress(*_NOT_WHOLE):
-                    opened = stack.enter_context(os.fdopen(disk.open_plain(str(self._path)), "rb"))
+                    opened = stack.enter_context(os.fdopen(disk.open_plain(str(self.path)), "rb"))
                     there = stack.enter_context(zipfile.ZipFile(opened))
                     stored = there if _is_whole(there) else None
             yield stored

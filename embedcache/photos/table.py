@@ -1,7 +1,7 @@
 """The photo table: which photos are wanted, under which ids, and the digest of each one's bytes.
 
-    Photos.read(path)     a folder (searched recursively), or a .csv/.parquet table
-    photos.digests(memo)  sha256 of every file, remembering what has not changed
+    Photos.read(path)      a folder (searched recursively), or a .csv/.parquet table
+    photos.digests(cache)  sha256 of every file; the cache remembers what has not changed
 
 Scope. An id says which photo somebody means, and two collections may both hold `a.jpg`. So ids
 belong to a scope, which is the folder or table they were read from: its name and eight digits of
@@ -14,6 +14,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
@@ -25,6 +26,7 @@ from embedcache.photos import folder, rows
 from embedcache.photos.digests import U8, Bool, Digests, InlinePhoto, digest_files
 from embedcache.photos.folder import readable_name
 from embedcache.photos.kinds import SUFFIXES
+from embedcache.photos.memo import MEMO
 from embedcache.tables import SUFFIXES as TABLE_SUFFIXES
 from embedcache.tables import open_sheet
 from embedcache.texts import some_of
@@ -35,26 +37,30 @@ MOST = 0.5
 """Where more of a run's files are missing than this share, the folder or table is wrong."""
 
 
-class Forgotten(Protocol):
-    """What knows which photos were forgotten: a cache."""
+class Remembering(Protocol):
+    """What remembers digests of files, and knows which photos were forgotten: a cache."""
 
+    def remembered(self, name: str) -> Path: ...
+    def remembering(self, path: Path) -> AbstractContextManager[None]: ...
     def dead_pairs(self, scope: str, ids: Sequence[str], digests: U8) -> Bool: ...
-    def tombstones(self) -> frozenset[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Withheld:
-    """What a memo must not remember of photos."""
+class _Memory:
+    """What a cache remembers of these photos."""
 
     photos: "Photos"
-    forgotten: Forgotten
+    cache: Remembering
 
-    def of(self, positions: Sequence[int], digests: U8) -> Bool:
+    def place(self) -> Path:
+        return self.cache.remembered(MEMO)
+
+    def writing(self, place: Path) -> AbstractContextManager[None]:
+        return self.cache.remembering(place)
+
+    def forgotten(self, positions: Sequence[int], digests: U8) -> Bool:
         ids = some_of(self.photos.ids, np.array(positions, np.int64))
-        return self.forgotten.dead_pairs(self.photos.scope, ids, digests)
-
-    def state(self) -> object:
-        return self.forgotten.tombstones()
+        return self.cache.dead_pairs(self.photos.scope, ids, digests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,30 +158,25 @@ class Photos:
 
     def digests(
         self,
-        memo: Path | None = None,
+        cache: Remembering | None = None,
         *,
         workers: int = 4,
         progress: Callable[[int, int], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
-        forgotten: Forgotten | None = None,
     ) -> Digests:
         """sha256 of every file's bytes.
 
-        memo: a file that remembers digests by path, size and mtime_ns; read if it is there,
-            rewritten atomically when something new was learned. That of a cache goes with
-            `forgotten`.
+        cache: it remembers digests by path, size and mtime_ns, but of no forgotten photo; what is
+            new is written there atomically, where that can be done.
         progress: called ten times a second, in the calling thread, with (files looked at, files),
             and once at the end.
         stop: asked ten times a second; True ends the reading, also within a large file. What was
-            learned is in the memo, and the files that were not reached are `unread`.
-        forgotten: a cache, whose forgotten photos the memo does not remember.
+            learned is remembered, and the files that were not reached are `unread`.
         A file that cannot be read gets a reason instead. Raises PhotosError when most of the files
         do not exist, since then the table or its photo column is wrong.
         """
-        withheld = None if forgotten is None else _Withheld(self, forgotten)
-        found = digest_files(
-            self.paths, memo, workers=workers, progress=progress, stop=stop, withheld=withheld
-        )
+        memory = None if cache is None else _Memory(self, cache)
+        found = digest_files(self.paths, memory, workers=workers, progress=progress, stop=stop)
         gone = [i for i, reason in sorted(found.reasons.items()) if reason == "vanished"]
         if gone and len(gone) > MOST * (len(self) - len(found.unread)):
             raise PhotosError(

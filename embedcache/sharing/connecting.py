@@ -14,6 +14,7 @@ from embedcache.remotes.address import parse_address
 from embedcache.remotes.opening import choose, open_remote
 from embedcache.remotes.remote import Denied, Remote, Unreachable
 from embedcache.sharing.shared_copy import SharedCopy
+from embedcache.store import memory
 from embedcache.store.cache import Cache
 from embedcache.store.layout import FOLDERS
 from embedcache.store.salvage import own_litter
@@ -48,7 +49,8 @@ def memo_of(cache: Cache, remote: Remote) -> Path | None:
     """Where this cache remembers what it fetched from a remote; None in a read-only cache."""
     if not os.access(cache.path, os.W_OK):
         return None
-    return cache.local / "remotes" / sha256(remote.name.encode()).hexdigest()[:16]
+    name = sha256(remote.name.encode()).hexdigest()[:16]
+    return memory.folder_now(cache.path) / "remotes" / name
 
 
 @contextlib.contextmanager

@@ -270,7 +270,8 @@ def _withdraw(
         return []
     if MANIFEST in found.segments[segment] and (whole := now.segments.one(found, segment)):
         try:
-            live = np.flatnonzero(~_dead_rows(now, cache, whole, now.segments.dead))
+            dead = now.segments.dead = now.marks().joined(cache)
+            live = np.flatnonzero(~_dead_rows(now, cache, whole, dead))
             if len(live):
                 publish_live(now, cache, pool, found, whole, live)
         except (DeletedHere, RemovedHere):

@@ -56,7 +56,8 @@ class Missing(RemoteError):
 class RemoteSegments:
     """Manifests and small arrays, each fetched once and checked; what is wrong is refused.
 
-    dead: photos that were forgotten; of them nothing that is fetched stays on this machine.
+    dead: photos that were forgotten; of them nothing that is fetched stays on this machine. While
+        that is None, as it is at first, no column stays.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class RemoteSegments:
         self._refusals = refusals
         self._objects = objects
         self._memo = memo
-        self.dead = Dead()
+        self.dead: Dead | None = None
         self._read_bytes = 0
         self._known: dict[str, RemoteSegment | None] = {}
 
@@ -150,14 +151,18 @@ class RemoteSegments:
                 raise wrong_bytes(self._remote, segment, path)
             return raw
 
-        kept = f"{size}-{digest}"
-        raw = self._memo.get(kept, fetch)
-        found = np.frombuffer(raw[:-CRC_BYTES], dtype=little).reshape(shape)
-        if self.dead and (
-            manifest.kind == "photos" or (name == "digest" and self.dead.of(found).any())
-        ):
-            self._memo.drop(kept)
-        return found
+        def parsed(raw: bytes) -> NDArray[Any]:
+            return np.frombuffer(raw[:-CRC_BYTES], dtype=little).reshape(shape)
+
+        def may_be_kept(raw: bytes) -> bool:
+            if self.dead is None:
+                return False
+            return not self.dead or (
+                manifest.kind != "photos"
+                and not (name == "digest" and self.dead.of(parsed(raw)).any())
+            )
+
+        return parsed(self._memo.get(f"{size}-{digest}", fetch, may_be_kept))
 
     def digests(self, segment: RemoteSegment) -> NDArray[np.uint8] | None:
         """The contents of a segment's rows, (n, 32); None, and it is refused, for wrong ones."""

@@ -38,6 +38,7 @@ __all__ = [
     "layout",
     "log",
     "manifest",
+    "memory",
     "naming",
     "photo_ids",
     "reader",

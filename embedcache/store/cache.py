@@ -11,6 +11,7 @@ import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, NoSuchSpace, NotACache
 from embedcache.spec import Json, Spec
+from embedcache.store import memory
 from embedcache.store.history import History
 from embedcache.store.layout import (
     APART,
@@ -112,6 +114,15 @@ class Cache:
         with disk.plain_errors("write to", folder):
             folder.mkdir(exist_ok=True)
         return folder
+
+    def remembered(self, name: str) -> Path:
+        """A file of what this machine remembers of photos here (`memory`): another one as soon as a
+        photo is forgotten, or lifted."""
+        return memory.folder_now(self.path) / name
+
+    def remembering(self, path: Path) -> AbstractContextManager[None]:
+        """While such a file is written: see `memory.writing`."""
+        return memory.writing(path)
 
     def places(self) -> dict[str, str]:
         """By spec digest, the backbone's name with the path of its weights on this machine."""

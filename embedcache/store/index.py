@@ -24,7 +24,7 @@ from embedcache.store.columns import ABSENT, FAILED, OK
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 
-VERSION = 2
+VERSION = 3
 MAX_HEADER_BYTES = 64 << 20
 BLOCK_ROWS = 1 << 17  # looked at, or copied, at a time
 
@@ -96,25 +96,9 @@ class Table:
             self.keys[stay], self.digests[stay], self.segment[stay], self.row[stay], self.ok[stay]
         )
 
-    def save(
-        self,
-        path: Path,
-        segments: Sequence[str],
-        *,
-        tombstones: Sequence[str],
-        lifts: Sequence[str],
-    ) -> None:
-        """Write the table to a file, with the manifest digests of the segments that it covers.
-
-        tombstones, lifts: the names of those by which dead entries were left out.
-        """
-        header: Json = {
-            "version": VERSION,
-            "rows": len(self.keys),
-            "segments": [*segments],
-            "tombstones": [*tombstones],
-            "lifts": [*lifts],
-        }
+    def save(self, path: Path, segments: Sequence[str]) -> None:
+        """Write the table to a file, with the manifest digests of the segments that it covers."""
+        header: Json = {"version": VERSION, "rows": len(self.keys), "segments": [*segments]}
         first = canonical_json(header)
         with disk.replacing(path) as file:
             disk.write_all(file.fileno(), struct.pack("<QI", len(first), crc32c(first)) + first)
@@ -158,9 +142,7 @@ class Table:
         )
         numbers, rows = (array.view("<u4") for array in (segment, row))
         table = cls(keys, digests.reshape(n, 32), numbers, rows, ok.view(np.bool_))
-        return Saved(
-            table, *([str(name) for name in header[k]] for k in ("segments", "tombstones", "lifts"))
-        )
+        return Saved(table, [str(name) for name in header["segments"]])
 
     def find(self, digests: U8) -> I64:
         """Position of each of (n, 32) digests in the table, -1 where it is absent."""
@@ -205,8 +187,6 @@ class Saved:
 
     table: Table
     segments: list[str]
-    tombstones: list[str]
-    lifts: list[str]
 
 
 def distinct(digests: U8) -> tuple[I64, I64]:

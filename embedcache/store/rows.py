@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache import disk
 from embedcache.errors import CacheError, Damaged
 from embedcache.spec import Json
+from embedcache.store import memory
 from embedcache.store.columns import Columns
 from embedcache.store.history import History
 from embedcache.store.index import Table
@@ -66,12 +66,9 @@ class RowSet(SegmentSet):
         history: History | None = None,
         pins: Mapping[str, str] | None = None,
     ) -> None:
-        cache = folder.parent.parent
-        super().__init__(folder, key=digest, history=history or History(cache), pins=pins)
+        history = history or History(folder.parent.parent)
+        super().__init__(folder, key=digest, history=history, pins=pins)
         self.digest = digest
-        # The whole table of a space may be kept beside the cache, never that of a ref.
-        local = cache / "local" / "index"
-        self._index_path = None if pins is not None else local / f"{digest}.table"
         self._columns: dict[str, Columns] = {}
         self._indexed: list[str] = []
         self._unsaved = 0
@@ -232,12 +229,10 @@ class RowSet(SegmentSet):
         """
         base, known = self._table, self._indexed
         more = dead.since(self._dead.tombstones, self._dead.lifts)
-        if not known and self._index_path is not None and (saved := Table.load(self._index_path)):
+        file = self._index_file(dead)
+        if not known and file is not None and (saved := Table.load(file)):
             base, known = saved.table, saved.segments
-            more = dead.since(set(saved.tombstones), saved.lifts)
-            if not set(saved.tombstones) <= dead.tombstones.keys():
-                more = None
-        if more is None:
+        elif more is None:
             base, known = Table.empty(), []
         elif more.contents:
             base = base.without(more.of(base.digests))
@@ -248,9 +243,9 @@ class RowSet(SegmentSet):
         n_fresh = sum(fresh)
         self._indexed, self._table, self._dead = names, base, dead
         self._unsaved += len(fresh)
-        if self._index_path and (self._unsaved >= INDEX_SEGMENTS or n_fresh >= INDEX_ROWS):
+        if file is not None and (self._unsaved >= INDEX_SEGMENTS or n_fresh >= INDEX_ROWS):
             self._unsaved = 0
-            self._save(self._index_path)
+            self._save(file)
 
     def _joined(
         self,
@@ -293,17 +288,21 @@ class RowSet(SegmentSet):
         n_rows = sum(segment.manifest.n_rows for _, segment in again)
         return found.extended(_parts_of(again), renumbered=same, dead=unwanted, n_rows=n_rows)
 
+    def _index_file(self, dead: Dead) -> Path | None:
+        """Where the table of the rows that are not dead is kept; that of a ref never is."""
+        if self._pins is not None:
+            return None
+        folder = memory.folder_of(self.history.cache, dead.tombstones, dead.lifts)
+        return folder / "index" / f"{self.digest}.table"
+
     def _save(self, path: Path) -> None:
         """Keep the table in a file, unless something was forgotten while it was written."""
         with contextlib.suppress(OSError, CacheError):  # best effort; may fail on a full disk
-            disk.make_folder(path.parent, below=self.history.cache, durable=False)
-            marks = [*self._dead.tombstones], [*self._dead.lifts]
-            self._table.save(path, self._indexed, tombstones=marks[0], lifts=marks[1])
-            if self.history.dead() is not self._dead:
-                path.unlink()
-            elif len(self._table.keys) >= MAPPED_ROWS:
+            with memory.writing(path):
+                self._table.save(path, self._indexed)
+            if len(self._table.keys) >= MAPPED_ROWS:
                 saved = Table.load(path)
-                if saved and (saved.segments, saved.tombstones) == (self._indexed, marks[0]):
+                if saved and saved.segments == self._indexed:
                     self._table = saved.table
 
     def _steadily(self, look: Callable[[list[Segment], Table], T]) -> T:

@@ -25,7 +25,7 @@ from embedcache.store.salvage import leftovers
 from embedcache.store.segment import Segment
 from embedcache.store.segment_set import members
 from embedcache.store.tombstones import Marks, content_mark, pair_mark
-from embedcache.upkeep.local import clear_hidden, delete_memory, delete_staged
+from embedcache.upkeep.local import clear_hidden, delete_staged
 from embedcache.wording import counted
 
 U8 = NDArray[np.uint8]
@@ -362,7 +362,6 @@ def _refuse_ambiguous(cache: Cache, found: set[Pair]) -> None:
 
 def _forget_here(cache: Cache) -> tuple[str, ...]:
     """Delete state of this machine only of photos, and say where else their bytes may lie."""
-    delete_memory(cache.path)
     clear_hidden(cache.path)
     notes: list[str] = []
     for store in cache.sets():

@@ -14,6 +14,7 @@ from pathlib import Path
 from embedcache import disk
 from embedcache.errors import CacheError, EmbedcacheError, NoSuchSpace
 from embedcache.spec import Json
+from embedcache.store import memory
 from embedcache.store.cache import Cache
 from embedcache.store.clearing import Pinned
 from embedcache.store.disposal import aside_note, names_aside, new_aside
@@ -202,8 +203,8 @@ def _more(names: list[str]) -> str:
 
 def _memory(cache: Cache, space: Space) -> Iterator[Path]:
     """What this machine remembers of a space's vectors."""
-    for folder in ("index", "alike"):
-        yield from sorted((cache.path / "local" / folder).glob(f"{space.digest}.*"))
+    for place in ("alike", f"{memory.FOLDER}/*/*"):
+        yield from sorted((cache.path / "local").glob(f"{place}/{space.digest}.*"))
 
 
 def _delete(path: Path) -> int:

@@ -149,7 +149,7 @@ def summarise(cache: Cache, *, photos: bool = False, failed: bool = False) -> Su
 
 def failures_of(photos: Photos, cache: Cache, specs: Sequence[str]) -> list[tuple[str, str]]:
     """(id, reason) of the photos that have no vector of a spec, in the photos' order."""
-    digests = photos.digests(cache.local / "digests.npz", forgotten=cache)
+    digests = photos.digests(cache)
     reasons = dict(digests.reasons)
     readable = np.flatnonzero(digests.readable)
     dead = cache.dead(digests.value[readable])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from embedcache import disk
 from embedcache.errors import CacheError
+from embedcache.store import memory
 from embedcache.store.cache import Cache
 from embedcache.store.disposal import noting_aside
 from embedcache.store.layout import APART, PARTS
@@ -20,18 +21,8 @@ from embedcache.store.tombstones import FOLDER as TOMBSTONES
 from embedcache.store.tombstones import LIFTS
 
 MARKER = "ray-"  # begins the name of a file by which workers of a cluster know the cache
-STATE = ("alike", "index", "seen", "remotes/*")  # the folders of what is remembered
-MEMORY = ("digests*", "index/*", "remotes/*", "alike/*.groups")  # may be deleted at any time
-
-
-def delete_memory(cache: Path) -> None:
-    """Delete what this machine remembers of photos: digests of files, indexes, remote columns."""
-    for pattern in MEMORY:
-        for path in (cache / "local").glob(pattern):
-            if path.is_dir() and not path.is_symlink():
-                disk.delete_folder(path)
-            else:
-                path.unlink(missing_ok=True)
+# The folders of what is kept from one command to the next.
+STATE = ("alike", "seen", *(f"{memory.FOLDER}/{inner}" for inner in ("*", "*/*", "*/remotes/*")))
 
 
 def staged(cache: Path) -> Iterator[Leftover]:
@@ -70,7 +61,9 @@ def work_folders(cache: Path) -> Iterator[Path]:
 
 
 def clear_hidden(cache: Path) -> None:
-    """Delete what processes that have ended left, outside the folders of segments."""
+    """Delete what processes that have ended left, outside the folders of segments, and what is
+    remembered of photos that were forgotten."""
+    memory.delete_outdated(cache)
     for folder in (*work_folders(cache), *_state_folders(cache)):
         for litter in sorted(folder.glob(".*")):
             collect(litter, cache=cache)

@@ -8,6 +8,7 @@ from pathlib import Path
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, EmbedcacheError, NotACache
 from embedcache.spec import Json, Spec
+from embedcache.store import memory
 from embedcache.store.cache import Cache
 from embedcache.store.check import check_segment
 from embedcache.store.columns import Kind
@@ -33,12 +34,18 @@ from embedcache.store.segment import Segment, read_segment
 from embedcache.store.segment_set import SegmentSet
 from embedcache.store.space import FaceSpace, Space
 from embedcache.store.subject import proven_subject
-from embedcache.store.tombstones import (
-    Dead,
-)
+from embedcache.store.tombstones import Dead
 from embedcache.store.zarr_json import group_document
 from embedcache.upkeep.duplicates import compare_duplicates
-from embedcache.upkeep.findings import LINK, MADE, NO_FOLDER, RESTORED, STRANGE, Report
+from embedcache.upkeep.findings import (
+    LINK,
+    MADE,
+    NO_FOLDER,
+    REMOVED,
+    RESTORED,
+    STRANGE,
+    Report,
+)
 from embedcache.upkeep.history_audit import HistoryAudit
 from embedcache.upkeep.local import staged, work_folders
 from embedcache.upkeep.recording import Record
@@ -106,6 +113,7 @@ class _Audit:
         for folder in work_folders(self.root):
             self.record.left += leftovers(folder)
         self.record.left += staged(self.root)
+        self._remembered()
         self.record.finish()
         self._unseen()
 
@@ -127,6 +135,19 @@ class _Audit:
             if name not in {"zarr.json", *FOLDERS}:
                 self.record.find(self.root / name, STRANGE)
         return is_old
+
+    def _remembered(self) -> None:
+        """What this machine remembered before photos were forgotten."""
+        with contextlib.suppress(Damaged):  # of the tombstones, which is named where they are read
+            for path in [*memory.outdated(self.root)]:
+                problem = (
+                    "is remembered from before photos were forgotten, perhaps of these. "
+                    f"'embedcache compact {self.report.cache}' deletes it"
+                )
+                self.record.find(path, problem, mends=REMOVED, passing=True)
+            if self.repair:
+                with disk.plain_errors("repair", self.root):
+                    memory.delete_outdated(self.root)
 
     def _unseen(self) -> None:
         """What this did not look at."""

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from embedcache.errors import LabelsError
-from embedcache.photos.memo import DigestMemo
+from embedcache.photos.memo import MEMO, DigestMemo
 from embedcache.store.cache import Cache
 from embedcache.store.columns import OK
 from embedcache.tables import open_sheet
@@ -102,7 +102,7 @@ def files_of(study: Study, cache: Cache, table: pl.DataFrame) -> dict[str, str]:
     """By id the file that this machine read for the cache, of the rows whose file is known."""
     ids = table[study.id_column].drop_nulls().to_list()
     digests, known = cache.digests_of(ids, scope=study.scope)
-    memo = DigestMemo(cache.local / "digests.npz")
+    memo = DigestMemo(cache.remembered(MEMO))
     files = {content: path for path, content in memo.files()}
     found = zip(ids, (files.get(row.tobytes()) for row in digests), known.tolist(), strict=True)
     return {name: path for name, path, ok in found if ok and path}

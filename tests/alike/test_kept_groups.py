@@ -60,7 +60,7 @@ def test_vectors_that_came_again_as_others_drop_the_kept_groups(tmp_path: Path) 
     cache = made(tmp_path / "a")
     write(cache.space(SPEC), ALIKE)
     assert grouped(cache) == 2
-    [file] = (cache.path / "local" / "alike").glob("*.groups")
+    [file] = (cache.path / "local").rglob("*.groups")
     kept = file.read_bytes()
     forget(cache, ["p2"])
     cache.lift(photos(2), scope="folder", ids=["p2"])
@@ -98,5 +98,5 @@ def test_groups_of_vectors_that_changed_while_they_were_compared_are_not_kept(
     with monkeypatch.context() as patch:
         patch.setattr(groups, "link", meanwhile)
         grouped(cache)
-    assert not [*(cache.path / "local").glob("alike/*.groups")]
+    assert not [*(cache.path / "local").rglob("*.groups")]
     assert grouped(cache) == 2

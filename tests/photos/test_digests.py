@@ -11,32 +11,37 @@ import numpy as np
 import pytest
 
 from embedcache.photos import digests as digests_module
-from embedcache.photos.memo import DigestMemo
+from embedcache.photos.memo import MEMO, DigestMemo
 from embedcache.photos.table import Photos
+from embedcache.store.cache import Cache
 from tests.photos.files import LONG_AGO, write
+
+
+def cache_in(folder: Path) -> Cache:
+    return Cache.open(folder / "cache", create=True)
 
 
 def test_digests_are_of_the_bytes_and_remembered(tmp_path: Path) -> None:
     write(tmp_path / "in/a.jpg", b"one")
     write(tmp_path / "in/b.jpg", b"two")
-    table, memo = Photos.read(tmp_path / "in"), tmp_path / "memo.npz"
-    first = table.digests(memo)
+    table, cache = Photos.read(tmp_path / "in"), cache_in(tmp_path)
+    first = table.digests(cache)
     assert first.n_read == 2
     assert [d.tobytes() for d in first.value] == [
         hashlib.sha256(data).digest() for data in (b"one", b"two")
     ]
-    again = table.digests(memo)
+    again = table.digests(cache)
     assert again.n_read == 0
     assert (again.value == first.value).all()
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = write(tmp_path / "in/a.jpg", b"one")
-    table, memo = Photos.read(tmp_path / "in"), tmp_path / "memo.npz"
-    table.digests(memo)
+    table, cache = Photos.read(tmp_path / "in"), cache_in(tmp_path)
+    table.digests(cache)
     path.write_bytes(b"two")  # same size
     os.utime(path, (LONG_AGO + 5, LONG_AGO + 5))
-    found = table.digests(memo)
+    found = table.digests(cache)
     assert found.n_read == 1
     assert found.value[0].tobytes() == hashlib.sha256(b"two").digest()
 
@@ -44,10 +49,10 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 def test_a_file_changed_just_now_is_not_remembered(tmp_path: Path) -> None:
     path = write(tmp_path / "in/a.jpg", b"one")
     os.utime(path)
-    table, memo = Photos.read(tmp_path / "in"), tmp_path / "memo.npz"
-    table.digests(memo)
+    table, cache = Photos.read(tmp_path / "in"), cache_in(tmp_path)
+    table.digests(cache)
     path.write_bytes(b"two")  # perhaps within the same tick of the clock
-    assert table.digests(memo).value[0].tobytes() == hashlib.sha256(b"two").digest()
+    assert table.digests(cache).value[0].tobytes() == hashlib.sha256(b"two").digest()
 
 
 def test_what_cannot_be_read_gets_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,10 +79,11 @@ def test_what_cannot_be_read_gets_a_reason(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04junk"])
 def test_a_damaged_memo_only_costs_time(tmp_path: Path, content: bytes) -> None:
     write(tmp_path / "in/a.jpg", b"one")
-    memo = write(tmp_path / "memo.npz", content)
+    cache = cache_in(tmp_path)
+    write(cache.remembered(MEMO), content)
     table = Photos.read(tmp_path / "in")
-    assert table.digests(memo).n_read == 1
-    assert table.digests(memo).n_read == 0
+    assert table.digests(cache).n_read == 1
+    assert table.digests(cache).n_read == 0
 
 
 def test_the_memo_keeps_names_of_any_encoding(tmp_path: Path) -> None:
@@ -178,10 +184,10 @@ def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Photos:
 def test_reading_stops_when_asked_and_keeps_what_it_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table, memo = many(tmp_path, monkeypatch), tmp_path / "memo.npz"
+    table, cache = many(tmp_path, monkeypatch), cache_in(tmp_path)
     shown: list[tuple[int, int]] = []
     found = table.digests(
-        memo,
+        cache,
         workers=2,
         progress=lambda *now: shown.append(now),
         stop=lambda: len(shown) >= 2 and shown[-1][0] > 0,
@@ -192,7 +198,7 @@ def test_reading_stops_when_asked_and_keeps_what_it_learned(
     assert not found.readable[found.unread].any()
     assert found.n_read == found.readable.sum() > 0
     assert shown[-1] == (found.n_read, 3000)
-    again = table.digests(memo)
+    again = table.digests(cache)
     assert again.n_read == len(found.unread)
     assert not again.stopped
     assert (again.value[found.readable] == found.value[found.readable]).all()
@@ -240,15 +246,15 @@ def test_progress_is_reported_while_one_file_is_read(
 def test_an_exception_while_reading_keeps_what_was_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table, memo = many(tmp_path, monkeypatch), tmp_path / "memo.npz"
+    table, cache = many(tmp_path, monkeypatch), cache_in(tmp_path)
 
     def interrupt(done: int, n: int) -> None:
         if done > 500:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        table.digests(memo, progress=interrupt)
-    assert table.digests(memo).n_read <= 2500
+        table.digests(cache, progress=interrupt)
+    assert table.digests(cache).n_read <= 2500
 
 
 def test_photos_made_for_tests_differ(make_photos: Callable[..., Path]) -> None:

@@ -10,6 +10,7 @@ from embedcache.errors import PhotosError
 from embedcache.photos import digests as digests_module
 from embedcache.photos import rows
 from embedcache.photos.table import Photos
+from embedcache.store.cache import Cache
 from tests.photos.files import write
 
 
@@ -50,7 +51,8 @@ def test_many_photos_are_listed_and_read_like_few(
         assert other.subset(at) == one.subset(at)
         some = Photos(other.ids[:2], other.paths[:2], other.scope)
         assert some.paths == [*one.paths[:2]]
-    digests = [found.digests(tmp_path / "memo") for found in (few[0], many[0], many[0])]
+    cache = Cache.open(tmp_path / "cache", create=True)
+    digests = [found.digests(cache) for found in (few[0], many[0], many[0])]
     assert (digests[0].value == digests[1].value).all()
     assert (digests[2].value == digests[1].value).all()
     (tmp_path / "t.csv").write_text(f"{table}u3,other.jpg\n")
@@ -249,8 +251,9 @@ def test_photos_that_a_table_holds_are_read_from_it(tmp_path: Path, with_ids: bo
     assert found.n_without_photo == 1
     contents = [PNG + b"one", b"on disk", PNG + b"two"]
     assert [digests_module.read_file(path) for path in found.paths] == contents
-    for memo in (None, tmp_path / "memo.npz", tmp_path / "memo.npz"):
-        digests = found.digests(memo)
+    cache = Cache.open(tmp_path / "cache", create=True)
+    for memory in (None, cache, cache):
+        digests = found.digests(memory)
         assert digests.readable.all()
         assert [d.tobytes() for d in digests.value] == [
             hashlib.sha256(content).digest() for content in contents

@@ -212,7 +212,7 @@ def test_an_abandoned_draft_with_a_made_up_lease(cache: Cache, lease: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    "link", ["refs", "forgotten", "local", "damaged", "face-spaces", "local/index", "spaces"]
+    "link", ["refs", "forgotten", "local", "damaged", "face-spaces", "local/memory", "spaces"]
 )
 def test_nothing_is_written_through_a_link_in_a_folders_place(
     cache: Cache, tmp_path: Path, link: str

@@ -10,7 +10,7 @@ import pytest
 from embedcache import disk
 from embedcache.alike.groups import alike_contents
 from embedcache.errors import EmbedcacheError
-from embedcache.photos.memo import DigestMemo
+from embedcache.photos.memo import MEMO, DigestMemo
 from embedcache.sharing.share import pull, push
 from embedcache.store.cache import Cache
 from embedcache.upkeep.compaction import compact
@@ -63,19 +63,22 @@ def cache(tmp_path: Path) -> Cache:
 
 # What this machine keeps for itself: a pipe is as good as nothing.
 KEPT = (
-    *("staging", "backbones.json", "digests.npz", "specs.json", ".digests.npz.lock", "push.lock"),
-    *("index/*.table", "remotes/*/*", "seen/*.json", "alike/*.groups", "alike/*.json"),
+    *("staging", "backbones.json", "specs.json", "push.lock"),
+    *("memory/*/digests.npz", "memory/*/.digests.npz.lock", "memory/*/alike/*.groups"),
+    *("memory/*/index/*.table", "memory/*/remotes/*/*", "seen/*.json", "alike/*.json"),
 )
 
 
 @pytest.mark.parametrize("name", KEPT)
 def test_a_pipe_in_local_is_as_good_as_nothing(name: str, cache: Cache, tmp_path: Path) -> None:
-    for path in list(cache.local.glob(name)) or [cache.local / name.replace("*", "0" * 64)]:
+    now = cache.remembered("").relative_to(cache.local)
+    absent = name.replace("memory/*", str(now)).replace("*", "0" * 64)
+    for path in list(cache.local.glob(name)) or [cache.local / absent]:
         pipe(path)
     shared = str(tmp_path / "shared")
     opened = Cache.open(cache.path)
     opened.places()
-    memo = DigestMemo(cache.local / "digests.npz")
+    memo = DigestMemo(cache.remembered(MEMO))
     memo.put("/a", 1, 0, bytes(32), 10**18)
     memo.write()
     push(opened, shared)
@@ -142,9 +145,7 @@ def test_a_pipe_in_a_draft_or_among_the_files_of_a_push_is_waited_for_by_nobody(
 def test_groups_are_found_beside_a_pipe(cache: Cache) -> None:
     contents = {row.tobytes() for row in photos(1, 2, 3)}
     found = alike_contents(cache, cache.find("net"), 0.0, contents=contents)
-    for path in list((cache.local / "alike").glob("*")) or [
-        cache.local / "alike" / f"{SPEC.digest}.groups"
-    ]:
-        pipe(path)
+    [path] = cache.local.rglob("*.groups")
+    pipe(path)
     again = alike_contents(cache, cache.find("net"), 0.0, contents=contents)
     assert again.keys() == found.keys()

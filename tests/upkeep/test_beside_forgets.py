@@ -1,22 +1,10 @@
 """What a forget beside another command, or before it, must not leave or stop."""
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from embedcache.alike.originals import paths_of
 from embedcache.errors import CacheError, Damaged
-from embedcache.extraction.run import extract
-from embedcache.extraction.upgrade import upgrade
-from embedcache.photos.memo import DigestMemo
-from embedcache.photos.table import Photos
-from embedcache.sharing.joining import compact_remote
-from embedcache.sharing.memo import Memo
-from embedcache.sharing.share import push
 from embedcache.store.cache import Cache
 from embedcache.store.check import check_segment
 from embedcache.store.columns import OK
@@ -26,7 +14,6 @@ from embedcache.upkeep.forgetting import forget
 from embedcache.upkeep.local import clear_hidden
 from embedcache.upkeep.merging import merge
 from embedcache.upkeep.verify import verify
-from tests import stand_in
 from tests.stores import photos
 from tests.upkeep.caches import SPEC, make
 
@@ -78,61 +65,6 @@ def test_a_damaged_segment_of_another_cache_is_named_with_what_to_do(tmp_path: P
     assert f"embedcache verify {other.path}" in str(error.value)
 
 
-def test_what_is_remembered_of_a_remote_is_not_kept_beside_a_forget(tmp_path: Path) -> None:
-    cache = make(tmp_path / "a", 1, 2)
-    memo = Memo(cache.local / "remotes" / "0123")
-
-    def fetch() -> bytes:
-        forget(cache, ["p1"])
-        return photos(1).tobytes()
-
-    assert memo.get("column", fetch) == photos(1).tobytes()
-    assert photos(1).tobytes() not in everything_in(cache.path)
-    assert Memo(cache.local / "remotes" / "0123").get("b", lambda: b"b") == b"b"
-    assert Memo(cache.local / "remotes" / "0123").get("b", lambda: b"c") == b"b"
-
-
-def folder_of(path: Path, n: int) -> Photos:
-    path.mkdir()
-    for i in range(n):
-        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path / f"{i}.png")
-        os.utime(path / f"{i}.png", (1e9, 1e9))
-    return Photos.read(path)
-
-
-@pytest.mark.parametrize("amid", [False, True])
-def test_the_memo_of_files_holds_no_forgotten_photo(tmp_path: Path, amid: bool) -> None:
-    found, cache = folder_of(tmp_path / "photos", 3), Cache.open(tmp_path / "c", create=True)
-    digests = found.digests().value
-    cache.record_photos(found.scope, found.ids, digests)
-    memo = cache.local / "digests.npz"
-    seen: list[int] = []
-
-    class Late:
-        """Forgets while the memo is about to be written."""
-
-        def dead_pairs(self, scope: str, ids: Sequence[str], digests: np.ndarray) -> np.ndarray:
-            told = cache.dead_pairs(scope, ids, digests)
-            if amid and not seen:
-                seen.append(1)
-                forget(Cache.open(cache.path), ["1.png"])
-            return told
-
-        def tombstones(self) -> frozenset[str]:
-            return cache.tombstones()
-
-    if not amid:
-        forget(cache, ["1.png"])
-    again = found.digests(memo, forgotten=Late())
-    assert (again.value == digests).all()
-    names = [name for name, _ in DigestMemo(memo).files()] if memo.exists() else []
-    assert not [name for name in names if name.endswith("1.png")]
-    assert len(names) == (0 if amid else 2)
-    assert digests[1].tobytes() not in everything_in(cache.path)
-    assert found.digests(memo, forgotten=cache).n_read == (3 if amid else 1)
-
-
 def test_an_id_that_is_gone_keeps_nobody_from_the_rest_of_a_list(tmp_path: Path) -> None:
     cache = make(tmp_path / "a", 1, 2, 3)
     with pytest.raises(CacheError, match="knows no photo id"):
@@ -144,27 +76,3 @@ def test_an_id_that_is_gone_keeps_nobody_from_the_rest_of_a_list(tmp_path: Path)
     assert not cache.digests_of(["p2"])[1].any()
     assert cache.digests_of(["p3"])[1].all()
     assert verify(cache).clean
-
-
-@pytest.mark.parametrize("way", ["paths_of", "upgrade"])
-def test_no_command_that_reads_photos_remembers_a_forgotten_one(tmp_path: Path, way: str) -> None:
-    found, cache = folder_of(tmp_path / "photos", 3), Cache.open(tmp_path / "c", create=True)
-    extract(found, cache, backbone=stand_in.backbone("old"))
-    digests = found.digests().value
-    forget(cache, ["1.png"])
-    if way == "paths_of":
-        paths_of(cache, found)
-    else:
-        upgrade(cache, old="old", new=stand_in.backbone("new"), photos=found)  # type: ignore[arg-type]
-    assert digests[2].tobytes() in (cache.local / "digests.npz").read_bytes()
-    assert digests[1].tobytes() not in everything_in(cache.path)
-
-
-def test_a_compact_of_a_remote_remembers_no_photo_that_was_forgotten_here(tmp_path: Path) -> None:
-    mine, other = make(tmp_path / "a", 1, 2), make(tmp_path / "b", 3)
-    remote = (tmp_path / "remote").as_uri()
-    push(mine, remote)
-    push(other, remote)
-    forget(mine, ["p1"])
-    compact_remote(remote, mine)
-    assert photos(1).tobytes() not in everything_in(mine.path)

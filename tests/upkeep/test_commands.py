@@ -220,7 +220,7 @@ def test_the_saved_index_is_a_convenience_that_nothing_depends_on(
     monkeypatch.setattr("embedcache.store.rows.INDEX_SEGMENTS", 3)
     cache = make(tmp_path / "a", *range(12), segments=4)
     cache.space(SPEC).status(photos(1))
-    saved = cache.path / "local" / "index" / f"{SPEC.digest}.table"
+    saved = cache.remembered(f"index/{SPEC.digest}.table")
     loaded = Table.load(saved)
     assert loaded is not None
     assert len(loaded.segments) == 4

@@ -68,9 +68,9 @@ def test_all_vectors_of_a_backbone_go_and_the_bytes_are_counted(cache: Cache, ru
     space = cache.space(SPEC)
     with space.writer(n_rows=1, name="net", about={}) as writer:
         writer.fail(photos(50), ["not_an_image"])
-    for folder in ("index", "alike"):
-        (cache.local / folder).mkdir(exist_ok=True)
-        (cache.local / folder / f"{space.digest}.table").write_bytes(b"12345678")
+    for folder in (cache.remembered("index"), cache.local / "alike"):
+        folder.mkdir(exist_ok=True, parents=True)
+        (folder / f"{space.digest}.table").write_bytes(b"12345678")
     before = size(cache.path)
     code, out, err = run("forget", cache.path, "--space", "net", "--json")
     assert (code, err) == (0, "")
@@ -78,7 +78,7 @@ def test_all_vectors_of_a_backbone_go_and_the_bytes_are_counted(cache: Cache, ru
     assert (found["rows"], found["failed"], found["segments"], found["left"]) == (N, 1, 3, 0)
     assert (found["backbone"], found["spec"]) == ("net", space.digest)
     grown = size(cache.path / "removed")
-    grown += size(cache.path / "local" / "index")
+    grown += size(cache.path / "local" / "memory")
     assert found["bytes_freed"] == before - size(cache.path) + grown > N * 8 * 4
     assert status(cache) == {ABSENT}
     holds_nothing(cache)

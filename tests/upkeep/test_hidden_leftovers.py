@@ -19,9 +19,9 @@ from tests.upkeep.caches import SPEC, make
 HEX = "0123456789abcdef" * 4
 # Where a process writes beside what it replaces.
 PLACES = (
-    *("local/digests.npz", "local/staging", "local/specs.json", "local/backbones.json"),
-    *(f"local/alike/{HEX}.groups", f"local/alike/{HEX}.json", f"local/index/{HEX}.table"),
-    *(f"local/remotes/{HEX[:16]}/{HEX}", f"local/seen/{HEX[:16]}.json"),
+    *("local/staging", "local/specs.json", "local/backbones.json", "memory/digests.npz"),
+    *(f"memory/alike/{HEX}.groups", f"local/alike/{HEX}.json", f"memory/index/{HEX}.table"),
+    *(f"memory/remotes/{HEX[:16]}/{HEX}", f"local/seen/{HEX[:16]}.json"),
     *("zarr.json", "spaces/zarr.json", f"spaces/{SPEC.digest}/zarr.json", "refs/paper.json"),
     *(f"spaces/{SPEC.digest}/segments/zarr.json", "photos/segments/zarr.json"),
 )
@@ -37,7 +37,10 @@ def forget_one(cache: Cache) -> object:
 
 def put(cache: Cache, place: str, mark: str) -> Path:
     """A temporary name beside a place in a cache; it holds a photo's digest."""
-    path = (cache.path / place).with_name(f".{Path(place).name}.{mark}")
+    inner = Path(place)
+    if inner.parts[0] == "memory":
+        inner = cache.remembered(str(inner.relative_to("memory")))
+    path = (cache.path / inner).with_name(f".{inner.name}.{mark}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(photos(1).tobytes())
     return path
@@ -81,12 +84,12 @@ def test_what_a_living_process_writes_and_names_of_others_stay(
     tmp_path: Path, command: Callable[[Cache], object]
 ) -> None:
     cache = make(tmp_path / "a", 1, 2, 3)
-    places = [place for place in PLACES if "index" not in place and "remotes" not in place]
+    places = [place for place in PLACES if "memory" not in place]
     mine = [put(cache, place, disk.mark_of_process()) for place in places]
     theirs = [
         put(cache, place, mark)
         for place, mark in (
-            *(("local/notes.txt", dead_mark()), ("local/digests.npz", "20261126")),
+            *(("local/notes.txt", dead_mark()), ("local/specs.json", "20261126")),
             *(("local/alike/x.groups", dead_mark()[:8]), ("zarr.json", "bak")),
         )
     ]
