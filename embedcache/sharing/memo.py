@@ -25,9 +25,10 @@ class Memo:
     ) -> bytes:
         """The bytes kept under `name`, else those of `fetch`, which are kept where `good`: nothing
         is that holds a forgotten photo."""
-        if self._folder is None:
+        folder = self._folder  # threads share this: it may be another one at the next line
+        if folder is None:
             return fetch()
-        path = self._folder / sha256(name.encode()).hexdigest()
+        path = folder / sha256(name.encode()).hexdigest()
         kept = disk.read_kept(path, limit=MAX_KEPT_BYTES) or b""
         if sha256(kept[32:]).digest() == kept[:32]:
             return kept[32:]
@@ -35,7 +36,7 @@ class Memo:
         if not good(raw):
             return raw
         with contextlib.suppress(OSError):
-            if shutil.disk_usage(self._folder.parent.parent).free < SPARE_BYTES + len(raw):
+            if shutil.disk_usage(folder.parents[3]).free < SPARE_BYTES + len(raw):
                 return raw
         with contextlib.suppress(OSError):  # best effort; may fail on a full disk
             with memory.writing(path):

@@ -7,6 +7,7 @@ A cache is a set of immutable segments (docs/format.md). Any number of processes
 to one at the same time; none of them waits for another. Imports neither torch nor zarr.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -313,7 +314,9 @@ class Cache:
         marks = {content_mark(content) for content in contents}
         if scope is not None:
             marks |= {pair_mark(scope, *pair) for pair in zip(ids, contents, strict=True)}
-        return self.history.lift(marks)
+        n_lifted = self.history.lift(marks)
+        self._leave_memory()
+        return n_lifted
 
     def adopt(self, *, lifts: Mapping[str, bytes], tombstones: Mapping[str, bytes]) -> int:
         """Take over another copy's lifts and tombstones, as `History.files` gives them.
@@ -321,7 +324,14 @@ class Cache:
         A photo that has an id here which nobody forgot stays. Returns how many were new.
         """
         self._refuse_at_ref()
-        return self.history.adopt(lifts=lifts, tombstones=tombstones, left_to=self._photos.left_to)
+        n_new = self.history.adopt(lifts=lifts, tombstones=tombstones, left_to=self._photos.left_to)
+        self._leave_memory()
+        return n_new
+
+    def _leave_memory(self) -> None:
+        """Delete what was remembered until now; what cannot be is named by `verify`."""
+        with contextlib.suppress(OSError):
+            memory.delete_outdated(self.path)
 
     def some_ids(self, n: int) -> list[str]:
         """A few of the ids that are recorded, for messages."""

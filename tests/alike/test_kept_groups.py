@@ -66,7 +66,9 @@ def test_vectors_that_came_again_as_others_drop_the_kept_groups(tmp_path: Path) 
     cache.lift(photos(2), scope="folder", ids=["p2"])
     cache.record_photos("folder", ["p2"], photos(2))
     write(cache.space(SPEC), {2: (0, 1)})
-    file.write_bytes(kept)  # as of a command that was just writing it
+    now = cache.remembered(f"alike/{file.name}")
+    now.parent.mkdir(parents=True, exist_ok=True)
+    now.write_bytes(kept)  # as of a command that was just writing it
     assert grouped(cache) == 0
 
 

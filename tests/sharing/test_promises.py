@@ -164,7 +164,7 @@ def test_forget_leaves_no_byte_of_an_interrupted_pull_or_push(
     with pytest.raises(Unreachable):
         pull(fakes.Flaky(fakes.folder(folder), fakes.since(16, "after")), b)
     assert list((b.path / "local" / "incoming").rglob("embedding"))
-    assert list((b.path / "local").glob("remotes/*/*"))
+    assert list((b.path / "local").glob("memory/*/remotes/*/*"))
     if how == "killed":  # while it hid a segment, and before it deleted that
         hidden = b.path / "local" / "incoming" / ".old-12345678-00000000-7-7"
         hidden.mkdir()

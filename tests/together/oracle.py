@@ -139,7 +139,8 @@ def _lifts(document: dict[str, Any]) -> list[tuple[str, str]]:
 def traces(
     place: Path, album: Known, numbers: set[int], ids: Callable[[int], tuple[str, ...]]
 ) -> list[str]:
-    """Files below `place` that hold bytes of the rows, or (in photos/) ids, of these photos.
+    """Files below `place` that hold bytes of the rows, or digests, of these photos; or their ids,
+    in photos/ and local/.
 
     Not in damaged/: what `repair` set aside is the user's, and `forget` says so.
     """
@@ -147,6 +148,7 @@ def traces(
         n: [album.bytes_of((space, n)) for space in album.names.values()] for n in sorted(numbers)
     }
     names = {n: [name.encode() for name in ids(n)] for n in sorted(numbers)}
+    contents = {n: content for content, n in album.number.items() if n in numbers}
     found = []
     for path in place.rglob("*"):
         if path.is_symlink() or not path.is_file():
@@ -158,7 +160,9 @@ def traces(
         for n in rows:
             if any(row in raw or row[: len(row) // 2] in raw for row in rows[n]):
                 found.append(f"row {n} in {shape(where)}")
-            if where.parts[0] == "photos" and any(name in raw for name in names[n]):
+            if n in contents and contents[n] in raw:
+                found.append(f"digest {n} in {shape(where)}")
+            if where.parts[0] in ("photos", "local") and any(name in raw for name in names[n]):
                 found.append(f"id {n} in {shape(where)}")
     return sorted(set(found))
 
