@@ -163,7 +163,7 @@ def test_no_column_of_a_remote_is_kept_before_its_tombstones_are_known(tmp_path:
         copy = open_copy(remote, mine)
         copy.segments.dead = dead
         spaces = [space for root in ROWS for space in copy.spaces(root).values()]
-        for space, name in [(space, name) for space in spaces for name in space.segments]:
+        for space, name in [(one, name) for one in spaces for name in one.segments]:
             segment = copy.segments.one(space, name)
             assert segment is not None
             copy.segments.column(segment, "digest")
