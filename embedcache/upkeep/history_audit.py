@@ -6,7 +6,7 @@ from pathlib import Path
 
 from embedcache import disk
 from embedcache.errors import Damaged, EmbedcacheError
-from embedcache.store.history import History, missing_marks, unknown_marks
+from embedcache.store.history import LOST, History, missing_marks, unknown_marks
 from embedcache.store.layout import KINDS
 from embedcache.store.log import ENTRY, PHOTOS, Entry, Log, create_entry, read_entry
 from embedcache.store.log import FOLDER as LOG
@@ -109,6 +109,13 @@ class HistoryAudit:
                     f"is missing, and the removal log names it. {_ADVICE}",
                     mends=GIVEN_UP,
                 )
+        lost = [name for name, digest in self.log.forgotten.items() if digest == LOST]
+        if lost := sorted({*lost} - tombstones.keys()):
+            self.record.report.notes.append(
+                f"{counted(len(lost), 'tombstone')} could not be read, and repair went on without, "
+                f"such as {lost[0]}: whom it named comes back with the next extract or pull. "
+                "Forget these photos again, where you know them"
+            )
         unknown = unknown_marks(self.log, dead) if not is_old else []
         if unknown and self.record.repair:
             self.history.note()

@@ -2,8 +2,11 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from embedcache import disk
 from embedcache.errors import CacheError, Damaged, EmbedcacheError, NotACache
@@ -12,6 +15,7 @@ from embedcache.store import memory
 from embedcache.store.cache import Cache
 from embedcache.store.check import check_segment
 from embedcache.store.columns import Kind
+from embedcache.store.disposal import FOLDER as DAMAGED
 from embedcache.store.history import History
 from embedcache.store.layout import (
     APART,
@@ -29,6 +33,7 @@ from embedcache.store.layout import (
 from embedcache.store.log import FOLDER as LOG
 from embedcache.store.manifest import HEX_DIGEST, is_segment_id
 from embedcache.store.photo_ids import PhotoIds, read_pairs
+from embedcache.store.remains import contents_named
 from embedcache.store.salvage import leftovers, leftovers_inside
 from embedcache.store.segment import Segment, read_segment
 from embedcache.store.segment_set import SegmentSet
@@ -50,7 +55,9 @@ from embedcache.upkeep.history_audit import HistoryAudit
 from embedcache.upkeep.local import staged, work_folders
 from embedcache.upkeep.recording import Record
 from embedcache.upkeep.repair import Broken, set_aside
+from embedcache.wording import counted
 
+U8 = NDArray[np.uint8]
 GONE = "is missing, with everything in it"
 
 
@@ -114,6 +121,7 @@ class _Audit:
             self.record.left += leftovers(folder)
         self.record.left += staged(self.root)
         self._remembered()
+        self._set_aside()
         self.record.finish()
         self._unseen()
 
@@ -148,6 +156,19 @@ class _Audit:
             if self.repair:
                 with disk.plain_errors("repair", self.root):
                     memory.delete_outdated(self.root)
+
+    def _set_aside(self) -> None:
+        """Segments in damaged/ that have rows of forgotten photos: nobody but the user deletes."""
+        if not self.dead or (self.root / DAMAGED).is_symlink():
+            return
+        for path in sorted((self.root / DAMAGED).glob("*")):
+            n_rows = sum(int(self.dead.of(rows).sum()) for rows in _contents_below(path))
+            if n_rows:
+                self.record.find(
+                    path,
+                    f"was set aside, and stores {counted(n_rows, 'row')} of forgotten photos: keep "
+                    "what is yours, then delete it",
+                )
 
     def _unseen(self) -> None:
         """What this did not look at."""
@@ -329,6 +350,13 @@ class _Audit:
                     f"{self.report.cache} --forgotten' removes them",
                     passing=True,
                 )
+
+
+def _contents_below(folder: Path) -> Iterator[U8]:
+    """The contents, (n, 32), that each segment in a folder names, where these can be read."""
+    for parent, folders, _ in os.walk(folder):
+        if "digest" in folders:
+            yield np.frombuffer(b"".join(contents_named(Path(parent))), np.uint8).reshape(-1, 32)
 
 
 def _checked(path: Path, kind: Kind, space: str | None) -> Segment | Exception | None:

@@ -292,3 +292,35 @@ def test_a_forget_cut_off_after_its_first_tombstone_is_ended_though_others_remov
     rest = photos(0, 1, 2, 6, 7)
     assert (Cache.open(cache.path).space(SPEC).status(rest) == OK).all()
     assert verify(cache).clean
+
+
+def test_what_was_set_aside_and_holds_a_forgotten_row_is_named_until_it_is_deleted(
+    tmp_path: Path,
+) -> None:
+    cache = make(tmp_path / "a", 1, 2, 3)
+    shard = cache.space(SPEC).segments()[0].folder / "embedding/c/0/0"
+    raw = bytearray(shard.read_bytes())
+    raw[1] ^= 4
+    shard.write_bytes(raw)
+    verify(cache, repair=True)
+    assert verify(cache).clean
+    forget(cache, ["p1"])
+    report = verify(cache)
+    assert "stores 1 row of forgotten photos" in str(report)
+    assert [found.path.split("/")[0] for found in report.findings] == ["damaged"]
+    shutil.rmtree(cache.path / "damaged")
+    assert verify(cache).clean
+
+
+def test_a_lost_tombstone_is_told_of_until_its_photos_are_forgotten_again(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", 1, 2, 3)
+    forget(cache, ["p1"])
+    [tombstone] = (cache.path / "forgotten").glob("*.json")
+    kept = tombstone.read_bytes()
+    tombstone.unlink()
+    assert "is missing, and the removal log names it" in str(verify(cache, repair=True))
+    report = verify(cache)
+    assert report.clean
+    assert "1 tombstone could not be read" in str(report)
+    tombstone.write_bytes(kept)  # as from a copy
+    assert "could not be read" not in str(verify(cache))
