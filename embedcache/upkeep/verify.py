@@ -158,16 +158,17 @@ class _Audit:
                     memory.delete_outdated(self.root)
 
     def _set_aside(self) -> None:
-        """Segments in damaged/ that have rows of forgotten photos: nobody but the user deletes."""
+        """Tell of segments in damaged/, which is no part of the cache, with rows of forgotten photos:
+        nobody but the user deletes there."""
         if not self.dead or (self.root / DAMAGED).is_symlink():
             return
         for path in sorted((self.root / DAMAGED).glob("*")):
             n_rows = sum(int(self.dead.of(rows).sum()) for rows in _contents_below(path))
             if n_rows:
-                self.record.find(
-                    path,
-                    f"was set aside, and stores {counted(n_rows, 'row')} of forgotten photos: keep "
-                    "what is yours, then delete it",
+                self.report.notes.append(
+                    f"{self.record.name(path)} was set aside, and stores "
+                    f"{counted(n_rows, 'row')} of forgotten photos: keep what is yours, then "
+                    "delete it"
                 )
 
     def _unseen(self) -> None:
