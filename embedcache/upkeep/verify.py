@@ -158,8 +158,8 @@ class _Audit:
                     memory.delete_outdated(self.root)
 
     def _set_aside(self) -> None:
-        """Tell of segments in damaged/, which is no part of the cache, with rows of forgotten photos:
-        nobody but the user deletes there."""
+        """Tell of rows of forgotten photos in damaged/, which is no part of the cache: nobody but
+        the user deletes there."""
         if not self.dead or (self.root / DAMAGED).is_symlink():
             return
         for path in sorted((self.root / DAMAGED).glob("*")):
