@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from embedcache import disk
 from embedcache.errors import Damaged
 from embedcache.store.columns import Columns
-from embedcache.store.segment import Segment
+from embedcache.store.segment import Segment, advice
 from embedcache.store.shard import (
     NOT_FINITE,
     Geometry,
@@ -113,7 +113,9 @@ class OpenShards:
                 else:
                     fd = disk.open_inside(folder, shard_name(shard))
             except FileNotFoundError:
-                raise Damaged(f"shard {shard} of {folder} is missing") from None
+                raise Damaged(
+                    f"{folder / shard_name(shard)} is missing", advice=advice(segment.path)
+                ) from None
             with self._lock:
                 file = self._files[key] = _File(fd)
                 if len(self._files) > OPEN_FILES:

@@ -35,7 +35,13 @@ def remove_document(cache: Cache) -> Path:
     return path
 
 
-@pytest.mark.parametrize("damage", [cut_column, cut_entry, remove_document])
+def remove_shard(cache: Cache) -> Path:
+    [path] = cache.path.glob("spaces/*/segments/*/embedding/c/0/0")
+    path.unlink()
+    return path
+
+
+@pytest.mark.parametrize("damage", [cut_column, cut_entry, remove_document, remove_shard])
 def test_damage_is_named_with_its_file_and_a_next_step(
     tmp_path: Path, damage: Callable[[Cache], Path]
 ) -> None:
