@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from embedcache.errors import RemoteError
+from embedcache.errors import Damaged, RemoteError
 from embedcache.sharing.share import push
 from embedcache.sharing.survey import verify_remote
 from embedcache.store.cache import Cache
 from embedcache.upkeep.forgetting import forget
-from tests.upkeep.caches import make
+from tests.stores import photos
+from tests.upkeep.caches import SPEC, make
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,13 +36,7 @@ def remove_document(cache: Cache) -> Path:
     return path
 
 
-def remove_shard(cache: Cache) -> Path:
-    [path] = cache.path.glob("spaces/*/segments/*/embedding/c/0/0")
-    path.unlink()
-    return path
-
-
-@pytest.mark.parametrize("damage", [cut_column, cut_entry, remove_document, remove_shard])
+@pytest.mark.parametrize("damage", [cut_column, cut_entry, remove_document])
 def test_damage_is_named_with_its_file_and_a_next_step(
     tmp_path: Path, damage: Callable[[Cache], Path]
 ) -> None:
@@ -53,6 +48,16 @@ def test_damage_is_named_with_its_file_and_a_next_step(
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {path}"), done.stderr
     assert f"'embedcache verify {cache.path}'" in done.stderr
+
+
+def test_a_missing_shard_is_named_by_its_path_and_a_next_step(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", 1)
+    shard = min(cache.space(SPEC).folder.glob("segments/*/embedding/c/0/0"))
+    shard.unlink()
+    with pytest.raises(Damaged) as caught:
+        cache.space(SPEC).read(photos(1))
+    assert str(caught.value).startswith(f"{shard} is missing")
+    assert f"'embedcache verify {cache.path}'" in str(caught.value)
 
 
 def test_a_check_of_a_shared_copy_does_not_advise_itself(tmp_path: Path) -> None:
