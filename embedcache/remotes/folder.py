@@ -17,7 +17,8 @@ class LocalFiles:
     failures: tuple[type[Exception], ...] = (OSError,)
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        # A user may name a folder by a link to it; below it no link is followed.
+        self._root = root.resolve() if root.is_symlink() else root
 
     def walk(self, folder: str) -> Iterator[tuple[str, int, str]]:
         if instead := self._no_folder(folder):

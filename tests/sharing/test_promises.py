@@ -296,3 +296,13 @@ def test_two_pushes_at_once_send_everything_of_both(
     assert pull(remote, c).problems == ()
     assert held(c) == {0, 1, 2, 3, 4, 5, 9}
     assert (push(a, remote).rows, push(b, remote).rows) == (0, 0)
+
+
+def test_a_shared_copy_may_be_named_by_a_link_to_it(make: Make, tmp_path: Path) -> None:
+    a, b = make("a", [1, 2]), make("b")
+    (tmp_path / "mount").mkdir()
+    (tmp_path / "team").symlink_to(tmp_path / "mount")
+    push(a, str(tmp_path / "team"))
+    assert pull(str(tmp_path / "team"), b).rows == 2
+    assert verify_remote(str(tmp_path / "team")).clean
+    assert (tmp_path / "mount" / "zarr.json").exists()
