@@ -335,8 +335,8 @@ def digests_of(cache: Cache, names: Sequence[str]) -> list[str]:
     for name, digest in found.items():
         if bytes.fromhex(digest) in unknown:
             raise CacheError(
-                f"{cache.path} holds no photo with the bytes of {name}, and no such id: nothing was "
-                f"removed. Name the photo by its id; or, to keep this one out, by {digest}"
+                f"{cache.path} holds no photo with the bytes of {name}, and no such id: nothing "
+                f"was removed. Name the photo by its id; or, to keep this one out, by {digest}"
             )
     return [found.get(name, name) for name in names]
 

@@ -1,4 +1,4 @@
-"""Where a tombstone or a cache's own document is damaged, the message names it and the next step."""
+"""A damaged tombstone, or a cache without its own document: where it is, and the next step."""
 
 from pathlib import Path
 
