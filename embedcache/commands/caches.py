@@ -1,7 +1,8 @@
 """The commands that show, check and keep one cache."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,9 @@ from embedcache.commands.options import (
     read_photos,
 )
 from embedcache.errors import InputError
+
+if TYPE_CHECKING:
+    from embedcache.store.cache import Cache
 
 commands = typer.Typer()
 
@@ -183,8 +187,13 @@ def forget(
         list[str] | None,
         typer.Argument(
             metavar="ID...",
-            help="Photo ids, or sha256 of photos as 'info --photos' shows them: 12 to 64 digits.",
+            help="Photo ids, files of photos, or sha256 of photos as 'info --photos' shows them: "
+            "12 to 64 digits.",
         ),
+    ] = None,
+    listed: Annotated[
+        Path | None,
+        typer.Option("--ids", metavar="ids.csv", help="CSV of more photo ids, one in each row."),
     ] = None,
     forgotten: Annotated[
         bool, typer.Option("--forgotten", help="Delete all photos named by a tombstone here.")
@@ -207,21 +216,42 @@ def forget(
 
     With --space, delete all vectors of a backbone instead, in this cache only.
     """
+    from embedcache.upkeep.exchange import read_ids
+    from embedcache.upkeep.forgetting import digests_of, forget_forgotten
     from embedcache.upkeep.forgetting import forget as remove
-    from embedcache.upkeep.forgetting import forget_forgotten
     from embedcache.upkeep.freeing import forget_space
 
-    if bool(ids) + forgotten + (space is not None) != 1:
+    if bool(ids or listed) + forgotten + (space is not None) != 1:
         raise InputError("name what to forget: photos by their ids, or --forgotten, or --space")
     if space is not None and scope is not None:
         raise InputError("--scope is the place of photo ids: leave it out with --space")
     opened = open_cache(cache)
     if space is not None:
         print_result(forget_space(opened, space), json_)
-    elif forgotten:
-        print_result(forget_forgotten(opened), json_)
+        return
+    there = _shared_copy_of(opened)  # before what is remembered of it goes
+    if forgotten:
+        done = forget_forgotten(opened)
     else:
-        print_result(remove(opened, ids or [], scope=scope), json_)
+        names = [*digests_of(opened, ids or []), *(read_ids(listed) if listed else ())]
+        if not names:
+            raise InputError(f"{listed} lists no photo id")
+        done = remove(opened, names, scope=scope)
+    if there:
+        note = (
+            f"{'The shared copy' if there == 'URL' else there} keeps the rows of forgotten photos "
+            f"until somebody purges it: 'embedcache push --purge {cache} {there}'"
+        )
+        done = replace(done, notes=(*done.notes, note))
+    print_result(done, json_)
+
+
+def _shared_copy_of(cache: "Cache") -> str:
+    """The URL of the shared copy of a cache; "URL" for one that it only remembers; "" for none."""
+    from embedcache.settings import read_settings
+
+    known = read_settings().remote
+    return known or ("URL" if any((cache.path / "local" / "remotes").glob("*")) else "")
 
 
 @commands.command()

@@ -271,24 +271,35 @@ def _row_crcs(source: RemoteSegment, screens: dict[str, Screen]) -> U32:
 def _place(incoming: Path, segment: str) -> Iterator[Path]:
     """A folder named after the segment for it to arrive in, used by this process alone."""
     home = incoming / segment
-    disk.make_folder(home, below=incoming.parent, durable=False)
-    fd = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    fd = _locked(home)
+    if fd is None:  # another process fetches the same: use another folder, resume nothing
+        home = incoming / f"{segment}-{os.urandom(4).hex()}"
+        fd = _locked(home)
     try:
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # another process fetches the same: use another folder, resume nothing
-            home = incoming / f"{segment}-{os.urandom(4).hex()}"
         folder = home / segment
         disk.make_folder(folder, below=incoming.parent, durable=False)
         try:
             yield folder
         except (RemoteError, Damaged) as error:
             if not isinstance(error, Unreachable):  # refused: there is nothing to resume
-                disk.delete_folder(home)
+                disk.remove_folder(home)
             raise
-        disk.delete_folder(home)
+        disk.remove_folder(home)
     finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _locked(home: Path) -> int | None:
+    """Make a folder for a segment to arrive in, and lock it; None where another process has it."""
+    disk.make_folder(home, below=home.parent.parent, durable=False)
+    fd = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
         os.close(fd)
+        return None
+    return fd
 
 
 def _all(jobs: list["Future[T]"]) -> list[T]:

@@ -33,7 +33,7 @@ from embedcache.store.manifest import MANIFEST
 from embedcache.store.sealed import MAX_LIST_BYTES
 from embedcache.upkeep.compaction import COMPACT_ROWS, Compacted
 from embedcache.upkeep.compaction import compact as join
-from embedcache.upkeep.local import clear_outgoing
+from embedcache.upkeep.local import clear_leftovers, clear_outgoing
 from embedcache.wording import counted
 
 ROWS = ("spaces", "face-spaces", "faces")  # photo ids are never joined: their time counts
@@ -70,6 +70,7 @@ def compact_remote(
             return done
         finally:
             disk.remove_folder(folder)
+            clear_leftovers(cache)
 
 
 def _exchange(

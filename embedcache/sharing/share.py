@@ -26,6 +26,7 @@ from embedcache.remotes.remote import Remote
 from embedcache.sharing.announcing import There, send_marks, send_refs
 from embedcache.sharing.confirming import confirm, look_again, set_names
 from embedcache.sharing.connecting import connect, memo_of, read_only_lock
+from embedcache.sharing.listing import ROOTS
 from embedcache.sharing.litter import clear_litter
 from embedcache.sharing.moved import MoveCounts, Moved, OnBytes, workers
 from embedcache.sharing.pull_plan import PullPlan, PullPlanner, Wanted, dead_rows_in
@@ -39,7 +40,7 @@ from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.sharing.taking import Taking, planned
 from embedcache.store.cache import Cache
 from embedcache.store.tombstones import Dead
-from embedcache.upkeep.local import clear_leftovers, clear_outgoing
+from embedcache.upkeep.local import clear_arrived, clear_leftovers, clear_outgoing
 from embedcache.wording import counted
 
 U8 = NDArray[np.uint8]
@@ -89,12 +90,26 @@ def pull(
         if not dry_run and (ref is not None or wanted.everything):
             take_refs(copy, cache, pulling.renamed, counts, ref=ref, with_ids=with_ids)
         if not dry_run:
+            clear_arrived(cache.path, _waited_for(copy, cache, plan, wanted))
             clear_leftovers(cache)
     counts.problems += plan.problems
     counts.already_there += plan.already_there
     counts.withheld += plan.withheld
     counts.still_here += plan.still_here
     return _moved("pull", copy, cache, counts, dry_run=dry_run, started=started)
+
+
+def _waited_for(copy: SharedCopy, cache: Cache, plan: PullPlan, wanted: Wanted) -> set[str]:
+    """The segments there that are not here and that this pull was not to bring whole."""
+    narrowed = wanted.ref is not None or wanted.photos is not None
+    found = set[str]()
+    for root in ROOTS:
+        for space in copy.spaces(root).values():
+            asked = wanted.with_ids if space.kind == "photos" else space.digest in plan.specs
+            if narrowed or not asked:
+                found |= space.segments.keys()
+    here = {segment.id for store in cache.sets() for segment in store.segments()}
+    return found - here - {name.partition("/")[2] for name in cache.history.log().gone}
 
 
 def _check(wanted: Wanted) -> None:

@@ -26,6 +26,7 @@ from embedcache.sharing.seen import SeenWhole
 from embedcache.sharing.segments import RemoteSegment
 from embedcache.sharing.shared_copy import SharedCopy
 from embedcache.spec import Json, canonical_json
+from embedcache.store import journal
 from embedcache.store.cache import Cache
 from embedcache.store.photo_ids import PhotoIds
 from embedcache.store.segment import Segment
@@ -135,7 +136,16 @@ class Taking:
 
         An id that was removed here never returns: its rows come under a new one.
         """
-        disk.sync_tree(segment.folder)
+        disk.delete_folder(segment.folder / journal.FOLDER)  # of a run that was killed here
+        staged = journal.Journal(segment.folder, {"kind": segment.kind, "copies": segment.id})
+        try:
+            disk.sync_tree(segment.folder, but=journal.FOLDER)
+            self._admit(segment, target)
+        finally:
+            staged.close()
+
+    def _admit(self, segment: Segment, target: Target) -> None:
+        """Publish a segment that has arrived and is durable."""
         if segment.kind == "photos":  # their ids are read only here
             dead = target.dead_rows(segment, target.history.dead())
             self._n_dead_ids.append(int(dead.sum()))

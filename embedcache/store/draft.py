@@ -2,7 +2,7 @@
 
 import contextlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -115,9 +115,19 @@ class Draft:
             raise ValueError(f"more than a segment may hold: write fewer rows ({error})") from None
         disk.publish(self.folder / MANIFEST, manifest)
         disk.sync_folder(self.folder.parent)
-        discard(self.folder / journal.FOLDER, cache=self._cache)
-        self.journal.close()
         return self.id
+
+    def end(self, settle: Callable[[str], None]) -> None:
+        """After `commit`: settle the segment (`SegmentSet.settle`), and say that nobody writes it.
+
+        In this order, so that the next salvage settles it where this process is killed before.
+        """
+        try:
+            settle(self.id)
+            with disk.plain_errors("write to", self.folder):
+                discard(self.folder / journal.FOLDER, cache=self._cache)
+        finally:
+            self.journal.close()
 
     def abandon(self) -> None:
         """Stop, leaving what is written for salvage."""

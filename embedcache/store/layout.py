@@ -62,7 +62,17 @@ def not_a_cache(path: Path) -> str:
         return f"there is no cache at {path}. 'embedcache extract' makes one"
     if not path.is_dir():
         return f"{path} is a file; a cache is a folder"
+    if _has_parts(path):
+        return (
+            f"{path / 'zarr.json'} is missing: the cache is damaged. 'embedcache verify --repair "
+            f"{path}' writes it again"
+        )
     return f"{path} is a folder, but not an embedcache cache (it has no zarr.json)"
+
+
+def _has_parts(path: Path) -> bool:
+    """Whether a folder has all that a cache begins with, but for its own document."""
+    return all((path / part / "zarr.json").exists() for part in PARTS)
 
 
 def create_root(path: Path) -> None:
@@ -74,6 +84,8 @@ def create_root(path: Path) -> None:
     known = {*PARTS, APART, "zarr.json"}
     names = sorted(entry.name for entry in path.iterdir() if entry.name not in known)
     # Another process may be publishing the root's document just now, or have died at it.
+    if _has_parts(path) and {*names} & {*FOLDERS}:
+        raise NotACache(not_a_cache(path))
     if strangers := [name for name in names if not name.startswith(".zarr.json.")]:
         raise NotACache(
             f"{path} is a folder, but neither empty nor a cache (it holds {strangers[0]!r}). Name "

@@ -6,7 +6,7 @@ the greater digest counts, and never the name of a segment, which any rewrite ch
 """
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -151,9 +151,11 @@ class PhotoIds(SegmentSet):
     def write(self, scope: str, ids: Sequence[str], digests: U8, *, segment_id: str) -> str:
         """Publish one segment of pairs, and return its id."""
         self._refuse_at_ref()
-        written = write_pairs(self.segments_folder, scope, ids, digests, segment_id=segment_id)
-        self.settle(written)
-        return written
+        return write_pairs(
+            *(self.segments_folder, scope, ids, digests),
+            segment_id=segment_id,
+            settle=self.settle,
+        )
 
     def settle(self, segment_id: str) -> None:
         """Also withdraw what a `forget` is about to say of contents that have these ids now."""
@@ -266,7 +268,7 @@ class PhotoIds(SegmentSet):
         def gone(name: str) -> bool:
             return f"{self.key}/{name}" in self.history.log().gone
 
-        salvage(self.segments_folder, reopen=nothing, known=nothing, gone=gone)
+        salvage(self.segments_folder, reopen=nothing, known=nothing, gone=gone, settle=self.settle)
 
     def _dead_rows(self, segment: Segment, dead: Dead) -> Bool:
         return dead.of_pairs(segment.manifest.name, ids_of(segment), segment.column("digest"))
@@ -376,9 +378,15 @@ def ids_of(segment: Segment) -> list[str]:
 
 
 def write_pairs(
-    segments: Path, scope: str, ids: Sequence[str], digests: U8, *, segment_id: str
+    segments: Path,
+    scope: str,
+    ids: Sequence[str],
+    digests: U8,
+    *,
+    segment_id: str,
+    settle: Callable[[str], None],
 ) -> str:
-    """Write one photo segment, and return its id; `PhotoIds.write` settles it."""
+    """Write one photo segment, and return its id; settle: as `Draft.end` has it."""
     for name in ids:
         try:
             name.encode()
@@ -399,7 +407,9 @@ def write_pairs(
             segment_id=segment_id,
         )
         try:
-            return draft.commit(columns, n_rows=len(ids), n_ok=len(ids))
+            segment = draft.commit(columns, n_rows=len(ids), n_ok=len(ids))
         except BaseException:
             draft.discard()
             raise
+    draft.end(settle)
+    return segment

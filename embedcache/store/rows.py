@@ -159,6 +159,7 @@ class RowSet(SegmentSet):
             reopen=reopen,
             known=self._known,
             gone=lambda name: f"{self.key}/{name}" in self.history.log().gone,
+            settle=self.settle,
         )
 
     def _dead_rows(self, segment: Segment, dead: Dead) -> Bool:

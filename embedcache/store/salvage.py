@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache import disk
-from embedcache.errors import Damaged
+from embedcache.errors import CacheError, Damaged
 from embedcache.store import journal
 from embedcache.store.checksums import crc32c
 from embedcache.store.disposal import discard, dispose, named_by, set_aside
@@ -38,6 +38,7 @@ def salvage(
     reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter] | None,
     known: Callable[[U8], NDArray[np.bool_]],
     gone: Callable[[str], bool],
+    settle: Callable[[str], None],
 ) -> int:
     """Turn abandoned drafts under `segments` into segments of their valid rows; returns how many.
 
@@ -45,6 +46,7 @@ def salvage(
         rows, and the drafts only go.
     known: of (n, 32) digests, which need not be saved.
     gone: whether the log names a segment as removed, by its id.
+    settle: `SegmentSet.settle`, for a segment whose writer was killed once it had published it.
     Drafts of living writers are left alone, and so is all of a cache that cannot be written. A
     draft whose rows cannot be saved, as its lease or journal is damaged, moves to damaged/.
     """
@@ -56,13 +58,13 @@ def salvage(
         if folder.name.startswith(".") and not (aside and journaled):
             collect(folder, cache=Path(cache_of(str(folder))), gone=gone)
         elif not folder.is_symlink() and journaled and not gone(name):
-            if not aside and _published(folder, folder):
+            if not aside and _published(folder, folder, settle):
                 continue
             claim = journal.Claim.take(folder)
             if claim is not None:
                 try:
                     with disk.plain_errors("salvage", folder):
-                        saved += _salvage(claim, segments / name, reopen, known)
+                        saved += _salvage(claim, segments / name, reopen, known, settle)
                 finally:
                     claim.close()
     return saved
@@ -73,13 +75,14 @@ def _salvage(
     home: Path,
     reopen: Callable[[Mapping[str, Any], int], SegmentWriter | FaceWriter] | None,
     known: Callable[[U8], NDArray[np.bool_]],
+    settle: Callable[[str], None],
 ) -> int:
     """Publish the rows of one draft, whose own name is `home`, and delete it.
 
     It is renamed first. Where locks are granted to two, its writer may be alive after all: it can
     publish nothing in a folder that is not there, and what it had published before comes back.
     """
-    if _published(claim.folder, home):
+    if _published(claim.folder, home, settle):
         return 0
     aside = home.with_name(f".draft-{home.name}-{disk.mark_of_process()}")
     try:
@@ -87,7 +90,7 @@ def _salvage(
     except FileNotFoundError:
         return 0  # another process was faster
     before, claim.folder = claim.folder, aside
-    if _published(aside, home):
+    if _published(aside, home, settle):
         return 0
     try:
         saved = 0 if reopen is None else _publish_rows(claim, before, reopen, known)
@@ -97,12 +100,12 @@ def _salvage(
             raise
         set_aside(Path(cache_of(str(home))), before)
         return 0
-    if not _published(aside, home):
+    if not _published(aside, home, settle):
         discard(aside, cache=Path(cache_of(str(home))), was=home)
     return saved
 
 
-def _published(folder: Path, home: Path) -> bool:
+def _published(folder: Path, home: Path, settle: Callable[[str], None]) -> bool:
     """Whether a draft's folder is a segment already; then it gets its own name and is tidied."""
     if not (folder / MANIFEST).exists():
         return False
@@ -111,6 +114,14 @@ def _published(folder: Path, home: Path) -> bool:
     cache = Path(cache_of(str(home)))
     for litter in home.glob(".*"):  # its manifest's temporary name
         collect(litter, cache=cache)
+    try:
+        settle(home.name)
+    except Damaged:
+        pass  # `verify` says what is wrong with it
+    except CacheError:
+        return True  # the next run tries again
+    if not (home / journal.FOLDER).exists():
+        return True  # it went with its dead rows
     with contextlib.suppress(FileNotFoundError):  # another process was faster
         if journal.has_lease(home):
             discard(home / journal.FOLDER, cache=cache)

@@ -205,7 +205,8 @@ class SegmentSet:
     def admit(self, folder: Path, segment_id: str, *, digest: str) -> bool:
         """Publish a segment that lies whole and durable in `folder`, under its own id.
 
-        folder: on this file system; it is renamed, or left where it is.
+        folder: on this file system; it is renamed, or left where it is. It holds a lease, by which
+            salvage knows a segment that a process which was killed here has not settled.
         digest: of its manifest.
         Returns False where that id was removed here, or is another segment's: its rows must come
         under a new id, by `rewrite`.
@@ -220,8 +221,8 @@ class SegmentSet:
         disk.sync_folder(self.segments_folder)
         if name in self.history.log().gone:
             return False  # before or after it came: its rows may be nowhere else
-        discard(target / journal.FOLDER, cache=self.history.cache)
         self.settle(segment_id)
+        discard(target / journal.FOLDER, cache=self.history.cache)  # last, as `Draft.end` does
         return True
 
     def replace(self, segment: Segment, keep: Bool, *, lost: Bool | None = None) -> bool:

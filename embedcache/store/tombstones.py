@@ -9,6 +9,7 @@ A tombstone of an id whose content goes on under others lists these (`left`). Th
 soon as every pair of all lists of it is, whoever forgot them, in whichever copy.
 """
 
+import contextlib
 import os
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -226,12 +227,35 @@ def list_marks(cache: Path, which: Which) -> list[str]:
 
 def read_tombstone(cache: Path, name: str) -> Tombstone:
     """One file of `forgotten`; Damaged where it is not as it was written."""
-    return parse_tombstone(read_marks(cache, FOLDER, name), name=name)
+    with _in_place(cache, FOLDER, name):
+        return parse_tombstone(read_marks(cache, FOLDER, name), name=name)
 
 
 def read_lift(cache: Path, name: str) -> Lift:
     """One file of `remembered`; Damaged where it is not as it was written."""
-    return parse_lift(read_marks(cache, LIFTS, name), name=name)
+    with _in_place(cache, LIFTS, name):
+        return parse_lift(read_marks(cache, LIFTS, name), name=name)
+
+
+@contextlib.contextmanager
+def _in_place(cache: Path, folder: str, name: str) -> Iterator[None]:
+    """Name the file, and the next step, where one of a folder of marks cannot be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        found = "is missing, and was there a moment ago"
+    except Damaged as error:
+        found = error.found
+        if str(cache) in found:
+            raise
+    else:
+        return
+    raise Damaged(
+        found,
+        asked=str(cache / folder / name),
+        advice=f"Restore it from a backup, or run 'embedcache verify --repair {cache}', which sets "
+        "it aside and says how its photos stay forgotten",
+    )
 
 
 def read_marks(cache: Path, folder: str, name: str) -> bytes:

@@ -81,7 +81,7 @@ class _Writer:
         except BaseException:
             draft.abandon()
             raise
-        self._settle(segment)
+        draft.end(self._settle)
         return segment
 
     def abandon(self) -> None:

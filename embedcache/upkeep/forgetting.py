@@ -4,6 +4,7 @@ The tombstone comes first: from the moment that it is durable no reader shows th
 publishes its rows later. Then the bytes go.
 """
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from embedcache import disk
 from embedcache.errors import CacheError, Damaged
 from embedcache.spec import Json
 from embedcache.store.cache import Cache
+from embedcache.store.checksums import hash_file
 from embedcache.store.disposal import aside_note, names_aside, new_aside
 from embedcache.store.layout import APART, PARTS
 from embedcache.store.photo_ids import ids_of
@@ -104,7 +106,7 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     if unknown and not ((pairs or whole) and cache.history.dead()):
         forget_forgotten(cache)
         raise _unknown(cache, unknown)
-    absent = _absent(cache, whole)
+    absent, ended = _absent(cache, whole)
     pairs |= cache.photo_ids.pairs_of(contents=whole, dead=True)
     contents = {pair[2] for pair in pairs} | whole
     cache.history.forget_what(_decision(cache, pairs, contents, whole))
@@ -120,7 +122,8 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
         f"{cache.path} holds nothing of {content.hex()}: a tombstone was written to keep it out"
         for content in sorted(absent)
     )
-    known = (f"photo id {name!r} was forgotten already" for name in sorted(already))
+    known = [f"photo id {name!r} was forgotten already" for name in sorted(already)]
+    known += [f"photo {content.hex()} was forgotten already" for content in sorted(ended)]
     return replace(done, notes=(*known, *notes, *done.notes))
 
 
@@ -306,13 +309,36 @@ def _named(cache: Cache, texts: set[str]) -> dict[str, bytes]:
     return found
 
 
-def _absent(cache: Cache, contents: set[bytes]) -> set[bytes]:
-    """Which of some contents are neither here nor forgotten."""
+def _absent(cache: Cache, contents: set[bytes]) -> tuple[set[bytes], set[bytes]]:
+    """The contents that are not here: those that were never forgotten, and those that were."""
     if not contents:
-        return set()
+        return set(), set()
     marks = cache.history.dead().contents
     here = _contents(cache, lambda digests: members(digests, contents))
-    return {one for one in contents - here if content_mark(one) not in marks}
+    ended = {one for one in contents - here if content_mark(one) in marks}
+    return contents - here - ended, ended
+
+
+def digests_of(cache: Cache, names: Sequence[str]) -> list[str]:
+    """What people name photos by, for `forget`: a photo's file by the sha256 of what is in it.
+
+    A name that is an id here is meant as the id. Raises CacheError for a file that is no photo of
+    this cache: it may be a list, or another photo than was meant.
+    """
+    known = {name for _, name, _ in cache.photo_ids.pairs_of(ids={*names}, dead=True)}
+    found: dict[str, str] = {}
+    for name in names:
+        if name not in known and os.path.isfile(name):
+            with disk.plain_errors("read", Path(name)), open(name, "rb") as file:
+                found[name] = hash_file(file.fileno())[0]
+    unknown, _ = _absent(cache, {bytes.fromhex(digest) for digest in found.values()})
+    for name, digest in found.items():
+        if bytes.fromhex(digest) in unknown:
+            raise CacheError(
+                f"{cache.path} holds no photo with the bytes of {name}, and no such id: nothing "
+                f"was removed. Name the photo by its id; or, to keep this one out, by {digest}"
+            )
+    return [found.get(name, name) for name in names]
 
 
 def _forgotten_already(cache: Cache, names: set[str], scope: str | None) -> set[str]:
@@ -378,7 +404,8 @@ def _forget_here(cache: Cache) -> tuple[str, ...]:
             if left.holder
         ]
     notes += [
-        f"{left.path} is held by {left.holder}, perhaps with these rows: rerun this later"
+        f"{left.path} is held by {left.holder}, perhaps with these rows. Once that has ended, "
+        f"'embedcache forget {cache.path} --forgotten' removes what it left"
         for left in delete_staged(cache.path)
     ]
     if (cache.path / "damaged").exists():

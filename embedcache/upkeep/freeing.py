@@ -23,6 +23,7 @@ from embedcache.store.removal import finish
 from embedcache.store.salvage import leftovers
 from embedcache.store.segment import Segment
 from embedcache.store.space import Space
+from embedcache.upkeep.local import clear_hidden
 from embedcache.wording import counted
 
 SHOWN_REFS = 5
@@ -84,6 +85,7 @@ def forget_space(cache: Cache, backbone: str) -> Freed:
         space.drop_drafts()
         bytes_freed = sum(_delete(path) for path in memory)
         held = finish(space)
+        clear_hidden(cache.path)
     after = _sizes(space)
     left = sum(segment.manifest.n_ok for segment in space.segments())
     notes = [
@@ -113,9 +115,15 @@ def _find(cache: Cache, backbone: str) -> Space:
         begun = [space for space in cache.spaces() if _was_called(space, backbone)]
         if len(begun) == 1:
             return begun[0]
-        for store in cache.sets():
-            finish(store)  # of a run that was cut off at its very end
+        _clear(cache)  # of a run that was cut off at its very end
         raise
+
+
+def _clear(cache: Cache) -> None:
+    with disk.plain_errors("write to", cache.path):
+        for store in cache.sets():
+            finish(store)
+        clear_hidden(cache.path)
 
 
 def _was_called(space: Space, backbone: str) -> bool:

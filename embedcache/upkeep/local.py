@@ -6,7 +6,7 @@ And where else in a cache processes leave hidden files when they are killed.
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from embedcache import disk
@@ -16,6 +16,7 @@ from embedcache.store.cache import Cache
 from embedcache.store.disposal import noting_aside
 from embedcache.store.layout import APART, PARTS
 from embedcache.store.log import FOLDER as LOG
+from embedcache.store.manifest import MANIFEST
 from embedcache.store.salvage import Leftover, collect, is_abandoned, leftovers
 from embedcache.store.tombstones import FOLDER as TOMBSTONES
 from embedcache.store.tombstones import LIFTS
@@ -50,6 +51,22 @@ def delete_staged(cache: Path) -> list[Leftover]:
         else:
             left.path.unlink(missing_ok=True)
     return held
+
+
+def clear_arrived(cache: Path, waited_for: Collection[str]) -> None:
+    """Delete what pulls that were killed left of segments, but what a later one can go on with.
+
+    waited_for: the segments that may still come. Of these it is what has not arrived whole: what
+    has is published, or its rows came in another way.
+    """
+    for left in staged(cache):
+        path = left.path
+        if left.holder or path.parent.name != "incoming":
+            continue
+        begun = path / path.name
+        resumed = path.name in waited_for and begun.is_dir() and not (begun / MANIFEST).exists()
+        if not resumed and path.is_dir():
+            disk.remove_folder(path)
 
 
 def work_folders(cache: Path) -> Iterator[Path]:

@@ -21,6 +21,7 @@ from embedcache.store.refs import (
     read_ref,
     ref_digest,
     refs_aside,
+    same_pins,
 )
 from embedcache.store.refs import write_ref as _write_ref
 from embedcache.store.sealed import own_digest
@@ -92,7 +93,10 @@ def write_ref(cache: Cache, name: str) -> Ref:
     """
     for _ in range(TRIES):
         pins = _all_pins(cache, name)
-        finish_ref(cache, name)
+        if finish_ref(cache, name):
+            clear_hidden(cache.path)  # what that run has left
+            if same_pins(read_ref(cache.path, name), pins):
+                return Ref(name=name, segments=sum(map(len, pins.parts)))
         before = cache.history.log().refs.get(name)
         same = before in (None, own_digest(encode_ref(pins, changes=[])))
         if not same and not _is_there(cache, name):
@@ -100,7 +104,11 @@ def write_ref(cache: Cache, name: str) -> Ref:
                 f"{cache.path} had a ref {name!r} before, which pinned other segments. A name is "
                 "used once, so that nobody cites the wrong state: choose another"
             )
-        if enter_ref(cache, pins):
+        try:
+            entered = enter_ref(cache, pins)
+        finally:
+            clear_hidden(cache.path)  # what a run that was killed has left
+        if entered:
             return Ref(name=name, segments=sum(map(len, pins.parts)))
     raise CacheError(
         f"{cache.path} kept changing (compact or forget) while ref {name!r} was written: "
@@ -146,23 +154,29 @@ def enter_ref(cache: Cache, pins: Pins, *, changes: Sequence[Json] = ()) -> bool
     return True
 
 
-def finish_ref(cache: Cache, name: str) -> None:
+def finish_ref(cache: Cache, name: str) -> bool:
     """Take back a ref that a process that died left, where it pins what was removed since.
 
-    One that was only put aside by such a process gets its name again.
+    One that was only put aside by such a process gets its name again, and one that it did not
+    enter in the log is entered: then this returns True.
 
     The log may name it: the same ref was there before, and was deleted.
     """
     bring_back(cache.path, name)
     digest = ref_digest(cache.path, name)
     if digest is None:
-        return
+        return False
     pins, log = read_ref(cache.path, name), cache.history.log()
     if dangling(pins, log) and log.refs.get(name) == digest:
         with disk.plain_errors("write to", cache.path), contextlib.suppress(FileNotFoundError):
             set_aside(cache.path, cache.path / "refs" / f"{name}.json")  # perhaps it counted
     elif dangling(pins, log):
         withdraw_ref(cache.path, name, digest=digest)
+    elif (name, digest) not in log.acknowledged and log.n:  # by an older version none is entered
+        if _enter(cache, pins, digest):
+            return stands(cache.path, name, digest=digest)
+        withdraw_ref(cache.path, name, digest=digest)
+    return False
 
 
 def _enter(cache: Cache, pins: Pins, digest: str) -> bool:

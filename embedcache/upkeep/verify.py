@@ -34,6 +34,7 @@ from embedcache.store.log import FOLDER as LOG
 from embedcache.store.manifest import HEX_DIGEST, is_segment_id
 from embedcache.store.photo_ids import PhotoIds, read_pairs
 from embedcache.store.remains import contents_named
+from embedcache.store.removal import finish
 from embedcache.store.salvage import leftovers, leftovers_inside
 from embedcache.store.segment import Segment, read_segment
 from embedcache.store.segment_set import SegmentSet
@@ -243,6 +244,8 @@ class _Audit:
                 return []
             disk.make_folder(segments, below=self.root)
         self.record.group(segments, group_document({}))
+        if self.repair:
+            self._end_removals(of)
         self.record.left += leftovers(segments)
         space = None if kind == "photos" else folder.name
         good, broken = [], []
@@ -284,7 +287,23 @@ class _Audit:
         # Those whose manifest cannot be read first: they stand in the way of every look.
         for one in sorted(broken, key=Broken.has_manifest):
             self._broken(one)
+        if self.repair:  # the draft of a repair that was killed, for example
+            with contextlib.suppress(CacheError, OSError):
+                of.salvage()
         return good
+
+    def _end_removals(self, of: Space | FaceSpace | PhotoIds) -> None:
+        """What a repair that was killed has entered in the log, and not yet moved or deleted."""
+        with contextlib.suppress(Damaged):  # of the log, which this looks at elsewhere
+            for name in sorted(of.history.log().gone):
+                key, _, segment = name.partition("/")
+                path = of.segments_folder / segment
+                if key == of.key and path.is_dir():
+                    space = None if of.kind == "photos" else of.key
+                    if isinstance(_checked(path, of.kind, space), EmbedcacheError):
+                        self.record.find(path, "was removed by a repair", move=path)
+            with disk.plain_errors("repair", self.root):
+                finish(of)
 
     def _broken(self, broken: Broken) -> None:
         """A segment that is not as it was written: say which photos are lost, and repair."""

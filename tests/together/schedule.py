@@ -133,6 +133,24 @@ def _repeat(stage: Stage, op: Operation) -> int:
     return RERUNS
 
 
+def rerun(op: Operation, k: int, stage: Stage) -> Outcome:
+    """Kill `op` before its `k`-th event, run it again, and judge what `verify` says of it all."""
+    outcome = Outcome(f"{op.name} killed at {k}, run again")
+    running = stage.begin(op)
+    running.run(k)
+    if running.next is not None:
+        outcome.before = oracle.shape(running.next)
+    stage.kill(running)
+    again = stage.begin(op)
+    again.run()
+    outcome.ends = [_ending(again)[:300]]
+    if not stage.ended(again):
+        stage.wrong.append(f"{op.name} run again fails: {oracle.shape(_ending(again))[:300]}")
+    stage.check_nothing_left()
+    outcome.wrong = list(dict.fromkeys(stage.wrong))
+    return outcome
+
+
 def shuffle(ops: Sequence[Operation], stage: Stage, rng: random.Random) -> Outcome:
     """Let several operations go on by turns, at random, and kill one now and then."""
     outcome = Outcome(" | ".join(op.name for op in ops))

@@ -173,6 +173,21 @@ class Stage:
             self.wrong += [f"bytes left after all advice: {trace}" for trace in left]
         self._check_remote()
 
+    def check_nothing_left(self) -> None:
+        """After a rerun alone: `verify` is content, there too, and no byte forgotten is left.
+
+        Only the draft that the world begins with may be there, where the operation had no reason
+        to look at it.
+        """
+        self.damaged = set()
+        self.facts.all_have_ended()
+        self.look()
+        self._check_all((self.draft,))
+        for trace in oracle.traces(self.world.cache, self.album, self.facts.never, ids_of):
+            if self.draft not in trace:
+                self.wrong.append(f"bytes left: {trace}")
+        self._check_remote()
+
     def _check_remote(self) -> None:
         self.wrong += [f"cache: {text}" for text in oracle.dangling_refs(self.world.cache)]
         with self.place.folder() as folder:

@@ -9,7 +9,7 @@ import random
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -44,7 +44,11 @@ def main() -> None:
     try:
         for line in sys.stdin:
             asked = json.loads(line)
-            play = sweeper.shuffle if "ops" in asked else sweeper.sweep
+            play: Callable[..., Answer] = sweeper.sweep
+            if "ops" in asked:
+                play = sweeper.shuffle
+            elif "again" in asked:
+                play = sweeper.rerun
             print(json.dumps(play(**asked)), flush=True)
     finally:
         sweeper.close()
@@ -131,6 +135,29 @@ class Sweeper:
             with self._stage(where) as stage:
                 tally.count(schedule.shuffle(chosen, stage, rng), f"seed {seed}, number {number}")
         return tally.answer()
+
+    def rerun(
+        self, *, again: str, n: int, seed: int, where: str = "folder", damaged: bool = False
+    ) -> Answer:
+        """Kill an operation before `n` of its events, 0 for every one, and run it again, alone.
+
+        Half of them or more are changes of the disk.
+
+        damaged: as for `sweep`; then only what repairs it is of use.
+        """
+        op = operations.named(again)
+        with self._stage(where) as stage:
+            if damaged:
+                stage.damage((world.NET, DAMAGED))
+            events = schedule.list_events(stage, op)
+        chosen = _choose(events, n, random.Random(f"{seed} {again}"))
+        tally = _Tally()
+        for k in [k for k, kills in chosen if not kills]:
+            with self._stage(where) as stage:
+                if damaged:
+                    stage.damage((world.NET, DAMAGED))
+                tally.count(schedule.rerun(op, k, stage), "")
+        return {"x": again, "events": len(events), **tally.answer()}
 
     def events(self, op: operations.Operation, where: str) -> list[Event]:
         """The events of an operation that runs alone, found once for each operation."""

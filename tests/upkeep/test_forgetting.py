@@ -241,7 +241,7 @@ def test_a_sha256_that_is_not_here_is_forgotten_in_advance(tmp_path: Path) -> No
     assert [note for note in told.notes if digest in note and "tombstone" in note]
     merge(cache, [old], with_ids=True)
     assert cache.space(SPEC).status(photos(1, 2)).tolist() == [ABSENT, OK]
-    assert not [note for note in forget(cache, [digest]).notes if digest in note]
+    assert f"photo {digest} was forgotten already" in forget(cache, [digest]).notes
     mixed = forget(cache, ["p3", photos(4).tobytes().hex()])
     assert (mixed.ids, mixed.contents) == (1, 2)
     with pytest.raises(CacheError, match="knows no photo id or sha256"):

@@ -22,6 +22,7 @@ from embedcache.store.cache import Cache
 from embedcache.upkeep.compaction import compact
 from embedcache.upkeep.forgetting import forget
 from embedcache.upkeep.merging import merge
+from embedcache.upkeep.pinning import write_ref
 from embedcache.upkeep.verify import verify
 from tests import stand_in
 from tests.stores import photos
@@ -126,6 +127,7 @@ WAYS: dict[str, Callable[[Cache], object]] = {
     "push": lambda cache: push(cache, (cache.path.parent / "remote").as_uri()),
     "repair": lambda cache: verify(cache, repair=True),
     "forget": lambda cache: forget(cache, ["p2"]),
+    "ref": lambda cache: write_ref(cache, "paper"),
 }
 
 
