@@ -229,7 +229,7 @@ def forget(
     if space is not None:
         print_result(forget_space(opened, space), json_)
         return
-    there = _shared_copy_of(opened)  # before what is remembered of it goes
+    there = _shared_copy_of(opened)
     if forgotten:
         done = forget_forgotten(opened)
     else:
@@ -239,7 +239,7 @@ def forget(
         done = remove(opened, names, scope=scope)
     if there:
         note = (
-            f"{'The shared copy' if there == 'URL' else there} keeps the rows of forgotten photos "
+            f"{'the shared copy' if there == 'URL' else there} may keep rows of forgotten photos "
             f"until somebody purges it: 'embedcache push --purge {cache} {there}'"
         )
         done = replace(done, notes=(*done.notes, note))
@@ -247,11 +247,11 @@ def forget(
 
 
 def _shared_copy_of(cache: "Cache") -> str:
-    """The URL of the shared copy of a cache; "URL" for one that it only remembers; "" for none."""
+    """The URL of the shared copy of a cache; "URL" for one that it only pushed to; "" for none."""
     from embedcache.settings import read_settings
 
     known = read_settings().remote
-    return known or ("URL" if any((cache.path / "local" / "remotes").glob("*")) else "")
+    return known or ("URL" if any((cache.path / "local" / "seen").glob("*.json")) else "")
 
 
 @commands.command()
