@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from embedcache import machine
-from embedcache.deferred import is_own_process
+from embedcache.deferred import end_at_once, is_own_process
 from embedcache.errors import InputError
 from embedcache.extraction.answering import LOCAL, first_line, no_answer
 
@@ -55,6 +55,7 @@ def _disconnect(ray: Any) -> None:
     ending.join(END_SECONDS)
     if ending.is_alive():
         atexit.unregister(ray.shutdown)  # which would wait again
+        end_at_once()
 
 
 def is_connected() -> bool:

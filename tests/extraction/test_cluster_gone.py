@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,31 @@ def test_an_address_that_takes_connections_and_says_nothing_ends_the_command(
         with pytest.raises(InputError, match="does not answer as Ray does"):
             set_token(address)
         set_token(address, stop=lambda: True)
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_command_ends_with_its_status_though_the_end_of_ray_hangs(status: int) -> None:
+    """Python's own end beside such a thread is a segmentation fault."""
+    code = f"""
+        import atexit, os, threading, types, typer
+        from embedcache.commands import shell
+        from embedcache.extraction import connection
+
+        app = typer.Typer()
+
+        @app.command()
+        def command() -> None:
+            atexit.register(os.abort)
+            connection.END_SECONDS = 0.1
+            connection._disconnect(types.SimpleNamespace(shutdown=threading.Event().wait))
+            print("said")
+            raise typer.Exit({status})
+
+        shell.run(app)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (status, "said\n"), done.stderr
 
 
 @pytest.mark.torture
