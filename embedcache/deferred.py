@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 COMPILER = "torch._dynamo"
-_process = {"is ours": False}
+_process = {"is ours": False, "ends at once": False}
 
 
 def own_process() -> None:
@@ -33,6 +33,17 @@ def own_process() -> None:
 def is_own_process() -> bool:
     """Whether `own_process` was called."""
     return _process["is ours"]
+
+
+def end_at_once() -> None:
+    """Let the command end without Python's own end, which crashes beside a thread that hangs in a
+    library."""
+    _process["ends at once"] = True
+
+
+def ends_at_once() -> bool:
+    """Whether `end_at_once` was called."""
+    return _process["ends at once"]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from embedcache import __version__, disk
 from embedcache.commands.options import INTERRUPTED, OPENED, OPTIONS, as_typed
-from embedcache.deferred import own_process
+from embedcache.deferred import ends_at_once, own_process
 from embedcache.errors import Damaged, EmbedcacheError
 from embedcache.wording import plain, printable
 
@@ -81,6 +81,17 @@ class Commands(TyperGroup):
 
 def run(app: typer.Typer) -> None:
     """Run a command: a user's error is one message and exit status 1."""
+    try:
+        _run(app)
+    except SystemExit as end:
+        if ends_at_once() and (end.code is None or isinstance(end.code, int)):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code or 0)
+        raise
+
+
+def _run(app: typer.Typer) -> None:
     OPENED.set(())
     own_process()
     with _streams():

@@ -24,6 +24,9 @@ CORES = 8
 ANSWER_SECONDS = 60.0
 """How long a cluster that is being started may take."""
 AGAIN_SECONDS, CONNECT_SECONDS = 0.5, 5.0
+SILENT_SECONDS = 30.0
+"""A cluster that answers nothing for so long is none, or has gone."""
+ASK = [sys.executable, "-m", "ray.scripts.scripts", "status"]
 RAY_ENDS_SECONDS = 60.0
 """After so long without the head node Ray ends every process of the cluster, ours too."""
 
@@ -33,44 +36,79 @@ class ClusterGone(EmbedcacheError):
 
     def __init__(self, problem: str) -> None:
         super().__init__(
-            f"the Ray cluster does not answer any more ({_first_line(problem)}). What its workers "
+            f"the Ray cluster does not answer any more ({first_line(problem)}). What its workers "
             "have committed is kept: run the command again"
         )
 
 
-def set_token(address: str) -> None:
+def set_token(address: str, *, stop: Callable[[], bool] = lambda: False) -> None:
     """Let Ray's processes know each other by a token, before ray is imported.
 
     Ray writes a token into the home folder for a cluster of its own, after which every 'ray start'
     asks for it; and it sends none to a cluster that is named. So a cluster of our own has a token
     of its own, and one that is named gets the token that is here if it asks for one: a cluster that
     asks for none takes whoever expects one for dead.
+    Raises InputError where a named cluster does not answer, or refuses the token that is here.
     """
-    if "ray" in sys.modules or "RAY_AUTH_MODE" in os.environ:
-        return
-    here = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    settled = "ray" in sys.modules or "RAY_AUTH_MODE" in os.environ
+    variables = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     if address == LOCAL:
-        if not here:
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    elif not (here or (Path.home() / ".ray/auth_token").exists()) or not _asks_for_token(address):
+        if not settled:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            if not variables:
+                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         return
-    os.environ["RAY_AUTH_MODE"] = "token"
-
-
-def _asks_for_token(address: str) -> bool:
-    """Whether a cluster does not tell its state to a process that sends no token."""
-    try:
-        asked = subprocess.run(
-            [sys.executable, "-m", "ray.scripts.scripts", "status"],
-            env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": address},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=ANSWER_SECONDS,
-            check=False,
+    here = variables or (Path.home() / ".ray/auth_token").exists()
+    if "://" in address:  # a kind of address that cannot be asked
+        if here and not settled:
+            os.environ["RAY_AUTH_MODE"] = "token"
+        return
+    mode = os.environ.get("RAY_AUTH_MODE", "disabled")
+    refused = _refuses(address, mode, stop=stop)
+    if refused and here and not settled:
+        mode = "token"
+        refused = _refuses(address, mode, stop=stop)
+    if refused:
+        raise InputError(
+            f"the Ray cluster at {address!r} "
+            + ("refuses the token that is here" if mode == "token" else "asks for a token"),
+            advice="Copy its ~/.ray/auth_token here, or set RAY_AUTH_TOKEN (and no RAY_AUTH_MODE)",
         )
-    except subprocess.TimeoutExpired:
-        return True
-    return asked.returncode != 0
+    if mode == "token" and not settled:
+        os.environ["RAY_AUTH_MODE"] = mode
+
+
+def _refuses(address: str, mode: str, *, stop: Callable[[], bool]) -> bool:
+    """Whether a cluster wants another token than it gets where that is sent as `mode` says.
+
+    Ray itself would try for 20 seconds and not say it, and wait without end for an address that
+    takes connections and says nothing: InputError for that one.
+    """
+    environ = os.environ | {"RAY_AUTH_MODE": mode, "RAY_ADDRESS": address}
+    with subprocess.Popen(
+        ASK,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as asking:
+        until = time.monotonic() + SILENT_SECONDS
+        while True:
+            try:
+                said = asking.communicate(timeout=AGAIN_SECONDS)[1]
+            except subprocess.TimeoutExpired:
+                if stop() or time.monotonic() > until:
+                    asking.kill()
+                    asking.communicate()
+                    if stop():
+                        return False
+                    raise no_answer(
+                        address, "it takes connections, and does not answer as Ray does"
+                    ) from None
+            else:
+                return asking.returncode != 0 and "AuthenticationError" in said
 
 
 def require_answer(address: str, *, stop: Callable[[], bool] = lambda: False) -> None:
@@ -99,14 +137,10 @@ def require_answer(address: str, *, stop: Callable[[], bool] = lambda: False) ->
 def no_answer(address: str, problem: str) -> InputError:
     """The error where no cluster is; problem: its first line is shown."""
     if address == LOCAL:
-        return InputError(f"Ray does not start on this machine ({_first_line(problem)})")
-    token = "uthentication" in problem or "AuthToken" in problem
+        return InputError(f"Ray does not start on this machine ({first_line(problem)})")
     return InputError(
-        f"no Ray cluster answers at {address!r} ({_first_line(problem)})",
-        advice="It asks for another token: copy its ~/.ray/auth_token here, or set RAY_AUTH_TOKEN"
-        if token
-        else "Start one with 'ray start --head', or leave the address out. If it was started with "
-        "a token, copy its ~/.ray/auth_token here",
+        f"no Ray cluster answers at {address!r} ({first_line(problem)})",
+        advice="Start one with 'ray start --head', or leave the address out",
     )
 
 
@@ -146,5 +180,6 @@ def places_on(nodes: Sequence[dict[str, Any]], *, cores: int | None) -> list[Pla
     return found
 
 
-def _first_line(problem: str) -> str:
+def first_line(problem: str) -> str:
+    """A problem in one line."""
     return (problem.strip().splitlines() or ["no reason is known"])[0][:200]

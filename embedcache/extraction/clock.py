@@ -88,13 +88,17 @@ class RunProgress:
 
 @dataclass(slots=True)
 class SpaceTally:
-    """Counts of photos (ids) for one backbone during a run; failed: by reason."""
+    """Counts of photos (ids) for one backbone during a run; failed: by reason.
+
+    unread: why, by digest, of contents that failed here and may be read elsewhere, or later.
+    """
 
     wanted: int = 0
     hit: int = 0
     embedded: int = 0
     forgotten: int = 0
     failed: Counter[str] = field(default_factory=Counter)
+    unread: dict[bytes, str] = field(default_factory=dict)
 
     @property
     def left(self) -> int:

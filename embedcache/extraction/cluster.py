@@ -1,6 +1,6 @@
-"""One extraction on a Ray cluster. The only module that imports ray (docs/cluster.md).
+"""One extraction on a Ray cluster (docs/cluster.md). ray itself: `connection`.
 
-    driver    digests -> plan -> a queue of parts (`handing.PartQueue`, an actor)
+    driver    digests -> plan -> a queue of parts (`part_queue.PartQueue`, an actor)
     workers   one per GPU, or per CORES processors: each asks for parts, embeds and commits them
 
 Ray starts workers, starts them again where one or its machine is lost, and carries messages.
@@ -8,63 +8,60 @@ Decoding, batches and commits are those of any run. Workers write into the cache
 machines see; where they do not, each writes a cache of its own and offers its rows to the remote.
 """
 
-import atexit
 import contextlib
 import logging
-import os
-import signal
-import sys
-import threading
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from embedcache import disk, machine
+from embedcache import disk
 from embedcache.backbones.loading import Backbone, Decode
 from embedcache.backbones.names import Name
-from embedcache.deferred import is_own_process
 from embedcache.errors import EmbedcacheError, InputError
 from embedcache.extraction.answering import (
     LOCAL,
+    SILENT_SECONDS,
     ClusterGone,
+    Place,
     aside,
-    no_answer,
     places_on,
     require_answer,
     set_token,
 )
-from embedcache.extraction.clock import Clock, RunProgress, SpaceTally
+from embedcache.extraction.clock import Clock, RunProgress
+from embedcache.extraction.cluster_outcome import (
+    failures_of,
+    outcome_of,
+    record_ended,
+    say_unread,
+)
+from embedcache.extraction.connection import connected, is_connected, ray_package
 from embedcache.extraction.face_finder import FaceFinder, as_sequence, detector_of
-from embedcache.extraction.handed_work import Beat, Job, Unseen, cache_of, work
-from embedcache.extraction.handing import HandedPart, PartQueue
-from embedcache.extraction.outcome import Extraction, NodeOutcome, SpaceOutcome
+from embedcache.extraction.handed_work import Job, Unseen, Worker
+from embedcache.extraction.outcome import Extraction, NodeOutcome
 from embedcache.extraction.pace import Compile
+from embedcache.extraction.part_queue import LOST_SECONDS, PartQueue, Unread
 from embedcache.extraction.plan import Plan, plan, subset
 from embedcache.extraction.prefetch import Gate
 from embedcache.extraction.process import refuse_fork
-from embedcache.extraction.provenance import about
 from embedcache.extraction.run import Run, Watch
 from embedcache.extraction.upstream import Upstream
-from embedcache.photos.kinds import Reason
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
-from embedcache.store.columns import ABSENT, OK
-from embedcache.store.space import Space
+from embedcache.store.columns import OK
 from embedcache.upkeep.local import MARKER, clear_leftovers
+from embedcache.wording import counted
 
 WITHOUT_END = -1  # Ray starts a worker again however often it ends; the queue says when not
 LOOK_SECONDS, NODES_SECONDS, STOP_SECONDS = 0.5, 10.0, 60.0
-SILENT_SECONDS, END_SECONDS = 30.0, 10.0
-"""A cluster that answers nothing for so long has gone. After 60 Ray ends our process."""
-STORE_BYTES = 512 * 2**20
-_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+WAIT_SECONDS = 15.0
+"""How long workers may take to begin before the command says what they wait for."""
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +100,10 @@ def extract_on_ray(
     """
     started = time.perf_counter()
     refuse_fork()
-    if not _is_connected():
-        require_answer(address, stop=stop)  # before anything is recorded
-        set_token(address)
+    if not is_connected():  # before anything is recorded
+        require_answer(address, stop=stop)
+        set_token(address, stop=stop)
+        ray_package()
     faces = FaceFinder(cache, device, detector_of(detector, as_sequence(backbone)))
     run = Run(cache, Watch(progress, log, stop), Clock(), Gate(workers), faces)
     upstream = Upstream(remote, cache, offer=offer) if remote else None
@@ -127,29 +125,36 @@ def extract_on_ray(
         workers=workers,
         retry_failed=retry_failed,
         remote=remote if offer else None,
+        crew=secrets.token_hex(8),
     )
     done = _Done(stopped=digests.stopped or stop())
     if len(todo) and not done.stopped:
-        with _connected(address) as ray, _marked(job.marker):
+        with connected(address) as ray, _marked(job.marker):
             done = _Crew(ray, job, photos, todo, run.watch, cores=cores).work()
         if upstream is not None:
             upstream.take(todo.digests)
             upstream.give()
-    _record_ended(backbones, spaces, subset(todo, np.array(done.given_up, np.int64)))
+    record_ended(backbones, spaces, subset(todo, np.array(done.given_up, np.int64)))
     for row in done.given_up:
         log(
             f"{photos.paths[int(todo.positions[row])]}: the process that read it ended each time, "
             "also with no other photo. It counts as failed. Look at it, or give a process more "
             "memory, and run again with `retry_failed`"
         )
+    failed = say_unread(photos, todo, done.unread, log=log)
     _, after = plan(photos, digests, spaces, retry_failed=False)
+    for k, (space, tally) in enumerate(zip(spaces, after, strict=True)):
+        tally.failed.update(failures_of(todo, k, space, failed))
     clear_leftovers(cache)
     seconds = time.perf_counter() - started
     return Extraction(
         spaces=tuple(
-            _outcome(
+            outcome_of(
                 *(b, then, now, done.nodes),
-                embedded=int((space.status(todo.digests[todo.wanted[:, k]]) == OK).sum()),
+                embedded=min(
+                    done.embedded[k] if done.embedded else 0,
+                    int((space.status(todo.digests[todo.wanted[:, k]]) == OK).sum()),
+                ),
                 seconds=seconds,
             )
             for k, (b, space, then, now) in enumerate(
@@ -169,24 +174,18 @@ def extract_on_ray(
     )
 
 
-def _record_ended(backbones: Sequence[Backbone], spaces: Sequence[Space], ended: Plan) -> None:
-    """Note photos that end their workers as failed, so that the next run leaves them out."""
-    for k, (backbone, space) in enumerate(zip(backbones, spaces, strict=True)):
-        lacking = ended.wanted[:, k] & (space.status(ended.digests) == ABSENT)
-        digests = ended.digests[lacking]
-        if len(digests):
-            writer = space.writer(n_rows=len(digests), name=backbone.name, about=about("none"))
-            writer.fail(digests, [Reason.worker_ended] * len(digests))
-            writer.commit()
-
-
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """How the work of all workers ended. given_up: rows of the plan."""
+    """How the work of all workers ended.
+
+    given_up: rows of the plan.  embedded: rows by space that these workers did.
+    """
 
     stopped: bool
     nodes: tuple[NodeOutcome, ...] = ()
     given_up: tuple[int, ...] = ()
+    embedded: tuple[int, ...] = ()
+    unread: Sequence[Unread] = ()
 
 
 class _Crew:
@@ -209,7 +208,7 @@ class _Crew:
         self._queue = (
             ray.remote(PartQueue)
             .options(num_cpus=0, scheduling_strategy=here)
-            .remote(self._n, n_workers=len(places))
+            .remote(self._n, n_workers=len(places), buckets=todo.digests[:, 0].copy())
         )
         self._told = [ray.put(one) for one in (job, photos, todo)]
         self._known: set[str] = set()
@@ -218,6 +217,12 @@ class _Crew:
         self._nodes: list[NodeOutcome] = []
         self._problem: Exception | None = None
         self._n_workers = len(places)
+        self._places: dict[str, Place] = {}
+        self._replaced = 0.0  # when silent workers were, 0 where none are
+        self._n_replaced = 0
+        self._embedded: tuple[int, ...] = ()
+        self._said_waiting = False
+        self._free: Future[Any] | None = None  # what of the cluster nobody uses, once asked
 
     def work(self) -> _Done:
         """Run until everything is done or the caller stops it. ClusterGone where Ray is lost."""
@@ -225,7 +230,7 @@ class _Crew:
             return self._work()
         except ClusterGone:
             if self._watch.stop():
-                return _Done(True, tuple(self._nodes))
+                return _Done(True, tuple(self._nodes), embedded=self._embedded)
             raise
 
     def _work(self) -> _Done:
@@ -244,6 +249,10 @@ class _Crew:
             self._watch.progress(RunProgress(status.done, self._n, status.failed, now - began))
             if status.finished or self._watch.stop():
                 break
+            if status.quiet_seconds is None:
+                self._say_waiting(now - began)
+            else:
+                self._replace_silent(status.quiet_seconds)
             if self._known and not self._runs:  # all had ended before the queue was asked
                 raise self._problem or EmbedcacheError("every worker of the Ray cluster was lost")
             self._collect(LOOK_SECONDS)
@@ -255,7 +264,55 @@ class _Crew:
                 break
         for actor in self._actors.values():
             self._ray.kill(actor)
-        return _Done(not status.finished, tuple(self._nodes), status.given_up)
+        self._embedded = self._ask(self._queue.embedded.remote())
+        unread = self._ask(self._queue.never_read.remote())
+        return _Done(
+            *(not status.finished, tuple(self._nodes), status.given_up, self._embedded, unread)
+        )
+
+    def _say_waiting(self, seconds: float) -> None:
+        """Say once that no worker could begin yet, because other work has the processors."""
+        if self._free is None and seconds > WAIT_SECONDS:
+            self._free = aside(self._ray.available_resources)
+        if self._free is None or not self._free.done() or self._said_waiting:
+            return
+        self._said_waiting = True
+        free = self._answered(self._free.result)
+        place = next(iter(self._places.values()), None)
+        if place is None:
+            return
+        kind, wanted = ("GPU", place.gpus) if place.gpus else ("CPU", place.cpus)
+        if free.get(kind, 0) < wanted:
+            noun = "GPU" if place.gpus else "processor"
+            self._watch.log(
+                f"waiting for the Ray cluster: a worker needs {counted(wanted, noun)}, and other "
+                f"work on the cluster leaves {free.get(kind, 0):.0f}. This run begins when some "
+                "are free; Ctrl-C ends it"
+            )
+
+    def _replace_silent(self, quiet_seconds: float) -> None:
+        """Start others in place of workers that all say nothing for too long, as stopped processes
+        do. A slow one still says every second that it lives (`Beat`)."""
+        now = time.perf_counter()
+        if quiet_seconds <= LOST_SECONDS:
+            self._replaced = 0.0
+        elif not self._replaced:
+            self._replaced = now
+            self._n_replaced += 1
+            silent = list(self._runs.values())
+            self._runs.clear()
+            for name in silent:
+                log.warning("worker %s has been silent for %.0f s: replaced", name, quiet_seconds)
+                self._ray.kill(self._actors.pop(name))
+                self._ask(self._queue.lost.remote(name))
+                self._employ(f"{name}-{self._n_replaced}", self._places[name])
+        elif now - self._replaced > LOST_SECONDS:
+            raise EmbedcacheError(
+                f"no worker of the Ray cluster has answered for {quiet_seconds:.0f} s, nor one "
+                "started in its place",
+                advice="What they have committed is kept. Look at their machines for stopped "
+                "processes, and run the command again",
+            )
 
     def _ask(self, answer: Any) -> Any:
         """What the queue answers. ClusterGone where it is lost, or silent for too long, or where
@@ -282,19 +339,22 @@ class _Crew:
         new = [node for node in nodes if node["NodeID"] not in self._known]
         for k, place in enumerate(places_on(new, cores=self._cores)):
             self._known.add(place.node)
-            name = f"{place.host}-{place.node[:6]}-{k}"
-            self._actors[name] = (
-                self._ray.remote(_Worker)
-                .options(
-                    num_cpus=place.cpus,
-                    num_gpus=place.gpus,
-                    max_restarts=WITHOUT_END,
-                    max_task_retries=WITHOUT_END,
-                    scheduling_strategy=self._on_node(place.node, soft=True),
-                )
-                .remote(place.cpus)
+            self._employ(f"{place.host}-{place.node[:6]}-{k}", place)
+
+    def _employ(self, name: str, place: Place) -> None:
+        self._places[name] = place
+        self._actors[name] = (
+            self._ray.remote(Worker)
+            .options(
+                num_cpus=place.cpus,
+                num_gpus=place.gpus,
+                max_restarts=WITHOUT_END,
+                max_task_retries=WITHOUT_END,
+                scheduling_strategy=self._on_node(place.node, soft=True),
             )
-            self._start(name)
+            .remote(place.cpus)
+        )
+        self._start(name)
 
     def _start(self, name: str) -> None:
         run = self._actors[name].run.remote(name, self._queue, self._n_workers, *self._told)
@@ -325,75 +385,6 @@ class _Crew:
         return workers <= len(self._nodes)
 
 
-class _Worker:
-    """One process of the cluster: a network, kept for as long as the run lasts."""
-
-    def __init__(self, cpus: int) -> None:
-        os.environ[machine.OWN_PROCESSORS] = str(cpus)
-
-    def run(
-        self, name: str, queue: Any, n_workers: int, job: Job, photos: Photos, todo: Plan
-    ) -> NodeOutcome:
-        """Embed what the queue hands out, until it has nothing more."""
-        import ray
-
-        with contextlib.suppress(OSError):  # photos are named from there
-            os.chdir(job.folder)
-
-        def ask() -> HandedPart | None:
-            part: HandedPart | None
-            while True:
-                part, more = ray.get(queue.next.remote(name))
-                if part is not None or not more or beat.stopped:
-                    return part
-                time.sleep(LOOK_SECONDS)
-
-        if not ray.get(queue.begin.remote(name)):
-            raise EmbedcacheError(
-                "its process ended again and again, also with other photos. See Ray's logs, and "
-                "whether this machine has memory for it (`workers` and `batch_size` of 1 take less)"
-            )
-        beat = Beat(lambda done, failed: ray.get(queue.beat.remote(name, done, failed)))
-        watch = Watch(beat.show, logging.getLogger("embedcache").info, lambda: beat.stopped)
-        with cache_of(job) as cache, beat:
-            return work(
-                *(cache, job, photos, todo, watch),
-                name=name,
-                n_workers=n_workers,
-                ask=ask,
-                done=lambda number: ray.get(queue.done.remote(name, number)),
-            )
-
-
-def _outcome(
-    backbone: Backbone,
-    before: SpaceTally,
-    after: SpaceTally,
-    nodes: Sequence[NodeOutcome],
-    *,
-    embedded: int,
-    seconds: float,
-) -> SpaceOutcome:
-    """What became of one backbone's photos, by what the cache lacked before and lacks now."""
-    rates = [node.model_photos_per_second for node in nodes if node.model_photos_per_second]
-    slowest = max(nodes, key=lambda node: node.embedded, default=None)
-    return SpaceOutcome(
-        backbone=backbone.name,
-        spec=backbone.spec.digest,
-        dim=backbone.spec.dim,
-        pooling=backbone.pooling,
-        wanted=before.wanted,
-        hit=after.hit - embedded,
-        embedded=embedded,
-        failures=dict(after.failed),
-        seconds=seconds,
-        model_photos_per_second=sum(rates) if rates else None,
-        bottleneck="read" if slowest is None else slowest.bottleneck,
-        shares={} if slowest is None else slowest.shares,
-        forgotten=after.forgotten,
-    )
-
-
 def _places(backbone: str | Backbone | Sequence[str | Backbone]) -> Iterator[str | Backbone]:
     """The backbones with the paths of their weights made absolute."""
     asked = [backbone] if isinstance(backbone, str | Backbone) else backbone
@@ -407,60 +398,3 @@ def _marked(marker: Path) -> Iterator[None]:
         yield
     finally:
         marker.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """Ray, connected to a cluster, or started on this machine; ended as it was found."""
-    ray = _ray()
-    mine = not ray.is_initialized()
-    # Ray prints what befalls its processes, and our result is all that a script reads there.
-    with redirect_stdout(sys.stderr) if is_own_process() else nullcontext():
-        try:
-            if mine and address == LOCAL:
-                ray.init(
-                    address=LOCAL,
-                    num_cpus=machine.processors(),
-                    include_dashboard=False,
-                    object_store_memory=STORE_BYTES,
-                    **_QUIET,
-                )
-            elif mine:
-                ray.init(address=address, **_QUIET)
-        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise no_answer(address, str(error)) from error
-        try:
-            yield ray
-        finally:
-            if mine:
-                _disconnect(ray)
-
-
-def _disconnect(ray: Any) -> None:
-    """End the connection, or after some seconds leave it: a lost cluster may never answer."""
-    ending = threading.Thread(target=ray.shutdown, daemon=True)
-    ending.start()
-    ending.join(END_SECONDS)
-    if ending.is_alive():
-        atexit.unregister(ray.shutdown)  # which would wait again
-
-
-def _is_connected() -> bool:
-    """Whether the caller has connected this process to a cluster. InputError without ray."""
-    if "ray" not in sys.modules and find_spec("ray") is not None:
-        return False
-    return bool(_ray().is_initialized())
-
-
-def _ray() -> Any:
-    """The module ray; it would put its own handlers in place of the command line's."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    main = threading.current_thread() is threading.main_thread()
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    try:
-        import ray
-    except ImportError:
-        raise InputError("a Ray cluster needs the package ray: pip install ray") from None
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    return ray

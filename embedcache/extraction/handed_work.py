@@ -1,6 +1,8 @@
-"""What a worker of a cluster does, whoever started it: the parts handed to it, one by one."""
+"""What a worker of a cluster does: the parts handed to it, one by one. `Worker` is its process."""
 
 import contextlib
+import logging
+import os
 import socket
 import tempfile
 import threading
@@ -10,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embedcache import machine
 from embedcache.backbones.loading import Backbone
-from embedcache.errors import InputError
+from embedcache.errors import EmbedcacheError, InputError
 from embedcache.extraction.clock import Clock, RunProgress
 from embedcache.extraction.face_finder import FaceFinder
-from embedcache.extraction.handing import HandedPart, HandedWork
+from embedcache.extraction.handing import Done, HandedWork, Others
+from embedcache.extraction.neighbours import Neighbours
 from embedcache.extraction.networks import load_all
 from embedcache.extraction.outcome import NodeOutcome
+from embedcache.extraction.part_queue import HandedPart
 from embedcache.extraction.plan import Plan
 from embedcache.extraction.prefetch import Gate
 from embedcache.extraction.run import Run, Watch
@@ -24,7 +29,7 @@ from embedcache.extraction.upstream import Upstream
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 
-BEAT_SECONDS = 1.0
+BEAT_SECONDS, ASK_SECONDS = 1.0, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,7 @@ class Job:
     marker: a file in the cache, by which a worker sees that it is the same folder.
     loading: the options of `load_all`.  detector: of faces.  embedding: those of `Run.embed`.
     remote: where a worker that does not see the cache offers its rows, None for nowhere.
+    crew: a name of the run, as in `Neighbours`.
     """
 
     cache: Path
@@ -47,6 +53,7 @@ class Job:
     workers: int | None
     retry_failed: bool
     remote: str | None
+    crew: str
 
 
 class Unseen(InputError):
@@ -62,10 +69,10 @@ def work(
     *,
     name: str,
     n_workers: int,
-    ask: Callable[[], HandedPart | None],
-    done: Callable[[int], None],
+    ask: Callable[[Others], HandedPart | None],
+    done: Done,
 ) -> NodeOutcome:
-    """The work of one worker, as `embedcache.extract` does its own."""
+    """The work of one worker, as `embedcache.extract` does its own; ask, done: see `HandedWork`."""
     began = time.perf_counter()
     faces = FaceFinder(cache, job.loading["device"], job.detector)
     run = Run(cache, watch, Clock(), Gate(job.workers), faces)
@@ -76,12 +83,15 @@ def work(
     if cache.path != job.cache and job.remote is not None:
         upstream = Upstream(job.remote, cache, offer=True)
         upstream.serve([space.spec for space in spaces])
+    neighbours = Neighbours(cache, [b.spec.digest for b in backbones], crew=job.crew)
     work = HandedWork(
-        *(photos, todo, spaces, n_workers, ask, done),
+        *(photos, todo, spaces, n_workers, neighbours, ask, done),
         upstream=upstream,
         retry_failed=job.retry_failed,
     )
-    embedded = run.embed(work, backbones, spaces, **job.embedding)
+    with neighbours.announced():
+        embedded = run.embed(work, backbones, spaces, **job.embedding)
+    done(None, work.embedded, {})
     seconds = time.perf_counter() - began
     outcomes = run.outcomes(backbones, work.tallies, embedded, seconds=seconds)
     return NodeOutcome(
@@ -135,3 +145,45 @@ def cache_of(job: Job) -> Iterator[Cache]:
         )
     with tempfile.TemporaryDirectory(prefix="embedcache-") as folder:
         yield Cache.open(Path(folder) / "cache", create=True)
+
+
+class Worker:
+    """One process of the cluster: a network, kept for as long as the run lasts."""
+
+    def __init__(self, cpus: int) -> None:
+        os.environ[machine.OWN_PROCESSORS] = str(cpus)
+
+    def run(
+        self, name: str, queue: Any, n_workers: int, job: Job, photos: Photos, todo: Plan
+    ) -> NodeOutcome:
+        """Embed what the queue hands out, until it has nothing more."""
+        import ray
+
+        with contextlib.suppress(OSError):  # photos are named from there
+            os.chdir(job.folder)
+
+        def ask(others: Others) -> HandedPart | None:
+            part: HandedPart | None
+            while True:
+                part, more = ray.get(queue.next.remote(name, others()))
+                if part is not None or not more or beat.stopped:
+                    return part
+                time.sleep(ASK_SECONDS)
+
+        node = ray.get_runtime_context().get_node_id()
+        here = f"{socket.gethostname()} (node {node[:6]})"
+        if not ray.get(queue.begin.remote(name, here)):
+            raise EmbedcacheError(
+                "its process ended again and again, also with other photos. See Ray's logs, and "
+                "whether this machine has memory for it (`workers` and `batch_size` of 1 take less)"
+            )
+        beat = Beat(lambda done, failed: ray.get(queue.beat.remote(name, done, failed)))
+        watch = Watch(beat.show, logging.getLogger("embedcache").info, lambda: beat.stopped)
+        with cache_of(job) as cache, beat:
+            return work(
+                *(cache, job, photos, todo, watch),
+                name=name,
+                n_workers=n_workers,
+                ask=ask,
+                done=lambda *what: ray.get(queue.done.remote(name, *what)),
+            )

@@ -8,6 +8,7 @@ twice, and the cache keeps one of each.
 
 import contextlib
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -94,14 +95,25 @@ class Reading:
 class Neighbours:
     """Who else is at work, and on which buckets."""
 
-    def __init__(self, cache: Cache, specs: Sequence[str], part: WorkPart | None = None) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        specs: Sequence[str],
+        part: WorkPart | None = None,
+        *,
+        crew: str = "",
+    ) -> None:
         """specs: digests of the spaces that this run fills.
 
         part: the photos that it does; runs on other parts of as many are no neighbours.
+        crew: hexadecimal name of the run on a cluster that this worker is of; a queue hands the
+            workers of one crew different photos, so that they are no neighbours either.
         """
         self._folder = cache.local / "at-work"
         self._spaces = {digest[:16] for digest in specs}
         self._part = "all" if part is None else f"{part.number}of{part.total}"
+        if crew:
+            self._part = f"{secrets.token_hex(4)}of{crew}"
         self._own = {f"{space}.{self._part}.{disk.mark_of_process()}" for space in self._spaces}
         self._looked = float("-inf")
         self._found: list[str] = []

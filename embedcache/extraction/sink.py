@@ -133,7 +133,9 @@ class Sinks:
         """Note that a photo has no vector of backbone number b."""
         self.first_failure = self.first_failure or f"{job.path}: {reason}"
         self.tallies[b].failed[reason] += job.copies
-        if reason not in TRANSIENT:
+        if reason in TRANSIENT:
+            self.tallies[b].unread[job.digest] = reason
+        else:
             self._vectors[b].fail(job.digest, reason)
 
     def fail_faces(self, job: Job, reason: str) -> None:

@@ -1,7 +1,7 @@
 """The work of a run in parts; before each part, what others have done meanwhile is left out."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -147,13 +147,22 @@ class Work:
     def _apart(self, left: Plan) -> NDArray[np.int64]:
         """An order of this run's own, bucket by bucket; buckets that others claim come last."""
         rank = self._order.permutation(256)
-        rank[list(self._neighbours.claimed())] += 256
-        return np.argsort(rank[left.digests[:, 0]], kind="stable")
+        return apart(left.digests[:, 0], rank, self._neighbours.claimed())
 
     def give(self) -> None:
         """Give the remote, if there is one, what was committed here."""
         if self._upstream is not None:
             self._upstream.give()
+
+
+def apart(
+    buckets: NDArray[np.uint8], rank: NDArray[np.int64], claimed: Collection[int]
+) -> NDArray[np.int64]:
+    """The order in which rows are done beside others: bucket by bucket, by the rank (256,) of
+    each, and those that others claim last. buckets: (n,), the first byte of each row's digest."""
+    rank = rank.copy()
+    rank[list(claimed)] += 256
+    return np.argsort(rank[buckets], kind="stable")
 
 
 def _arrived(todo: Plan, spaces: Sequence[Space], *, retry_failed: bool) -> bool:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from PIL import Image
 from embedcache.backbones.loading import Backbone
 from embedcache.commands.embedding import _refuse_failures
 from embedcache.errors import EmbedcacheError, InputError
-from embedcache.extraction import answering, cluster
+from embedcache.extraction import answering, cluster, connection
 from embedcache.extraction.cluster import extract_on_ray
+from embedcache.extraction.part_queue import LOST_SECONDS
 from embedcache.extraction.run import extract
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
@@ -78,7 +80,7 @@ def same(found: Cache, expected: Cache, photos: Photos) -> None:
 def workers_of(pids: set[int]) -> list[int]:
     """The processes of our workers, but for those in `pids`."""
     listed = subprocess.run(
-        ["pgrep", "-f", "ray::_Worker"], capture_output=True, text=True, check=False
+        ["pgrep", "-f", "ray::Worker"], capture_output=True, text=True, check=False
     )
     return [int(pid) for pid in listed.stdout.split() if int(pid) not in pids]
 
@@ -191,8 +193,9 @@ def test_photos_are_found_from_where_the_command_runs(
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_photos_that_workers_cannot_read_are_left_which_the_command_says(
-    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("seen_here", [False, True])
+def test_photos_that_vanish_have_failed_and_those_that_only_workers_lack_are_left(
+    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen_here: bool
 ) -> None:
     photos, cache = Photos.read(make_photos(20)), Cache.open(tmp_path / "c", create=True)
     marked = cluster._marked
@@ -203,8 +206,19 @@ def test_photos_that_workers_cannot_read_are_left_which_the_command_says(
         return marked(marker)
 
     monkeypatch.setattr(cluster, "_marked", gone)
-    found = extract_on_ray(photos, cache, backbone=stand_in.backbone(), cores=4)
-    assert (found.spaces[0].embedded, found.spaces[0].left) == (15, 5)
+    if seen_here:  # as where the command's machine has a folder that the workers' have not
+        monkeypatch.setattr(os, "access", lambda path, mode: True)
+    said: list[str] = []
+    found = extract_on_ray(photos, cache, backbone=stand_in.backbone(), cores=4, log=said.append)
+    [space] = found.spaces
+    if not seen_here:  # as of the plain command
+        assert (space.embedded, space.failures, space.left) == (15, {"vanished": 5}, 0)
+        _refuse_failures(found, None)
+        return
+    assert (space.embedded, space.failures, space.left) == (15, {}, 5)
+    [line] = [line for line in said if "5 photos not seen by" in line]
+    assert socket.gethostname() in line
+    assert photos.paths[0] in line
     with pytest.raises(EmbedcacheError, match="5 of 20 photos left: changed or gone"):
         _refuse_failures(found, None)
 
@@ -259,6 +273,67 @@ def test_an_address_where_no_cluster_is_and_a_missing_package_are_one_message(
         extract_on_ray(
             photos, Cache.open(tmp_path / "c", create=True), backbone=stand_in.backbone()
         )
+
+
+def test_a_package_that_cannot_be_imported_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/__init__.py").write_text("raise ImportError('libfoo.so: no such file')")
+    monkeypatch.delitem(sys.modules, "ray")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"cannot import it \(libfoo.so: no such file\)"):
+        connection.ray_package()
+
+
+def test_who_waits_for_the_processors_of_a_cluster_says_so_once() -> None:
+    said: list[str] = []
+    crew: Any = SimpleNamespace(
+        _free=None,
+        _said_waiting=False,
+        _ray=SimpleNamespace(available_resources=lambda: {"memory": 1.0}),
+        _answered=lambda ask: ask(),
+        _places={"a": answering.Place("1", "host", 8, 0)},
+        _watch=SimpleNamespace(log=said.append),
+    )
+    cluster._Crew._say_waiting(crew, cluster.WAIT_SECONDS - 1)
+    assert not crew._free
+    cluster._Crew._say_waiting(crew, cluster.WAIT_SECONDS + 1)
+    asked: Any = crew._free
+    asked.result(10)
+    for _ in range(3):
+        cluster._Crew._say_waiting(crew, cluster.WAIT_SECONDS + 1)
+    [line] = said
+    assert "a worker needs 8 processors, and other work on the cluster leaves 0" in line
+
+
+def test_workers_that_are_all_silent_are_replaced_once_and_then_the_run_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    done: list[tuple[str, str]] = []
+    crew: Any = SimpleNamespace(
+        _replaced=0.0,
+        _n_replaced=0,
+        _runs={object(): "a"},
+        _actors={"a": "actor"},
+        _places={"a": answering.Place("1", "host", 8, 0)},
+        _ray=SimpleNamespace(kill=lambda actor: done.append(("killed", actor))),
+        _queue=SimpleNamespace(lost=SimpleNamespace(remote=lambda name: name)),
+        _ask=lambda name: done.append(("lost", name)),
+        _employ=lambda name, place: done.append(("began", name)),
+    )
+    cluster._Crew._replace_silent(crew, LOST_SECONDS)  # slow, and it still says that it lives
+    assert done == []
+    for _ in range(2):
+        cluster._Crew._replace_silent(crew, LOST_SECONDS + 1)
+    assert done == [("killed", "actor"), ("lost", "a"), ("began", "a-1")]
+    now[0] += LOST_SECONDS + 1
+    with pytest.raises(EmbedcacheError, match=r"no worker .* has answered for 122 s"):
+        cluster._Crew._replace_silent(crew, 122.0)
+    cluster._Crew._replace_silent(crew, 0.0)  # one lives again
+    assert crew._replaced == 0.0
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "[::1]:{port}", "no-such-host.invalid:1"])

@@ -6,14 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from embedcache.errors import InputError
 from embedcache.extraction import answering
-from embedcache.extraction.answering import LOCAL, no_answer, set_token
+from embedcache.extraction.answering import LOCAL, set_token
 from tests.extraction.test_cluster import wait_for_rows
 
 pytest.importorskip("ray")
@@ -43,19 +45,14 @@ def test_a_cluster_of_our_own_has_a_token_that_no_file_keeps(home: Path) -> None
 def test_a_cluster_that_is_named_gets_the_token_that_is_here_if_it_asks(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-
-    def asks(address: str) -> bool:
-        asked.append(address)
-        return len(asked) > 1
-
-    monkeypatch.setattr(answering, "_asks_for_token", asks)
+    wants = ["disabled"]  # who asks for no token refuses whoever sends one
+    monkeypatch.setattr(answering, "_refuses", lambda address, mode, stop: mode not in wants)
     set_token("10.0.0.1:6379")
-    assert asked == []
     (home / ".ray").mkdir()
     (home / ".ray/auth_token").write_text("0" * 64)
     set_token("10.0.0.1:6379")
     assert "RAY_AUTH_MODE" not in os.environ
+    wants = ["token"]
     set_token("10.0.0.1:6379")
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert "RAY_AUTH_TOKEN" not in os.environ
@@ -66,7 +63,63 @@ def test_who_says_how_ray_is_trusted_is_obeyed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     set_token(LOCAL)
     assert "RAY_AUTH_TOKEN" not in os.environ
-    assert "token" in str(no_answer("a:1", "InvalidAuthToken: no"))
+
+
+@pytest.mark.parametrize(
+    ("token", "said"), [(None, "asks for a token"), ("0" * 64, "refuses the token that is here")]
+)
+def test_a_token_that_is_missing_or_wrong_is_said(
+    home: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, said: str
+) -> None:
+    if token is not None:
+        (home / ".ray").mkdir()
+        (home / ".ray/auth_token").write_text(token)
+    answers = [  # as a cluster gives them: what Ray prints, and its status
+        "raise SystemExit('ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken')"
+    ]
+    monkeypatch.setattr(answering, "ASK", [sys.executable, "-c", *answers])
+    with pytest.raises(InputError, match=said) as found:
+        set_token("10.0.0.1:6379")
+    assert "auth_token" in str(found.value)
+    assert "RAY_AUTH_MODE" not in os.environ
+
+
+@pytest.mark.usefixtures("home")
+def test_an_address_that_takes_connections_and_says_nothing_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(answering, "SILENT_SECONDS", 3.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        answering.require_answer(address)
+        with pytest.raises(InputError, match="does not answer as Ray does"):
+            set_token(address)
+        set_token(address, stop=lambda: True)
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_command_ends_with_its_status_though_the_end_of_ray_hangs(status: int) -> None:
+    """Python's own end beside such a thread is a segmentation fault."""
+    code = f"""
+        import atexit, os, threading, types, typer
+        from embedcache.commands import shell
+        from embedcache.extraction import connection
+
+        app = typer.Typer()
+
+        @app.command()
+        def command() -> None:
+            atexit.register(os.abort)
+            connection.END_SECONDS = 0.1
+            connection._disconnect(types.SimpleNamespace(shutdown=threading.Event().wait))
+            print("said")
+            raise typer.Exit({status})
+
+        shell.run(app)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (status, "said\n"), done.stderr
 
 
 @pytest.mark.torture
@@ -141,4 +194,4 @@ def processes(name: str) -> set[int]:
 def test_the_seconds_that_a_silent_cluster_gets_are_less_than_rays_own() -> None:
     from embedcache.extraction import cluster
 
-    assert cluster.NODES_SECONDS + cluster.SILENT_SECONDS < answering.RAY_ENDS_SECONDS
+    assert cluster.NODES_SECONDS + answering.SILENT_SECONDS < answering.RAY_ENDS_SECONDS

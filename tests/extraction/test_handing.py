@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from embedcache.errors import RemoteError
-from embedcache.extraction.handing import (
+from embedcache.extraction.handing import HandedWork
+from embedcache.extraction.part_queue import (
+    AWAITED_SECONDS,
     FIRST_PHOTOS,
     LEAST_PHOTOS,
     LOST_SECONDS,
@@ -15,9 +17,9 @@ from embedcache.extraction.handing import (
     MOST_STARTS,
     PART_SECONDS,
     SHARE,
-    HandedWork,
     PartQueue,
 )
+from embedcache.extraction.work import WITH_NEIGHBOURS
 
 
 class Clock:
@@ -150,6 +152,93 @@ def test_a_stop_reaches_workers_and_hands_out_nothing_more() -> None:
     queue.stop()
     assert queue.beat("a", 1, 0)
     assert queue.next("a") == (None, False)
+
+
+def test_a_part_whose_only_worker_falls_silent_is_taken_back() -> None:
+    clock = Clock()
+    queue = PartQueue(1, n_workers=1, now=clock)
+    assert queue.status().quiet_seconds is None
+    assert queue.begin("a")
+    assert queue.next("a")[0] is not None
+    clock.seconds += LOST_SECONDS - 1  # a long part
+    assert not queue.beat("a", 0, 0)
+    clock.seconds += LOST_SECONDS + 1
+    assert queue.status().quiet_seconds == LOST_SECONDS + 1
+    assert drain(queue, "in its place") == [0]
+
+
+def test_photos_that_a_machine_cannot_read_go_to_another() -> None:
+    queue = PartQueue(200, n_workers=2)
+    assert queue.begin("blind", "a")
+    assert queue.begin("sees", "b")
+    while (part := queue.next("blind")[0]) is not None:
+        queue.beat("blind", 200, 0)
+        rows = [row for row in part.rows.tolist() if row % 4 == 0]
+        queue.done("blind", part.number, (150,), dict.fromkeys(rows, "vanished"))
+    assert queue.next("blind") == (None, True)  # the other one may end
+    assert queue.status().done == 150
+    assert drain(queue, "sees") == list(range(0, 200, 4))
+    queue.beat("sees", 50, 0)
+    queue.done("sees", None, (50,))
+    assert queue.never_read() == []
+    status = queue.status()
+    assert (status.finished, status.done, queue.embedded()) == (True, 200, (200,))
+
+
+def test_photos_that_no_machine_can_read_are_named_with_all_that_tried() -> None:
+    clock = Clock()
+    queue = PartQueue(3, n_workers=3, now=clock)
+    for worker, machine in (("a", "x"), ("b", "x"), ("c", "y")):
+        if worker == "c":  # a machine that begins late is waited for
+            assert queue.next("b") == (None, True)
+        assert queue.begin(worker, machine)
+        if worker != "b":  # is on a machine that has tried
+            part, _ = queue.next(worker)
+            assert part is not None
+            queue.done(worker, part.number, (), dict.fromkeys(part.rows.tolist(), "vanished"))
+    assert queue.status().finished
+    found = {(one.row, one.reason, one.machines) for one in queue.never_read()}
+    assert found == {(row, "vanished", frozenset("xy")) for row in range(3)}
+
+
+def test_a_machine_that_never_comes_is_not_waited_for_without_end() -> None:
+    clock = Clock()
+    queue = PartQueue(1, n_workers=2, now=clock)
+    assert queue.begin("a", "x")
+    part, _ = queue.next("a")
+    assert part is not None
+    queue.done("a", part.number, (), {0: "vanished"})
+    assert not queue.status().finished
+    clock.seconds += AWAITED_SECONDS + 1
+    queue.beat("a", 1, 0)
+    assert queue.status().finished
+    assert queue.status().done == 1
+
+
+def test_what_workers_embedded_is_counted_also_of_one_that_began_anew() -> None:
+    queue = PartQueue(10, n_workers=1)
+    assert queue.begin("a")
+    queue.done("a", None, (3, 2))
+    assert queue.begin("a")
+    queue.done("a", None, (1, 0))
+    queue.done("b", None, (4, 4))
+    assert queue.embedded() == (8, 6)
+
+
+def test_beside_other_runs_parts_are_small_and_of_buckets_that_nobody_claims() -> None:
+    buckets = np.arange(6400, dtype=np.int64).astype(np.uint8)
+    queue = PartQueue(6400, n_workers=1, buckets=buckets)
+    claimed = set(range(128))
+    rows: list[int] = []
+    while len(rows) < 3200:
+        part, _ = queue.next("a", claimed)
+        assert part is not None
+        assert len(part.rows) <= WITH_NEIGHBOURS.size(6400 - len(rows))
+        rows += part.rows.tolist()
+        queue.done("a", part.number)
+    assert not claimed & set(buckets[rows[:3100]].tolist())
+    rows += drain(queue, "a")  # the others have ended
+    assert sorted(rows) == list(range(6400))
 
 
 def test_rows_that_the_remote_does_not_take_are_not_done() -> None:

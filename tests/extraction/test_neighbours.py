@@ -14,9 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from embedcache.backbones.loading import Backbone
 from embedcache.extraction import neighbours
+from embedcache.extraction.handed_work import Job, work
+from embedcache.extraction.handing import Others
 from embedcache.extraction.neighbours import Neighbours
-from embedcache.extraction.run import extract
+from embedcache.extraction.part_queue import HandedPart, PartQueue
+from embedcache.extraction.plan import plan
+from embedcache.extraction.run import Watch, extract
 from embedcache.photos.table import Photos
 from embedcache.store.cache import Cache
 from embedcache.upkeep.verify import verify
@@ -194,6 +199,87 @@ def test_only_living_runs_on_the_same_space_are_neighbours(
         os.utime(away, (time.time() - 700, time.time() - 700))
         assert not mine.present(now=True)
     assert not list((cache.local / "at-work").iterdir())
+
+
+def test_workers_of_one_crew_are_no_neighbours_of_each_other(tmp_path: Path) -> None:
+    cache = Cache.open(tmp_path / "c", create=True)
+    plain = Neighbours(cache, [SPEC])
+    one, two = (Neighbours(cache, [SPEC], crew="0a") for _ in range(2))
+    other = Neighbours(cache, [SPEC], crew="0b")
+    with one.announced(), two.announced():
+        assert not one.present(now=True)
+        with other.announced():
+            assert one.present(now=True)
+        with plain.announced():
+            assert two.present(now=True)
+            assert plain.present(now=True)
+
+
+def test_a_crew_and_a_plain_run_share_the_work_and_count_their_own(tmp_path: Path) -> None:
+    n, folder = 2400, pictures(tmp_path / "photos", 2400)
+    photos, cache = Photos.read(folder), Cache.open(tmp_path / "c", create=True)
+    computed = {"plain": 0, "crew": 0}
+
+    def model(who: str) -> Backbone:
+        def pause(n: int) -> None:
+            computed[who] += n
+            time.sleep(0.002 * n)
+
+        return stand_in.backbone(before=pause)
+
+    crew = model("crew")
+    digests = photos.digests(cache)
+    space = cache.space(crew.spec, create=True)
+    todo, _ = plan(photos, digests, [space], retry_failed=False)
+    queue = PartQueue(len(todo), n_workers=2, buckets=todo.digests[:, 0].copy())
+    job = Job(
+        cache=cache.path,
+        folder=tmp_path,
+        marker=cache.path,
+        backbones=(crew,),
+        loading={"device": "cpu", "precision": "float32", "decode": "full"},
+        detector="mtcnn",
+        embedding={"batch_size": None, "compiling": "off", "writer": ""},
+        workers=1,
+        retry_failed=False,
+        remote=None,
+        crew="0a",
+    )
+
+    def ask(name: str) -> Callable[[Others], HandedPart | None]:
+        def asked(others: Others) -> HandedPart | None:
+            while True:
+                part, more = queue.next(name, others())
+                if part is not None or not more:
+                    return part
+                time.sleep(0.05)
+
+        return asked
+
+    def worker(name: str) -> None:
+        assert queue.begin(name, "here")
+        watch = Watch(lambda now: None, lambda line: None, lambda: False)
+        work(
+            *(Cache.open(cache.path), job, photos, todo, watch),
+            name=name,
+            n_workers=2,
+            ask=ask(name),
+            done=lambda *what: queue.done(name, *what),
+        )
+
+    threads = [threading.Thread(target=worker, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    found = extract(photos, Cache.open(cache.path), backbone=model("plain"), workers=1).spaces[0]
+    for thread in threads:
+        thread.join()
+    print(computed)
+    assert found.hit + found.embedded == n
+    assert found.embedded == computed["plain"]
+    assert queue.embedded() == (computed["crew"],)
+    assert min(computed.values()) > n / 6
+    assert sum(computed.values()) <= 1.15 * n, computed
+    assert verify(cache).clean
 
 
 def test_a_cache_whose_local_folder_is_closed_is_still_filled(
