@@ -143,12 +143,10 @@ def build(
     tf32 = precision == "tf32"
     dtype = torch.float32 if tf32 else getattr(torch, precision)
     example = torch.rand(2, 3, *preprocessing.size, generator=torch.Generator().manual_seed(0))
-    model, widths = folded_with_layers(
-        model, *corner_of(model, example), layers=layers, whole=whole
-    )
+    corner = corner_of(model, example)
+    model, widths = folded_with_layers(model, *corner, layers=layers, whole=whole)
     models = _copies(model, devices, dtype, layers=layers, whole=whole)
-    first = devices[0]
-    cores = processors()
+    first, cores = devices[0], processors()
     per_device = LANES_PER_GPU if first.type == "cuda" else min(cores, MAX_CPU_LANES)
     threads = cores // per_device if first.type == "cpu" else 1  # the rest decode
     # Consecutive lanes use different devices, so that the first batches reach all of them.

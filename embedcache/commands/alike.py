@@ -111,21 +111,15 @@ def duplicates(
     space = with_vectors(opened, backbone)
     file = None if out is None else place_of(out)
     paths = paths_in(opened, photos, photo_column=photo_column, id_column=id_column)
+    show = counts_on("photos changed and embedded, to measure the threshold")
     chosen = threshold_of(
-        opened,
-        space,
-        given=threshold,
-        paths=paths,
-        again=measure,
-        device=device,
-        progress=counts_on("photos changed and embedded, to measure the threshold"),
+        opened, space, given=threshold, paths=paths, again=measure, device=device, progress=show
     )
-    found = grouped(
-        opened, space, chosen, scope=scope, progress=counts_on("pairs of photos compared")
-    )
+    show = counts_on("pairs of photos compared")
+    found = grouped(opened, space, chosen, scope=scope, progress=show)
     if file is not None:
-        progress = counts_on("groups drawn")
-        write(found, opened, space, file, paths=paths(), words=as_typed, progress=progress)
+        show = counts_on("groups drawn")
+        write(found, opened, space, file, paths=paths(), words=as_typed, progress=show)
     print_result(found, json_)
     if file is not None:
         log.info("wrote %s", file)

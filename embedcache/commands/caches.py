@@ -229,7 +229,6 @@ def forget(
     if space is not None:
         print_result(forget_space(opened, space), json_)
         return
-    there = _shared_copy_of(opened)
     if forgotten:
         done = forget_forgotten(opened)
     else:
@@ -237,21 +236,20 @@ def forget(
         if not names:
             raise InputError(f"{listed} lists no photo id")
         done = remove(opened, names, scope=scope)
-    if there:
-        note = (
-            f"{'the shared copy' if there == 'URL' else there} may keep rows of forgotten photos "
-            f"until somebody purges it: 'embedcache push --purge {cache} {there}'"
-        )
-        done = replace(done, notes=(*done.notes, note))
-    print_result(done, json_)
+    print_result(replace(done, notes=(*done.notes, *_still_shared(opened, cache))), json_)
 
 
-def _shared_copy_of(cache: "Cache") -> str:
-    """The URL of the shared copy of a cache; "URL" for one that it only pushed to; "" for none."""
+def _still_shared(cache: "Cache", typed: Path) -> list[str]:
+    """What to do about the shared copy that a cache has, or was pushed to; typed: its path."""
     from embedcache.settings import read_settings
 
-    known = read_settings().remote
-    return known or ("URL" if any((cache.path / "local" / "seen").glob("*.json")) else "")
+    url = read_settings().remote
+    if not url and not any((cache.path / "local" / "seen").glob("*.json")):
+        return []
+    return [
+        f"{url or 'the shared copy'} may keep rows of forgotten photos until somebody purges it: "
+        f"'embedcache push --purge {typed} {url or 'URL'}'"
+    ]
 
 
 @commands.command()

@@ -151,25 +151,26 @@ def forecast(
         )
     missing = todo.wanted.sum(axis=0).tolist()
     return Forecast(
-        spaces=tuple(
-            SpaceForecast(
-                backbone=b.name,
-                spec=b.spec.digest,
-                dim=b.spec.dim,
-                wanted=tally.wanted,
-                hit=tally.hit,
-                missing=n,
-                failed=tally.failed.total(),
-                n_bytes=n * b.spec.row_bytes,
-                from_remote=n_taken,
-                forgotten=tally.forgotten,
-            )
-            for b, tally, n, n_taken in zip(backbones, tallies, missing, taken, strict=True)
-        ),
+        spaces=tuple(map(_forecast_of, backbones, tallies, missing, taken)),
         n_sample=sample,
         seconds=seconds,
         remote="" if upstream is None else upstream.name,
         part="" if part is None else str(part),
+    )
+
+
+def _forecast_of(backbone: Backbone, tally: SpaceTally, missing: int, taken: int) -> SpaceForecast:
+    return SpaceForecast(
+        backbone=backbone.name,
+        spec=backbone.spec.digest,
+        dim=backbone.spec.dim,
+        wanted=tally.wanted,
+        hit=tally.hit,
+        missing=missing,
+        failed=tally.failed.total(),
+        n_bytes=missing * backbone.spec.row_bytes,
+        from_remote=taken,
+        forgotten=tally.forgotten,
     )
 
 

@@ -209,8 +209,8 @@ class _Digesting:
             self._fail(reading.position, reason_of(error))
             return
         self._keep(reading.position, digest)
-        told = reading.name, reading.size, reading.mtime_ns, digest, read_ns
-        self.learned.append((reading.position, told))
+        entry = reading.name, reading.size, reading.mtime_ns, digest, read_ns
+        self.learned.append((reading.position, entry))
         if len(self.learned) >= _STAT_FILES:
             self._learn()
 
@@ -219,12 +219,12 @@ class _Digesting:
         learned, self.learned = self.learned, []
         banned = [False] * len(learned)
         if self.memory is not None and learned:
-            value = np.frombuffer(b"".join(told[3] for _, told in learned), np.uint8)
+            value = np.frombuffer(b"".join(entry[3] for _, entry in learned), np.uint8)
             positions = [position for position, _ in learned]
             banned = self.memory.forgotten(positions, value.reshape(-1, 32)).tolist()
-        for (_, told), out in zip(learned, banned, strict=True):
+        for (_, entry), out in zip(learned, banned, strict=True):
             if not out:
-                self.memo.put(*told)
+                self.memo.put(*entry)
 
     def _save(self) -> None:
         """Write the memo; what was learned before a photo was forgotten may be of that one."""

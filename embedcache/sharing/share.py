@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -259,12 +260,8 @@ def push(
     ):
         clear_outgoing(cache.path)
         seen = SeenWhole.of(cache, copy.remote)
-
-        def planned(copy: SharedCopy) -> PushPlan:
-            dead = copy.segments.dead = copy.marks().joined(cache)
-            planner = PushPlanner(copy, cache, dead, pool, seen=seen)
-            return planner.plan(backbones=backbones, specs=specs, with_ids=with_ids)
-
+        wanted: dict[str, Any] = {"backbones": backbones, "specs": specs, "with_ids": with_ids}
+        planned = partial(_push_plan, cache, pool, seen, wanted)
         plan = planned(copy)
         if counts.new_copy and not dry_run:
             copy.begin()
@@ -287,6 +284,18 @@ def push(
             clear_leftovers(cache)
     _count(plan, counts)
     return _moved("push", copy, cache, counts, dry_run=dry_run, started=started)
+
+
+def _push_plan(
+    cache: Cache,
+    pool: ThreadPoolExecutor,
+    seen: SeenWhole,
+    wanted: Mapping[str, Any],
+    copy: SharedCopy,
+) -> PushPlan:
+    """What to send to a shared copy as it is listed now; wanted: see `PushPlanner.plan`."""
+    dead = copy.segments.dead = copy.marks().joined(cache)
+    return PushPlanner(copy, cache, dead, pool, seen=seen).plan(**wanted)
 
 
 def _count(plan: PushPlan, counts: MoveCounts) -> None:

@@ -5,8 +5,8 @@ with its scope and content. A mark names no photo to anyone who does not hold th
 lift (`remembered/<id>.json`, "L") names marks of certain tombstones that no longer hold. A row is
 dead while some tombstone names it and no lift lifts that tombstone's mark; no clock decides.
 
-A tombstone of an id whose content goes on under others lists these (`left`). The content is dead as
-soon as every pair of all lists of it is, whoever forgot them, in whichever copy.
+A tombstone of an id whose content goes on under others lists these (`left`). The content is dead
+once every pair of all lists of it is, whoever forgot them, in whichever copy.
 """
 
 import contextlib

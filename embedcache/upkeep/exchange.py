@@ -5,6 +5,7 @@ mixes with vectors that were computed here.
 """
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,13 +123,7 @@ def export(
         under its ids of the last one.
     """
     out = Path(out)
-    if out.suffix not in (".npy", ".parquet"):
-        raise InputError(f"an export is a .npy or .parquet file; got {out.name!r}")
-    if not out.parent.is_dir():
-        raise InputError(f"there is no folder {out.parent} to write {out.name} to: make it first")
-    if out.is_dir():
-        raise InputError(f"{out} is a folder: name a file to write")
-    _check_replaceable(out)
+    _check_target(out)
     space = cache.side_by_side(backbone, pixels=True)
     is_pixels = len(space.row_shape) > 1
     if is_pixels and out.suffix != ".npy":
@@ -195,8 +190,7 @@ def import_vectors(
             "give exactly one id per row, in the same order, under a line with the column's name"
         )
     if len(set(names)) < len(names):
-        seen: set[str] = set()
-        twice = next(photo for photo in names if photo in seen or seen.add(photo))  # type: ignore[func-returns-value]
+        twice = Counter(names).most_common(1)[0][0]
         raise InputError(f"{ids_csv} has photo id {twice!r} more than once")
     positions = _places(names, ids, digests, ids_csv)
     _check_finite(matrix, names, Path(vectors))
@@ -312,6 +306,17 @@ def _blocks(space: SideBySide, digests: U8) -> Iterator[NDArray[Any]]:
 
 def _rows_of(space: SideBySide, n_bytes: int) -> int:
     return max(1, n_bytes // (4 * space.dim))
+
+
+def _check_target(out: Path) -> None:
+    """InputError unless an export can be written to `out`."""
+    if out.suffix not in (".npy", ".parquet"):
+        raise InputError(f"an export is a .npy or .parquet file; got {out.name!r}")
+    if not out.parent.is_dir():
+        raise InputError(f"there is no folder {out.parent} to write {out.name} to: make it first")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: name a file to write")
+    _check_replaceable(out)
 
 
 def _check_replaceable(out: Path) -> None:

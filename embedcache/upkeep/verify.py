@@ -234,15 +234,8 @@ class _Audit:
         self, folder: Path, kind: Kind, label: str, of: Space | FaceSpace | PhotoIds
     ) -> list[Segment]:
         segments = folder / "segments"
-        if segments.is_symlink() or not segments.is_dir():
-            there = os.path.lexists(segments)
-            if there:
-                self.record.find(segments, LINK if segments.is_symlink() else NO_FOLDER)
-            else:
-                self.record.find(segments, GONE, mends=MADE)
-            if there or not self.repair:
-                return []
-            disk.make_folder(segments, below=self.root)
+        if not self._is_folder(segments):
+            return []
         self.record.group(segments, group_document({}))
         if self.repair:
             self._end_removals(of)
@@ -291,6 +284,18 @@ class _Audit:
             with contextlib.suppress(CacheError, OSError):
                 of.salvage()
         return good
+
+    def _is_folder(self, path: Path) -> bool:
+        """Whether there is a folder, also one that repair has just made; says why not."""
+        if path.is_dir() and not path.is_symlink():
+            return True
+        if os.path.lexists(path):
+            self.record.find(path, LINK if path.is_symlink() else NO_FOLDER)
+            return False
+        self.record.find(path, GONE, mends=MADE)
+        if self.repair:
+            disk.make_folder(path, below=self.root)
+        return self.repair
 
     def _end_removals(self, of: Space | FaceSpace | PhotoIds) -> None:
         """What a repair that was killed has entered in the log, and not yet moved or deleted."""
