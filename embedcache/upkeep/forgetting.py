@@ -101,6 +101,7 @@ def forget(cache: Cache, ids: Sequence[str], *, scope: str | None = None) -> For
     whole = set(named.values())
     _refuse_ambiguous(cache, pairs)
     unknown = wanted - {name for _, name, _ in pairs}
+    _refuse_elsewhere({pair[:2] for pair in recorded if pair[1] in unknown}, scope)
     # Where photos were forgotten before, such an id may be of a run that was cut off: it keeps
     # nobody from the rest of that run's list.
     if unknown and not ((pairs or whole) and cache.history.dead()):
@@ -369,6 +370,14 @@ def _unknown(cache: Cache, names: set[str], done: Forgotten | None = None) -> Ca
         + ("" if done is None else f"Of the others {str(done).splitlines()[0]}. ")
         + f"'embedcache info {cache.path} --photos' lists all"
     )
+
+
+def _refuse_elsewhere(found: set[tuple[str, str]], scope: str | None) -> None:
+    """Raise for ids that are of other places than the one that was named."""
+    if found:
+        name = min(name for _, name in found)
+        places = ", ".join(sorted(place for place, other in found if other == name))
+        raise CacheError(f"photo id {name!r} is not of {scope!r} here, but of {places}")
 
 
 def _refuse_ambiguous(cache: Cache, found: set[Pair]) -> None:

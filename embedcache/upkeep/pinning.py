@@ -21,7 +21,6 @@ from embedcache.store.refs import (
     read_ref,
     ref_digest,
     refs_aside,
-    same_pins,
 )
 from embedcache.store.refs import write_ref as _write_ref
 from embedcache.store.sealed import own_digest
@@ -93,10 +92,7 @@ def write_ref(cache: Cache, name: str) -> Ref:
     """
     for _ in range(TRIES):
         pins = _all_pins(cache, name)
-        if finish_ref(cache, name):
-            clear_hidden(cache.path)  # what that run has left
-            if same_pins(read_ref(cache.path, name), pins):
-                return Ref(name=name, segments=sum(map(len, pins.parts)))
+        finish_ref(cache, name)
         before = cache.history.log().refs.get(name)
         same = before in (None, own_digest(encode_ref(pins, changes=[])))
         if not same and not _is_there(cache, name):
@@ -154,29 +150,23 @@ def enter_ref(cache: Cache, pins: Pins, *, changes: Sequence[Json] = ()) -> bool
     return True
 
 
-def finish_ref(cache: Cache, name: str) -> bool:
+def finish_ref(cache: Cache, name: str) -> None:
     """Take back a ref that a process that died left, where it pins what was removed since.
 
-    One that was only put aside by such a process gets its name again, and one that it did not
-    enter in the log is entered: then this returns True.
+    One that was only put aside by such a process gets its name again.
 
     The log may name it: the same ref was there before, and was deleted.
     """
     bring_back(cache.path, name)
     digest = ref_digest(cache.path, name)
     if digest is None:
-        return False
+        return
     pins, log = read_ref(cache.path, name), cache.history.log()
     if dangling(pins, log) and log.refs.get(name) == digest:
         with disk.plain_errors("write to", cache.path), contextlib.suppress(FileNotFoundError):
             set_aside(cache.path, cache.path / "refs" / f"{name}.json")  # perhaps it counted
     elif dangling(pins, log):
         withdraw_ref(cache.path, name, digest=digest)
-    elif (name, digest) not in log.acknowledged and log.n:  # by an older version none is entered
-        if _enter(cache, pins, digest):
-            return stands(cache.path, name, digest=digest)
-        withdraw_ref(cache.path, name, digest=digest)
-    return False
 
 
 def _enter(cache: Cache, pins: Pins, digest: str) -> bool:

@@ -324,3 +324,11 @@ def test_a_lost_tombstone_is_told_of_until_its_photos_are_forgotten_again(tmp_pa
     assert "1 tombstone could not be read" in str(report)
     tombstone.write_bytes(kept)  # as from a copy
     assert "could not be read" not in str(verify(cache))
+
+
+def test_an_id_of_another_place_than_was_named_is_not_called_unknown(tmp_path: Path) -> None:
+    cache = make(tmp_path / "a", 1, 2)
+    with pytest.raises(CacheError, match=r"'p1' is not of 'nowhere' here, but of folder$"):
+        forget(cache, ["p1"], scope="nowhere")
+    assert cache.digests_of(["p1"])[1].all()
+    assert forget(cache, ["p1"], scope="folder").ids == 1
