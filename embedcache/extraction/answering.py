@@ -3,6 +3,7 @@ any more, and where workers have room. Ray itself would wait without end, or end
 """
 
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -21,6 +22,7 @@ LOCAL = "local"
 CORES = 8
 """Processors of a worker without a GPU; more serve better as a second worker."""
 
+MAX_PORT = 65_535
 ANSWER_SECONDS = 60.0
 """How long a cluster that is being started may take."""
 AGAIN_SECONDS, CONNECT_SECONDS = 0.5, 5.0
@@ -120,6 +122,8 @@ def require_answer(address: str, *, stop: Callable[[], bool] = lambda: False) ->
     host = host.strip("[]")
     if not host or "/" in host or not port.isdecimal():
         return
+    if int(port) > MAX_PORT:
+        raise InputError(f"the port of {address!r} is above {MAX_PORT:,}")
     until = time.monotonic() + ANSWER_SECONDS
     while not stop():
         left = until - time.monotonic()
@@ -178,6 +182,12 @@ def places_on(nodes: Sequence[dict[str, Any]], *, cores: int | None) -> list[Pla
         n = gpus or cpus // each
         found += [Place(node["NodeID"], node["NodeManagerHostname"], each, min(gpus, 1))] * n
     return found
+
+
+def last_line(problem: str) -> str:
+    """The last line of a traceback, without colours: what it comes to."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", problem).strip().splitlines()
+    return lines[-1].strip()[:300] if lines else ""
 
 
 def first_line(problem: str) -> str:

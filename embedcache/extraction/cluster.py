@@ -30,6 +30,7 @@ from embedcache.extraction.answering import (
     ClusterGone,
     Place,
     aside,
+    last_line,
     places_on,
     require_answer,
     set_token,
@@ -332,6 +333,12 @@ class _Crew:
         except self._ray.exceptions.GetTimeoutError:
             raise
         except self._ray.exceptions.RayError as error:
+            if "creation task" in str(error):  # Python there could not begin
+                raise EmbedcacheError(
+                    "Ray cannot run embedcache on the machine of this command: "
+                    f"{last_line(str(error))}",
+                    advice="Start its 'ray start' in the environment of this command",
+                ) from None
             raise ClusterGone(str(error)) from None
 
     def _hire(self, nodes: Sequence[dict[str, Any]]) -> None:
@@ -371,9 +378,17 @@ class _Crew:
                 cause = getattr(error, "cause", None) or error
                 if isinstance(cause, Unseen):
                     raise InputError(str(cause)) from None
-                self._problem = cause if isinstance(cause, EmbedcacheError) else error
-                lines = str(cause).strip().splitlines() or [type(cause).__name__]
-                log.warning("worker %s: %s", name, lines[-1][:300])
+                why = last_line(str(cause)) or type(cause).__name__
+                self._problem = (
+                    cause
+                    if isinstance(cause, EmbedcacheError)
+                    else EmbedcacheError(
+                        f"every worker of the Ray cluster was lost; the last one, {name}: {why}",
+                        advice="embedcache must be installed there as it is here. What workers "
+                        "committed is kept",
+                    )
+                )
+                log.warning("worker %s: %s", name, why)
                 again = self._ask(self._queue.lost.remote(name))
                 if again and not isinstance(cause, EmbedcacheError):
                     self._start(name)

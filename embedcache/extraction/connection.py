@@ -29,16 +29,17 @@ def connected(address: str) -> Iterator[Any]:
     # Ray prints what befalls its processes, and our result is all that a script reads there.
     with redirect_stdout(sys.stderr) if is_own_process() else nullcontext():
         try:
-            if mine and address == LOCAL:
-                ray.init(
-                    address=LOCAL,
-                    num_cpus=machine.processors(),
-                    include_dashboard=False,
-                    object_store_memory=STORE_BYTES,
-                    **_QUIET,
-                )
-            elif mine:
-                ray.init(address=address, **_QUIET)
+            with _own_signals():
+                if mine and address == LOCAL:
+                    ray.init(
+                        address=LOCAL,
+                        num_cpus=machine.processors(),
+                        include_dashboard=False,
+                        object_store_memory=STORE_BYTES,
+                        **_QUIET,
+                    )
+                elif mine:
+                    ray.init(address=address, **_QUIET)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise no_answer(address, str(error)) from error
         try:
@@ -66,12 +67,11 @@ def is_connected() -> bool:
 
 
 def ray_package() -> Any:
-    """The module ray; it would put its own handlers in place of the command line's."""
+    """The module ray. InputError where it is not installed, or cannot be imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    main = threading.current_thread() is threading.main_thread()
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try:
-        import ray
+        with _own_signals():
+            import ray
     except Exception as error:  # whatever a broken installation may raise
         if isinstance(error, ModuleNotFoundError) and error.name == "ray":
             raise InputError("a Ray cluster needs the package ray: pip install ray") from None
@@ -79,6 +79,18 @@ def ray_package() -> Any:
             f"the package ray is installed, and Python cannot import it ({first_line(str(error))})",
             advice="Install it again: 'pip uninstall ray', then 'pip install ray'",
         ) from error
-    for number, handler in before.items():
-        signal.signal(number, handler)
     return ray
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """The command line's handlers, set again after Ray has put its own in their place: in Python
+    when it is imported, and below Python, for SIGTERM, when it connects."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # one that Python does not know
+                signal.signal(number, handler)

@@ -16,6 +16,8 @@ import pytest
 from embedcache.errors import InputError
 from embedcache.extraction import answering
 from embedcache.extraction.answering import LOCAL, set_token
+from embedcache.store.cache import Cache
+from embedcache.upkeep.verify import verify
 from tests.extraction.test_cluster import wait_for_rows
 
 pytest.importorskip("ray")
@@ -184,6 +186,38 @@ def test_a_run_whose_cluster_is_lost_says_so_and_is_finished_by_the_next(
     assert space["hit"] >= 300
     assert space["hit"] + space["embedded"] == n
     assert not [*(cache / "local").glob("ray-*")]
+
+
+@pytest.mark.timeout(120)
+def test_a_run_that_is_terminated_ends_as_after_ctrl_c(
+    make_photos: MakePhotos, tiny_weights: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "c"
+    asked = ["extract", make_photos(3000), "--cache", cache]
+    command = [sys.executable, "-m", "embedcache", *map(str, asked), "--batch-size", "1"]
+    command += ["--backbone", f"local-dir:{tiny_weights}", "--ray=", "--json"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as driver:
+        wait_for_rows(cache, 100, of=driver)
+        driver.terminate()
+        out, err = driver.communicate()
+    assert driver.returncode == 130, err
+    assert "stopping: committing what is done" in err
+    [space] = json.loads(out)["spaces"]
+    assert 0 < space["embedded"] < 3000
+    assert len(Cache.open(cache).spaces()[0].digests()) == space["embedded"]
+    assert verify(cache).clean, str(verify(cache))
+
+
+def test_why_no_worker_can_begin_is_told_in_one_line() -> None:
+    raised = "ray::Worker()\n  File x\n\x1b[36mImportError: no module named foo\x1b[39m\n"
+    assert answering.last_line(raised) == "ImportError: no module named foo"
+
+
+def test_a_port_that_cannot_be_is_refused_at_once() -> None:
+    with pytest.raises(InputError, match="is above 65,535"):
+        answering.require_answer("127.0.0.1:99999")
 
 
 def processes(name: str) -> set[int]:
