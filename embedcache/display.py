@@ -1,6 +1,7 @@
 """Progress on stderr (a bar on a terminal, else a line every ten seconds), and a clean stop."""
 
 import contextlib
+import itertools
 import json
 import logging
 import signal
@@ -96,7 +97,8 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 def shown_again(results: Iterable[Refreshed], *, as_json: bool = False) -> None:
     """Print results until there are no more, or Ctrl-C: on a terminal each in place of the last
     one, elsewhere one after another; as_json: one document on a line for each."""
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), _interrupted() as interrupted:
+        results = itertools.takewhile(lambda _: not interrupted(), results)
         if as_json or not sys.stdout.isatty():
             for result in results:
                 text = json.dumps(result.document()) if as_json else printable(str(result))
@@ -109,6 +111,27 @@ def shown_again(results: Iterable[Refreshed], *, as_json: bool = False) -> None:
         with Live(console=Console(), auto_refresh=False) as live:
             for result in results:
                 live.update(Text(printable(str(result))), refresh=True)
+
+
+@contextmanager
+def _interrupted() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed while this lasts: it raises KeyboardInterrupt as always, which
+    Python drops where it comes amid a destructor."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def text_of(p: RunProgress) -> str:

@@ -132,7 +132,13 @@ class Record:
     def _find_left(self, left: Leftover) -> None:
         """What is being written is named; what a process that died left is a finding."""
         self.report.leftovers += 1
-        if left.holder:
+        if left.holder and left.path.name.startswith(".push-"):
+            self.report.notes.append(
+                f"{self.name(left.path)} is an unfinished push: it runs, or was cut off and ends "
+                "with the next push from the same cache. What it holds is not looked at here: "
+                f"'embedcache verify {self.root.as_uri()}' does"
+            )
+        elif left.holder:
             self.report.notes.append(f"{self.name(left.path)} is being written by {left.holder}")
         elif left.path.name.startswith(".") and not left.path.name.startswith(_WITH_ROWS):
             aside = read_aside(self.root, left.path) if left.path.parent.name == "refs" else None

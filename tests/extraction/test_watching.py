@@ -1,5 +1,6 @@
 """`info --watch`: who writes to a cache at the moment, and how fast."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,10 +16,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from embedcache.display import shown_again
 from embedcache.extraction.neighbours import Neighbours, Reading
 from embedcache.extraction.run import extract
 from embedcache.extraction.watching import CacheNow, WriterNow, WriterWatch
 from embedcache.photos.table import Photos
+from embedcache.spec import Json
 from embedcache.store import journal
 from embedcache.store.cache import Cache
 from tests import stand_in
@@ -215,3 +218,30 @@ def test_what_is_shown_names_the_silent_ones() -> None:
         "quiet for 44 s",
     ]
     assert now.document()["writers"] == [writer.document()]
+
+
+def test_an_interrupt_that_python_drops_ends_the_refreshes_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Result:
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        def __str__(self) -> str:
+            return f"refresh {self.n}"
+
+        def document(self) -> dict[str, Json]:
+            return {"n": self.n}
+
+    def results() -> Iterator[Result]:
+        yield Result(1)
+        with contextlib.suppress(KeyboardInterrupt):  # as Python does amid a destructor
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        yield Result(2)
+        pytest.fail("went on")
+
+    before = signal.getsignal(signal.SIGINT)
+    shown_again(results())
+    assert capsys.readouterr().out == "refresh 1\n"
+    assert signal.getsignal(signal.SIGINT) is before
