@@ -367,9 +367,14 @@ def _unknown(cache: Cache, names: set[str], done: Forgotten | None = None) -> Ca
     return CacheError(
         f"{cache.path} knows no photo id or sha256 {min(names)!r}{more}: it was never recorded, or "
         "is forgotten already. "
-        + ("" if done is None else f"Of the others {str(done).splitlines()[0]}. ")
-        + f"'embedcache info {cache.path} --photos' lists all"
+        + ("No other was removed. " if done is None else f"Of the others {_first_line(done)}. ")
+        + f"'embedcache info {cache.path} --photos' lists all that are here; after a run that was "
+        f"cut off, 'embedcache forget {cache.path} --forgotten' ends what it began"
     )
+
+
+def _first_line(done: Forgotten) -> str:
+    return str(done).splitlines()[0]
 
 
 def _refuse_elsewhere(found: set[tuple[str, str]], scope: str | None) -> None:
