@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from io import StringIO
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -68,36 +69,55 @@ def counts_on(what: str, stream: TextIO | None = None) -> Callable[..., None]:
     return lambda done, *n: say(lambda: text((done, *n)))
 
 
+def stop_on_signal() -> AbstractContextManager[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one ends the process."""
+    saying = partial(log.info, "stopping: committing what is done ...")
+    return _heard(signal.SIGINT, signal.SIGTERM, then=saying)
+
+
 @contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one ends the process.
+def _heard(*numbers: signal.Signals, then: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Whether one of some signals came while this lasts; the first does `then`, the next what it
+    did before.
 
     Outside the main thread, where Python handles no signals, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked = False
+    came = False
 
-    def ask(number: int, _: object) -> None:
-        nonlocal asked
-        asked = True
-        for signal_, old in before.items():
-            signal.signal(signal_, old)
-        log.info("stopping: committing what is done ...")
+    def hear(number: int, frame: object) -> None:
+        nonlocal came
+        came = True
+        set_back()
+        then()
 
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    def set_back() -> None:
+        for one, old in before.items():
+            signal.signal(one, old)
+
+    before = {one: signal.signal(one, hear) for one in numbers}
     try:
-        yield lambda: asked
+        yield lambda: came
     finally:
-        for signal_, old in before.items():
-            signal.signal(signal_, old)
+        set_back()
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def shown_again(results: Iterable[Refreshed], *, as_json: bool = False) -> None:
     """Print results until there are no more, or Ctrl-C: on a terminal each in place of the last
-    one, elsewhere one after another; as_json: one document on a line for each."""
-    with contextlib.suppress(KeyboardInterrupt), _interrupted() as interrupted:
+    one, elsewhere one after another; as_json: one document on a line for each.
+
+    Python drops a KeyboardInterrupt that comes amid a destructor, so it is asked for as well.
+    """
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        _heard(signal.SIGINT, then=_interrupt) as interrupted,
+    ):
         results = itertools.takewhile(lambda _: not interrupted(), results)
         if as_json or not sys.stdout.isatty():
             for result in results:
@@ -111,27 +131,6 @@ def shown_again(results: Iterable[Refreshed], *, as_json: bool = False) -> None:
         with Live(console=Console(), auto_refresh=False) as live:
             for result in results:
                 live.update(Text(printable(str(result))), refresh=True)
-
-
-@contextmanager
-def _interrupted() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed while this lasts: it raises KeyboardInterrupt as always, which
-    Python drops where it comes amid a destructor."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def text_of(p: RunProgress) -> str:

@@ -1,9 +1,7 @@
 """A new backbone beside an old one: embed with it every photo that the old one has."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ from embedcache.errors import PhotosError
 from embedcache.extraction.clock import RunProgress
 from embedcache.extraction.outcome import Extraction
 from embedcache.extraction.run import extract
-from embedcache.photos.digests import digest_files
+from embedcache.photos.digests import Memory, digest_files
 from embedcache.photos.memo import MEMO, DigestMemo
 from embedcache.photos.table import Photos
 from embedcache.spec import Json
@@ -106,22 +104,6 @@ def upgrade(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    """What a cache remembers of files, by their contents alone."""
-
-    cache: Cache
-
-    def place(self) -> Path:
-        return self.cache.remembered(MEMO)
-
-    def writing(self, place: Path) -> AbstractContextManager[None]:
-        return self.cache.remembering(place)
-
-    def forgotten(self, positions: Sequence[int], digests: U8) -> NDArray[np.bool_]:
-        return self.cache.dead(digests)
-
-
 def _files(
     cache: Cache,
     held: U8,
@@ -138,7 +120,10 @@ def _files(
     def reading(n_done: int, n: int) -> None:
         progress(RunProgress(n_done, n, 0, 0.0, doing="reading"))
 
-    read = digest_files(paths, _Memory(cache), workers=4, progress=reading, stop=stop)
+    memory = Memory(  # of contents, whatever their ids are
+        lambda: cache.remembered(MEMO), cache.remembering, lambda _, digests: cache.dead(digests)
+    )
+    read = digest_files(paths, memory, workers=4, progress=reading, stop=stop)
     place = {row.tobytes(): k for k, row in enumerate(held)}
     chosen: dict[int, str] = {}
     for path, row, ok in zip(paths, read.value, read.readable, strict=True):

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -76,17 +76,18 @@ class _Reading:
     answer: "Future[tuple[bytes, int]]"
 
 
-class Memory(Protocol):
-    """Where digests are remembered, and which must not be, as the photos were forgotten."""
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where digests are remembered, and which must not be, as the photos were forgotten.
 
-    def place(self) -> Path:
-        """The memo's file: another one as soon as more is forgotten."""
+    place: the memo's file: another one as soon as more is forgotten.
+    writing: while a memo is written there: makes its folder, and deletes it once it is outdated.
+    forgotten: which of some photos are, by their positions, with digests (n, 32).
+    """
 
-    def writing(self, place: Path) -> AbstractContextManager[None]:
-        """While a memo is written: makes its folder, and deletes it unless its place is current."""
-
-    def forgotten(self, positions: Sequence[int], digests: U8) -> Bool:
-        """Which of some photos, by their positions, with digests (n, 32)."""
+    place: Callable[[], Path]
+    writing: Callable[[Path], AbstractContextManager[None]]
+    forgotten: Callable[[Sequence[int], U8], Bool]
 
 
 def digest_files(

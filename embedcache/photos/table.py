@@ -23,7 +23,7 @@ import numpy as np
 
 from embedcache.errors import PhotosError
 from embedcache.photos import folder, rows
-from embedcache.photos.digests import U8, Bool, Digests, InlinePhoto, digest_files
+from embedcache.photos.digests import U8, Bool, Digests, InlinePhoto, Memory, digest_files
 from embedcache.photos.folder import readable_name
 from embedcache.photos.kinds import SUFFIXES
 from embedcache.photos.memo import MEMO
@@ -43,24 +43,6 @@ class Remembering(Protocol):
     def remembered(self, name: str) -> Path: ...
     def remembering(self, path: Path) -> AbstractContextManager[None]: ...
     def dead_pairs(self, scope: str, ids: Sequence[str], digests: U8) -> Bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    """What a cache remembers of these photos."""
-
-    photos: "Photos"
-    cache: Remembering
-
-    def place(self) -> Path:
-        return self.cache.remembered(MEMO)
-
-    def writing(self, place: Path) -> AbstractContextManager[None]:
-        return self.cache.remembering(place)
-
-    def forgotten(self, positions: Sequence[int], digests: U8) -> Bool:
-        ids = some_of(self.photos.ids, np.array(positions, np.int64))
-        return self.cache.dead_pairs(self.photos.scope, ids, digests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +157,7 @@ class Photos:
         A file that cannot be read gets a reason instead. Raises PhotosError when most of the files
         do not exist, since then the table or its photo column is wrong.
         """
-        memory = None if cache is None else _Memory(self, cache)
+        memory = None if cache is None else self._memory_in(cache)
         found = digest_files(self.paths, memory, workers=workers, progress=progress, stop=stop)
         gone = [i for i, reason in sorted(found.reasons.items()) if reason == "vanished"]
         if gone and len(gone) > MOST * (len(self) - len(found.unread)):
@@ -190,6 +172,13 @@ class Photos:
                 )
             )
         return found
+
+    def _memory_in(self, cache: Remembering) -> Memory:
+        def forgotten(positions: Sequence[int], digests: U8) -> Bool:
+            ids = some_of(self.ids, np.array(positions, np.int64))
+            return cache.dead_pairs(self.scope, ids, digests)
+
+        return Memory(lambda: cache.remembered(MEMO), cache.remembering, forgotten)
 
     def subset(self, at: "list[int] | np.ndarray[tuple[int], np.dtype[np.int64]]") -> Self:
         """The photos at some positions, under the same scope."""
